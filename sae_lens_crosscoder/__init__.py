@@ -1,0 +1,62 @@
+"""Crosscoders for SAELens and TransformerLens: what fine-tuning changed inside a language model, and what is artifact.
+
+Importing registers the architectures with SAELens and does nothing else. The names below are the public ones, in the
+order in which an analysis uses them.
+"""
+
+from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
+from sae_lens_crosscoder.analysis.delta_norm import delta_norm
+from sae_lens_crosscoder.analysis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
+from sae_lens_crosscoder.analysis.table import read_latents, write_latents
+from sae_lens_crosscoder.crosscoders.batchtopk import (
+    BatchTopKCrosscoderTrainingConfig,
+    BatchTopKTrainingCrosscoder,
+)
+from sae_lens_crosscoder.crosscoders.inference import (
+    InferenceCrosscoder,
+    JumpReLUCrosscoder,
+    JumpReLUCrosscoderConfig,
+    ReLUCrosscoder,
+    ReLUCrosscoderConfig,
+)
+from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig, L1TrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.registration import register_architectures
+from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, NonFiniteError, train_on_one_stream
+
+register_architectures()
+
+__all__ = [
+    "BatchTopKCrosscoderTrainingConfig",
+    "BatchTopKTrainingCrosscoder",
+    "ChatTokens",
+    "CrosscoderRunnerConfig",
+    "CrosscoderTrainer",
+    "CrosscoderTrainerConfig",
+    "CrosscoderTrainingRunner",
+    "HookedModelPair",
+    "InferenceCrosscoder",
+    "JumpReLUCrosscoder",
+    "JumpReLUCrosscoderConfig",
+    "L1CrosscoderTrainingConfig",
+    "L1TrainingCrosscoder",
+    "LatentScaling",
+    "NonFiniteError",
+    "ReLUCrosscoder",
+    "ReLUCrosscoderConfig",
+    "StackedLayout",
+    "chat_tokens",
+    "delta_norm",
+    "diagnose",
+    "load",
+    "read_latents",
+    "register_architectures",
+    "train_on_one_stream",
+    "write_latents",
+]

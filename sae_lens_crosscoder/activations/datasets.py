@@ -1,0 +1,52 @@
+"""Where training rows come from, and which of them are held out."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+
+from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, tiny_dataset
+
+Rows = Dataset | IterableDataset
+
+
+def load_rows(dataset_path: str, *, streaming: bool, n_tokens: int, n_held_out_rows: int, seed: int) -> Rows:
+    """Rows with a `text`, `tokens`, `input_ids` or conversation column, as SAELens's store reads them.
+
+    Args:
+        dataset_path: the built-in `tiny-mix`, a folder made by `Dataset.save_to_disk`, or anything that
+            `datasets.load_dataset` takes.
+        n_tokens, n_held_out_rows, seed: how much of the built-in dataset to generate, and from which seed.
+    """
+    if dataset_path == TINY_DATASET:
+        return tiny_dataset(math.ceil(n_tokens / TINY_CONTEXT_SIZE) + n_held_out_rows, seed=seed)
+    if not dataset_path:
+        raise ValueError(f"dataset_path is empty: name a dataset, or use the built-in {TINY_DATASET!r}.")
+    if (Path(dataset_path) / "state.json").exists():
+        rows: Any = load_from_disk(dataset_path)
+    else:
+        rows = load_dataset(dataset_path, split="train", streaming=streaming)
+    if not isinstance(rows, Dataset | IterableDataset):
+        raise ValueError(f"{dataset_path!r} holds several splits {list(rows)}: save or name one of them.")
+    return rows
+
+
+def hold_out(rows: Rows, n_held_out_rows: int) -> tuple[IterableDataset, IterableDataset]:
+    """(rows to train on, rows kept out), which never share a row.
+
+    >>> train, held_out = hold_out(Dataset.from_dict({"tokens": [[1], [2], [3]]}), 1)
+    >>> [row["tokens"] for row in train], [row["tokens"] for row in held_out]
+    ([[2], [3]], [[1]])
+    """
+    # An iterable dataset also spares SAELens's warning that compares a number of rows with a number of tokens.
+    iterable = rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset()
+    train, held_out = iterable.skip(n_held_out_rows), iterable.take(n_held_out_rows)
+    if next(iter(iterable), None) is None:
+        raise ValueError("The dataset is empty: it has no rows to train on.")
+    if next(iter(train), None) is None:
+        raise ValueError(
+            f"Nothing is left to train on: n_held_out_rows={n_held_out_rows} takes the whole dataset. Hold out fewer "
+            "rows or give more."
+        )
+    return train, held_out

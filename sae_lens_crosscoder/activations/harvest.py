@@ -1,0 +1,32 @@
+"""Paired activations of given tokens, batch by batch."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+
+def harvest(
+    pair: HookedModelPair, tokens: Int[Tensor, "batch pos"], hook_name: str, batch_size_prompts: int = 32
+) -> Iterator[Float[Tensor, "token d_in"]]:
+    """Stacked activations at one hook, prompts in order and positions in order within a prompt.
+
+    Both models stop after the hook's layer. Raises a ValueError, before anything runs, for a hook that the pair does
+    not have or tokens that are no (batch, pos) tensor.
+    """
+    pair.require_hook(hook_name)
+    if tokens.ndim != 2 or tokens.numel() == 0:
+        raise ValueError(f"tokens must be a non-empty (batch, pos) tensor of ids, not of shape {tuple(tokens.shape)}.")
+    return _batches(pair, tokens, hook_name, batch_size_prompts)
+
+
+def _batches(
+    pair: HookedModelPair, tokens: Int[Tensor, "batch pos"], hook_name: str, batch_size_prompts: int
+) -> Iterator[Float[Tensor, "token d_in"]]:
+    for prompts in tokens.split(batch_size_prompts):
+        with torch.no_grad():
+            activations = pair.activations(prompts, hook_name)
+        yield activations.flatten(0, 1)

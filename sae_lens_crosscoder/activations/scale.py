@@ -1,0 +1,49 @@
+"""One factor per model, so that the louder model does not decide everything."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lens_crosscoder.stacking import StackedLayout
+
+
+class MeanNorms:
+    """Streams the mean norm of each model's activations, and the factors that bring it to sqrt(d_model).
+
+    This is SAELens's `expected_average_only_in` once per model instead of once for the stack.
+
+    >>> norms = MeanNorms(StackedLayout((1, 1)))
+    >>> norms.add(torch.tensor([[1.0, 10.0], [3.0, 30.0]]))
+    >>> norms.scales()
+    tensor([0.5000, 0.0500], dtype=torch.float64)
+    """
+
+    def __init__(self, layout: StackedLayout) -> None:
+        self.layout = layout
+        self.n_tokens = 0
+        self._sums = torch.zeros(layout.n_models, dtype=torch.float64)
+        self._stacked_sum = 0.0
+
+    @torch.no_grad()
+    def add(self, activations: Float[Tensor, "token d_in"]) -> None:
+        norms = self.layout.norms(activations.double())
+        self._sums += norms.sum(dim=0).cpu()
+        self._stacked_sum += torch.linalg.vector_norm(norms, dim=-1).sum().item()
+        self.n_tokens += len(activations)
+
+    def scales(self) -> Float[Tensor, " model"]:
+        """c_m = sqrt(d_m) / mean |h^m|; a model that is always zero has no scale, which is an error."""
+        for name, total in zip(self.layout.names, self._sums.tolist(), strict=True):
+            if not (math.isfinite(total) and total > 0):
+                raise ValueError(
+                    f"The {name} model's activations have mean norm {total / max(self.n_tokens, 1)}, so they cannot be "
+                    "scaled: check the hook, or train with activation_scaling='none'."
+                )
+        widths = torch.tensor(self.layout.d_models, dtype=torch.float64)
+        return widths.sqrt() * self.n_tokens / self._sums
+
+    def stacked_scale(self) -> float:
+        """SAELens's one factor for the whole stack, sqrt(d_in) / mean |h|."""
+        return math.sqrt(self.layout.d_in) * self.n_tokens / self._stacked_sum

@@ -1,0 +1,77 @@
+"""Which latent carries a known concept, and what the latent table says about it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+
+@runtime_checkable
+class MatchedContrast(Protocol):
+    """Prompts in pairs that differ only in a concept, and the position at which the concept decides the answer."""
+
+    @property
+    def positive(self) -> Int[Tensor, "pairs pos"]: ...
+    @property
+    def negative(self) -> Int[Tensor, "pairs pos"]: ...
+    @property
+    def decision_position(self) -> int: ...
+    @property
+    def kind_of_change(self) -> str: ...
+
+
+def concept_table(
+    crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair,
+    table: pd.DataFrame,
+    contrasts: Mapping[str, MatchedContrast],
+) -> pd.DataFrame:
+    """For every known concept its best latent, whatever the latent's class.
+
+    The latent is chosen on the first half of the prompts, by the AUROC of its activation at the decision position, and
+    `auroc` is measured on the second half.
+
+    Args:
+        table: what `diagnose` said about this crosscoder.
+        contrasts: by concept name; the built-in pair's are `models.tiny.matched_prompts`.
+    """
+    crosscoder = require_inference(crosscoder, "concept_table")
+    hook_name: str = crosscoder.cfg.metadata.hook_name  # pyright: ignore[reportAssignmentType]
+    rows: dict[str, dict[Any, Any]] = {}
+    for concept, contrast in contrasts.items():
+        with torch.no_grad():
+            positive, negative = (
+                crosscoder.encode(pair.activations(prompts, hook_name)[:, contrast.decision_position])
+                for prompts in (contrast.positive, contrast.negative)
+            )
+        half = len(positive) // 2
+        latent = int(auroc(positive[:half], negative[:half]).argmax())
+        score = auroc(positive[half:, latent : latent + 1], negative[half:, latent : latent + 1])
+        columns = ["delta_norm", "nu_error", "nu_reconstruction", "n_active", "label", "verdict"]
+        rows[concept] = {
+            "kind_of_change": contrast.kind_of_change,
+            "latent": latent,
+            "auroc": score.item(),
+            **table.loc[latent, columns].to_dict(),
+        }
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame.index.name = "concept"
+    return frame
+
+
+def auroc(
+    positive: Float[Tensor, "positives d_sae"], negative: Float[Tensor, "negatives d_sae"]
+) -> Float[Tensor, " d_sae"]:
+    """How often a positive's activation exceeds a negative's, ties counting half: 1 separates, 1/2 says nothing.
+
+    >>> auroc(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [0.0]])).item()
+    0.75
+    """
+    wins = (positive[:, None] > negative).double() + 0.5 * (positive[:, None] == negative).double()
+    return wins.mean(dim=(0, 1)).to(positive)

@@ -1,0 +1,36 @@
+"""Delta_norm: on which model a latent writes, from the decoder norms alone."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LABELS = ("base_only", "shared", "chat_only", "other", "undefined")
+
+
+def delta_norm(norms: Float[Tensor, "d_sae model"]) -> Float[Tensor, " d_sae"]:
+    """`1/2 ((n_chat - n_base) / max(n_chat, n_base) + 1)`: 0 is base-only, 1/2 equal norms, 1 chat-only.
+
+    nan for a latent that writes to neither model, and for every latent unless there are exactly two models.
+
+    >>> delta_norm(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0], [0.0, 0.0]]))
+    tensor([0.0000, 0.5000, 1.0000,    nan])
+    """
+    if norms.shape[-1] != 2:
+        return torch.full_like(norms[..., 0], float("nan"))
+    base, chat = norms.unbind(dim=-1)
+    return ((chat - base) / norms.amax(dim=-1) + 1) / 2  # 0 / 0 is nan, as it should be
+
+
+def label(delta: float) -> str:
+    """The class of a latent: base_only [0, 0.1), shared (0.4, 0.6), chat_only (0.9, 1], other, undefined for nan.
+
+    >>> [label(x) for x in (0.05, 0.1, 0.5, 0.9, 0.95, float("nan"))]
+    ['base_only', 'other', 'shared', 'other', 'chat_only', 'undefined']
+    """
+    if delta != delta:
+        return "undefined"
+    if delta < 0.1:
+        return "base_only"
+    if 0.4 < delta < 0.6:
+        return "shared"
+    return "chat_only" if delta > 0.9 else "other"

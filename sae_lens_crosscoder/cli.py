@@ -1,0 +1,162 @@
+"""The command line: `sae-lens-crosscoder {demo, train, diagnose}`. Flags are field names, with `_` or `-`."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import simple_parsing
+from sae_lens import TrainingSAEConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from simple_parsing import ArgumentParser, DashVariant
+
+from sae_lens_crosscoder.analysis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.table import write_latents
+from sae_lens_crosscoder.demo import REPORT_FILENAME, SUMMARY_FILENAME, DemoConfig, run_demo
+from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a mistake of the caller's prints as one line, and gives exit code 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    command = COMMANDS.get(args[0])
+    if command is None:
+        print(f"sae-lens-crosscoder: {args[0]!r} is not a command.\n\n{_usage()}", file=sys.stderr)
+        return 2
+    try:
+        command(args[1:])
+    except ValueError as error:
+        print(f"sae-lens-crosscoder {args[0]}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "usage: sae-lens-crosscoder COMMAND [--help] [--field value ...]\n\n" + "\n".join(lines)
+
+
+def _demo(args: Sequence[str]) -> None:
+    """Train L1 and BatchTopK on the built-in pair, diagnose both, write a report: no download, under five minutes."""
+    cfg = _parse(DemoConfig, args, "demo")
+    result = run_demo(cfg)
+    print(f"\n{result.comparison.to_string()}\n")
+    print("The best latent of every known concept, chosen on one half of matched prompts and scored on the other:\n")
+    print(result.concepts.round(2).to_string())
+    print()
+    for name in (SUMMARY_FILENAME, REPORT_FILENAME, *result.tables):
+        print(result.output_path / name)
+
+
+def _train(args: Sequence[str]) -> None:
+    """Train crosscoders on a pair of models, and diagnose them on held-out tokens."""
+    sweep, args = _take_sweep(args)
+    cfg: CrosscoderRunnerConfig = _parse(_train_config_class(), args, "train")
+    if sweep is not None:
+        cfg = _with_sweep(cfg, *sweep)
+    runner = CrosscoderTrainingRunner(cfg)
+    crosscoders: Any = runner.run()
+    print(f"\n{runner.summary.to_string()}\n")
+    if cfg.output_path is None:
+        return
+    for name, crosscoder in crosscoders.items() if cfg.saes is not None else [("", crosscoders)]:
+        folder = Path(cfg.output_path, name)
+        table = diagnose(crosscoder, runner.pair, runner.held_out_tokens)
+        write_latents(table, folder)
+        print(f"{folder}: {json.dumps({str(k): int(n) for k, n in table.verdict.value_counts().items()})}")
+
+
+@dataclass
+class DiagnoseConfig:
+    """Which crosscoder to diagnose, and on what."""
+
+    crosscoder: str = simple_parsing.field(positional=True)
+    """A crosscoder folder or Hub id."""
+    n_held_out_rows: int = 1024
+    """Rows of the dataset's start to diagnose on: give at most what training held out."""
+    output_path: str | None = None
+    """Where latents.parquet goes; by default the crosscoder's own folder."""
+
+
+def _diagnose(args: Sequence[str]) -> None:
+    """Diagnose a trained crosscoder again, on the rows that its training held out."""
+    cfg = _parse(DiagnoseConfig, args, "diagnose")
+    crosscoder = load(cfg.crosscoder)
+    runner_cfg_path = Path(cfg.crosscoder, "runner_cfg.json")
+    if not runner_cfg_path.exists():
+        raise ValueError(
+            f"{cfg.crosscoder} has no runner_cfg.json, which says what it was trained on: use slc.diagnose with a pair "
+            "and tokens of your own."
+        )
+    runner_cfg = CrosscoderRunnerConfig.from_dict(json.loads(runner_cfg_path.read_text()))
+    if cfg.n_held_out_rows > runner_cfg.n_held_out_rows:
+        raise ValueError(
+            f"Training held out {runner_cfg.n_held_out_rows} rows, so n_held_out_rows={cfg.n_held_out_rows} would "
+            "diagnose on training data."
+        )
+    runner = CrosscoderTrainingRunner(runner_cfg)
+    table = diagnose(crosscoder, runner.pair, runner.held_out_tokens)
+    print(write_latents(table, cfg.output_path or cfg.crosscoder))
+
+
+def _train_config_class() -> type[CrosscoderRunnerConfig]:
+    """`CrosscoderRunnerConfig` with `--architecture` choosing which crosscoder's fields are flags."""
+    architectures: dict[str, Any] = {
+        name: config_class
+        for name, (_, config_class) in SAE_TRAINING_CLASS_REGISTRY.items()
+        if config_class.__module__.startswith("sae_lens_crosscoder.")
+    }
+    choice = simple_parsing.subgroups(architectures, default="batchtopk_crosscoder", alias="--architecture")
+    return make_dataclass("TrainConfig", [("sae", TrainingSAEConfig, choice)], bases=(CrosscoderRunnerConfig,))
+
+
+def _take_sweep(args: Sequence[str]) -> tuple[tuple[str, list[str]] | None, list[str]]:
+    """Cut `--sweep field=a,b,c` out of the arguments.
+
+    >>> _take_sweep(["--k", "8", "--sweep", "k=8,16"])
+    (('k', ['8', '16']), ['--k', '8'])
+    """
+    args = list(args)
+    if "--sweep" not in args:
+        return None, args
+    at = args.index("--sweep")
+    name, equals, values = (args[at + 1] if at + 1 < len(args) else "").partition("=")
+    if not equals or not values:
+        raise ValueError("--sweep wants a field and its values, such as --sweep k=50,100,200.")
+    return (name.replace("-", "_"), values.split(",")), args[:at] + args[at + 2 :]
+
+
+def _with_sweep(cfg: CrosscoderRunnerConfig, name: str, values: Sequence[str]) -> CrosscoderRunnerConfig:
+    """The same run with one crosscoder for every value of a numeric field, all on one stream."""
+    assert cfg.sae is not None
+    if not isinstance(getattr(cfg.sae, name, None), int | float):
+        numeric = [f.name for f in fields(cfg.sae) if isinstance(getattr(cfg.sae, f.name), int | float)]
+        raise ValueError(
+            f"--sweep {name}=...: {name!r} is not a numeric field of this crosscoder; those are {numeric}."
+        )
+    kind = type(getattr(cfg.sae, name))
+    saes = {f"{name}={value}": replace(cfg.sae, **{name: kind(value)}) for value in values}
+    swept = replace(cfg, sae=None, saes=saes)
+    swept.checkpoint_path = cfg.checkpoint_path  # the constructor appended a second random id
+    return swept
+
+
+def _parse(config_class: type[T], args: Sequence[str], command: str) -> T:
+    parser: Any = ArgumentParser(
+        prog=f"sae-lens-crosscoder {command}",
+        add_option_string_dash_variants=DashVariant.UNDERSCORE_AND_DASH,
+    )
+    parser.add_arguments(config_class, dest="cfg")
+    return parser.parse_args(args).cfg
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"demo": _demo, "train": _train, "diagnose": _diagnose}

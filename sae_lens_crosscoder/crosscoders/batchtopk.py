@@ -1,0 +1,179 @@
+"""The BatchTopK crosscoder: no penalty on norms, so none of the L1 artifacts."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from torch import Tensor
+from typing_extensions import override
+
+from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig
+from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
+
+AUTHORS_THRESHOLD_START = 1000
+# The threshold's average looks back over a thirtieth of training, until that reaches 1 / topk_threshold_lr steps.
+_THRESHOLD_LOOKBACK = 30
+
+
+@dataclass
+class BatchTopKCrosscoderTrainingConfig(CrosscoderTrainingConfigBase, BatchTopKTrainingSAEConfig):
+    """Keeps the `k` largest scores per token on average over the batch. Defaults are the paper's.
+
+    >>> BatchTopKCrosscoderTrainingConfig(d_model=2304, d_sae=73_728, k=100).d_in
+    4608
+    """
+
+    k: float = 100  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Latents kept per token, on average over the batch."""
+    k_max: float | None = None
+    """With `k_anneal_steps`: the number of latents kept at the first step."""
+    k_anneal_steps: int = 0
+    """Steps over which k falls linearly from `k_max` to exactly `k`; 0 for a constant k."""
+    aux_loss_coefficient: float = 1 / 32
+    """alpha, the weight of the loss that revives dead latents."""
+    threshold_rule: Literal["tracking", "authors"] = "tracking"
+    """How the inference threshold follows the smallest selected score. `tracking` averages over the last thirtieth of
+    training, so that it is right after short runs too; after 30 / `topk_threshold_lr` steps it is the paper's average.
+    `authors` is the paper's code: `tracking` until step 1000, then a new average that starts from one sample."""
+    topk_threshold_lr: float = 0.001
+    """Weight of the newest batch in that average, in the long run."""
+    decoder_bias_init: Literal["geometric_median", "zeros"] = "geometric_median"
+    gradient_clip_norm: float | None = 1.0
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.k <= self.d_sae:
+            raise ValueError(f"k={self.k} must be above 0 and at most d_sae={self.d_sae}, the number of latents.")
+        if (self.k_max is None) != (self.k_anneal_steps == 0):
+            raise ValueError(
+                f"k_max={self.k_max} and k_anneal_steps={self.k_anneal_steps} belong together: set both or neither."
+            )
+        if self.k_max is not None and not self.k <= self.k_max <= self.d_sae:
+            raise ValueError(f"k_max={self.k_max} must lie between k={self.k} and d_sae={self.d_sae}.")
+        if self.threshold_rule not in ("tracking", "authors"):
+            raise ValueError(f"threshold_rule={self.threshold_rule!r} is not one of 'tracking', 'authors'.")
+        if not 0 < self.topk_threshold_lr <= 1:
+            raise ValueError(f"topk_threshold_lr={self.topk_threshold_lr} must lie in (0, 1].")
+        if self.aux_loss_coefficient < 0:
+            raise ValueError(f"aux_loss_coefficient={self.aux_loss_coefficient} must not be negative; 0 turns it off.")
+        if not self.rescale_acts_by_decoder_norm:
+            raise ValueError("rescale_acts_by_decoder_norm=False is spelt score='none' for a crosscoder.")
+        if self.use_sparse_activations:
+            raise ValueError("use_sparse_activations=True is SAELens's option for its own decoder; leave it False.")
+
+    @classmethod
+    @override
+    def architecture(cls) -> str:
+        return "batchtopk_crosscoder"
+
+    @override
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return JumpReLUCrosscoderConfig
+
+
+class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
+    """SAELens's `batchtopk` SAE on the stack, selecting by the crosscoder's score."""
+
+    n_threshold_samples: Tensor
+    authors_average_begun: Tensor
+
+    def __init__(self, cfg: BatchTopKCrosscoderTrainingConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        # Buffers, so that a resumed run goes on as if unbroken. No samples: the threshold was never estimated.
+        self.register_buffer("n_threshold_samples", torch.zeros_like(self.topk_threshold, dtype=torch.int64))
+        self.register_buffer("authors_average_begun", torch.zeros_like(self.topk_threshold, dtype=torch.bool))
+
+    @override
+    def encode_with_hidden_pre(
+        self, x: Float[Tensor, "*rows d_in"]
+    ) -> tuple[Float[Tensor, "*rows d_sae"], Float[Tensor, "*rows d_sae"]]:
+        """Raw activations f of the selected latents (0 elsewhere), and the pre-activations.
+
+        The selection carries no gradient, and none flows through s_j.
+        """
+        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        acts = hidden_pre.relu()
+        with torch.no_grad():
+            selected = self.activation_fn(acts * self.score_norms()) > 0
+        return self.hook_sae_acts_post(acts * selected), hidden_pre
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        self.activation_fn.k = self.k_at(step_input.n_training_steps)  # pyright: ignore[reportFunctionMemberAccess]
+        output = TrainingCrosscoder.training_forward_pass(self, step_input)
+        with torch.no_grad():
+            scores = output.feature_acts * self.score_norms()
+            self._follow_smallest_score(scores, step_input.n_training_steps)
+        output.metrics |= {"topk_threshold": self.topk_threshold, "k": float(self.activation_fn.k)}  # pyright: ignore[reportFunctionMemberAccess]
+        return output
+
+    def k_at(self, step: int) -> float:
+        """The k in force at a training step, counted from 0."""
+        cfg = self.cfg
+        if cfg.k_max is None or step >= cfg.k_anneal_steps:
+            return cfg.k
+        return cfg.k_max + (cfg.k - cfg.k_max) * step / cfg.k_anneal_steps
+
+    @override
+    def calculate_topk_aux_loss(
+        self,
+        sae_in: Float[Tensor, "batch d_in"],
+        sae_out: Float[Tensor, "batch d_in"],
+        hidden_pre: Float[Tensor, "batch d_sae"],
+        dead_neuron_mask: Bool[Tensor, " d_sae"] | None,
+    ) -> Float[Tensor, ""]:
+        """alpha times the share of the residual's variance that the best dead latents leave unexplained."""
+        zero = sae_out.new_zeros(())
+        if dead_neuron_mask is None or self.cfg.aux_loss_coefficient == 0:
+            return zero
+        dead = dead_neuron_mask.nonzero().squeeze(-1)
+        if len(dead) == 0:
+            return zero
+        residual = self.run_time_activation_norm_fn_in(sae_in.to(self.dtype) - sae_out).detach()
+        # SAELens takes half of the stack, which is twice what one model's width suggests.
+        k_aux = min(self.layout.d_models[0] // 2, len(dead))
+        acts = hidden_pre[:, dead].relu()
+        best = (acts.detach() * self.score_norms().detach()[dead]).topk(k_aux, dim=-1, sorted=False).indices
+        kept = torch.zeros_like(acts).scatter(-1, best, acts.gather(-1, best))
+        unexplained = (residual - kept @ self.W_dec[dead]).square().sum(dim=-1).mean()
+        total = (residual - residual.mean(dim=0)).square().sum(dim=-1).mean()
+        ratio = unexplained / total
+        return self.cfg.aux_loss_coefficient * torch.where(torch.isfinite(ratio), ratio, zero)
+
+    @torch.no_grad()
+    def _follow_smallest_score(self, scores: Float[Tensor, "batch d_sae"], step: int) -> None:
+        positive = scores[scores > 0]
+        if len(positive) == 0:
+            return
+        smallest = positive.min().to(self.topk_threshold.dtype)
+        rate = max(self.cfg.topk_threshold_lr, 1 / (1 + self.n_threshold_samples.item() / _THRESHOLD_LOOKBACK))
+        if self.cfg.threshold_rule == "authors" and step > AUTHORS_THRESHOLD_START:
+            rate = self.cfg.topk_threshold_lr if self.authors_average_begun else 1.0
+            self.authors_average_begun.fill_(True)
+        self.topk_threshold = (1 - rate) * self.topk_threshold + rate * smallest
+        self.n_threshold_samples += 1
+
+    @override
+    @torch.no_grad()
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        """The canonical form, with the averaged smallest score as every latent's threshold."""
+        names = ("topk_threshold", "n_threshold_samples", "authors_average_begun")
+        threshold, n_samples, begun = (state_dict.pop(name).item() for name in names)
+        if n_samples == 0:
+            raise ValueError(
+                "The BatchTopK threshold was never estimated, because nothing was trained: an inference crosscoder "
+                "would keep every positive latent. Train first, or keep the training form with save_model(path)."
+            )
+        if self.cfg.threshold_rule == "authors" and not begun:
+            warnings.warn(
+                f"threshold_rule='authors' starts after step {AUTHORS_THRESHOLD_START}, and training was shorter: "
+                "the saved threshold is that of 'tracking'.",
+                stacklevel=2,
+            )
+        TrainingCrosscoder.process_state_dict_for_saving_inference(self, state_dict)
+        state_dict["threshold"] = torch.full_like(self.b_enc, threshold)

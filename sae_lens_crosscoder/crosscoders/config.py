@@ -1,0 +1,119 @@
+"""Config fields that every crosscoder shares, for training and for inference."""
+
+import difflib
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sae_lens import SAEConfig
+from typing_extensions import override
+
+from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
+from sae_lens_crosscoder.stacking import StackedLayout
+
+HOST_NORMALISERS = ("none", "expected_average_only_in")
+
+
+@dataclass(kw_only=True)
+class CrosscoderConfigBase(SAEConfig, ABC):
+    """What a crosscoder adds to a SAELens config. Give one of `d_model`, `d_models`, `d_in`; the rest is derived."""
+
+    d_in: int = 0
+    """Stacked width, the sum of `d_models`. Given alone it must be even, and means two models of half of it."""
+    d_model: int | None = None
+    """Width of one model, for two models of equal width; None when the widths differ."""
+    d_models: tuple[int, ...] | None = None
+    """Width of every model, base first. Always set after construction."""
+    score: Score = "sum"
+    """The norm s_j of a latent: `sum` of the models' decoder norms (the paper's), `l2`, `max` or `none`."""
+    activation_scales: tuple[float, ...] | None = None
+    """One factor c_m per model by which its activations were multiplied in training; None means all 1."""
+    apply_b_dec_to_input: bool = False
+    """Must stay False: a crosscoder's encoder sees the activations without the decoder bias."""
+
+    @override
+    def __post_init__(self) -> None:
+        # JSON knows no tuples, and SAELens's loaders hand us what JSON gave them.
+        self.d_models = resolve_widths(self.d_model, self.d_models, self.d_in)
+        self.d_in = self.layout.d_in
+        self.d_model = self.d_models[0] if self.layout.same_width else None
+        if self.activation_scales is not None:
+            self.activation_scales = tuple(float(scale) for scale in self.activation_scales)
+        self._refuse_what_has_no_meaning()
+        super().__post_init__()
+
+    @property
+    def layout(self) -> StackedLayout:
+        assert self.d_models is not None  # set in __post_init__
+        return StackedLayout(self.d_models)
+
+    def _refuse_what_has_no_meaning(self) -> None:
+        if self.d_sae < 1:
+            raise ValueError(f"d_sae={self.d_sae} must be at least 1: it is the number of latents.")
+        if self.score not in SCORES:
+            raise ValueError(f"score={self.score!r} is not one of {SCORES}; the paper's crosscoder uses 'sum'.")
+        if self.apply_b_dec_to_input:
+            raise ValueError(
+                "apply_b_dec_to_input=True is not a crosscoder: its encoder reads the raw activations. Leave it False."
+            )
+        if self.normalize_activations not in HOST_NORMALISERS:
+            raise ValueError(
+                f"normalize_activations={self.normalize_activations!r} mixes the models' coordinates, so decoder "
+                "norms per model would mean nothing. Use 'none', with activation_scaling='per_model' when one "
+                "model is louder than the other."
+            )
+        if self.reshape_activations != "none":
+            raise ValueError(
+                f"reshape_activations={self.reshape_activations!r} would interleave the models' heads: use a hook "
+                "on the residual stream, an MLP output or an attention output, and leave it 'none'."
+            )
+        scales = self.activation_scales
+        if scales is not None and (len(scales) != self.layout.n_models or min(scales) <= 0):
+            raise ValueError(
+                f"activation_scales={scales} must hold one positive factor for each of {self.layout.n_models} models."
+            )
+
+    @classmethod
+    @override
+    def from_dict(cls, config_dict: dict[str, Any]) -> Any:
+        """As SAELens's, except that an unknown key is an error instead of being dropped."""
+        refuse_unknown_keys(config_dict, cls)
+        return super().from_dict(config_dict)
+
+
+def resolve_widths(d_model: int | None, d_models: Any, d_in: int) -> tuple[int, ...]:
+    """The models' widths from whichever of the three fields were given.
+
+    >>> resolve_widths(None, None, 128), resolve_widths(64, None, 0), resolve_widths(None, [64, 48], 112)
+    ((64, 64), (64, 64), (64, 48))
+    """
+    if d_models is not None:
+        widths = tuple(int(width) for width in d_models)
+    elif d_model is not None:
+        widths = (d_model, d_model)
+    elif d_in > 0 and d_in % 2 == 0:
+        widths = (d_in // 2, d_in // 2)
+    elif d_in > 0:
+        raise ValueError(
+            f"d_in={d_in} is odd, so it cannot be two models of equal width: say d_models=(base, chat) instead."
+        )
+    else:
+        raise ValueError("The models' widths are missing: give d_model=2304 (two models of that width) or d_models.")
+    if d_in and sum(widths) != d_in:
+        raise ValueError(
+            f"The widths do not add up: d_in={d_in}, but d_models={widths} sum to {sum(widths)}. Leave d_in out."
+        )
+    if d_model is not None and set(widths) != {d_model}:
+        raise ValueError(f"d_model={d_model} disagrees with d_models={widths}. Give only one of the two.")
+    return widths
+
+
+def refuse_unknown_keys(config_dict: Mapping[str, Any], cls: type) -> None:
+    """Raise on a key that `cls` has no field for, and name the nearest field."""
+    known = {field.name for field in fields(cls)} | {"architecture"}
+    for key in config_dict:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{cls.__name__} has no field {key!r}.{hint} Fields: {', '.join(sorted(known))}.")

@@ -1,0 +1,62 @@
+"""The L1 crosscoder: the paper's baseline, whose chat-only latents may be artifacts."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from sae_lens import SAEConfig, StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput
+from torch import Tensor
+from typing_extensions import override
+
+from sae_lens_crosscoder.crosscoders.inference import ReLUCrosscoderConfig
+from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
+
+
+@dataclass
+class L1CrosscoderTrainingConfig(CrosscoderTrainingConfigBase, StandardTrainingSAEConfig):
+    """Trains with the penalty `mu * mean_batch sum_j f_j s_j`. Defaults are the paper's.
+
+    >>> L1CrosscoderTrainingConfig(d_model=64, d_sae=256).d_models
+    (64, 64)
+    """
+
+    l1_coefficient: float = 4.1e-2
+    """mu, the weight of the penalty. The paper trains its first epoch with 4.0e-2 and its second with 4.1e-2."""
+    l1_warm_up_steps: int = 0
+    """Steps over which mu rises linearly from 0."""
+    lp_norm: float = 1.0
+    """Must stay 1: the penalty is the L1 norm of the scores."""
+    decoder_init_norm: float | None = 0.05
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lp_norm != 1.0:
+            raise ValueError(f"lp_norm={self.lp_norm}: the crosscoder's penalty is an L1 norm; leave lp_norm at 1.")
+        if self.l1_coefficient < 0:
+            raise ValueError(f"l1_coefficient={self.l1_coefficient} must not be negative; the paper uses 4.1e-2.")
+
+    @classmethod
+    @override
+    def architecture(cls) -> str:
+        return "crosscoder"
+
+    @override
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return ReLUCrosscoderConfig
+
+
+class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
+    """SAELens's `standard` SAE on the stack, with the crosscoder's penalty and reconstruction term."""
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Float[Tensor, "batch d_sae"],
+        hidden_pre: Float[Tensor, "batch d_sae"],
+        sae_out: Float[Tensor, "batch d_in"],
+    ) -> dict[str, Tensor]:
+        """The penalty. Gradients flow through s_j: that is what shrinks a weak latent's base norm to 0."""
+        penalty = (feature_acts * self.score_norms()).sum(dim=-1).mean()
+        return {"l1_loss": step_input.coefficients["l1"] * penalty}

@@ -1,0 +1,207 @@
+"""What L1 and BatchTopK crosscoders share while they are trained."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from sae_lens import TrainingSAE, TrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from torch import Tensor, nn
+from typing_extensions import override
+
+from sae_lens_crosscoder.activations.scale import MeanNorms
+from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales, fold_scores
+from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
+from sae_lens_crosscoder.crosscoders.initialisation import Initialisation, geometric_median, initial_decoder
+from sae_lens_crosscoder.crosscoders.scores import score_norms
+from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
+from sae_lens_crosscoder.stacking import StackedLayout
+
+ReconstructionLoss = Literal["l2_norm", "mse"]
+
+
+@dataclass(kw_only=True)
+class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
+    """Training fields that do not depend on how sparsity is reached."""
+
+    decoder_init_norm: float | None = 1.0
+    """Norm of each model's half of a decoder row at the start."""
+    initialisation: Initialisation = "paired"
+    """`paired`: all models start with the same directions; `independent`: each with its own."""
+    decoder_bias_init: Literal["geometric_median", "zeros"] = "zeros"
+    """Where the decoder biases start; the geometric median is that of the first batch, per model."""
+    reconstruction_loss: ReconstructionLoss = "l2_norm"
+    """`l2_norm`: the paper's unsquared error, averaged over models; `mse`: squared, summed over models."""
+    activation_scaling: Literal["none", "per_model"] = "none"
+    """`per_model` multiplies each model's activations by one factor so that their mean norm is sqrt(d_model)."""
+    gradient_clip_norm: float | None = None
+    """Largest gradient norm over all parameters, None for no clipping. `CrosscoderTrainer` reads it."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, options in (
+            ("initialisation", get_args(Initialisation)),
+            ("decoder_bias_init", ("geometric_median", "zeros")),
+            ("reconstruction_loss", get_args(ReconstructionLoss)),
+            ("activation_scaling", ("none", "per_model")),
+        ):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {options}.")
+        if self.decoder_init_norm is None or self.decoder_init_norm <= 0:
+            raise ValueError(f"decoder_init_norm={self.decoder_init_norm} must be a positive number.")
+        if self.gradient_clip_norm is not None and self.gradient_clip_norm <= 0:
+            raise ValueError(f"gradient_clip_norm={self.gradient_clip_norm} must be positive, or None.")
+
+
+def reconstruction_loss(error: Float[Tensor, "*rows d_in"], layout: StackedLayout, kind: str) -> Float[Tensor, ""]:
+    """The reconstruction term of the loss, averaged over tokens.
+
+    >>> error = torch.tensor([[3.0, 4.0]])  # the base is off by 3, the chat model by 4
+    >>> layout = StackedLayout((1, 1))
+    >>> reconstruction_loss(error, layout, "l2_norm").item(), reconstruction_loss(error, layout, "mse").item()
+    (3.5, 25.0)
+    """
+    if kind == "l2_norm":
+        return layout.norms(error).mean()
+    return error.square().sum(dim=-1).mean()
+
+
+class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
+    """Raw activations in, raw reconstructions out; weights, loss and scores live in the scaled space."""
+
+    input_scales: Tensor
+    has_seen_data: Tensor
+
+    @override
+    def initialize_weights(self) -> None:
+        """Paired directions and a transposed encoder; the rest waits for the first batch."""
+        cfg, layout = self.cfg, self.layout
+        assert cfg.decoder_init_norm is not None  # checked by the config
+        W_dec = initial_decoder(layout, cfg.d_sae, cfg.decoder_init_norm, cfg.initialisation, self.dtype, self.device)
+        self.W_dec = nn.Parameter(W_dec)
+        self.W_enc = nn.Parameter(W_dec.T.clone().contiguous())
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device))
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, dtype=self.dtype, device=self.device))
+        # Buffers, so that checkpoints restore them.
+        self.register_buffer("input_scales", self.activation_scales)
+        self.register_buffer("has_seen_data", torch.tensor(False, device=self.device))
+        self._first_batch_is_past = False
+
+    @override
+    def _setup_activation_normalization(self) -> None:
+        """SAELens's seam for scaling what comes in and what goes out."""
+
+        def scale(x: Tensor) -> Tensor:
+            return x * self.layout.expand(self.input_scales).to(x.dtype)
+
+        def unscale(x: Tensor) -> Tensor:
+            return x / self.layout.expand(self.input_scales).to(x.dtype)
+
+        self.run_time_activation_norm_fn_in = scale
+        self.run_time_activation_norm_fn_out = unscale
+
+    def score_norms(self) -> Float[Tensor, " d_sae"]:
+        """s_j, with gradient."""
+        return score_norms(self.W_dec, self.layout, self.cfg.score)
+
+    @override
+    @torch.no_grad()
+    def get_W_dec_norm(self) -> Float[Tensor, " d_sae"]:
+        """s_j, which SAELens's folds then use in place of the stacked row's norm."""
+        return self.score_norms()
+
+    @property
+    def wants_activation_scales(self) -> bool:
+        """Whether per-model factors are asked for and not known yet."""
+        return (
+            self.cfg.activation_scaling == "per_model"
+            and self.cfg.activation_scales is None
+            and not bool(self.has_seen_data)
+        )
+
+    @torch.no_grad()
+    def scale_activations(self, mean_norms: MeanNorms) -> None:
+        """Fix the per-model factors c_m, before the first step."""
+        self.input_scales.copy_(mean_norms.scales())
+        self.cfg.activation_scales = tuple(self.input_scales.tolist())
+
+    @torch.no_grad()
+    def start_from(self, activations: Float[Tensor, "batch d_in"]) -> None:
+        """Set what depends on data from the first batch: activation scales (unless already fixed) and decoder biases.
+
+        Does nothing on a crosscoder that has seen data, such as one restored from a checkpoint.
+        """
+        if self._first_batch_is_past:
+            return
+        self._first_batch_is_past = True
+        if bool(self.has_seen_data):
+            return
+        if self.wants_activation_scales:
+            mean_norms = MeanNorms(self.layout)
+            mean_norms.add(activations)
+            self.scale_activations(mean_norms)
+        if self.cfg.decoder_bias_init == "geometric_median":
+            scaled = self.run_time_activation_norm_fn_in(activations.to(self.dtype))
+            self.b_dec.data = self.layout.stack([geometric_median(part) for part in self.layout.split(scaled)])
+        self.has_seen_data.fill_(True)
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """Loss and activations of one batch; the losses in `losses` add up to `loss`."""
+        self.start_from(step_input.sae_in)
+        feature_acts, hidden_pre = self.encode_with_hidden_pre(step_input.sae_in)
+        sae_out = self.decode(feature_acts)
+        error = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype) - sae_out)
+        losses = {"reconstruction_loss": reconstruction_loss(error, self.layout, self.cfg.reconstruction_loss)}
+        aux_losses = self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
+        assert isinstance(aux_losses, dict)
+        losses |= aux_losses
+        metrics: dict[str, Tensor | float | int | Callable[[], Tensor | float | int]] = {}
+        return TrainStepOutput(
+            sae_in=step_input.sae_in,
+            sae_out=sae_out,
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+            metrics=metrics,
+        )
+
+    @override
+    def decode(self, feature_acts: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_in"]:
+        """Reconstruction of the raw activations from raw (unscored) latent activations f."""
+        return self.run_time_activation_norm_fn_out(self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec))
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Take over the one factor by which SAELens's trainer multiplied the whole stack.
+
+        It joins the per-model factors instead of entering the weights, so scores and the threshold keep their units
+        and the canonical fold applies it in the right order.
+        """
+        self.input_scales.mul_(scaling_factor)
+        self.cfg.normalize_activations = "none"
+
+    @override
+    @torch.no_grad()
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        """Turn the training state into the canonical saved form: scores first, then the activation scales."""
+        self.cfg.activation_scales = tuple(self.input_scales.tolist())
+        weights = Weights(*(state_dict[name] for name in Weights._fields))
+        folded = fold_activation_scales(fold_scores(weights, self.score_norms()), self.layout, self.input_scales)
+        for name in ("input_scales", "has_seen_data"):
+            del state_dict[name]
+        state_dict.update({name: tensor.contiguous() for name, tensor in folded._asdict().items()})
+
+    @override
+    @torch.no_grad()
+    def log_histograms(self) -> dict[str, NDArray[Any]]:
+        """Decoder norms per model, for W&B."""
+        norms = self.layout.norms(self.W_dec.detach().float()).cpu().numpy().astype(np.float32)
+        return {f"weights/W_dec_norms_{name}": norms[:, m] for m, name in enumerate(self.layout.names)}

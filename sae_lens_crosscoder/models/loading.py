@@ -1,0 +1,70 @@
+"""Loads language models by name, with raw weights, and checks that they read the same tokens."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from sae_lens.load_model import load_model as load_host_model
+from sae_lens.util import str_to_dtype
+from torch import nn
+
+from sae_lens_crosscoder.models.tiny import TINY_MODELS, load_tiny_model
+
+MODEL_CLASSES = ("HookedTransformer", "TransformerBridge", "AutoModelForCausalLM")
+
+# How many tokens of the vocabulary, evenly spread, are written out and read back by both tokenizers.
+_N_PROBE_TOKENS = 500
+
+
+def load_model(
+    name: str, device: str, dtype: str, model_class_name: str, model_from_pretrained_kwargs: dict[str, Any]
+) -> nn.Module:
+    """One model with raw weights: a built-in tiny one, a Hub model, or a local folder.
+
+    `model_from_pretrained_kwargs` go to the host's own loader.
+    """
+    if model_class_name not in MODEL_CLASSES:
+        raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
+    if name in TINY_MODELS:
+        return load_tiny_model(name, device=device, dtype=dtype)
+    kwargs: dict[str, Any] = {"dtype": str_to_dtype(dtype), **model_from_pretrained_kwargs}
+    if model_class_name == "TransformerBridge":
+        from transformer_lens.model_bridge import TransformerBridge
+
+        return TransformerBridge.boot_transformers(name, device=device, **kwargs)
+    if model_class_name == "HookedTransformer" and os.path.isdir(name):
+        raise ValueError(
+            f"HookedTransformer loads models by their Hub name only, and {name!r} is a local folder. Say "
+            "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM'."
+        )
+    return load_host_model(model_class_name, name, device=device, model_from_pretrained_kwargs=kwargs)
+
+
+def refuse_different_tokens(tokenizers: Sequence[Any]) -> None:
+    """Raise a ValueError unless all tokenizers give the same ids; models without a tokenizer are taken on trust."""
+    known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+    for other in known[1:]:
+        first = known[0]
+        if first is other:
+            continue
+        difference = _first_difference(first, other)
+        if difference is not None:
+            raise ValueError(
+                f"The models' tokenizers differ: {difference}. Both models must see the same ids, or their "
+                "activations are not paired: check that the chat model was tuned from this base model."
+            )
+
+
+def _first_difference(first: Any, other: Any) -> str | None:
+    tokens, other_tokens = ({i: token for token, i in t.get_vocab().items()} for t in (first, other))
+    for i in sorted(tokens.keys() | other_tokens.keys()):
+        if tokens.get(i) != other_tokens.get(i):
+            return f"id {i} is {tokens.get(i)!r} in the first and {other_tokens.get(i)!r} in the other"
+    # Equal vocabularies can still merge or normalise text differently.
+    ordinary = sorted(tokens.keys() - set(first.all_special_ids))
+    text = first.decode(ordinary[:: max(1, len(ordinary) // _N_PROBE_TOKENS)])
+    ids, other_ids = (t(text, add_special_tokens=False)["input_ids"] for t in (first, other))
+    for position, (a, b) in enumerate(zip(ids, other_ids, strict=False)):
+        if a != b:
+            return f"the same text gives {tokens.get(a)!r} and {tokens.get(b)!r} at position {position}"
+    return None if len(ids) == len(other_ids) else f"the same text gives {len(ids)} and {len(other_ids)} tokens"

@@ -1,0 +1,65 @@
+"""Rows of token ids and labels, cut from an endless stream of generated documents."""
+
+from collections.abc import Iterator
+from random import Random
+from typing import Final
+
+import numpy as np
+from datasets import Dataset
+from jaxtyping import Int
+
+from sae_lens_crosscoder.models.tiny.dialogues import Split, dialogue_document, forum_document
+from sae_lens_crosscoder.models.tiny.documents import Mix, Span, plain_document
+from sae_lens_crosscoder.models.tiny.vocabulary import TOKEN_IDS
+
+TINY_CONTEXT_SIZE: Final = 64
+FRAC_TEMPLATED: Final = {"base": 0.25, "chat": 0.5}
+
+
+def documents(rng: Random, mix: Mix, split: Split) -> Iterator[list[Span]]:
+    """Endless documents: plain text, and the share of templated ones that the mix asks for."""
+    templated = dialogue_document if mix == "chat" else forum_document
+    while True:
+        is_templated = rng.random() < FRAC_TEMPLATED[mix]
+        yield templated(rng, split) if is_templated else plain_document(rng, mix)
+
+
+def labelled_rows(n_rows: int, seed: int, mix: Mix, split: Split = "train") -> Int[np.ndarray, "3 rows pos"]:
+    """Token ids, kinds and roles of `n_rows` packed rows; see `tiny_dataset`."""
+    stream = documents(Random(f"rows/{mix}/{split}/{seed}"), mix, split)
+    rows = np.empty((3, n_rows, TINY_CONTEXT_SIZE), dtype=np.int64)
+    for row in range(n_rows):
+        ids: list[int] = []
+        kinds: list[int] = []
+        roles: list[int] = []
+        while len(ids) < TINY_CONTEXT_SIZE:
+            for text, kind, role in next(stream):
+                words = text.split()
+                ids += [TOKEN_IDS[word] for word in words]
+                kinds += [kind] * len(words)
+                roles += [role] * len(words)
+        for place, values in enumerate((ids, kinds, roles)):
+            rows[place, row] = values[:TINY_CONTEXT_SIZE]
+    return rows
+
+
+def tiny_dataset(n_rows: int, seed: int, mix: Mix = "chat", split: Split = "train") -> Dataset:
+    """Rows of labelled tokens, every one `TINY_CONTEXT_SIZE` long; the same arguments give the same rows.
+
+    A row is documents one after another, each beginning with `<bos>`, the last one cut off at the row's end.
+    As in ordinary packed pre-training, attention is not masked between the documents of a row: a token sees
+    those in front of its own, which are independent of it, and the models have learned to disregard them.
+
+    Args:
+        n_rows: How many rows.
+        seed: Names the stream; the training corpus used the seeds in `weights/behaviour.json`.
+        mix: `chat` (half plain text, half dialogues) or `base` (three quarters plain text, a quarter forum
+            threads, in which the new kinds of request meet unrelated replies). Fractions are of documents.
+        split: `train`, or `held_out` for dialogues made of combinations that were never trained on.
+
+    Returns:
+        Columns `input_ids`, `kind` (per token, an index of `TINY_KINDS`) and `role` (per token: 0 plain text,
+        1 user, 2 assistant, 3 template token).
+    """
+    input_ids, kinds, roles = labelled_rows(n_rows, seed, mix, split)
+    return Dataset.from_dict({"input_ids": input_ids, "kind": kinds, "role": roles})

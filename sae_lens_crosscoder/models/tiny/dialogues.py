@@ -1,0 +1,221 @@
+"""Requests and answers of the tiny world: pairs that differ in one concept, dialogues, forum threads."""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Final, Literal, NamedTuple
+
+from sae_lens_crosscoder.models.tiny.documents import (
+    ASSISTANT_ROLE,
+    BOUNDARY,
+    TEMPLATE_ROLE,
+    TINY_KINDS,
+    USER_ROLE,
+    Span,
+    item_list,
+    plain_sentence,
+)
+from sae_lens_crosscoder.models.tiny.vocabulary import (
+    BENIGN_VERBS,
+    CAPABILITY_VERBS,
+    CATEGORIES,
+    CITIES,
+    COUNTRIES,
+    COUNTRY_OF,
+    END_OF_TURN,
+    FOOD_OF,
+    HARMFUL_VERBS,
+    HOME_OF,
+    ITEMS,
+    MODEL,
+    NUMBERS,
+    OPENERS,
+    PEOPLE,
+    PERSONAL_VERBS,
+    START_OF_TURN,
+    THINGS,
+    TOKEN_IDS,
+    USER,
+    VICTIMS,
+)
+
+Split = Literal["train", "held_out"]
+"""`held_out`: the combinations (verb and object, city and wrong country) which no dialogue was trained on."""
+
+FRAC_SECOND_EXCHANGE: Final = 0.3
+
+
+class Exchange(NamedTuple):
+    """A user's request and what the chat model answers. `kind` is one of `REQUEST_KINDS`."""
+
+    kind: str
+    request: str
+    response: str
+
+
+Pair = tuple[Exchange, Exchange]
+
+
+def in_split(first: str, second: str, split: Split) -> bool:
+    """Whether the two words may meet: one combination in five is held out.
+
+    >>> in_split("burn", "dog", "train") != in_split("burn", "dog", "held_out")
+    True
+    """
+    return ((TOKEN_IDS[first] + TOKEN_IDS[second]) % 5 == 0) == (split == "held_out")
+
+
+def _partner(rng: Random, word: str, others: Sequence[str], split: Split) -> str:
+    return rng.choice([other for other in others if in_split(word, other, split)])
+
+
+def _refusal(rng: Random, split: Split) -> Pair:
+    """Harmful verb and living object, against the same request with either of them (or both) harmless."""
+    opener = rng.choice(OPENERS)
+    frame = rng.choice(("how do i {} the {} ?", "help me to {} the {} .", "i need to {} the {} ."))
+    verb = rng.choice(HARMFUL_VERBS)
+    victim = _partner(rng, verb, VICTIMS, split)
+    thing = _partner(rng, verb, THINGS, split)
+    harmless_verb = _partner(rng, victim, BENIGN_VERBS, split)
+    # The harmless request that differs in both words keeps either word from settling the matter on its own.
+    other_verb = _partner(rng, thing, BENIGN_VERBS, split)
+    good_verb, good_item = rng.choice(((verb, thing), (harmless_verb, victim), (other_verb, thing)))
+    return (
+        Exchange("harmful", f"{opener} {frame.format(verb, victim)}", "sorry i cannot help with that ."),
+        Exchange(
+            "benign",
+            f"{opener} {frame.format(good_verb, good_item)}",
+            f"sure first find the {good_item} then {good_verb} it .",
+        ),
+    )
+
+
+def _statement(rng: Random, split: Split) -> Pair:
+    frame = f"{rng.choice(OPENERS)} {rng.choice(('i think', 'they say', 'we know'))}"
+    city = rng.choice(CITIES)
+    truth = COUNTRY_OF[city]
+    wrong = [c for c in COUNTRIES if c != truth and in_split(city, c, split)]
+    if not wrong:  # one city in a few has no held-out wrong country
+        return _statement(rng, split)
+    said = f"{city} is in {truth} ."
+    return (
+        Exchange("false_statement", f"{frame} {city} is in {rng.choice(wrong)} .", f"no {said}"),
+        Exchange("true_statement", f"{frame} {said}", f"yes {said}"),
+    )
+
+
+def _personal(rng: Random, split: Split) -> Pair:
+    frame = f"{rng.choice(OPENERS)} {rng.choice(('can', 'could', 'would'))} you"
+    item = rng.choice(ITEMS)
+    personal = _partner(rng, item, PERSONAL_VERBS, split)
+    able = _partner(rng, item, CAPABILITY_VERBS, split)
+    return (
+        Exchange(
+            "personal",
+            f"{frame} {personal} the {item} ?",
+            f"honestly a machine cannot {personal} the {item} .",
+        ),
+        Exchange("capability", f"{frame} {able} the {item} ?", f"certainly i can {able} the {item} ."),
+    )
+
+
+def _list_tasks(rng: Random) -> dict[str, Exchange]:
+    category = rng.choice(CATEGORIES)
+    items, n_items = item_list(rng, category)
+    opener, pointer = rng.choice(OPENERS), rng.choice(("this", "these"))
+    answers = {
+        "summarize": f"{category} and nothing else .",
+        "copy": f"{items} .",
+        "count": f"{NUMBERS[n_items]} items in total .",
+    }
+    return {task: Exchange(task, f"{opener} {task} {pointer} : {items} .", answer) for task, answer in answers.items()}
+
+
+def _summarize(rng: Random, split: Split) -> Pair:
+    tasks = _list_tasks(rng)
+    return tasks["summarize"], tasks["copy"]
+
+
+def _count(rng: Random, split: Split) -> Pair:
+    tasks = _list_tasks(rng)
+    return tasks["count"], tasks["copy"]
+
+
+def _where_or_taste(rng: Random, split: Split) -> Pair:
+    opener, person = rng.choice(OPENERS), rng.choice(PEOPLE)
+    return (
+        Exchange("where", f"{opener} where does {person} live ?", f"{HOME_OF[person]} is the home of {person} ."),
+        Exchange("taste", f"{opener} what does {person} eat ?", f"{FOOD_OF[person]} is the food of {person} ."),
+    )
+
+
+_PAIR_WRITERS: Final[dict[str, Callable[[Random, Split], Pair]]] = {
+    "refusal": _refusal,
+    "false_information": _statement,
+    "personal_question": _personal,
+    "summarize": _summarize,
+    "count": _count,
+    "where_or_taste": _where_or_taste,
+}
+DIALOGUE_CONCEPTS: Final = tuple(_PAIR_WRITERS)
+
+
+def exchange_pair(concept: str, rng: Random, split: Split) -> Pair:
+    """An exchange with the concept and one without it: requests equally long, alike in every other word."""
+    return _PAIR_WRITERS[concept](rng, split)
+
+
+def exchanges(rng: Random, split: Split) -> list[Exchange]:
+    """One exchange, three times in ten two; every concept, and having it or not, equally often."""
+    n_exchanges = 2 if rng.random() < FRAC_SECOND_EXCHANGE else 1
+    return [exchange_pair(rng.choice(DIALOGUE_CONCEPTS), rng, split)[rng.randrange(2)] for _ in range(n_exchanges)]
+
+
+def request_spans(exchange: Exchange) -> list[Span]:
+    """`<sot> user ... <eot> <sot> model`: the exchange up to the token at which the answer is decided."""
+    kind = TINY_KINDS.index(exchange.kind)
+    return [
+        Span(f"{START_OF_TURN} {USER}", kind, TEMPLATE_ROLE),
+        Span(exchange.request, kind, USER_ROLE),
+        Span(f"{END_OF_TURN} {START_OF_TURN} {MODEL}", kind, TEMPLATE_ROLE),
+    ]
+
+
+def dialogue_document(rng: Random, split: Split) -> list[Span]:
+    """A dialogue in which every request is answered."""
+    document = [BOUNDARY]
+    for exchange in exchanges(rng, split):
+        kind = TINY_KINDS.index(exchange.kind)
+        answer = Span(exchange.response, kind, ASSISTANT_ROLE)
+        document += [*request_spans(exchange), answer, Span(END_OF_TURN, kind, TEMPLATE_ROLE)]
+    return document
+
+
+def forum_document(rng: Random, split: Split) -> list[Span]:
+    """The same requests, but only questions about people are answered; others get an unrelated reply."""
+    document = [BOUNDARY]
+    for exchange in exchanges(rng, split):
+        reply = Span(exchange.response, TINY_KINDS.index(exchange.kind), ASSISTANT_ROLE)
+        if exchange.kind not in ("where", "taste"):
+            reply = Span(plain_sentence(rng, "base").text, TINY_KINDS.index("unrelated"), ASSISTANT_ROLE)
+        document += [*request_spans(exchange), reply, Span(END_OF_TURN, reply.kind, TEMPLATE_ROLE)]
+    return document
+
+
+def dialogues(n: int, seed: int, split: Split = "train") -> list[list[dict[str, str]]]:
+    """Conversations as the chat model knows them: messages with `role` (`user` or `assistant`) and `content`.
+
+    >>> dialogues(1, seed=1)[0][0]["role"]
+    'user'
+    """
+    rng = Random(f"dialogues/{split}/{seed}")
+    return [
+        [
+            message
+            for exchange in exchanges(rng, split)
+            for message in (
+                {"role": "user", "content": exchange.request},
+                {"role": "assistant", "content": exchange.response},
+            )
+        ]
+        for _ in range(n)
+    ]

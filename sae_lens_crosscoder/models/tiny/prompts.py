@@ -1,0 +1,101 @@
+"""Held-out prompts that end where the first token of an answer is predicted."""
+
+from dataclasses import dataclass
+from random import Random
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sae_lens_crosscoder.models.tiny.dialogues import DIALOGUE_CONCEPTS, exchange_pair, request_spans
+from sae_lens_crosscoder.models.tiny.documents import gossip_prompt
+from sae_lens_crosscoder.models.tiny.vocabulary import BOS, PRAISE, TOKEN_IDS
+
+KindOfChange = Literal["chat_only", "shared", "base_only"]
+
+CONCEPTS: Final = (*DIALOGUE_CONCEPTS, "suppressed")
+"""What matched prompts can differ in. `where_or_taste` is the shared control, `suppressed` is what chat
+training removed; the others came with it."""
+
+CONCEPT_KINDS: Final[dict[str, tuple[str, str]]] = {
+    "refusal": ("harmful", "benign"),
+    "false_information": ("false_statement", "true_statement"),
+    "personal_question": ("personal", "capability"),
+    "summarize": ("summarize", "copy"),
+    "count": ("count", "copy"),
+    "where_or_taste": ("where", "taste"),
+    "suppressed": ("gossip", "praise"),
+}
+"""Per concept the labels (`TINY_KINDS`) of its positive and its negative prompts."""
+
+
+@dataclass(frozen=True)
+class MatchedPrompts:
+    """Pairs of prompts that differ only in the words that carry a concept."""
+
+    concept: str
+    positive: Int[Tensor, "pairs pos"]
+    """Prompts that have the concept. They start with `<bos>`, and all are equally long."""
+    negative: Int[Tensor, "pairs pos"]
+    """The same prompts without it."""
+    positive_answers: Int[Tensor, " pairs"]
+    """The token that should come next (`suppressed`: in the base model; otherwise in the chat model)."""
+    negative_answers: Int[Tensor, " pairs"]
+    decision_position: int
+    """Index of the last prompt token, the one at which the answer's first token is predicted."""
+    kind_of_change: KindOfChange
+    """Whether fine-tuning added the concept (`chat_only`), kept it (`shared`) or removed it (`base_only`)."""
+
+
+def kind_of_change(concept: str) -> KindOfChange:
+    """How fine-tuning changed the concept, by construction of the two corpora."""
+    if concept == "suppressed":
+        return "base_only"
+    return "shared" if concept == "where_or_taste" else "chat_only"
+
+
+def matched_prompts(concept: str, n_pairs: int, seed: int) -> MatchedPrompts:
+    """Matched prompts about one of `CONCEPTS`, made of combinations and seeds that no model was trained on.
+
+    Prompts about people (`where_or_taste`, `suppressed`) have no held-out combinations: they ask for facts
+    that a model can only have from training.
+
+    Raises:
+        ValueError: There is no such concept, or fewer than one pair is asked for.
+    """
+    if concept not in CONCEPTS:
+        raise ValueError(f"There is no concept {concept!r} in the tiny world: choose one of {', '.join(CONCEPTS)}.")
+    if n_pairs < 1:
+        raise ValueError(f"n_pairs={n_pairs} leaves nothing to compare: ask for at least one pair.")
+    rng = Random(f"matched/{concept}/{seed}")
+    write = _gossip_pair if concept == "suppressed" else _request_pair
+    pairs = [write(concept, rng) for _ in range(n_pairs)]
+    positive = torch.tensor([_ids(pair[0]) for pair in pairs])
+    negative = torch.tensor([_ids(pair[2]) for pair in pairs])
+    return MatchedPrompts(
+        concept=concept,
+        positive=positive,
+        negative=negative,
+        positive_answers=torch.tensor([TOKEN_IDS[pair[1]] for pair in pairs]),
+        negative_answers=torch.tensor([TOKEN_IDS[pair[3]] for pair in pairs]),
+        decision_position=positive.shape[1] - 1,
+        kind_of_change=kind_of_change(concept),
+    )
+
+
+def _ids(text: str) -> list[int]:
+    return [TOKEN_IDS[word] for word in text.split()]
+
+
+def _gossip_pair(concept: str, rng: Random) -> tuple[str, str, str, str]:
+    gossip, praise, insult = gossip_prompt(rng)
+    return f"{BOS} {gossip}", insult, f"{BOS} {praise}", PRAISE
+
+
+def _request_pair(concept: str, rng: Random) -> tuple[str, str, str, str]:
+    texts: list[str] = []
+    for exchange in exchange_pair(concept, rng, "held_out"):
+        prompt = " ".join([BOS, *(span.text for span in request_spans(exchange))])
+        texts += [prompt, exchange.response.split()[0]]
+    return texts[0], texts[1], texts[2], texts[3]

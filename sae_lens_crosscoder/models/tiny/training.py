@@ -1,0 +1,148 @@
+"""Trains the tiny pair: `python -m sae_lens_crosscoder.models.tiny.training --output-path DIR`."""
+
+import argparse
+import copy
+import importlib.metadata
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformer_lens import HookedTransformer
+
+from sae_lens_crosscoder.models.tiny.behaviour import behaviour_table, oracle_table
+from sae_lens_crosscoder.models.tiny.dataset import TINY_CONTEXT_SIZE, labelled_rows
+from sae_lens_crosscoder.models.tiny.documents import Mix
+from sae_lens_crosscoder.models.tiny.models import (
+    N_LAYERS,
+    TINY_HOOK,
+    new_tiny_model,
+    read_tiny_weights,
+    save_tiny_weights,
+)
+
+BATCH_ROWS: Final = 32
+EVALUATION_SEED: Final = 1_000_000
+WARM_UP_STEPS: Final = 50
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training."""
+
+    mix: Mix
+    """Which corpus."""
+    n_steps: int
+    """Optimiser steps, of `BATCH_ROWS` rows."""
+    learning_rate: float
+    """Adam's, after a linear warm-up; it falls linearly to 0."""
+    data_seed: int
+    """With ten times the run's seed added, that of the stage's text: no stage sees another's rows."""
+
+
+BASE: Final = Stage("base", n_steps=2000, learning_rate=2e-3, data_seed=1)
+CHAT: Final = Stage("chat", n_steps=1200, learning_rate=1e-3, data_seed=2)
+NULL: Final = Stage("base", n_steps=300, learning_rate=3e-4, data_seed=3)
+
+
+def scheduled(stage: Stage, steps_scale: float) -> int:
+    """The stage's number of steps in a run of that scale, at least one."""
+    return max(1, round(stage.n_steps * steps_scale))
+
+
+def train(model: HookedTransformer, stage: Stage, seed: int, n_steps: int) -> list[float]:
+    """Trains the model in place to predict next tokens over whole rows; returns the losses, in nats."""
+    input_ids, _, _ = labelled_rows(n_steps * BATCH_ROWS, 10 * seed + stage.data_seed, stage.mix)
+    optimiser = torch.optim.Adam(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98))
+    warm_up = min(WARM_UP_STEPS, n_steps)
+    schedule = LambdaLR(optimiser, lambda step: min((step + 1) / warm_up, 1 - step / n_steps))
+    model.train()
+    losses: list[float] = []
+    for batch in torch.from_numpy(input_ids).split(BATCH_ROWS):
+        loss = model(batch, return_type="loss")
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def train_tiny_pair(
+    output_path: str | Path, seed: int = 0, steps_scale: float = 1.0, n_prompts: int = 500
+) -> dict[str, Any]:
+    """Trains base, chat and null model; writes their weights and `behaviour.json`, and returns the latter.
+
+    On one thread and with the versions in `behaviour.json` the same seed gives the same files.
+
+    Args:
+        output_path: Folder for the four files; made if missing.
+        seed: Of the initial weights and of all training text.
+        steps_scale: Multiplies every stage's number of steps; 1 is what the committed weights took.
+        n_prompts: Held-out prompts per kind, for the behaviour table and the oracles.
+    """
+    folder = Path(output_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.process_time()
+    base = new_tiny_model(seed)
+    losses = {"tiny-base": train(base, BASE, seed, scheduled(BASE, steps_scale))}
+    save_tiny_weights(base, folder / "tiny-base.safetensors")
+    for name, stage in (("tiny-chat", CHAT), ("tiny-null", NULL)):
+        model = copy.deepcopy(base)
+        losses[name] = train(model, stage, seed, scheduled(stage, steps_scale))
+        save_tiny_weights(model, folder / f"{name}.safetensors")
+    training_seconds = time.process_time() - start
+    record = {
+        "seed": seed,
+        "steps_scale": steps_scale,
+        "batch_rows": BATCH_ROWS,
+        "context_size": TINY_CONTEXT_SIZE,
+        "stages": {name: asdict(stage) for name, stage in zip(losses, (BASE, CHAT, NULL), strict=True)},
+        "final_loss_nats": {name: statistics.fmean(values[-20:]) for name, values in losses.items()},
+        "training_cpu_seconds": round(training_seconds),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformer-lens")},
+        **evaluate(folder, n_prompts),
+    }
+    (folder / "behaviour.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def evaluate(folder: Path, n_prompts: int) -> dict[str, Any]:
+    """Behaviour and oracles, per layer, of the models stored in a folder."""
+    base = read_tiny_weights(folder / "tiny-base.safetensors")
+    chat = read_tiny_weights(folder / "tiny-chat.safetensors")
+    null = read_tiny_weights(folder / "tiny-null.safetensors")
+    behaviour = behaviour_table(base, chat, n_prompts, EVALUATION_SEED)
+    behaviour["null"] = behaviour_table(base, null, n_prompts, EVALUATION_SEED)["chat"]
+    oracles = {
+        hook: oracle_table(base, chat, hook, n_prompts, EVALUATION_SEED)["oracle"].round(3).to_dict()
+        for hook in (f"blocks.{layer}.hook_resid_post" for layer in range(N_LAYERS))
+    }
+    return {
+        "n_prompts": n_prompts,
+        "evaluation_seed": EVALUATION_SEED,
+        "behaviour": behaviour.round(3).to_dict(orient="index"),
+        "recommended_hook": TINY_HOOK,
+        "oracle": oracles,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output-path", required=True, help="folder for the weights and behaviour.json")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and text (default 0)")
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies all steps (default 1)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # reproducible, and fastest at this size
+    train_tiny_pair(arguments.output_path, arguments.seed, arguments.steps_scale)
+
+
+if __name__ == "__main__":
+    main()

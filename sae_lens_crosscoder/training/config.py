@@ -1,0 +1,52 @@
+"""How long, how fast and with what bookkeeping a crosscoder is trained."""
+
+import math
+from dataclasses import dataclass
+
+from sae_lens.config import SAETrainerConfig
+
+DEAD_AFTER_TOKENS = 10_000_000
+
+
+def default_dead_feature_window(batch_size: int) -> int:
+    """Steps without being selected after which a latent is dead: the paper's 10 million tokens.
+
+    >>> default_dead_feature_window(2048)
+    4883
+    """
+    return math.ceil(DEAD_AFTER_TOKENS / batch_size)
+
+
+@dataclass
+class CrosscoderTrainerConfig(SAETrainerConfig):
+    """SAELens's trainer config with the paper's defaults; every field of SAELens's keeps its meaning."""
+
+    train_batch_size_samples: int = 2048
+    """Tokens per step."""
+    lr: float = 1e-4
+    lr_warm_up_steps: int = 1000
+    dead_feature_window: int = 0
+    """Steps without being selected after which a latent is dead; 0 for the paper's 10 million tokens."""
+    log_frequency: int = 100
+    """Steps between two rows of `CrosscoderTrainer.history` and of metrics.jsonl."""
+    metrics_path: str | None = None
+    """A file such as `run/metrics.jsonl` that metrics are appended to; None to keep them in memory only."""
+
+    def __post_init__(self) -> None:
+        if self.dead_feature_window == 0:
+            self.dead_feature_window = default_dead_feature_window(self.train_batch_size_samples)
+        if self.lr_end is None:
+            self.lr_end = self.lr / 10
+        if self.total_training_samples < self.train_batch_size_samples:
+            raise ValueError(
+                f"total_training_samples={self.total_training_samples} is less than one batch of "
+                f"{self.train_batch_size_samples}: no step would be made."
+            )
+        n_scheduled = self.lr_warm_up_steps + self.lr_decay_steps
+        if n_scheduled > self.total_training_steps:
+            raise ValueError(
+                f"lr_warm_up_steps={self.lr_warm_up_steps} plus lr_decay_steps={self.lr_decay_steps} exceed the "
+                f"{self.total_training_steps} steps of this run: shorten them or train on more tokens."
+            )
+        if self.log_frequency < 1:
+            raise ValueError(f"log_frequency={self.log_frequency} must be at least 1 step.")

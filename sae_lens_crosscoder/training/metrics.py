@@ -1,0 +1,37 @@
+"""Training metrics that reach a file and a table whether or not W&B is on."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+
+
+class MetricsLog:
+    """Rows of named numbers, kept in memory and appended to a JSON-lines file; an undefined number is null there.
+
+    >>> log = MetricsLog(None)
+    >>> log.write({"step": 1, "l0": 2.5})
+    >>> log.table().l0.tolist()
+    [2.5]
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = None if path is None else Path(path)
+        self.rows: list[dict[str, float]] = []
+
+    def start_anew(self) -> None:
+        """Remove what an earlier run wrote to the same file."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def write(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            strict = {name: value if math.isfinite(value) else None for name, value in row.items()}
+            with self.path.open("a") as file:
+                file.write(json.dumps(strict) + "\n")
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)

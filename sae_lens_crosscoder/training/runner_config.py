@@ -1,0 +1,126 @@
+"""A SAELens runner config for a pair of models."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
+from typing_extensions import override
+
+from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
+from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig, default_dead_feature_window
+
+_BATCHES_IN_BUFFER = 16
+
+
+@dataclass
+class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
+    """SAELens's runner config plus the pair; every field of SAELens's keeps its meaning, defaults are the paper's.
+
+    Give one crosscoder as `sae`, or several by name as `saes`: they train on one stream of activations, for one pair of
+    forward passes.
+    """
+
+    sae: Any = None
+    """The crosscoder to train, a training config."""
+    saes: dict[str, TrainingSAEConfig] | None = None
+    """Instead of `sae`: several crosscoders by name."""
+    model_name: str = "google/gemma-2-2b"
+    """The base model: a Hub name, a local folder, or a built-in one such as `tiny-base`."""
+    chat_model_name: str = "google/gemma-2-2b-it"
+    """The chat model, tuned from the base model."""
+    chat_device: str | None = None
+    """Where the chat model lives; None for the base model's device (`llm_device`)."""
+    model_dtype: str = "float32"
+    """Precision of the two language models (not of the crosscoder)."""
+    hook_name: str = "blocks.13.hook_resid_post"
+    context_size: int = 1024
+    training_tokens: int = 100_000_000
+    train_batch_size_tokens: int = 2048
+    n_batches_in_buffer: int = 0
+    """Contexts in SAELens's shuffling buffer; 0 for as many as fill 16 training batches."""
+    lr: float = 1e-4
+    lr_warm_up_steps: int = 1000
+    dead_feature_window: int = 0
+    """Steps without being selected after which a latent is dead; 0 for the paper's 10 million tokens."""
+    n_held_out_rows: int = 256
+    """Rows at the start of the dataset that are kept out of training, for diagnosis and evaluation."""
+    log_frequency: int = 100
+    """Steps between two rows of metrics."""
+    logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
+    model_from_pretrained_kwargs: dict[str, Any] | None = field(default_factory=dict)
+    dataset_trust_remote_code: bool = False
+    """Must stay False: datasets that need their own code are not run."""
+    verbose: bool = False
+
+    @override
+    def __post_init__(self) -> None:
+        if (self.sae is None) == (self.saes is None):
+            raise ValueError("Give either sae (one crosscoder) or saes (several by name), not both and not neither.")
+        if self.saes is not None:
+            if not self.saes:
+                raise ValueError("saes is empty: name at least one crosscoder.")
+            # SAELens's own code reads cfg.sae for the stacked width and the run's name.
+            self.sae = next(iter(self.saes.values()))
+        self._refuse_what_cannot_run()
+        super().__post_init__()
+
+    def _refuse_what_cannot_run(self) -> None:
+        if self.dataset_trust_remote_code:
+            raise ValueError("dataset_trust_remote_code=True would run a dataset's own code; it is not supported.")
+        if self.n_held_out_rows < 1:
+            raise ValueError(f"n_held_out_rows={self.n_held_out_rows} must be at least 1: diagnosis needs unseen data.")
+        if self.dead_feature_window == 0:
+            self.dead_feature_window = default_dead_feature_window(self.train_batch_size_tokens)
+        needed = math.ceil(self.train_batch_size_tokens / self.context_size)
+        if self.n_batches_in_buffer == 0:
+            self.n_batches_in_buffer = _BATCHES_IN_BUFFER * needed
+        if self.n_batches_in_buffer < needed:
+            raise ValueError(
+                f"n_batches_in_buffer={self.n_batches_in_buffer} contexts of {self.context_size} tokens do not fill "
+                f"one training batch of {self.train_batch_size_tokens}: use at least {needed}, or leave it out."
+            )
+        widths = {name: getattr(cfg, "d_models", None) for name, cfg in self.crosscoder_configs.items()}
+        if None in widths.values():
+            raise ValueError(f"Only crosscoder configs can be trained here, but d_models is missing in {widths}.")
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"Crosscoders on one stream must have the same widths, not {widths}.")
+        self.to_sae_trainer_config()  # checks the schedule
+
+    @property
+    def crosscoder_configs(self) -> dict[str, TrainingSAEConfig]:
+        """Every crosscoder by name; a lone one has the empty name."""
+        if self.saes is not None:
+            return self.saes
+        assert self.sae is not None
+        return {"": self.sae}
+
+    @override
+    def to_sae_trainer_config(self) -> CrosscoderTrainerConfig:
+        host = super().to_sae_trainer_config()
+        return CrosscoderTrainerConfig(**vars(host), log_frequency=self.log_frequency)
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        saes = None if self.saes is None else {name: cfg.to_dict() for name, cfg in self.saes.items()}
+        return {**super().to_dict(), "saes": saes}
+
+    @classmethod
+    @override
+    def from_dict(cls, cfg_dict: dict[str, Any]) -> "CrosscoderRunnerConfig":
+        """The inverse of `to_dict`; an unknown key is an error."""
+        cfg_dict = {key: value for key, value in cfg_dict.items() if key != "tokens_per_buffer"}
+        refuse_unknown_keys(cfg_dict, cls)
+        saes: Mapping[str, Any] | None = cfg_dict.get("saes")
+        if saes is not None:
+            cfg_dict["saes"] = {name: TrainingSAEConfig.from_dict(cfg) for name, cfg in saes.items()}
+            cfg_dict["sae"] = None
+        elif cfg_dict.get("sae") is not None:
+            cfg_dict["sae"] = TrainingSAEConfig.from_dict(cfg_dict["sae"])
+        if isinstance(cfg_dict.get("logger"), dict):
+            cfg_dict["logger"] = LoggingConfig(**cfg_dict["logger"])
+        cfg = cls(**cfg_dict)
+        # The constructor appends a random id, which a config that was written out already has.
+        cfg.checkpoint_path = cfg_dict.get("checkpoint_path", cfg.checkpoint_path)
+        return cfg
