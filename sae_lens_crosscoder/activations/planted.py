@@ -128,6 +128,15 @@ def world_a(seed: int, d_model: int = 64) -> PlantedWorld:
     return PlantedWorld(concepts, d_model=d_model, seed=seed)
 
 
+def null_world(seed: int, d_model: int = 64) -> PlantedWorld:
+    """Nothing differs but noise: 174 shared concepts, each turned by up to 15 degrees between the models."""
+    generator = torch.Generator().manual_seed(seed + 20_000)
+    low, high = math.log(0.01), math.log(0.05)
+    draws = torch.rand(174, 2, generator=generator).tolist()
+    concepts = [Concept("rotated", math.exp(low + (high - low) * p), angle_degrees=15 * turn) for p, turn in draws]
+    return PlantedWorld(concepts, d_model=d_model, seed=seed, noise=0.03)
+
+
 def shuffled_batches(
     activations: Float[Tensor, "token d_in"], batch_size: int, seed: int
 ) -> Iterator[Float[Tensor, "batch d_in"]]:

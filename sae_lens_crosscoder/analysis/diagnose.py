@@ -25,7 +25,7 @@ def diagnose(
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
-    activations: Iterable[Float[Tensor, "token d_in"]] | None = None,
+    activations: Iterable[Float[Tensor, "_ d_in"]] | None = None,
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
     batch_size_prompts: int = 32,
@@ -142,9 +142,9 @@ def _activation_batches(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair | None,
     tokens: Tensor | None,
-    activations: Iterable[Float[Tensor, "token d_in"]] | None,
+    activations: Iterable[Float[Tensor, "_ d_in"]] | None,
     batch_size_prompts: int,
-) -> Iterable[Float[Tensor, "token d_in"]]:
+) -> Iterable[Float[Tensor, "_ d_in"]]:
     if activations is not None:
         if pair is not None or tokens is not None:
             raise ValueError("Give either a pair with tokens or activations, not both.")

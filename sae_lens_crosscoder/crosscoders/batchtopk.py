@@ -27,9 +27,9 @@ class BatchTopKCrosscoderTrainingConfig(CrosscoderTrainingConfigBase, BatchTopKT
     4608
     """
 
-    k: float = 100  # pyright: ignore[reportIncompatibleVariableOverride]
+    k: float | int = 100  # pyright: ignore[reportIncompatibleVariableOverride]
     """Latents kept per token, on average over the batch."""
-    k_max: float | None = None
+    k_max: float | int | None = None
     """With `k_anneal_steps`: the number of latents kept at the first step."""
     k_anneal_steps: int = 0
     """Steps over which k falls linearly from `k_max` to exactly `k`; 0 for a constant k."""
@@ -112,7 +112,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         output.metrics |= {"topk_threshold": self.topk_threshold, "k": float(self.activation_fn.k)}  # pyright: ignore[reportFunctionMemberAccess]
         return output
 
-    def k_at(self, step: int) -> float:
+    def k_at(self, step: int) -> float | int:
         """The k in force at a training step, counted from 0."""
         cfg = self.cfg
         if cfg.k_max is None or step >= cfg.k_anneal_steps:

@@ -3,16 +3,23 @@
 import difflib
 from abc import ABC
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import simple_parsing
 from sae_lens import SAEConfig
+from sae_lens.saes.sae import SAEMetadata
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.stacking import StackedLayout
 
 HOST_NORMALISERS = ("none", "expected_average_only_in")
+
+
+def _numbers(kind: type) -> Any:
+    """A field of several numbers, also on the command line: `--d_models 2304 2304`."""
+    return simple_parsing.field(default=None, type=kind, nargs="+")
 
 
 @dataclass(kw_only=True)
@@ -23,14 +30,16 @@ class CrosscoderConfigBase(SAEConfig, ABC):
     """Stacked width, the sum of `d_models`. Given alone it must be even, and means two models of half of it."""
     d_model: int | None = None
     """Width of one model, for two models of equal width; None when the widths differ."""
-    d_models: tuple[int, ...] | None = None
+    d_models: tuple[int, ...] | list[int] | None = _numbers(int)
     """Width of every model, base first. Always set after construction."""
     score: Score = "sum"
     """The norm s_j of a latent: `sum` of the models' decoder norms (the paper's), `l2`, `max` or `none`."""
-    activation_scales: tuple[float, ...] | None = None
+    activation_scales: tuple[float, ...] | list[float] | None = _numbers(float)
     """One factor c_m per model by which its activations were multiplied in training; None means all 1."""
     apply_b_dec_to_input: bool = False
     """Must stay False: a crosscoder's encoder sees the activations without the decoder bias."""
+    metadata: Any = field(default_factory=SAEMetadata)
+    """SAELens's record of what the crosscoder is of: models, hook, dataset, seed. Its loader hands in a dict first."""
 
     @override
     def __post_init__(self) -> None:
@@ -46,7 +55,7 @@ class CrosscoderConfigBase(SAEConfig, ABC):
     @property
     def layout(self) -> StackedLayout:
         assert self.d_models is not None  # set in __post_init__
-        return StackedLayout(self.d_models)
+        return StackedLayout(tuple(self.d_models))
 
     def _refuse_what_has_no_meaning(self) -> None:
         if self.d_sae < 1:
@@ -111,7 +120,7 @@ def resolve_widths(d_model: int | None, d_models: Any, d_in: int) -> tuple[int, 
 
 def refuse_unknown_keys(config_dict: Mapping[str, Any], cls: type) -> None:
     """Raise on a key that `cls` has no field for, and name the nearest field."""
-    known = {field.name for field in fields(cls)} | {"architecture"}
+    known = {known_field.name for known_field in fields(cls)} | {"architecture"}
     for key in config_dict:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

@@ -1,8 +1,6 @@
 """A base and a chat model that answer as one model, whose activations are stacked."""
 
-import difflib
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,17 +9,20 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
-from transformer_lens.utils import lm_cross_entropy_loss
 from typing_extensions import override
 
+from sae_lens_crosscoder.models.answer import ReturnType, joint_answer
+from sae_lens_crosscoder.models.hook_access import (
+    cached,
+    device_of,
+    is_split_by_head,
+    is_stackable,
+    refuse_hook,
+    stack,
+    writing,
+)
 from sae_lens_crosscoder.models.loading import load_model, refuse_different_tokens
 from sae_lens_crosscoder.stacking import StackedLayout
-
-ReturnType = Literal["logits", "loss", "both"] | None
-
-# SAELens flattens (head, d_head) after we have stacked on d_head, which would interleave the models; attention
-# patterns and scores have no model axis to stack on.
-_NOT_STACKABLE = ("q", "k", "v", "z", "result", "rot_q", "rot_k", "attn_scores", "pattern")
 
 
 class HookedModelPair(HookedRootModule):
@@ -87,7 +88,7 @@ class HookedModelPair(HookedRootModule):
         The inherited `setup` must not run here: it would rename the models' own hook points.
         """
         shared = [name for name in self.base.hook_dict if all(name in model.hook_dict for model in self.members)]
-        self.hook_dict = {name: HookPoint() for name in shared if not _is_split_by_head(name)}
+        self.hook_dict = {name: HookPoint() for name in shared if not is_split_by_head(name)}
         for name, hook_point in self.hook_dict.items():
             hook_point.name = name
         self.mod_dict = dict(self.hook_dict)
@@ -113,16 +114,32 @@ class HookedModelPair(HookedRootModule):
 
     def require_hook(self, hook_name: str) -> None:
         """Raise a ValueError unless `hook_name` can be stacked."""
-        if hook_name in self.hook_dict:
-            return
-        if _is_split_by_head(hook_name):
+        refuse_hook(hook_name, self.hook_dict)
+
+    @override
+    def add_hook(self, name: str | Callable[[str], bool], hook: Any, *args: Any, **kwargs: Any) -> None:
+        """As TransformerLens's, with a ValueError for a hook that the pair cannot stack."""
+        if isinstance(name, str):
+            self.require_hook(name)
+        super().add_hook(name, hook, *args, **kwargs)
+
+    @override
+    def check_hooks_to_add(self, *args: Any, dir: str = "fwd", **kwargs: Any) -> None:
+        """Raise a ValueError for a backward hook: a pair's answer does not flow through its own hook points."""
+        if dir != "fwd":
             raise ValueError(
-                f"Hook {hook_name!r} is split by attention head, so flattening would interleave the models. Use the "
-                "residual stream, an MLP output or an attention output, such as 'blocks.0.hook_resid_post'."
+                "A pair has no backward hooks: add them to the models themselves, pair.base and pair.chat."
             )
-        near = difflib.get_close_matches(hook_name, list(self.hook_dict), n=3)
-        hint = f"Did you mean one of {near}?" if near else f"There are {len(self.hook_dict)} hooks: see hook_dict."
-        raise ValueError(f"The models have no common hook {hook_name!r}. {hint}")
+
+    @override
+    def _enable_hook(
+        self, name: str | Callable[..., Any], hook: Callable[..., Any], dir: Literal["fwd", "bwd"]
+    ) -> None:
+        # `hooks` and `run_with_hooks` come through here, and would raise a bare KeyError for an unknown name.
+        self.check_hooks_to_add(dir=dir)
+        if isinstance(name, str):
+            self.require_hook(name)
+        super()._enable_hook(name, hook, dir)
 
     def require_trained_on(self, *model_names: str | None) -> None:
         """Raise a ValueError if a crosscoder of models with these names does not belong to this pair."""
@@ -162,9 +179,9 @@ class HookedModelPair(HookedRootModule):
         edits = self._edits(tokens)
         outputs: list[Any] = []
         for m, model in enumerate(self.members):
-            with _writing(model, {name: parts[m] for name, parts in edits.items()}):
-                outputs.append(model(tokens.to(_device(model)), return_type="logits", **kwargs))
-        return self._answer(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer"))
+            with writing(model, {name: parts[m] for name, parts in edits.items()}):
+                outputs.append(model(tokens.to(device_of(model)), return_type="logits", **kwargs))
+        return joint_answer(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
 
     @override
     def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -181,37 +198,14 @@ class HookedModelPair(HookedRootModule):
         outputs: list[Any] = []
         caches: list[dict[str, Tensor]] = []
         for m, model in enumerate(self.members):
-            with _writing(model, {name: parts[m] for name, parts in edits.items()}):
-                output, cache = model.run_with_cache(tokens.to(_device(model)), names_filter=names, **kwargs)
+            with writing(model, {name: parts[m] for name, parts in edits.items()}):
+                output, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=names, **kwargs)
             outputs.append(output)
             caches.append({name: cache[name] for name in names if name in cache})
-        answer = self._answer(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer"))
-        return answer, {name: _stack([cache[name] for cache in caches]) for name in caches[0]}
-
-    def _answer(
-        self,
-        outputs: list[Any],
-        tokens: Tensor,
-        return_type: ReturnType,
-        loss_per_token: bool,
-        stop_at_layer: Any,
-    ) -> Any:
-        if return_type is None or any(output is None for output in outputs):
-            return None
-        if stop_at_layer is not None:
-            return _stack(outputs)
-        vocabularies = {output.shape[-1] for output in outputs}
-        if len(vocabularies) > 1:
-            raise ValueError(f"The models' vocabularies differ in size ({vocabularies}), so logits cannot be stacked.")
-        device = outputs[0].device
-        logits = torch.stack([output.to(device) for output in outputs], dim=-2)
-        if return_type == "logits":
-            return logits
-        losses = [
-            lm_cross_entropy_loss(output, tokens.to(output.device), per_token=loss_per_token) for output in outputs
-        ]
-        loss = torch.stack([part.to(device) for part in losses], dim=-1)
-        return loss if return_type == "loss" else (logits, loss)
+        answer = joint_answer(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
+        if names_filter is None or callable(names_filter):  # asked for by pattern: what there is of it
+            names = [name for name in names if all(is_stackable(cache.get(name)) for cache in caches)]
+        return answer, {name: stack([cached(cache, name) for cache in caches]) for name in names}
 
     def _edits(self, tokens: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """What the hooked positions become, per model, in the order in which the models reach the hooks."""
@@ -228,17 +222,18 @@ class HookedModelPair(HookedRootModule):
     def _in_order_of_execution(self, tokens: Tensor, names: list[str]) -> list[str]:
         if len(names) < 2:
             return names
-        _, cache = self.base.run_with_cache(tokens.to(_device(self.base)), names_filter=names)
-        return [name for name in cache if name in names]
+        _, cache = self.base.run_with_cache(tokens.to(device_of(self.base)), names_filter=names)
+        reached = [name for name in cache if name in names]
+        return reached + [name for name in names if name not in cache]  # which reading them refuses
 
     def _read(self, tokens: Tensor, name: str, edits: dict[str, tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Each model's own activation at a hook, after the edits made so far."""
         stop = extract_stop_at_layer_from_tlens_hook_name(name)
         parts: list[Tensor] = []
         for m, model in enumerate(self.members):
-            with _writing(model, {earlier: values[m] for earlier, values in edits.items()}):
-                _, cache = model.run_with_cache(tokens.to(_device(model)), names_filter=[name], stop_at_layer=stop)
-            parts.append(cache[name])
+            with writing(model, {earlier: values[m] for earlier, values in edits.items()}):
+                _, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=[name], stop_at_layer=stop)
+            parts.append(cached(cache, name))
         return tuple(parts)
 
     def _resolve_names(self, names_filter: str | Sequence[str] | Callable[[str], bool] | None) -> list[str]:
@@ -250,31 +245,3 @@ class HookedModelPair(HookedRootModule):
         for name in names:
             self.require_hook(name)
         return names
-
-
-@contextmanager
-def _writing(model: Any, values: dict[str, Tensor]) -> Generator[None]:
-    """Run a model with some activations replaced."""
-
-    def write(value: Tensor) -> Callable[..., Tensor]:
-        def replace(activation: Tensor, hook: HookPoint) -> Tensor:
-            return value
-
-        return replace
-
-    with ExitStack() as stack:
-        if values:
-            stack.enter_context(model.hooks(fwd_hooks=[(name, write(value)) for name, value in values.items()]))
-        yield
-
-
-def _stack(parts: Sequence[Tensor]) -> Tensor:
-    return StackedLayout(tuple(part.shape[-1] for part in parts)).stack(parts)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _is_split_by_head(hook_name: str) -> bool:
-    return hook_name.rsplit("hook_", 1)[-1] in _NOT_STACKABLE

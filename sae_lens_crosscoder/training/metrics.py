@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -18,14 +19,14 @@ class MetricsLog:
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[Mapping[str, float | int]] = []
 
     def start_anew(self) -> None:
         """Remove what an earlier run wrote to the same file."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: Mapping[str, float | int]) -> None:
         self.rows.append(row)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,7 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
     @override
     def _train_step(self, sae: TrainingCrosscoder, sae_in: Float[Tensor, "batch d_in"]) -> TrainStepOutput:
         """SAELens's step with two differences: the clipping is the crosscoder's, and nothing non-finite is learned."""
+        self._refuse_non_finite(sae_in)
         sae.train()
         autocast: AbstractContextManager[Any] = self.autocast_if_enabled
         with autocast:
@@ -88,7 +89,11 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
                 )
             )
         if not torch.isfinite(output.loss):
-            raise NonFiniteError(self._blame(sae_in, output))
+            losses = ", ".join(f"{name}={value.item():g}" for name, value in output.losses.items())
+            raise NonFiniteError(
+                f"The loss of crosscoder {self.name!r} became {output.loss.item()} at step {self.n_training_steps} on "
+                f"finite activations ({losses}). Lower lr and resume."
+            )
         self._count_firing(output.feature_acts)
         output.loss.backward()
         self._clip_gradients()
@@ -116,18 +121,19 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
                 "although its loss was finite. Lower lr, or set gradient_clip_norm."
             )
 
-    def _blame(self, sae_in: Float[Tensor, "batch d_in"], output: TrainStepOutput) -> str:
+    def _refuse_non_finite(self, sae_in: Float[Tensor, "batch d_in"]) -> None:
+        """Before anything is learned from them, so that a checkpoint holds the state before the bad batch."""
+        if torch.isfinite(sae_in).all():
+            return
         layout = self.sae.layout
-        where = f"at step {self.n_training_steps} (tokens up to {self.n_training_samples})"
         for name, part in zip(layout.names, layout.split(sae_in), strict=True):
             n_bad = int((~torch.isfinite(part)).any(dim=-1).sum())
             if n_bad:
-                return (
-                    f"The {name} model's activations are NaN or infinite on {n_bad} of {len(part)} tokens {where}. "
-                    "Look at that model's dtype (bfloat16 overflows less than float16) and at the hook."
+                raise NonFiniteError(
+                    f"The {name} model's activations are NaN or infinite on {n_bad} of {len(part)} tokens at step "
+                    f"{self.n_training_steps} (tokens up to {self.n_training_samples}). Look at that model's dtype "
+                    "(float16 overflows where bfloat16 does not) and at the hook."
                 )
-        losses = ", ".join(f"{name}={value.item():g}" for name, value in output.losses.items())
-        return f"The loss became {output.loss.item()} {where} on finite activations ({losses}). Lower lr and resume."
 
     @property
     def is_logging_step(self) -> bool:
@@ -160,7 +166,7 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         return row
 
     @torch.no_grad()
-    def log_to_wandb(self, row: dict[str, float]) -> None:
+    def log_to_wandb(self, row: Mapping[str, float | int]) -> None:
         """Send a row of metrics, and every `eval_every_n_wandb_logs` rows SAELens's evaluations as well."""
         wandb_log.log(row, self.n_training_steps, self.name)
         if self.evaluator is None or len(self.metrics_log.rows) % self.cfg.logger.eval_every_n_wandb_logs:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import wandb
@@ -26,7 +27,7 @@ def start(cfg: LoggingConfig, config: dict[str, Any]) -> None:
     )
 
 
-def log(row: dict[str, Any], step: int, name: str) -> None:
+def log(row: Mapping[str, Any], step: int, name: str) -> None:
     """Log numbers of one crosscoder; those of a named one are grouped under its name."""
     wandb.log({f"{name}/{key}" if name else key: value for key, value in row.items()}, step=step)
 

@@ -1,0 +1,1 @@
+"""Formulas written out as loops, in plain Python, sharing no code with the package."""

@@ -1,0 +1,37 @@
+"""The stacked axis comes apart and together again without loss."""
+
+import pytest
+import torch
+
+import sae_lens_crosscoder as slc
+
+LAYOUT = slc.StackedLayout((2, 3, 1))
+
+
+def test_stack_is_the_inverse_of_split():
+    x = torch.randn(4, 5, 6)
+    assert torch.equal(LAYOUT.stack(LAYOUT.split(x)), x)
+
+
+def test_split_returns_views():
+    x = torch.zeros(4, 6)
+    LAYOUT.split(x)[1].fill_(1)
+    assert x.sum() == 12
+
+
+def test_norms_of_the_models_add_up_to_the_norm_of_the_stack():
+    x = torch.randn(4, 6, dtype=torch.float64)
+    torch.testing.assert_close(LAYOUT.norms(x).square().sum(dim=-1), x.square().sum(dim=-1))
+
+
+def test_expand_scales_each_models_slice():
+    x, factors = torch.randn(4, 6), torch.tensor([2.0, 3.0, 5.0])
+    for part, scaled, factor in zip(LAYOUT.split(x), LAYOUT.split(x * LAYOUT.expand(factors)), factors, strict=True):
+        assert torch.equal(part * factor, scaled)
+
+
+def test_wrong_widths_are_named():
+    with pytest.raises(ValueError, match=r"last axis is 5 wide, but the models' widths \(2, 3, 1\) add up to 6"):
+        LAYOUT.split(torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=r"parts are \(3, 2, 1\) wide, but this layout stacks \(2, 3, 1\)"):
+        LAYOUT.stack([torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4, 1)])
