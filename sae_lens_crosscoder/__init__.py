@@ -28,7 +28,8 @@ from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
-from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, NonFiniteError, train_on_one_stream
+from sae_lens_crosscoder.training.stream import train_on_one_stream
+from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, NonFiniteError
 
 register_architectures()
 

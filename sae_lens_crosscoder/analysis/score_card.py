@@ -62,8 +62,8 @@ def base_presence(
 ) -> Float[Tensor, " d_sae"]:
     """nu*: how much of its concept the base model has while the latent is on, relative to the chat model.
 
-    `sum_t f_j c^base / sum_t f_j c^chat` from the planted coefficients c: what Delta_norm and nu try to estimate. nan for
-    an unmatched or dead latent.
+    `sum_t f_j c^base / sum_t f_j c^chat` from the planted coefficients c: what Delta_norm and nu try to estimate. nan
+    for an unmatched or dead latent.
     """
     sums = torch.einsum("tj,tcm->jcm", feature_acts, tokens.coefficients.to(feature_acts))
     own = sums[torch.arange(len(concepts)), concepts.clamp(min=0)]
@@ -105,10 +105,8 @@ def _share(right: Bool[Tensor, " latents"]) -> float:
     return right.double().mean().item()  # nan for none
 
 
-def _auroc(
-    higher: "np.ndarray[tuple[int], np.dtype[np.float64]]", lower: "np.ndarray[tuple[int], np.dtype[np.float64]]"
-) -> float:
-    """Chance that one of `higher` exceeds one of `lower`, an undefined nu counting as highest; nan if either is empty."""
+def _auroc(higher: Float[np.ndarray, " wrong"], lower: Float[np.ndarray, " right"]) -> float:
+    """Chance that one of `higher` exceeds one of `lower`, an undefined nu counting as highest; nan if one is empty."""
     higher, lower = (np.nan_to_num(values, nan=np.inf)[:, None] for values in (higher, lower))
     if higher.size == 0 or lower.size == 0:
         return float("nan")

@@ -74,7 +74,7 @@ def nu_scatter(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figu
     """Which chat-only latents are genuine: nu_error against nu_reconstruction, a panel per crosscoder.
 
     Chat-only latents have the colour of their verdict, over a grey cloud of shared latents; those in the box "genuine"
-    are no artifact. Latents without both nu are left out and counted in the panel's title, and so are those that lie
+    are no artifact, by the `bounds` in the table's manifest. Latents without both nu are left out and counted in the panel's title, and so are those that lie
     beyond the axes, which zooming out shows.
 
     Args:
@@ -141,7 +141,7 @@ def _add_histogram(figure: Any, row: int, name: str, table: pd.DataFrame) -> int
 
 def _name_regions(figure: Any, row: int, defined: pd.DataFrame) -> None:
     """The class names, with the number of latents of each, above a panel; the outer two are flush with its ends."""
-    middles = (0, 0.25, 0.5, 0.75, 1)
+    middles = (0.0, 0.25, 0.5, 0.75, 1.0)
     anchors = ("left", "center", "center", "center", "right")
     for i, (region, x, anchor) in enumerate(zip(REGIONS, middles, anchors, strict=True)):
         labelled = defined[defined["label"] == region]
@@ -177,7 +177,7 @@ def _add_scatter(figure: Any, row: int, col: int, name: str, table: pd.DataFrame
         summary.append(f"{label}: {drawn}, {count(int((~has_nu).sum()))} without nu")
         beyond.append(f"{count(n_beyond)} {label}")
     panel_title(figure, row, col, name, [*summary, f"beyond the axes: {', '.join(beyond)}"], shift=6)
-    _draw_box(figure, row, col)
+    _draw_box(figure, row, col, table)
 
 
 def _thinned(latents: pd.DataFrame) -> pd.DataFrame:
@@ -215,12 +215,17 @@ def _add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: s
     figure.add_trace(points, row=row, col=col)
 
 
-def _draw_box(figure: Any, row: int, col: int) -> None:
+def _draw_box(figure: Any, row: int, col: int, table: pd.DataFrame) -> None:
+    """Frame where the verdict is chat_specific: down to the lowest nu, or as far down as up with bounds "absolute"."""
+    chat_only = table.loc[table["label"] == "chat_only"]
+    corners = {"x0": -NU_ERROR_LIMIT, "y0": -NU_RECONSTRUCTION_LIMIT}
+    if table.attrs.get("bounds", "signed") == "signed":
+        for corner, nu in (("x0", "nu_error"), ("y0", "nu_reconstruction")):
+            corners[corner] = float(np.nanmin([NU_RANGE[0], *chat_only[nu]])) - 0.1
     figure.add_shape(
         type="rect",
-        x0=-NU_ERROR_LIMIT,
+        **corners,
         x1=NU_ERROR_LIMIT,
-        y0=-NU_RECONSTRUCTION_LIMIT,
         y1=NU_RECONSTRUCTION_LIMIT,
         line={"color": COLOURS["chat_specific"], "width": 1.2, "dash": "dot"},
         fillcolor="rgba(128,128,128,0.07)",
@@ -230,11 +235,11 @@ def _draw_box(figure: Any, row: int, col: int) -> None:
     )
     figure.add_annotation(
         text="genuine",
-        textangle=-90,
-        x=-NU_ERROR_LIMIT,
-        y=0,
-        xanchor="right",
-        yanchor="middle",
+        x=max(corners["x0"], NU_RANGE[0]),
+        y=max(corners["y0"], NU_RANGE[0]),
+        xanchor="left",
+        yanchor="bottom",
+        xshift=3,
         showarrow=False,
         font={"size": 12, "color": COLOURS["chat_specific"]},
         row=row,

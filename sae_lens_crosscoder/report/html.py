@@ -98,8 +98,8 @@ def _body(
         "<h2>On which model latents write</h2>",
         _figure(delta_norm_histogram(tables)),
         "<h2>Which chat-only latents are genuine</h2>",
-        "<p>Each coloured point is a chat-only latent; those in the box are neither artifact. Base-only and other "
-        "latents are not drawn.</p>",
+        "<p>Each coloured point is a chat-only latent; those in the box are neither artifact, those that are rare "
+        "fired too seldom to be judged. Base-only and other latents are not drawn.</p>",
         _figure(nu_scatter(tables), "two" if len(tables) > 1 else ""),
     ]
     if concepts is not None:
@@ -145,7 +145,8 @@ def _how_to_read() -> str:
 there was shrunk away, <i>Complete Shrinkage</i>.</dd>
 <dt>nu_reconstruction</dt><dd>Near 0: no other latent writes it into base. High (from {NU_RECONSTRUCTION_LIMIT}): other
 latents do, <i>Latent Decoupling</i>.</dd>
-<dt>genuine</dt><dd>Both are below their limits in size: as far as this can tell, only chat has it.</dd>
+<dt>genuine</dt><dd>Both are below their limits, in the box of the second figure: as far as this can tell, only chat
+has it.</dd>
 </dl>"""
 
 

@@ -6,6 +6,7 @@ for (const block of document.querySelectorAll('script[type="application/json"]')
   Plotly.newPlot(element, figure.data, figure.layout, {
     responsive: true,
     displaylogo: false,
+    doubleClick: "reset",
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
   });
   drawn.push(element);

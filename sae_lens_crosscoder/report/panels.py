@@ -53,7 +53,7 @@ def panel_title(figure: Any, row: int, col: int, name: str, lines: list[str], sh
     """A panel's title, flush left, `shift` pixels above it."""
     text = "<br>".join([f"<b>{inert(name)}</b>", *(f"<span style='font-size:12px'>{line}</span>" for line in lines)])
     figure.add_annotation(
-        text=text, **above_panel(figure, row, col, x=0, xanchor="left", align="left"), yshift=shift, font={"size": 14}
+        text=text, **above_panel(figure, row, col, x=0.0, xanchor="left", align="left"), yshift=shift, font={"size": 14}
     )
 
 

@@ -30,7 +30,8 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
-from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, train_on_one_stream
+from sae_lens_crosscoder.training.stream import train_on_one_stream
+from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 
 METRICS_FILENAME = "metrics.jsonl"
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,10 +11,8 @@ from sae_lens import SAETrainer
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training.sae_trainer import Evaluator
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing_extensions import override
 
-from sae_lens_crosscoder.activations.scale import MeanNorms
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.training import wandb_log
@@ -69,6 +66,8 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
     @override
     def fit(self) -> TrainingCrosscoder:
         """Train for `cfg.total_training_samples` tokens and return the (training) crosscoder."""
+        from sae_lens_crosscoder.training.stream import train_on_one_stream  # it drives this class
+
         train_on_one_stream({self.name: self}, self.data_provider)
         return self.sae
 
@@ -175,116 +174,3 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         evaluations = self.evaluator(self.sae, self.data_provider, self.activation_scaler)
         self.sae.train()
         wandb_log.log(evaluations, self.n_training_steps, self.name)
-
-
-def train_on_one_stream(
-    trainers: Mapping[str, CrosscoderTrainer], activations: Iterator[Float[Tensor, "batch d_in"]]
-) -> None:
-    """Train several crosscoders in lockstep, each batch of activations made once and given to all.
-
-    All trainers must want the same number of tokens. When the stream ends early, activations are not finite, or the
-    run is interrupted, every trainer with a `checkpoint_path` saves a checkpoint before the error goes on.
-    """
-    wanted = {trainer.cfg.total_training_samples for trainer in trainers.values()}
-    if len(wanted) != 1:
-        raise ValueError(f"Crosscoders on one stream must train for equally many tokens, not {sorted(wanted)}.")
-    lead = next(iter(trainers.values()))
-    total = lead.cfg.total_training_samples
-    activations = iter(activations)
-    for trainer in trainers.values():
-        trainer.sae.to(trainer.cfg.device)
-    _estimate_scales(trainers, activations)
-    with tqdm(total=total, initial=lead.n_training_samples, desc="Training", unit="tok", unit_scale=True) as progress:
-        try:
-            while not lead.is_last_step:
-                batch = _next_batch(activations, lead)
-                for trainer in trainers.values():
-                    _one_step(trainer, batch)
-                progress.update(len(batch))
-                if lead.metrics_log.rows:
-                    progress.set_postfix_str(_progress_note(trainers), refresh=False)
-        except BaseException:  # an interrupt, too, must not lose what was trained
-            for trainer in trainers.values():
-                save_checkpoint(trainer)
-            raise
-    for trainer in trainers.values():
-        _finish(trainer)
-
-
-def save_checkpoint(trainer: CrosscoderTrainer, prefix: str = "") -> None:
-    """Write weights and trainer state to `<checkpoint_path>/<tokens>[/<name>]`; nothing without a checkpoint path."""
-    if trainer.cfg.checkpoint_path is not None:
-        folder = Path(f"{prefix}{trainer.n_training_samples}", trainer.name)
-        trainer.save_checkpoint(checkpoint_name=str(folder))
-
-
-def _one_step(trainer: CrosscoderTrainer, batch: Float[Tensor, "batch d_in"]) -> None:
-    trainer.maybe_reset_sparsity()
-    output = trainer.step(batch)
-    if trainer.is_logging_step:
-        row = trainer.metrics(output)
-        trainer.metrics_log.write(row)
-        if trainer.cfg.logger.log_to_wandb:
-            trainer.log_to_wandb(row)
-    thresholds = trainer.checkpoint_thresholds
-    trainer.n_training_steps += 1
-    if thresholds and trainer.n_training_samples > thresholds[0]:
-        save_checkpoint(trainer)
-        thresholds.pop(0)
-
-
-def _next_batch(
-    activations: Iterator[Float[Tensor, "batch d_in"]], trainer: CrosscoderTrainer
-) -> Float[Tensor, "batch d_in"]:
-    try:
-        batch = next(activations)
-    except StopIteration:
-        raise ValueError(
-            f"The activations ended after {trainer.n_training_samples} tokens, but "
-            f"total_training_samples={trainer.cfg.total_training_samples}. Give a longer (or repeating) stream, or "
-            "train on fewer tokens."
-        ) from None
-    if batch.ndim != 2 or batch.shape[0] == 0:
-        raise ValueError(f"Activations must come as (batch, d_in) with at least one token, not {tuple(batch.shape)}.")
-    trainer.sae.layout.split(batch)  # says what is wrong with the width
-    return batch
-
-
-def _progress_note(trainers: Mapping[str, CrosscoderTrainer]) -> str:
-    notes: list[str] = []
-    for name, trainer in trainers.items():
-        row = trainer.metrics_log.rows[-1]
-        notes.append(f"{name} loss {row['loss']:.3g}, FVE {row['fve_pooled']:.3f}, L0 {row['l0']:.1f}".strip())
-    return " | ".join(notes)
-
-
-def _finish(trainer: CrosscoderTrainer) -> None:
-    if trainer.activation_scaler.scaling_factor is not None:
-        trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-        trainer.activation_scaler.scaling_factor = None
-    trainer.set_final_sae_metadata()
-    if trainer.cfg.save_final_checkpoint:
-        save_checkpoint(trainer, prefix="final_")
-
-
-def _estimate_scales(
-    trainers: Mapping[str, CrosscoderTrainer], activations: Iterator[Float[Tensor, "batch d_in"]]
-) -> None:
-    """Fix activation scales on batches that are then not trained on, as SAELens does."""
-    per_model = [trainer for trainer in trainers.values() if trainer.sae.wants_activation_scales]
-    stacked = [
-        trainer
-        for trainer in trainers.values()
-        if trainer.sae.cfg.normalize_activations == "expected_average_only_in"
-        and trainer.activation_scaler.scaling_factor is None
-    ]
-    if not per_model and not stacked:
-        return
-    lead = next(iter(trainers.values()))
-    mean_norms = MeanNorms(lead.sae.layout)
-    for _ in tqdm(range(lead.cfg.n_batches_for_norm_estimate), desc="Estimating activation scales", leave=False):
-        mean_norms.add(_next_batch(activations, lead))
-    for trainer in per_model:
-        trainer.sae.scale_activations(mean_norms)
-    for trainer in stacked:
-        trainer.activation_scaler.scaling_factor = mean_norms.stacked_scale()

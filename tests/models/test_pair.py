@@ -354,7 +354,9 @@ class TestProvenance:
 
 def word_tokenizer(words, lowercase=False):
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if not lowercase else pre_tokenizers.CharDelimiterSplit("-")
+    backend.pre_tokenizer = (
+        pre_tokenizers.WhitespaceSplit() if not lowercase else pre_tokenizers.CharDelimiterSplit("-")
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=words[0])
 
 

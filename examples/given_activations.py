@@ -1,0 +1,33 @@
+"""Train a crosscoder on activations you already have, and let planted truth say whether the verdicts are right.
+
+No models are needed: anything that yields stacked activations of shape (batch, d_in), base first, can be trained on.
+"""
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations.planted import shuffled_batches, world_a
+from sae_lens_crosscoder.analysis.score_card import score_card
+
+world = world_a(seed=0)  # 174 concepts, 16 of them only in the chat model
+training = world.sample(60_000, seed=1).activations
+
+crosscoder = slc.BatchTopKTrainingCrosscoder(slc.BatchTopKCrosscoderTrainingConfig(d_model=64, d_sae=256, k=world.l0))
+cfg = slc.CrosscoderTrainerConfig(
+    total_training_samples=1500 * 512,
+    train_batch_size_samples=512,
+    lr=1e-3,
+    lr_warm_up_steps=50,
+    lr_decay_steps=300,
+    dead_feature_window=200,
+)
+trainer = slc.CrosscoderTrainer(cfg, crosscoder, shuffled_batches(training, 512, seed=0))
+trainer.fit()
+print(trainer.history[["step", "loss", "fve_base", "fve_chat", "l0", "n_dead"]].round(3).to_string(index=False))
+
+crosscoder.save_inference_model("planted_crosscoder")
+crosscoder = slc.load("planted_crosscoder")
+
+fresh = world.sample(24_000, seed=2)
+latents = slc.diagnose(crosscoder, activations=fresh.activations.split(2048))
+slc.write_latents(latents, "planted_crosscoder")
+print(latents.groupby("label").verdict.value_counts().to_string())
+print(score_card(world, crosscoder, fresh, latents))
