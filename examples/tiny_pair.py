@@ -35,7 +35,7 @@ print(latents.nlargest(5, "delta_norm")[columns].round(2).to_string())
 tokens = runner.held_out_tokens[:16]
 
 
-def reconstruct(activation, hook):
+def reconstruct(activation: torch.Tensor, hook: object) -> torch.Tensor:
     return crosscoder.decode(crosscoder.encode(activation))
 
 

@@ -39,11 +39,11 @@ def hold_out(rows: Rows, n_held_out_rows: int) -> tuple[IterableDataset, Iterabl
     >>> [row["tokens"] for row in train], [row["tokens"] for row in held_out]
     ([[2], [3]], [[1]])
     """
+    if next(iter(rows), None) is None:
+        raise ValueError("The dataset is empty: it has no rows to train on.")
     # An iterable dataset also spares SAELens's warning that compares a number of rows with a number of tokens.
     iterable = rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset()
     train, held_out = iterable.skip(n_held_out_rows), iterable.take(n_held_out_rows)
-    if next(iter(iterable), None) is None:
-        raise ValueError("The dataset is empty: it has no rows to train on.")
     if next(iter(train), None) is None:
         raise ValueError(
             f"Nothing is left to train on: n_held_out_rows={n_held_out_rows} takes the whole dataset. Hold out fewer "

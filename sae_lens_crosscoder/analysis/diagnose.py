@@ -63,7 +63,7 @@ def diagnose(
     if scaling.n_tokens == 0:
         raise ValueError("There was nothing to diagnose on: the data source gave no tokens.")
     table = latent_table(crosscoder, scaling, min_active, bounds)
-    table.attrs.update(_manifest(crosscoder, scaling, fve, min_active))
+    table.attrs.update(_manifest(crosscoder, scaling, fve, min_active, bounds))
     return table
 
 
@@ -162,7 +162,7 @@ def _activation_batches(
 
 
 def _manifest(
-    crosscoder: InferenceCrosscoder, scaling: LatentScaling, fve: VarianceExplained, min_active: int
+    crosscoder: InferenceCrosscoder, scaling: LatentScaling, fve: VarianceExplained, min_active: int, bounds: NuBounds
 ) -> dict[str, Any]:
     metadata = crosscoder.cfg.metadata
     return {
@@ -176,6 +176,7 @@ def _manifest(
         "score": crosscoder.cfg.score,
         "n_tokens": scaling.n_tokens,
         "min_active": min_active,
+        "bounds": bounds,
         "fve": {**fve.per_model(), "pooled": fve.pooled()},
         "l0": float(scaling.n_active.sum()) / scaling.n_tokens,
     }

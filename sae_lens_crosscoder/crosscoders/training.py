@@ -192,7 +192,8 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
     @torch.no_grad()
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """Turn the training state into the canonical saved form: scores first, then the activation scales."""
-        self.cfg.activation_scales = tuple(self.input_scales.tolist())
+        scales = tuple(self.input_scales.tolist())
+        self.cfg.activation_scales = scales if any(scale != 1 for scale in scales) else None
         weights = Weights(*(state_dict[name] for name in Weights._fields))
         folded = fold_activation_scales(fold_scores(weights, self.score_norms()), self.layout, self.input_scales)
         for name in ("input_scales", "has_seen_data"):

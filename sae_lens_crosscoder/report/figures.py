@@ -74,8 +74,8 @@ def nu_scatter(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figu
     """Which chat-only latents are genuine: nu_error against nu_reconstruction, a panel per crosscoder.
 
     Chat-only latents have the colour of their verdict, over a grey cloud of shared latents; those in the box "genuine"
-    are no artifact, by the `bounds` in the table's manifest. Latents without both nu are left out and counted in the panel's title, and so are those that lie
-    beyond the axes, which zooming out shows.
+    are no artifact, by the `bounds` in the table's manifest ("signed" where it has none). Latents without both nu are
+    left out and counted in the panel's title, and so are those that lie beyond the axes, which zooming out shows.
 
     Args:
         tables: tables of `diagnose` by crosscoder name.

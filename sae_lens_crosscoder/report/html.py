@@ -156,8 +156,7 @@ def _concepts(concepts: pd.DataFrame) -> str:
 
 
 def _figure(figure: Any, css_class: str = "") -> str:
-    # A "<" in the data could end the script element that holds it; in JSON it may as well be \u003c.
-    data = figure.to_json().replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    data = figure.to_json()  # plotly writes < and > as escapes, so that no string ends the script element
     height = figure.layout.height
     return (
         f'<div class="figure"><div class="{css_class}" style="height:{height}px"></div>'

@@ -1,5 +1,6 @@
 """From a config to saved crosscoders: load the pair, stream its activations, train, save."""
 
+import copy
 import json
 import random
 import signal
@@ -136,7 +137,7 @@ class CrosscoderTrainingRunner:
                 )
 
     def _new_crosscoder(self, name: str) -> TrainingCrosscoder:
-        cfg = self.cfg.crosscoder_configs[name]
+        cfg = copy.deepcopy(self.cfg.crosscoder_configs[name])  # training writes into it
         sae_class, _ = get_sae_training_class(cfg.architecture())
         with temporary_seed(self.cfg.seed):  # so that a crosscoder does not depend on its neighbours
             crosscoder: Any = sae_class(cfg)

@@ -118,6 +118,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             cfg_dict["sae"] = None
         elif cfg_dict.get("sae") is not None:
             cfg_dict["sae"] = TrainingSAEConfig.from_dict(cfg_dict["sae"])
+        if "seqpos_slice" in cfg_dict:
+            cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])  # JSON knows no tuples
         if isinstance(cfg_dict.get("logger"), dict):
             cfg_dict["logger"] = LoggingConfig(**cfg_dict["logger"])
         cfg = cls(**cfg_dict)

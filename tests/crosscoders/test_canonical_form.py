@@ -49,7 +49,7 @@ def test_scaled_decoder_norms_sum_to_one_and_delta_norm_is_that_of_the_trained_s
     crosscoder = trained("batchtopk", x, scales)
     crosscoder.save_inference_model(tmp_path)
     saved = slc.load(tmp_path)
-    assert saved.cfg.activation_scales == pytest.approx(scales)
+    assert saved.activation_scales.tolist() == pytest.approx(scales)
     torch.testing.assert_close(saved.decoder_norms.sum(dim=-1), torch.ones(11, dtype=torch.float64), **EXACT)
     trained_norms = [[ref.norm(direction) for direction in decoder] for decoder in as_lists(crosscoder).decoders]
     torch.testing.assert_close(

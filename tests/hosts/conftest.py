@@ -42,7 +42,7 @@ def settings(**fields):
 
 def host_config(architecture="batchtopk_crosscoder", sae=None, **fields):
     sae = sae or training_config(architecture)
-    return LanguageModelSAERunnerConfig(sae=sae, **settings(hook_name=HOOK, verbose=False, **fields))
+    return LanguageModelSAERunnerConfig(sae=sae, **settings(**{"hook_name": HOOK, "verbose": False} | fields))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The architecture of the paper's models, from local folders: read exactly, trained on, saved, read in a new process."""
+"""The paper's architecture, from local folders: read exactly, trained on, saved, and read in a new process."""
 
 import subprocess
 import sys
@@ -78,7 +78,7 @@ def test_hooked_transformer_says_that_it_cannot_read_a_local_folder(folders):
 def run(folders, class_name, tmp_path_factory):
     """Twenty steps from local folders on a dataset on disk: (runner, the crosscoder it returned, its folder)."""
     root = tmp_path_factory.mktemp(class_name)
-    rows = some_tokens(n_prompts=STEPS * BATCH // CONTEXT + 40, n_pos=CONTEXT, d_vocab=D_VOCAB, seed=2)
+    rows = some_tokens(n_prompts=STEPS * BATCH // CONTEXT + 300, n_pos=CONTEXT, d_vocab=D_VOCAB, seed=2)
     Dataset.from_dict({"input_ids": rows.tolist()}).save_to_disk(str(root / "rows"))
     cfg = slc.CrosscoderRunnerConfig(
         sae=slc.BatchTopKCrosscoderTrainingConfig(d_model=D_MODEL, d_sae=D_SAE, k=K),

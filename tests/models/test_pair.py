@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import sae_lens_crosscoder as slc
@@ -352,11 +352,10 @@ class TestProvenance:
         assert pair.model_names == ("tiny-base", "tiny-null")
 
 
-def word_tokenizer(words, lowercase=False):
+def word_tokenizer(words, *replacements):
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
-    backend.pre_tokenizer = (
-        pre_tokenizers.WhitespaceSplit() if not lowercase else pre_tokenizers.CharDelimiterSplit("-")
-    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.normalizer = normalizers.Sequence([normalizers.Replace(*pair) for pair in replacements])
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=words[0])
 
 
@@ -377,10 +376,17 @@ class TestTokenizers:
         with pytest.raises(ValueError, match="id 2 is 'cat' in the first and None in the other"):
             slc.HookedModelPair(self.with_tokenizer(first, 1), self.with_tokenizer(other, 2))
 
-    def test_equal_vocabularies_that_split_text_differently_are_refused(self):
+    @pytest.mark.parametrize(
+        ("replacement", "difference"),
+        [
+            (("cat", "sat"), "the same text gives 'cat' and 'sat' at position 1"),
+            ((" sat", ""), "the same text gives 3 and 2 tokens"),
+        ],
+    )
+    def test_equal_vocabularies_that_read_text_differently_are_refused(self, replacement, difference):
         words = ["<unk>", "the", "cat", "sat"]
-        first, other = word_tokenizer(words), word_tokenizer(words, lowercase=True)
-        with pytest.raises(ValueError, match=r"the same text gives .* and .*"):
+        first, other = word_tokenizer(words), word_tokenizer(words, replacement)
+        with pytest.raises(ValueError, match=difference):
             slc.HookedModelPair(self.with_tokenizer(first, 1), self.with_tokenizer(other, 2))
 
     def test_equal_tokenizers_pass_and_the_chat_models_is_kept(self):

@@ -159,7 +159,7 @@ def test_the_box_holds_the_genuine_latents_and_no_artifact(bounds):
             inside = (box.x0 < trace.x) & (trace.x < box.x1) & (box.y0 < trace.y) & (trace.y < box.y1)
             if trace.name == "chat_only: chat_specific":
                 assert inside.all()
-                assert len(inside) > 20
+                assert len(inside) > 10
             elif trace.name in ("chat_only: complete_shrinkage", "chat_only: latent_decoupling"):
                 assert not inside.any()
     assert len(nu_scatter(tables).layout.shapes) == texts(nu_scatter(tables)).count("genuine") == 2
@@ -285,6 +285,8 @@ def test_hostile_names_come_out_as_text(hostile_page):
     assert len(ours) < len(hostile_page)
     assert "<script>alert" not in ours
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f]", ours)
+    for block in re.findall('<script type="application/json">(.*)</script>', ours):
+        assert not re.search("[<>]", block)
     for figure in page.figures:
         shown = json.dumps(figure, ensure_ascii=False)
         assert "&lt;script&gt;alert(1)" in shown

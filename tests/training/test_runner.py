@@ -1,0 +1,253 @@
+"""From a config to saved crosscoders: seeded, complete, resumable, and refusing early what cannot run."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens.training._interruption import InterruptedException
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
+from sae_lens_crosscoder.training import wandb_log
+from sae_lens_crosscoder.training.runner import find_checkpoint
+
+STEPS, BATCH = 8, 128
+
+
+def sae(**fields):
+    return slc.BatchTopKCrosscoderTrainingConfig(**({"d_model": 96, "d_sae": 64, "k": 4} | fields))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+
+
+def config(tmp_path, **fields):
+    fields = {"saes": None} | fields
+    if fields["saes"] is None:
+        fields = {"sae": sae()} | fields
+    defaults = dict(
+        model_name="tiny-base",
+        chat_model_name="tiny-chat",
+        hook_name=TINY_HOOK,
+        dataset_path=TINY_DATASET,
+        context_size=TINY_CONTEXT_SIZE,
+        training_tokens=STEPS * BATCH,
+        train_batch_size_tokens=BATCH,
+        store_batch_size_prompts=4,
+        n_held_out_rows=8,
+        lr=1e-3,
+        lr_warm_up_steps=2,
+        log_frequency=4,
+        checkpoint_path=str(tmp_path / "checkpoints"),
+        output_path=str(tmp_path / "output"),
+    )
+    return slc.CrosscoderRunnerConfig(**(defaults | fields))
+
+
+def run(tmp_path, pair, **fields):
+    runner = slc.CrosscoderTrainingRunner(config(tmp_path, **fields), override_model=pair)
+    return runner, runner.run()
+
+
+def test_a_run_leaves_a_whole_crosscoder_folder_and_returns_what_is_in_it(tmp_path, pair):
+    runner, crosscoder = run(tmp_path, pair)
+    folder = tmp_path / "output"
+    assert {path.name for path in folder.iterdir()} == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "metrics.jsonl",
+        "runner_cfg.json",
+    }
+    x = pair.activations(runner.held_out_tokens[:2], TINY_HOOK)
+    assert torch.equal(slc.load(folder).encode(x), crosscoder.encode(x))
+    metadata = slc.load(folder).cfg.metadata
+    assert (metadata.model_name, metadata.chat_model_name) == ("tiny-base", "tiny-chat")
+    assert (metadata.hook_name, metadata.dataset_path, metadata.seed) == (TINY_HOOK, TINY_DATASET, 42)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8]
+    assert {"fve_base", "fve_chat", "fve_pooled", "l0", "n_dead", "topk_threshold", "loss", "lr"} <= set(rows[0])
+
+
+def test_the_written_config_makes_the_same_run_again(tmp_path, pair):
+    _, first = run(tmp_path, pair)
+    written = json.loads((tmp_path / "output" / "runner_cfg.json").read_text())
+    again = slc.CrosscoderRunnerConfig.from_dict(written)
+    again.output_path = str(tmp_path / "again")
+    second = slc.CrosscoderTrainingRunner(again).run()
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_another_seed_gives_other_weights(tmp_path, pair):
+    _, first = run(tmp_path / "a", pair)
+    _, second = run(tmp_path / "b", pair, seed=7)
+    assert not torch.equal(first.W_dec, second.W_dec)
+
+
+def test_several_crosscoders_share_one_pair_of_forward_passes_and_each_is_what_it_would_be_alone(tmp_path, pair):
+    saes = {"l1": slc.L1CrosscoderTrainingConfig(d_model=96, d_sae=64), "k=4": sae(), "k=8": sae(k=8)}
+    calls = []
+    original = pair.run_with_cache
+
+    def counting(*args, **kwargs):
+        calls.append(kwargs.get("names_filter"))
+        return original(*args, **kwargs)
+
+    pair.run_with_cache = counting
+    try:
+        runner, together = run(tmp_path / "together", pair, saes=saes)
+        n_together = len(calls)
+        calls.clear()
+        _, alone = run(tmp_path / "alone", pair)
+    finally:
+        del pair.run_with_cache
+    assert n_together == len(calls)
+    assert torch.equal(together["k=4"].W_dec, alone.W_dec)
+    assert list(runner.summary.index) == ["l1", "k=4", "k=8"]
+    assert {path.name for path in (tmp_path / "together" / "output").iterdir()} == set(saes)
+
+
+def test_held_out_tokens_are_never_trained_on(tmp_path, pair):
+    rows = Dataset.from_dict({"input_ids": [[0] + [i] * (TINY_CONTEXT_SIZE - 1) for i in range(1, 60)]})
+    runner = slc.CrosscoderTrainingRunner(config(tmp_path), override_dataset=rows, override_model=pair)
+    assert runner.held_out_tokens[:, 1].tolist() == list(range(1, 9))
+    seen = {int(ids[1]) for ids in runner.activations_store.iterable_sequences}
+    assert seen == set(range(9, 60))
+
+
+def test_without_an_output_path_nothing_is_written(tmp_path, pair, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path, pair, output_path=None, checkpoint_path=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_everything_and_latest_finds_it(tmp_path, pair, number):
+    previous = signal.getsignal(number)
+    runner = slc.CrosscoderTrainingRunner(config(tmp_path), override_model=pair)
+    original = runner.activations_store.__class__.__next__
+    calls = []
+
+    class Interrupting:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            calls.append(None)
+            if len(calls) == 6:
+                os.kill(os.getpid(), number)
+            return original(store)
+
+        def __getattr__(self, name):
+            return getattr(store, name)
+
+    store, runner.activations_store = runner.activations_store, Interrupting()
+    with pytest.raises(InterruptedException):
+        runner.run()
+    assert signal.getsignal(number) is previous
+    checkpoint = find_checkpoint("latest", runner.cfg.checkpoint_path)
+    assert checkpoint.name == str(5 * BATCH)
+
+    resumed = config(tmp_path, resume_from_checkpoint="latest")  # with a new random id in its checkpoint path
+    second = slc.CrosscoderTrainingRunner(resumed, override_model=pair)
+    second.run()
+    trainer = second.trainers[""]
+    assert (trainer.n_training_samples, trainer.n_training_steps) == (STEPS * BATCH, STEPS)
+    assert bool(second.training_crosscoder.has_seen_data)
+
+
+def test_resuming_takes_over_weights_counters_and_threshold(tmp_path, pair):
+    runner, _ = run(tmp_path, pair, save_final_checkpoint=True)
+    again = config(tmp_path, resume_from_checkpoint="latest", training_tokens=STEPS * BATCH)
+    second = slc.CrosscoderTrainingRunner(again, override_model=pair)
+    second.run()  # nothing is left to do
+    before, after = runner.training_crosscoder.state_dict(), second.training_crosscoder.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    first, resumed = runner.trainers[""], second.trainers[""]
+    assert torch.equal(first.n_forward_passes_since_fired, resumed.n_forward_passes_since_fired)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hook_name": "blocks.2.hook_resid_pots"}, "no common hook 'blocks.2.hook_resid_pots'. Did you mean"),
+        ({"hook_name": "blocks.2.attn.hook_q"}, "split by attention head"),
+        ({"sae": sae(d_model=64)}, r"widths \(64, 64\), but at .* these models are \(96, 96\) wide"),
+        ({"n_held_out_rows": 0}, "diagnosis needs unseen data"),
+        ({"n_batches_in_buffer": 1}, "do not fill one training batch of 128: use at least 2"),
+        ({"lr_warm_up_steps": 100}, "exceed the 8 steps"),
+        ({"dataset_trust_remote_code": True}, "would run a dataset's own code"),
+        ({"dataset_path": ""}, "dataset_path is empty"),
+        ({"sae": None}, "Give either sae"),
+        ({"saes": {}}, "saes is empty"),
+        ({"saes": {"a": sae(), "b": sae(d_model=64)}}, "must have the same widths"),
+        ({"resume_from_checkpoint": "latest"}, "no checkpoint below"),
+        ({"resume_from_checkpoint": "nowhere"}, "no checkpoint folder 'nowhere'"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_training(tmp_path, pair, fields, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, pair, **fields)
+    assert not (tmp_path / "output").exists()
+
+
+def test_an_empty_dataset_and_one_that_is_all_held_out_are_refused(tmp_path, pair):
+    row = [0] * TINY_CONTEXT_SIZE
+    for rows, message in (([], "dataset is empty"), ([row] * 8, "Nothing is left to train on")):
+        dataset = Dataset.from_dict({"input_ids": rows})
+        with pytest.raises(ValueError, match=message):
+            slc.CrosscoderTrainingRunner(config(tmp_path), override_dataset=dataset, override_model=pair)
+
+
+def test_an_unknown_config_key_is_named(tmp_path):
+    written = {**config(tmp_path).to_dict(), "chat_model": "x"}
+    with pytest.raises(ValueError, match=r"no field 'chat_model'. Did you mean 'chat_model_name'\?"):
+        slc.CrosscoderRunnerConfig.from_dict(written)
+
+
+def test_several_crosscoders_survive_the_config_dictionary(tmp_path):
+    cfg = config(tmp_path, saes={"a": sae(), "b": slc.L1CrosscoderTrainingConfig(d_model=96, d_sae=64)})
+    again = slc.CrosscoderRunnerConfig.from_dict(json.loads(json.dumps(cfg.to_dict())))
+    assert {name: type(c) for name, c in again.crosscoder_configs.items()} == {
+        name: type(c) for name, c in cfg.crosscoder_configs.items()
+    }
+    assert again.checkpoint_path == cfg.checkpoint_path
+
+
+def test_without_a_wandb_key_the_run_is_offline_instead_of_asking(tmp_path, monkeypatch):
+    started = {}
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(wandb_log.wandb, "init", lambda **kwargs: started.update(kwargs))
+    wandb_log.start(config(tmp_path).logger, {})
+    assert started["mode"] == "offline"
+
+
+def test_wandb_gets_the_same_rows_and_saelens_evaluations(tmp_path, pair, monkeypatch):
+    logged = []
+    monkeypatch.setattr(wandb_log.wandb, "init", lambda **kwargs: None)
+    monkeypatch.setattr(wandb_log.wandb, "finish", lambda: None)
+    monkeypatch.setattr(wandb_log.wandb, "log", lambda row, step: logged.append((step, row)))
+    cfg = config(tmp_path, n_eval_batches=1, eval_batch_size_prompts=2)
+    cfg.logger.log_to_wandb = True
+    cfg.logger.eval_every_n_wandb_logs = 2
+    runner = slc.CrosscoderTrainingRunner(cfg, override_model=pair)
+    runner.run()
+    rows = [row for _, row in logged if "fve_base" in row]
+    assert [row["step"] for row in rows] == runner.trainers[""].history.step.tolist()
+    (evaluation,) = [row for _, row in logged if "fve_base" not in row]
+    assert "model_performance_preservation" in str(evaluation)
+
+
+def test_runner_files_hold_no_secret_paths_of_python_objects(tmp_path, pair):
+    """runner_cfg.json is plain JSON that another machine can read."""
+    run(tmp_path, pair)
+    text = Path(tmp_path, "output", "runner_cfg.json").read_text()
+    assert "object at 0x" not in text
