@@ -13,9 +13,6 @@ from safetensors import safe_open
 from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 
-# Written by SAELens into every config, for its own loaders.
-_HOST_KEYS = ("sae_lens_version", "sae_lens_training_version", "model_name", "hook_name")
-
 
 def load(source: str | Path, device: str = "cpu", dtype: str | None = None) -> InferenceCrosscoder:
     """The inference crosscoder saved at `source`.
@@ -44,7 +41,7 @@ def load(source: str | Path, device: str = "cpu", dtype: str | None = None) -> I
     sae_class, cfg_class = SAE_CLASS_REGISTRY.get(str(architecture), (None, None))
     if sae_class is None or cfg_class is None or not issubclass(sae_class, InferenceCrosscoder):
         raise ValueError(f"{folder} holds a {architecture!r}, which is no crosscoder; SAE.load_from_disk may read it.")
-    refuse_unknown_keys({key: value for key, value in cfg.items() if key not in _HOST_KEYS}, cfg_class)
+    refuse_unknown_keys(cfg, cfg_class)
     return require_inference(SAE.load_from_disk(folder, device=device, dtype=dtype), "load")
 
 

@@ -3,10 +3,9 @@
 import copy
 import json
 import random
-import signal
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from sae_lens.config import HfDataset
 from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
-from sae_lens.training._interruption import interrupt_callback
+from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.util import temporary_seed
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training import wandb_log
+from sae_lens_crosscoder.training.checkpoints import find_checkpoint, read_training_crosscoder, signals_interrupt
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
@@ -100,8 +100,8 @@ class CrosscoderTrainingRunner:
                 trainer.metrics_log.start_anew()
         if cfg.logger.log_to_wandb:
             wandb_log.start(cfg.logger, cfg.to_dict())
-        with _signals_interrupt():
-            train_on_one_stream(self.trainers, self.activations_store)
+        with signals_interrupt(), self._activations() as activations:
+            train_on_one_stream(self.trainers, activations)
         crosscoders = {name: self._save(name) for name in self.trainers}
         if cfg.logger.log_to_wandb:
             wandb_log.finish()
@@ -139,8 +139,12 @@ class CrosscoderTrainingRunner:
     def _new_crosscoder(self, name: str) -> TrainingCrosscoder:
         cfg = copy.deepcopy(self.cfg.crosscoder_configs[name])  # training writes into it
         sae_class, _ = get_sae_training_class(cfg.architecture())
-        with temporary_seed(self.cfg.seed):  # so that a crosscoder does not depend on its neighbours
-            crosscoder: Any = sae_class(cfg)
+        crosscoder: Any
+        if self.cfg.from_pretrained_path is not None:
+            crosscoder = read_training_crosscoder(Path(self.cfg.from_pretrained_path, name), cfg)
+        else:
+            with temporary_seed(self.cfg.seed):  # so that a crosscoder does not depend on its neighbours
+                crosscoder = sae_class(cfg)
         metadata = crosscoder.cfg.metadata
         metadata.model_name, metadata.chat_model_name = self.pair.model_names or (None, None)
         for key in (
@@ -179,6 +183,16 @@ class CrosscoderTrainingRunner:
             name=name,
         )
 
+    @contextmanager
+    def _activations(self) -> Generator[Iterator[Any]]:
+        """The stream of batches, made in a background thread when the config asks for it."""
+        n_ahead = int(self.cfg.prefetch_llm_batches)
+        if n_ahead == 0:
+            yield self.activations_store
+            return
+        with closing(PrefetchingIterator(iter(self.activations_store), prefetch=n_ahead)) as batches:
+            yield batches
+
     def _save_run_state(self, checkpoint_path: Path | None) -> None:
         """What a checkpoint needs beside the crosscoder: the place in the data, and the config."""
         if checkpoint_path is not None:
@@ -213,39 +227,6 @@ class CrosscoderTrainingRunner:
         self._write_config(path)
         saved = SAE.load_from_disk(path, device=self.cfg.device)
         return saved
-
-
-def find_checkpoint(requested: str, checkpoint_path: str | None) -> Path:
-    """The checkpoint to resume from; `latest` is the newest one below the parent of `checkpoint_path`.
-
-    The parent, because SAELens appends a new random id to `checkpoint_path` in every run.
-    """
-    if requested != "latest":
-        if not Path(requested).is_dir():
-            raise ValueError(f"There is no checkpoint folder {requested!r}: give one, or 'latest'.")
-        return Path(requested)
-    if checkpoint_path is None:
-        raise ValueError("resume_from_checkpoint='latest' needs checkpoint_path, to know where to look.")
-    parent = Path(checkpoint_path).parent
-    states = sorted(parent.glob(f"*/*/**/{TRAINER_STATE_FILENAME}"), key=lambda state: state.stat().st_mtime)
-    if not states:
-        raise ValueError(f"There is no checkpoint below {str(parent)!r} to resume from: start without resuming.")
-    run, tokens = states[-1].relative_to(parent).parts[:2]
-    return parent / run / tokens
-
-
-@contextmanager
-def _signals_interrupt() -> Generator[None]:
-    """Make SIGINT and SIGTERM raise, so that the trainer can save a checkpoint before the process ends."""
-    try:
-        previous = {number: signal.signal(number, interrupt_callback) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, where signals cannot be caught
-        previous = {}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _seed_everything(seed: int) -> None:

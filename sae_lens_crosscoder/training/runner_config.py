@@ -69,6 +69,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     def _refuse_what_cannot_run(self) -> None:
         if self.dataset_trust_remote_code:
             raise ValueError("dataset_trust_remote_code=True would run a dataset's own code; it is not supported.")
+        if self.compile_llm or self.compile_sae:
+            raise ValueError("compile_llm and compile_sae are not supported for a pair: leave them False.")
+        if self.hook_head_index is not None:
+            raise ValueError(f"hook_head_index={self.hook_head_index}: a pair has no heads to choose from.")
         if self.n_held_out_rows < 1:
             raise ValueError(f"n_held_out_rows={self.n_held_out_rows} must be at least 1: diagnosis needs unseen data.")
         if self.dead_feature_window == 0:

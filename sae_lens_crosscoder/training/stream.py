@@ -118,8 +118,15 @@ def _estimate_scales(
         return
     lead = next(iter(trainers.values()))
     mean_norms = MeanNorms(lead.sae.layout)
-    for _ in tqdm(range(lead.cfg.n_batches_for_norm_estimate), desc="Estimating activation scales", leave=False):
-        mean_norms.add(_next_batch(activations, lead))
+    wanted = lead.cfg.n_batches_for_norm_estimate
+    for _ in tqdm(range(wanted), desc="Estimating activation scales", leave=False):
+        batch = next(activations, None)
+        if batch is None:
+            raise ValueError(
+                f"The activations ended while scales were estimated on n_batches_for_norm_estimate={wanted} batches, "
+                "before training. Lower that number, or give a longer (or repeating) stream."
+            )
+        mean_norms.add(batch)
     for trainer in per_model:
         trainer.sae.scale_activations(mean_norms)
     for trainer in stacked:

@@ -58,11 +58,6 @@ def test_saelens_reads_what_its_runner_saved(trained):
         assert torch.isfinite(crosscoder(x)).all()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="the training config's from_dict refuses finetuning_scaling_factor, which SAELens's loader adds",
-)
 def test_a_training_checkpoint_of_saelens_is_read_back_to_the_bit(trained, tmp_path):
     _, runner, _ = trained
     runner.sae.save_model(tmp_path)

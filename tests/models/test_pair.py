@@ -196,6 +196,20 @@ class TestEditing:
         for model, expected in zip(case.models, own, strict=True):
             assert torch.equal(model(case.tokens), expected)
 
+    def test_what_was_written_into_a_model_is_gone_after_that_model_failed(self, case):
+        before = case.pair(case.tokens)
+
+        def fail(*args):
+            raise RuntimeError("on purpose")
+
+        chat = case.pair.chat
+        last = chat.model.lm_head if case.early.startswith("model.") else chat.unembed
+        handle = last.register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            case.pair.run_with_hooks(case.tokens, fwd_hooks=[(case.late, scaled(0.0))])
+        handle.remove()
+        assert torch.equal(case.pair(case.tokens), before)
+
     def test_an_edit_of_the_wrong_width_is_refused(self, case):
         with pytest.raises(ValueError, match="add up to"):
             case.pair.run_with_hooks(case.tokens, fwd_hooks=[(case.late, lambda value, hook: value[..., 1:])])

@@ -13,7 +13,7 @@ from sae_lens.training._interruption import InterruptedException
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
 from sae_lens_crosscoder.training import wandb_log
-from sae_lens_crosscoder.training.runner import find_checkpoint
+from sae_lens_crosscoder.training.checkpoints import find_checkpoint
 
 STEPS, BATCH = 8, 128
 
@@ -172,6 +172,23 @@ def test_resuming_takes_over_weights_counters_and_threshold(tmp_path, pair):
     assert torch.equal(first.n_forward_passes_since_fired, resumed.n_forward_passes_since_fired)
 
 
+def test_training_goes_on_from_a_pretrained_crosscoder(tmp_path, pair):
+    runner, _ = run(tmp_path / "a", pair)
+    runner.training_crosscoder.save_model(tmp_path / "trained")
+    cfg = config(tmp_path / "b", from_pretrained_path=str(tmp_path / "trained"))
+    second = slc.CrosscoderTrainingRunner(cfg, override_model=pair)
+    assert torch.equal(second.training_crosscoder.W_dec, runner.training_crosscoder.W_dec)
+    cfg = config(tmp_path / "c", from_pretrained_path=str(tmp_path / "trained"), sae=sae(d_sae=32))
+    with pytest.raises(ValueError, match=r"with d_sae=64, but the config asks for .* d_sae=32"):
+        slc.CrosscoderTrainingRunner(cfg, override_model=pair)
+
+
+def test_prefetching_changes_nothing_but_the_time(tmp_path, pair):
+    _, plain = run(tmp_path / "a", pair)
+    _, ahead = run(tmp_path / "b", pair, prefetch_llm_batches=2)
+    assert torch.equal(plain.W_dec, ahead.W_dec)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -182,6 +199,9 @@ def test_resuming_takes_over_weights_counters_and_threshold(tmp_path, pair):
         ({"n_batches_in_buffer": 1}, "do not fill one training batch of 128: use at least 2"),
         ({"lr_warm_up_steps": 100}, "exceed the 8 steps"),
         ({"dataset_trust_remote_code": True}, "would run a dataset's own code"),
+        ({"compile_sae": True}, "not supported for a pair"),
+        ({"hook_head_index": 1}, "has no heads to choose from"),
+        ({"from_pretrained_path": "nowhere"}, "nowhere has no cfg.json"),
         ({"dataset_path": ""}, "dataset_path is empty"),
         ({"sae": None}, "Give either sae"),
         ({"saes": {}}, "saes is empty"),

@@ -227,6 +227,12 @@ def test_activation_scales_are_estimated_on_batches_that_are_not_trained_on(acti
     assert run.sae.cfg.activation_scales == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_stream_too_short_for_the_scales_is_named(activations):
+    run = trainer(activations, stream=iter([activations[:BATCH]] * 9), activation_scaling="per_model")
+    with pytest.raises(ValueError, match="n_batches_for_norm_estimate=1000 batches, before training"):
+        run.fit()
+
+
 def test_saelens_joint_normalisation_trains_as_on_scaled_data(activations):
     cfg = config(n_batches_for_norm_estimate=2)
     run = trainer(activations, cfg=cfg, normalize_activations="expected_average_only_in")

@@ -1,0 +1,61 @@
+"""Where a run goes on from, and what happens when it is interrupted."""
+
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae_lens import TrainingSAE, TrainingSAEConfig
+from sae_lens.constants import SAE_CFG_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens.training._interruption import interrupt_callback
+
+from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
+
+
+def read_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCrosscoder:
+    """The weights that training goes on from; they must be of the configured kind and size."""
+    if not (folder / SAE_CFG_FILENAME).exists():
+        raise ValueError(f"from_pretrained_path: {folder} has no {SAE_CFG_FILENAME}; give a training checkpoint.")
+    crosscoder: Any = TrainingSAE.load_from_disk(folder, device=cfg.device)
+    found, wanted = crosscoder.cfg, cfg
+    for key in ("d_models", "d_sae", "score"):
+        if (type(found), getattr(found, key)) != (type(wanted), getattr(wanted, key)):
+            raise ValueError(
+                f"from_pretrained_path: {folder} holds a {found.architecture()} with {key}={getattr(found, key)}, but "
+                f"the config asks for a {wanted.architecture()} with {key}={getattr(wanted, key)}."
+            )
+    return crosscoder
+
+
+def find_checkpoint(requested: str, checkpoint_path: str | None) -> Path:
+    """The checkpoint to resume from; `latest` is the newest one below the parent of `checkpoint_path`.
+
+    The parent, because SAELens appends a new random id to `checkpoint_path` in every run.
+    """
+    if requested != "latest":
+        if not Path(requested).is_dir():
+            raise ValueError(f"There is no checkpoint folder {requested!r}: give one, or 'latest'.")
+        return Path(requested)
+    if checkpoint_path is None:
+        raise ValueError("resume_from_checkpoint='latest' needs checkpoint_path, to know where to look.")
+    parent = Path(checkpoint_path).parent
+    states = sorted(parent.glob(f"*/*/**/{TRAINER_STATE_FILENAME}"), key=lambda state: state.stat().st_mtime)
+    if not states:
+        raise ValueError(f"There is no checkpoint below {str(parent)!r} to resume from: start without resuming.")
+    run, tokens = states[-1].relative_to(parent).parts[:2]
+    return parent / run / tokens
+
+
+@contextmanager
+def signals_interrupt() -> Generator[None]:
+    """Make SIGINT and SIGTERM raise, so that the trainer can save a checkpoint before the process ends."""
+    try:
+        previous = {number: signal.signal(number, interrupt_callback) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, where signals cannot be caught
+        previous = {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

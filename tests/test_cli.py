@@ -1,0 +1,130 @@
+"""The command line: what it prints, what it writes, how it refuses; and the demo, once, as the README runs it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.cli import main
+from sae_lens_crosscoder.demo import DemoConfig, run_demo
+from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_HOOK
+
+COMMAND = Path(sys.executable).parent / "sae-lens-crosscoder"
+TINY = (
+    f"--model_name tiny-base --chat-model-name tiny-chat --dataset_path tiny-mix --hook_name {TINY_HOOK} "
+    "--context_size 64 --d_model 96 --d-sae 32 --k 4 --training_tokens 640 --train_batch_size_tokens 64 "
+    "--lr_warm_up_steps 2 --n_held_out_rows 8 --checkpoint_path None"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_names_every_command(capsys):
+    assert main([]) == main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("demo", "train", "diagnose"))
+
+
+def test_flags_are_field_names_with_either_separator():
+    result = subprocess.run([COMMAND, "train", "--help"], capture_output=True, text=True, check=True)
+    for flag in ("--chat_model_name", "--chat-model-name", "--k", "--aux_loss_coefficient", "--training-tokens"):
+        assert re.search(rf"{flag}\b", result.stdout), flag
+    l1 = subprocess.run(
+        [COMMAND, "train", "--architecture", "crosscoder", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--l1_coefficient" in l1.stdout
+    assert "--topk_threshold_lr" not in l1.stdout
+
+
+def test_train_writes_one_whole_folder_and_diagnose_reads_it(capsys):
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    assert {path.name for path in Path("out").iterdir()} == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "latents.parquet",
+        "metrics.jsonl",
+        "runner_cfg.json",
+    }
+    first = slc.read_latents("out")
+    assert len(first) == 32
+    assert main(["diagnose", "out", "--n_held_out_rows", "8"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "out/latents.parquet"
+    pd.testing.assert_frame_equal(slc.read_latents("out"), first)
+
+
+def test_a_sweep_trains_one_crosscoder_per_value(capsys):
+    assert main(["train", *TINY, "--output_path", "out", "--sweep", "k=2,8"]) == 0
+    assert {path.name for path in Path("out").iterdir()} == {"k=2", "k=8"}
+    table = capsys.readouterr().out
+    assert re.search(r"^k=2 .*\b2\.0 ", table, flags=re.M)
+    l0 = {name: slc.read_latents(f"out/{name}").attrs["l0"] for name in ("k=2", "k=8")}
+    assert l0["k=2"] < l0["k=8"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["dmeo"], "'dmeo' is not a command"),
+        (["train", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "no common hook 'blocks.9.hook_resid_post'"),
+        (["train", *TINY, "--k", "33"], "k=33.0 must be above 0 and at most d_sae=32"),
+        (["train", *TINY, "--sweep", "k"], "--sweep wants a field and its values"),
+        (["train", *TINY, "--sweep", "kk=1,2"], "'kk' is not a numeric field"),
+        (["diagnose", "nowhere"], "'nowhere' is neither a folder here nor a Hub id"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(args, message, capsys):
+    assert main(args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *TINY, "--learning_rate", "1"])
+    assert stop.value.code == 2
+    assert "--learning_rate" in capsys.readouterr().err
+
+
+def test_diagnosing_on_more_rows_than_were_held_out_is_refused(capsys):
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    assert main(["diagnose", "out", "--n_held_out_rows", "9"]) == 2
+    assert "would diagnose on training data" in capsys.readouterr().err
+
+
+def test_the_demo_in_small_is_the_same_twice():
+    cfg = {"d_sae": 64, "training_steps": 40, "batch_size": 128}
+    first, second = (run_demo(DemoConfig(output_path=name, **cfg)) for name in ("a", "b"))
+    for name in ("l1", "batchtopk"):
+        pd.testing.assert_frame_equal(first.tables[name], second.tables[name])
+    pd.testing.assert_frame_equal(first.concepts, second.concepts)
+
+
+def test_the_demo_as_the_readme_runs_it():
+    result = subprocess.run([COMMAND, "demo", "--output-path", "demo"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for path in ("summary.json", "report.html", "l1", "batchtopk"):
+        assert f"demo/{path}" in result.stdout
+        assert Path("demo", path).exists()
+    summary = json.loads(Path("demo/summary.json").read_text())
+    for name, architecture in (("l1", "crosscoder"), ("batchtopk", "jumprelu_crosscoder")):
+        row = summary["crosscoders"][name]
+        assert row["architecture"] == architecture
+        assert set(row) == {
+            "architecture", "fve_base", "fve_chat", "l0", "labels", "verdicts", "n_dead", "seconds",
+        }  # fmt: skip
+        table = slc.read_latents(Path("demo", name))
+        assert row["labels"] == {k: int(n) for k, n in table.label.value_counts().items()}
+        assert row["n_dead"] == int(table.dead.sum())
+        assert min(row["fve_base"], row["fve_chat"]) > 0.95
+        assert slc.load(Path("demo", name)).cfg.d_sae == len(table)
+    assert summary["crosscoders"]["batchtopk"]["l0"] == pytest.approx(8, rel=0.1)
+    assert {"torch", "sae-lens"} <= set(summary["versions"])
+    assert all(concept in result.stdout for concept in CONCEPTS)
+    assert "http" not in re.sub(r"<script.*?</script>", "", Path("demo/report.html").read_text(), flags=re.S)
