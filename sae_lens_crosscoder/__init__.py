@@ -4,6 +4,7 @@ Importing registers the architectures with SAELens and does nothing else. The na
 order in which an analysis uses them.
 """
 
+from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
@@ -29,7 +30,7 @@ from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
-from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, NonFiniteError
+from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 
 register_architectures()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.activations.checks import require_finite
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm, label
@@ -47,7 +48,7 @@ def diagnose(
         the space of raw activations. `.attrs` holds the manifest: versions, models, hook, number of tokens, FVE, L0.
 
     Raises:
-        ValueError: for a training crosscoder, a pair it was not trained on, or no data.
+        ValueError: for a training crosscoder, a pair it was not trained on, activations that are NaN, or no data.
     """
     crosscoder = require_inference(crosscoder, "diagnose")
     batches = _activation_batches(crosscoder, pair, tokens, activations, batch_size_prompts)
@@ -55,6 +56,7 @@ def diagnose(
     fve = VarianceExplained(crosscoder.layout)
     with torch.no_grad():
         for batch in tqdm(batches, desc="Diagnosing", unit="batch", leave=False):
+            require_finite(batch, crosscoder.layout, f"after the first {scaling.n_tokens}")
             batch = batch.to(crosscoder.W_dec)
             feature_acts = crosscoder.encode(batch)
             reconstruction = crosscoder.decode(feature_acts)
@@ -82,7 +84,7 @@ def latent_table(
     columns |= _cosines(crosscoder)
     columns |= {
         "n_active": n_active,
-        "frequency": n_active / scaling.n_tokens,
+        "frequency": n_active.double() / scaling.n_tokens,
         "max_activation": scaling.max_activation,
         "mean_activation": scaling.f1.sum(dim=0) / n_active,
         "dead": n_active == 0,

@@ -1,7 +1,6 @@
 """The BatchTopK crosscoder: no penalty on norms, so none of the L1 artifacts."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,14 +87,6 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         # Buffers, so that a resumed run goes on as if unbroken. No samples: the threshold was never estimated.
         self.register_buffer("n_threshold_samples", torch.zeros_like(self.topk_threshold, dtype=torch.int64))
         self.register_buffer("authors_average_begun", torch.zeros_like(self.topk_threshold, dtype=torch.bool))
-
-    @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BatchTopKTrainingCrosscoder":
-        """Move and cast everything but the threshold's precision: it is an average of many small changes."""
-        exact = self.topk_threshold
-        super()._apply(fn, recurse)
-        self.topk_threshold = exact.to(self.topk_threshold.device)
-        return self
 
     @override
     def encode_with_hidden_pre(

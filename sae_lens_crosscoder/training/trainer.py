@@ -13,15 +13,12 @@ from sae_lens.training.sae_trainer import Evaluator
 from torch import Tensor
 from typing_extensions import override
 
+from sae_lens_crosscoder.activations.checks import NonFiniteError, require_finite
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.metrics import MetricsLog
-
-
-class NonFiniteError(ValueError):
-    """Training met NaN or infinity; the message names the step and the model."""
 
 
 class CrosscoderTrainer(SAETrainer[Any, Any]):
@@ -74,7 +71,9 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
     @override
     def _train_step(self, sae: TrainingCrosscoder, sae_in: Float[Tensor, "batch d_in"]) -> TrainStepOutput:
         """SAELens's step with two differences: the clipping is the crosscoder's, and nothing non-finite is learned."""
-        self._refuse_non_finite(sae_in)
+        # Before anything is learned from them, so that a checkpoint holds the state before the bad batch.
+        where = f"at step {self.n_training_steps} (tokens up to {self.n_training_samples})"
+        require_finite(sae_in, sae.layout, where)
         sae.train()
         autocast: AbstractContextManager[Any] = self.autocast_if_enabled
         with autocast:
@@ -119,20 +118,6 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
                 f"The gradient of crosscoder {self.name!r} became {norm.item()} at step {self.n_training_steps}, "
                 "although its loss was finite. Lower lr, or set gradient_clip_norm."
             )
-
-    def _refuse_non_finite(self, sae_in: Float[Tensor, "batch d_in"]) -> None:
-        """Before anything is learned from them, so that a checkpoint holds the state before the bad batch."""
-        if torch.isfinite(sae_in).all():
-            return
-        layout = self.sae.layout
-        for name, part in zip(layout.names, layout.split(sae_in), strict=True):
-            n_bad = int((~torch.isfinite(part)).any(dim=-1).sum())
-            if n_bad:
-                raise NonFiniteError(
-                    f"The {name} model's activations are NaN or infinite on {n_bad} of {len(part)} tokens at step "
-                    f"{self.n_training_steps} (tokens up to {self.n_training_samples}). Look at that model's dtype "
-                    "(float16 overflows where bfloat16 does not) and at the hook."
-                )
 
     @property
     def is_logging_step(self) -> bool:

@@ -1,0 +1,27 @@
+"""What activations must be before anything is computed from them."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lens_crosscoder.stacking import StackedLayout
+
+
+class NonFiniteError(ValueError):
+    """NaN or infinity where numbers were expected; the message names the model and the place."""
+
+
+def require_finite(activations: Float[Tensor, "batch d_in"], layout: StackedLayout, where: str) -> None:
+    """Raise unless all activations are finite and as wide as the layout.
+
+    Args:
+        where: completes the sentence, such as "at step 3".
+    """
+    for name, part in zip(layout.names, layout.split(activations), strict=True):
+        if torch.isfinite(part).all():
+            continue
+        n_bad = int((~torch.isfinite(part)).any(dim=-1).sum())
+        raise NonFiniteError(
+            f"The {name} model's activations are NaN or infinite on {n_bad} of {len(part)} tokens {where}. Look at "
+            "that model's dtype (float16 overflows where bfloat16 does not) and at the hook."
+        )

@@ -1,0 +1,77 @@
+"""A saved crosscoder comes back as it was, and whatever is not one is refused by name."""
+
+import json
+
+import pytest
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.loading import load as module
+from tests.crosscoders.conftest import l1_crosscoder, stacked_batch, step
+
+
+@pytest.fixture
+def saved(tmp_path):
+    crosscoder = l1_crosscoder()
+    crosscoder.training_forward_pass(step(stacked_batch()))
+    crosscoder.save_inference_model(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_it_comes_back_as_it_was(saved):
+    x = stacked_batch()
+    first, second = slc.load(saved), slc.load(str(saved))
+    assert torch.equal(first(x), second(x))
+    assert first.cfg.d_models == (3, 4)  # a tuple again
+    assert slc.load(saved, dtype="float32").W_dec.dtype == torch.float32
+
+
+def test_a_training_checkpoint_is_refused(tmp_path):
+    l1_crosscoder().save_model(tmp_path)
+    with pytest.raises(ValueError, match="is a training checkpoint"):
+        slc.load(tmp_path)
+
+
+def test_another_kind_of_sae_is_refused(tmp_path):
+    StandardSAE(StandardSAEConfig(d_in=4, d_sae=3)).save_model(tmp_path)
+    with pytest.raises(ValueError, match="holds a 'standard', which is no crosscoder"):
+        slc.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(ValueError, match=f"it has no {name}"):
+        slc.load(saved)
+
+
+def test_an_unknown_key_is_refused_instead_of_dropped(saved):
+    cfg = json.loads((saved / "cfg.json").read_text())
+    (saved / "cfg.json").write_text(json.dumps({**cfg, "scores": "sum"}))
+    with pytest.raises(ValueError, match=r"no field 'scores'. Did you mean 'score'\?"):
+        slc.load(saved)
+
+
+@pytest.mark.parametrize("name", ["nothing-here", "a/../b", "/absent/folder", "a//b", "a/b/../../c"])
+def test_what_is_neither_folder_nor_hub_id_never_reaches_the_hub(name, monkeypatch):
+    monkeypatch.setattr(module, "snapshot_download", lambda *args, **kwargs: pytest.fail("asked the Hub"))
+    with pytest.raises(ValueError, match="neither a folder here nor a Hub id"):
+        slc.load(name)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("owner/name", ""), ("owner/name/a/b", "a/b")])
+def test_a_hub_id_downloads_two_files_of_one_folder(saved, tmp_path, monkeypatch, name, folder):
+    asked = {}
+
+    def download(repo_id, allow_patterns):
+        asked.update(repo_id=repo_id, patterns=allow_patterns)
+        target = tmp_path / "hub" / folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        saved.rename(target)
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(module, "snapshot_download", download)
+    assert slc.load(name).cfg.d_sae == 11
+    prefix = f"{folder}/" if folder else ""
+    assert asked == {"repo_id": "owner/name", "patterns": [f"{prefix}cfg.json", f"{prefix}sae_weights.safetensors"]}

@@ -1,0 +1,29 @@
+"""Latent Scaling by its definition: one latent, one token, one coordinate at a time, with every residual formed."""
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def target_of(name, j, m, h, f, decoders, b_dec):
+    """What latent j is scaled to explain in model m on one token."""
+    if name == "activation":
+        return h[m]
+    kept = range(len(f)) if name == "reconstruction" else [k for k in range(len(f)) if k != j]
+    explained = list(b_dec[m])
+    for k in kept:
+        explained = [value + f[k] * d for value, d in zip(explained, decoders[k][m], strict=True)]
+    if name == "reconstruction":
+        return explained
+    return [value - rest for value, rest in zip(h[m], explained, strict=True)]  # the error with j put back
+
+
+def beta(name, j, m, probe, tokens, acts, decoders, b_dec):
+    """argmin over beta of sum_i |y_i - beta f_ij d_j|^2, in closed form; nan where nothing is asked."""
+    direction = decoders[j][probe]
+    numerator = denominator = 0.0
+    for h, f in zip(tokens, acts, strict=True):
+        y = target_of(name, j, m, h, f, decoders, b_dec)
+        numerator += f[j] * dot(direction, y)
+        denominator += f[j] * f[j] * dot(direction, direction)
+    return numerator / denominator if denominator > 0 else float("nan")
