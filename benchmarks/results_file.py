@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch", "numpy")
+ROOT = Path(__file__).parent.parent
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+# As the measurement began: the tree may change while it runs.
+COMMIT = _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def write_results(path: str | Path, rows: list[dict[str, Any]], **extra: Any) -> None:
     """Write JSON that says how to make it again; nan becomes null."""
-    root = Path(__file__).parent.parent
-    commit = _git(root, "rev-parse", "HEAD")
-    dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     document = {
-        "command": "python " + " ".join([Path(sys.argv[0]).resolve().relative_to(root).as_posix(), *sys.argv[1:]]),
-        "commit": commit + ("+changes" if dirty else ""),
+        "command": "python " + " ".join([Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]),
+        "commit": COMMIT,
         "machine": {"processor": platform.machine(), "system": platform.system(), "python": platform.python_version()},
         "versions": {name: version(name) for name in PACKAGES},
         **extra,
@@ -26,10 +32,6 @@ def write_results(path: str | Path, rows: list[dict[str, Any]], **extra: Any) ->
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(document, indent=1) + "\n")
-
-
-def _git(root: Path, *args: str) -> str:
-    return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _strict(value: Any) -> Any:

@@ -12,11 +12,16 @@ class NonFiniteError(ValueError):
 
 
 def require_finite(activations: Float[Tensor, "batch d_in"], layout: StackedLayout, where: str) -> None:
-    """Raise unless all activations are finite and as wide as the layout.
+    """Raise unless activations are one row per token, as wide as the layout, and all finite.
 
     Args:
         where: completes the sentence, such as "at step 3".
     """
+    if activations.ndim != 2:
+        raise ValueError(
+            f"Activations must be (token, d_in), but those {where} have shape {tuple(activations.shape)}: flatten "
+            "(batch, pos, d_in) with activations.flatten(0, 1)."
+        )
     for name, part in zip(layout.names, layout.split(activations), strict=True):
         if torch.isfinite(part).all():
             continue

@@ -34,6 +34,8 @@ def hold_out(rows: Rows, n_held_out_rows: int) -> tuple[IterableDataset, Iterabl
     >>> [row["tokens"] for row in train], [row["tokens"] for row in held_out]
     ([[2], [3]], [[1]])
     """
+    if n_held_out_rows < 0:
+        raise ValueError(f"n_held_out_rows={n_held_out_rows} must not be negative.")
     if next(iter(rows), None) is None:
         raise ValueError("The dataset is empty: it has no rows to train on.")
     # An iterable dataset also spares SAELens's warning that compares a number of rows with a number of tokens.

@@ -60,32 +60,44 @@ def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generati
     owners = [_owner(start, end, spans) for start, end in encoded["offset_mapping"]]
     roles = tuple(message["role"] for message in messages)
     bos_id = tokenizer.bos_token_id
-    bos = ids == bos_id if bos_id is not None else torch.zeros_like(ids, dtype=torch.bool)
-    return ChatTokens(ids, torch.tensor(owners), roles, bos)
+    message = torch.tensor(owners)
+    bos = (message == TEMPLATE) & (ids == bos_id) if bos_id is not None else torch.zeros_like(message, dtype=torch.bool)
+    if bos_id == tokenizer.eos_token_id:  # as GPT-2 has it: only the first one begins anything
+        bos[1:] = False
+    return ChatTokens(ids, message, roles, bos)
 
 
 def _content_spans(text: str, around: str, marks: Sequence[str], contents: Sequence[str]) -> list[tuple[int, int]]:
     """Where each content stands in the rendered text."""
+    pieces: list[str] = []
+    for mark in marks:
+        piece, _, around = around.partition(mark)
+        pieces.append(piece)
+    before, *after = [*pieces, around]
     spans: list[tuple[int, int]] = []
-    rest, position = around, 0
-    for mark, content in zip(marks, contents, strict=True):
-        before, found, rest = rest.partition(mark)
-        position += len(before)
-        written = content if text[position:].startswith(content) else content.strip()
-        if not found or not text[:position].endswith(before) or not text[position:].startswith(written):
+    position = len(before)
+    for content, following in zip(contents, after, strict=True):
+        forms = (content, content.rstrip(), content.lstrip(), content.strip())
+        written = next((form for form in forms if text[position:].startswith(form + following)), None)
+        if written is None:
             raise ValueError(
                 f"The chat template does not write the message {content[:40]!r} unchanged, so its tokens cannot be "
                 "told from the template's own. Use a template without hidden or rewritten contents."
             )
         spans.append((position, position + len(written)))
-        position += len(written)
-    if text[position:] != rest:
-        raise ValueError("The chat template's text after the last message depends on the contents; cannot tell tokens.")
+        position += len(written) + len(following)
+    if not text.startswith(before) or position != len(text):
+        raise ValueError(
+            "The chat template's text before the first or after the last message depends on the contents, so the "
+            "contents' tokens cannot be told from the template's own. Use a template that only adds fixed text."
+        )
     return spans
 
 
 def _owner(start: int, end: int, spans: Sequence[tuple[int, int]]) -> int:
     """The content that a token's characters reach into; a token that straddles a border belongs to the content."""
+    if start == end:  # a space, which byte-level tokenizers trim from the start of a token's offsets
+        start -= 1
     for index, (content_start, content_end) in enumerate(spans):
         if start < content_end and end > content_start:
             return index

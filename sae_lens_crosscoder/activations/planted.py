@@ -8,7 +8,7 @@ L1 crosscoders (weak and decoupled concepts) among them.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,17 @@ class Concept:
     """decoupled: the probability that a firing is in both models; otherwise it is in either one alone."""
     angle_degrees: float = 0.0
     """rotated: the angle between the models' directions."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ConceptKind):
+            raise ValueError(f"kind={self.kind!r} is not one of {get_args(ConceptKind)}.")
+        for name in ("firing_probability", "rho", "q"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1]: it is a probability or a share.")
+        if self.angle_degrees and self.kind != "rotated":
+            raise ValueError(
+                f"angle_degrees={self.angle_degrees} turns 'rotated' concepts only, not {self.kind!r} ones."
+            )
 
 
 @dataclass(frozen=True)

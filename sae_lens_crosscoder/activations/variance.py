@@ -20,12 +20,19 @@ class VarianceExplained:
     def __init__(self, layout: StackedLayout) -> None:
         self.layout = layout
         self.n_tokens = 0
+        self._origin: Tensor | None = None
         self._sums = torch.zeros(4, layout.d_in, dtype=torch.float64)
 
     @torch.no_grad()
     def add(self, activations: Float[Tensor, "token d_in"], reconstruction: Float[Tensor, "token d_in"]) -> None:
+        if len(activations) == 0:
+            return
         target = activations.double()
         residual = target - reconstruction.double()
+        if self._origin is None:
+            # Variances do not depend on it, but a mean much larger than them would cancel their digits.
+            self._origin = torch.stack([target[0], residual[0]])
+        target, residual = target - self._origin[0], residual - self._origin[1]
         sums = torch.stack([part.sum(dim=0) for part in (target, target.square(), residual, residual.square())])
         self._sums += sums.cpu()
         self.n_tokens += len(activations)

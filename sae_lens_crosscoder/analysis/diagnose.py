@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.checks import require_finite
@@ -16,7 +15,7 @@ from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm, label
 from sae_lens_crosscoder.analysis.latent_scaling import BASE, CHAT, LatentScaling
-from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, verdict
+from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, require_bounds, verdict
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -51,13 +50,14 @@ def diagnose(
         ValueError: for a training crosscoder, a pair it was not trained on, activations that are NaN, or no data.
     """
     crosscoder = require_inference(crosscoder, "diagnose")
+    require_bounds(bounds)
     batches = _activation_batches(crosscoder, pair, tokens, activations, batch_size_prompts)
     scaling = LatentScaling(crosscoder)
     fve = VarianceExplained(crosscoder.layout)
     with torch.no_grad():
         for batch in tqdm(batches, desc="Diagnosing", unit="batch", leave=False):
+            batch = batch.to(crosscoder.W_dec)  # which may overflow
             require_finite(batch, crosscoder.layout, f"after the first {scaling.n_tokens}")
-            batch = batch.to(crosscoder.W_dec)
             feature_acts = crosscoder.encode(batch)
             reconstruction = crosscoder.decode(feature_acts)
             scaling.add(batch, feature_acts, reconstruction)
@@ -127,15 +127,17 @@ def _cosines(crosscoder: InferenceCrosscoder) -> dict[str, Tensor]:
     if not layout.same_width or layout.n_models != 2:
         missing = torch.full((crosscoder.cfg.d_sae,), float("nan"))
         return {"cos_sim": missing, "enc_cos_sim": missing, "enc_norm_ratio": missing}
-    encoder_norms = layout.norms(crosscoder.W_enc.T)
+    W_dec, W_enc = crosscoder.W_dec.detach().double(), crosscoder.W_enc.detach().double().T
+    encoder_norms = layout.norms(W_enc)
 
-    def cosine(parts: tuple[Tensor, ...]) -> Tensor:
-        defined = (parts[0].abs().sum(dim=-1) > 0) & (parts[1].abs().sum(dim=-1) > 0)
-        return torch.where(defined, cosine_similarity(parts[0], parts[1], dim=-1), torch.nan)
+    def cosine(stacked: Tensor) -> Tensor:
+        # torch's cosine_similarity shrinks that of short vectors, which is what shrunk decoders are; 0 / 0 is nan.
+        base, chat = layout.split(stacked)
+        return (base * chat).sum(dim=-1) / layout.norms(stacked).prod(dim=-1)
 
     return {
-        "cos_sim": cosine(crosscoder.decoders),
-        "enc_cos_sim": cosine(crosscoder.encoders),
+        "cos_sim": cosine(W_dec),
+        "enc_cos_sim": cosine(W_enc),
         "enc_norm_ratio": encoder_norms[:, CHAT] / encoder_norms[:, BASE],
     }
 

@@ -38,7 +38,6 @@ class LatentScaling:
         self.comparable = crosscoder.layout.same_width and crosscoder.layout.n_models == 2
         self.n_tokens = 0
         self._block_size = block_size
-        self._next_shard = 0
         d_sae = crosscoder.cfg.d_sae
         zeros = torch.zeros(n_shards, d_sae, dtype=torch.float64, device=crosscoder.W_dec.device)
         self.f1, self.f2 = zeros, zeros.clone()
@@ -56,14 +55,16 @@ class LatentScaling:
         reconstruction: Float[Tensor, "token d_in"],
     ) -> None:
         """Add tokens: raw stacked activations, and what the inference crosscoder makes of them."""
-        for start in range(0, len(activations), self._block_size):
-            rows = slice(start, start + self._block_size)
+        start = 0
+        while start < len(activations):
+            # Blocks are counted over the whole stream, so that the shards do not depend on how it was cut into calls.
+            rows = slice(start, start + self._block_size - self.n_tokens % self._block_size)
             self._add_block(activations[rows], feature_acts[rows], reconstruction[rows])
-            self._next_shard = (self._next_shard + 1) % len(self.f1)
-        self.n_tokens += len(activations)
+            self.n_tokens += len(activations[rows])
+            start = rows.stop
 
     def _add_block(self, activations: Tensor, feature_acts: Tensor, reconstruction: Tensor) -> None:
-        shard = self._next_shard
+        shard = self.n_tokens // self._block_size % len(self.f1)
         f = feature_acts.double()
         self.f1[shard] += f.sum(dim=0)
         self.f2[shard] += f.square().sum(dim=0)
@@ -74,11 +75,12 @@ class LatentScaling:
         tokens, latents = feature_acts.nonzero(as_tuple=True)
         split = self.crosscoder.layout.split
         chunk = max(1, _CHUNK_ELEMENTS // self.crosscoder.cfg.d_in)
+        precision = torch.promote_types(self.crosscoder.W_dec.dtype, torch.float32)  # half-precision sums lose digits
         for token, latent in zip(tokens.split(chunk), latents.split(chunk), strict=True):
             targets = (split(activations[token]), split(reconstruction[token]))
             weights = f[token, latent]
             for probe in (BASE, CHAT):
-                directions = self.crosscoder.decoders[probe][latent]
+                directions = self.crosscoder.decoders[probe][latent].to(precision)
                 for model in (BASE, CHAT):
                     for t, target in enumerate(targets):
                         dots = (directions * target[model].to(directions)).sum(dim=-1).double()
@@ -102,7 +104,9 @@ class LatentScaling:
         With the chat model's decoder as probe this is the paper's nu_error or nu_reconstruction.
 
         Args:
-            significant: nan where the denominator is below twice its bootstrap standard error, and so may be 0.
+            significant: nan where the denominator is below twice its bootstrap standard error, and so may be 0, or
+                where there is no standard error: on a single block of tokens, or when so few shards hold the latent
+                that a resample may miss it.
         """
         ratio = self.beta(target, 1 - probe, probe, space) / self.beta(target, probe, probe, space)
         if not significant:
@@ -113,14 +117,14 @@ class LatentScaling:
     def nu_interval(
         self, target: Target, probe: int = CHAT, coverage: float = 0.95, n_resamples: int = 400, seed: int = 0
     ) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
-        """Bootstrap interval of nu over shards, in the trained space."""
+        """Bootstrap interval of nu over shards, in the trained space; nan where `nu` has no standard error."""
         tails = torch.tensor([(1 - coverage) / 2, (1 + coverage) / 2], dtype=torch.float64)
         bounds: list[Tensor] = []
         for latents in self._latent_chunks():
             counts = self._resamples(n_resamples, seed)
             own = self._beta(counts, target, probe, probe, latents, "trained")
             other = self._beta(counts, target, 1 - probe, probe, latents, "trained")
-            bounds.append(torch.nanquantile(other / own, tails.to(own.device), dim=0))
+            bounds.append(torch.quantile(other / own, tails.to(own.device), dim=0))
         low, high = torch.cat(bounds, dim=-1)
         return low, high
 
@@ -132,6 +136,8 @@ class LatentScaling:
     def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample shard"]:
         """How often each shard is drawn when as many are drawn, with replacement, as hold any tokens."""
         n_filled = min(len(self.f1), -(-self.n_tokens // self._block_size))
+        if n_filled < 2:  # one block, drawn again and again, would seem to be without error
+            return torch.zeros(n_resamples, len(self.f1))
         generator = torch.Generator().manual_seed(seed)
         draws: Int[Tensor, "resample shard"] = torch.randint(n_filled, (n_resamples, n_filled), generator=generator)
         counts = torch.zeros(n_resamples, len(self.f1))
@@ -140,6 +146,7 @@ class LatentScaling:
     def _latent_chunks(self) -> list[slice]:
         return [slice(start, start + 8192) for start in range(0, self.f1.shape[1], 8192)]
 
+    @torch.no_grad()
     def _beta(
         self,
         weights: Float[Tensor, "resample shard"],

@@ -1,6 +1,6 @@
 """What to believe about a latent, from its class and its two nu."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 VERDICTS = (
     "chat_specific",
@@ -46,6 +46,7 @@ def verdict(
     >>> verdict("chat_only", 500, nu_error=0.4, nu_reconstruction=0.1)
     'complete_shrinkage'
     """
+    require_bounds(bounds)
     if n_active == 0:
         return "dead"
     if n_active < min_active:
@@ -61,3 +62,9 @@ def verdict(
     if nu_reconstruction >= NU_RECONSTRUCTION_LIMIT:
         return "latent_decoupling"
     return "chat_specific" if label == "chat_only" else "base_specific"
+
+
+def require_bounds(bounds: str) -> None:
+    """Raise a ValueError unless `bounds` is one that `verdict` knows."""
+    if bounds not in get_args(NuBounds):
+        raise ValueError(f"bounds={bounds!r} is not one of {get_args(NuBounds)}; the default is 'signed'.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.registry import SAE_CLASS_REGISTRY
@@ -53,7 +54,12 @@ def _download(hub_id: str) -> Path:
         )
     folder = "/".join(parts[2:])
     prefix = f"{folder}/" if folder else ""
-    root = snapshot_download(
-        "/".join(parts[:2]), allow_patterns=[prefix + SAE_CFG_FILENAME, prefix + SAE_WEIGHTS_FILENAME]
-    )
+    wanted = [prefix + SAE_CFG_FILENAME, prefix + SAE_WEIGHTS_FILENAME]
+    try:
+        root = snapshot_download("/".join(parts[:2]), allow_patterns=wanted)
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HFValidationError) as error:
+        raise ValueError(
+            f"{hub_id!r} is not a folder here (looked in {Path.cwd()}), and neither the Hub nor its cache has it: check "
+            "the spelling, the connection, and your login if the repository is private."
+        ) from error
     return Path(root, folder)

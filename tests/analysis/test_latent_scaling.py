@@ -110,8 +110,10 @@ def test_units_of_a_latent_change_nothing():
     rescaled = relu_crosscoder(
         crosscoder.W_dec / a[:, None], crosscoder.b_dec, crosscoder.W_enc * a, crosscoder.b_enc * a
     )
-    for target in ("reconstruction", "error"):
+    for target in TARGETS:
         first, second = (scaling_of(c, x).nu(target, significant=False) for c in (crosscoder, rescaled))
+        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
+        first, second = (scaling_of(c, x).beta(target, 0) for c in (crosscoder, rescaled))
         torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
 
 
@@ -152,6 +154,49 @@ def test_sums_and_counts_are_plain_sums():
     torch.testing.assert_close(scaling.f2.sum(dim=0), f.square().sum(dim=0))
     assert torch.equal(scaling.max_activation, f.amax(dim=0))
     assert (scaling.n_tokens, D_MODELS) == (len(x), (3, 3))
+
+
+def test_two_tokens_by_hand():
+    """One latent along the first axis, f = 2 and 1, reconstructing (f, f); what it misses is (1, 0) and (0, 3)."""
+    crosscoder = relu_crosscoder([[1.0, 1.0]], W_enc=[[0.0], [1.0]], d_models=(1, 1))
+    x = torch.tensor([[3.0, 2.0], [1.0, 4.0]], dtype=torch.float64)
+    f = torch.tensor([[2.0], [1.0]], dtype=torch.float64)
+    scaling = slc.LatentScaling(crosscoder)
+    scaling.add(x, f, crosscoder.decode(f))
+    assert scaling.beta("activation", 0).item() == pytest.approx((2 * 3 + 1 * 1) / 5)
+    assert scaling.beta("activation", 1).item() == pytest.approx((2 * 2 + 1 * 4) / 5)
+    assert scaling.beta("reconstruction", 0).item() == pytest.approx(1)
+    assert scaling.beta("error", 0).item() == pytest.approx((2 * 3 + 1 * 1) / 5)
+    assert scaling.nu("activation", significant=False).item() == pytest.approx(7 / 8)
+
+
+def test_the_trained_space_scales_a_beta_by_the_factor_of_its_target_over_that_of_its_probe():
+    scaling = scaling_of(random_crosscoder(scales=(0.5, 4.0)), random_activations())
+    for target in TARGETS:
+        for model, probe, factor in ((0, 0, 1), (0, 1, 1 / 8), (1, 0, 8), (1, 1, 1)):
+            raw = scaling.beta(target, model, probe, "raw")
+            torch.testing.assert_close(scaling.beta(target, model, probe), factor * raw)
+
+
+def test_half_precision_weights_lose_no_digits_in_the_sums():
+    crosscoder = slc.ReLUCrosscoder(slc.ReLUCrosscoderConfig(d_models=(3, 3), d_sae=D_SAE, dtype="bfloat16"))
+    with torch.no_grad():
+        crosscoder.W_dec.copy_(random_crosscoder().W_dec)
+    x, f = random_activations().bfloat16(), random_activations(d_in=D_SAE, seed=2).relu().bfloat16()
+    scaling = slc.LatentScaling(crosscoder)
+    scaling.add(x, f, torch.zeros_like(x))
+    tokens, _, decoders, b_dec = lists(crosscoder, x)
+    for model in (0, 1):
+        betas = [ref.beta("activation", j, model, 1, tokens, f.tolist(), decoders, b_dec) for j in range(D_SAE)]
+        expected = torch.tensor(betas, dtype=torch.float64)
+        torch.testing.assert_close(scaling.beta("activation", model), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_results_carry_no_gradient():
+    scaling = scaling_of(random_crosscoder(), random_activations(600))
+    assert not scaling.beta("error", 0).requires_grad
+    assert not scaling.nu("error").requires_grad
+    assert not scaling.nu_interval("error")[0].requires_grad
 
 
 def test_nu_is_undefined_where_its_denominator_cannot_be_told_from_zero():

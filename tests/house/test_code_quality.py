@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 CHECKS = {
     "lint": ["ruff", "check", "."],
     "format": ["ruff", "format", "--check", "."],
-    "types": ["pyright"],
+    "types": ["pyright", "--pythonpath", sys.executable],
     "import contracts": ["lint-imports"],
 }
 
