@@ -135,10 +135,14 @@ def compare(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame({name: _column(table) for name, table in tables.items()})
 
 
+def _count(n_all: int, n_alive: int) -> str:
+    return f"{n_all:,} ({n_alive:,})" if n_all else "none"
+
+
 def _column(table: pd.DataFrame) -> dict[str, str]:
     alive = table[~table.dead]
     column = {
-        f"{name} (without dead)": f"{(table.label == name).sum():,} ({(alive.label == name).sum():,})"
+        f"{name} (without dead)": _count(int((table.label == name).sum()), int((alive.label == name).sum()))
         for name in ("base_only", "shared", "chat_only", "other")
     }
     judged = alive[(alive.label == "chat_only") & ~alive.verdict.isin(["rare", "undetermined"])]

@@ -45,6 +45,11 @@ def concept_table(
     hook_name: str = crosscoder.cfg.metadata.hook_name  # pyright: ignore[reportAssignmentType]
     rows: dict[str, dict[Any, Any]] = {}
     for concept, contrast in contrasts.items():
+        if len(contrast.positive) < 2:
+            raise ValueError(
+                f"Concept {concept!r} has {len(contrast.positive)} pair of prompts, but needs two: its latent is "
+                "chosen on one half of them and judged on the other."
+            )
         with torch.no_grad():
             positive, negative = (
                 crosscoder.encode(pair.activations(prompts, hook_name)[:, contrast.decision_position])
@@ -73,5 +78,7 @@ def auroc(
     >>> auroc(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [0.0]])).item()
     0.75
     """
-    wins = (positive[:, None] > negative).double() + 0.5 * (positive[:, None] == negative).double()
-    return wins.mean(dim=(0, 1)).to(positive)
+    # By rank, because (positives, negatives, d_sae) comparisons would not fit into memory.
+    ranked, values = negative.T.contiguous().sort(dim=-1).values, positive.T.contiguous()
+    n_beaten = torch.searchsorted(ranked, values) + torch.searchsorted(ranked, values, right=True)
+    return (n_beaten.double().mean(dim=-1) / (2 * len(negative))).to(positive)

@@ -59,7 +59,7 @@ def _download(hub_id: str) -> Path:
         root = snapshot_download("/".join(parts[:2]), allow_patterns=wanted)
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HFValidationError) as error:
         raise ValueError(
-            f"{hub_id!r} is not a folder here (looked in {Path.cwd()}), and neither the Hub nor its cache has it: check "
-            "the spelling, the connection, and your login if the repository is private."
+            f"{hub_id!r} is not a folder here (looked in {Path.cwd()}), and neither the Hub nor its cache has it: "
+            "check the spelling, the connection, and your login if the repository is private."
         ) from error
     return Path(root, folder)

@@ -1,8 +1,8 @@
-"""Where activations come from: planted worlds that keep their word, rows that are held out, sums over whole sets."""
+"""Where activations come from: planted worlds that keep their word, rows that are held out."""
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.datasets import hold_out, load_rows
@@ -14,11 +14,8 @@ from sae_lens_crosscoder.activations.planted import (
     shuffled_batches,
     world_a,
 )
-from sae_lens_crosscoder.activations.scale import MeanNorms
-from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.models.tiny import TINY_DATASET, TINY_HOOK
-
-LAYOUT = slc.StackedLayout((2, 3))
+from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
+from tests.reference import planted as ref
 
 
 def test_a_world_is_its_seed():
@@ -26,6 +23,52 @@ def test_a_world_is_its_seed():
     assert torch.equal(first.activations, second.activations)
     assert not torch.equal(first.activations, world_a(seed=3).sample(200, seed=5).activations)
     assert not torch.equal(first.activations, world_a(seed=4).sample(200, seed=4).activations)
+
+
+ONE_OF_EACH = [
+    Concept("shared", 0.3),
+    Concept("chat_only", 0.3),
+    Concept("base_only", 0.3),
+    Concept("weak", 0.3, rho=0.35),
+    Concept("decoupled", 0.5, q=0.4),
+    Concept("rotated", 0.3, angle_degrees=45.0),
+]
+
+
+def test_activations_are_the_coefficients_along_the_directions():
+    world = PlantedWorld(ONE_OF_EACH, d_model=5, seed=2, noise=0.0)
+    tokens = world.sample(30, seed=3)
+    directions = [part.tolist() for part in world.directions]
+    expected = ref.clean_activations(tokens.coefficients.tolist(), directions, world.offset.tolist())
+    torch.testing.assert_close(tokens.activations, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_every_kind_is_in_the_base_model_as_much_as_its_definition_says():
+    world = PlantedWorld(ONE_OF_EACH, d_model=5, seed=2)
+    coefficients = world.sample(40_000, seed=3).coefficients
+    found = [ref.base_presence(coefficients[:, [i]].tolist(), 0) for i in (0, 1, 3, 4, 5)]
+    assert found == pytest.approx([1, 0, 0.35, 2 * 0.4 / 1.4, 1], abs=0.02)
+    assert coefficients[:, 2, 1].max() == 0
+    size = coefficients[:, 0, 0]
+    assert size[size > 0].mean().item() == pytest.approx(1, abs=0.02)
+    assert size[size > 0].std().item() == pytest.approx(world.magnitude_cv, abs=0.02)
+    assert world.l0 == pytest.approx(0.3 * 5 + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "weka"}, "kind='weka' is not one of"),
+        ({"firing_probability": 1.5}, r"firing_probability=1.5 must lie in \[0, 1\]"),
+        ({"rho": -0.1}, r"rho=-0.1 must lie in \[0, 1\]"),
+        ({"kind": "decoupled", "q": 2.0}, r"q=2.0 must lie in \[0, 1\]"),
+        ({"kind": "shared", "angle_degrees": 45.0}, "angle_degrees=45.0 turns 'rotated' concepts only"),
+    ],
+)
+def test_a_concept_that_means_nothing_is_refused(fields, message):
+    unchecked = getattr(Concept.__init__, "__wrapped__", Concept.__init__)
+    with pytest.raises(ValueError, match=message):
+        unchecked(object.__new__(Concept), **{"kind": "weak", "firing_probability": 0.1, **fields})
 
 
 def test_the_truth_explains_the_activations_up_to_the_noise():
@@ -41,7 +84,7 @@ def test_kinds_are_what_they_are_called():
     world = world_a(seed=0)
     counts = {kind: len(world.indices(kind)) for kind in ("shared", "chat_only", "base_only", "weak")}
     assert counts == {"shared": 96, "chat_only": 16, "base_only": 8, "weak": 24}
-    assert len(world.indices("decoupled")), len(world.indices("rotated")) == (18, 12)
+    assert (len(world.indices("decoupled")), len(world.indices("rotated"))) == (18, 12)
     c = world.sample(60_000, seed=1).coefficients
     fires = (c > 0).any(dim=-1).float().mean(dim=0)
     p = torch.tensor([concept.firing_probability for concept in world.concepts])
@@ -96,6 +139,44 @@ def test_held_out_rows_and_training_rows_are_disjoint_and_complete(streaming):
     assert [row["tokens"] for row in train] == [[i] for i in range(3, 10)]
 
 
+def test_no_row_is_lost_or_shared_when_nothing_is_held_out():
+    train, held_out = hold_out(Dataset.from_dict({"tokens": [[1], [2]]}), 0)
+    assert [row["tokens"] for row in train] == [[1], [2]]
+    assert list(held_out) == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("n_rows", "n_held_out", "message"),
+    [
+        (0, 1, "The dataset is empty"),
+        (2, 2, "n_held_out_rows=2 takes the whole dataset"),
+        (2, 5, "n_held_out_rows=5 takes the whole dataset"),
+        (2, -1, "n_held_out_rows=-1 must not be negative"),
+    ],
+)
+def test_too_few_rows_are_refused(streaming, n_rows, n_held_out, message):
+    rows = [{"tokens": [i]} for i in range(n_rows)]
+    streamed = IterableDataset.from_generator(lambda: iter(rows))
+    with pytest.raises(ValueError, match=message):
+        hold_out(streamed if streaming else Dataset.from_list(rows), n_held_out)
+
+
+def test_the_built_in_rows_are_their_seed_and_enough():
+    options = dict(streaming=False, n_tokens=10 * TINY_CONTEXT_SIZE + 1, n_held_out_rows=3)
+    first, again, other = (load_rows(TINY_DATASET, seed=seed, **options)["input_ids"] for seed in (0, 0, 1))
+    assert len(first) == 14
+    assert list(first) == list(again) != list(other)
+
+
+def test_of_a_saved_dict_of_splits_the_training_split_is_read(tmp_path):
+    splits = {"test": [[7]], "train": [[1], [2]]}
+    saved = DatasetDict({name: Dataset.from_dict({"tokens": rows}) for name, rows in splits.items()})
+    saved.save_to_disk(tmp_path / "splits")
+    rows = load_rows(str(tmp_path / "splits"), streaming=False, n_tokens=1, n_held_out_rows=0, seed=0)
+    assert list(rows["tokens"]) == [[1], [2]]
+
+
 def test_rows_are_read_from_where_the_path_says(tmp_path):
     rows = Dataset.from_dict({"input_ids": [[1, 2], [3, 4]]})
     rows.save_to_disk(tmp_path / "saved")
@@ -118,64 +199,3 @@ def test_harvested_activations_are_the_pairs_in_order():
         harvest(pair, tokens, "blocks.7.hook_resid_post")
     with pytest.raises(ValueError, match="non-empty"):
         harvest(pair, tokens[:0], TINY_HOOK)
-
-
-def variance(rows):
-    n = len(rows)
-    return sum(sum(x * x for x in column) / n - (sum(column) / n) ** 2 for column in zip(*rows, strict=True))
-
-
-def test_variance_explained_is_over_the_whole_set_whatever_the_batches():
-    x = torch.randn(30, 5, dtype=torch.float64) * torch.arange(1, 31)[:, None]
-    guess = x + torch.randn(30, 5, dtype=torch.float64)
-    expected = {
-        name: 1 - variance((x - guess)[:, cut].tolist()) / variance(x[:, cut].tolist())
-        for name, cut in (("base", slice(0, 2)), ("chat", slice(2, 5)))
-    }
-    for sizes in ([30], [1, 9, 20]):
-        fve = VarianceExplained(LAYOUT)
-        for part, estimate in zip(x.split(sizes), guess.split(sizes), strict=True):
-            fve.add(part, estimate)
-        assert fve.per_model() == pytest.approx(expected)
-        assert fve.pooled() == pytest.approx(1 - variance((x - guess).tolist()) / variance(x.tolist()))
-
-
-def test_a_constant_offset_explains_and_costs_nothing():
-    x = torch.randn(30, 5, dtype=torch.float64)
-    for shift in (0.0, 5.0):
-        fve = VarianceExplained(LAYOUT)
-        fve.add(x + shift, 0.5 * x)
-        assert fve.pooled() == pytest.approx(0.75)
-
-
-def test_undefined_variance_is_nan_or_an_error():
-    fve = VarianceExplained(LAYOUT)
-    with pytest.raises(ValueError, match="No tokens"):
-        fve.pooled()
-    x = torch.randn(30, 5, dtype=torch.float64)
-    x[:, :2] = 0
-    fve.add(x, x)
-    per_model = fve.per_model()
-    assert per_model["base"] != per_model["base"]
-    assert per_model["chat"] == 1
-
-
-def test_mean_norms_are_means_of_norms_whatever_the_batches():
-    x = torch.randn(30, 5, dtype=torch.float64)
-    norms = MeanNorms(LAYOUT)
-    for part in x.split([7, 23]):
-        norms.add(part)
-    base = sum(sum(v * v for v in row) ** 0.5 for row in x[:, :2].tolist()) / 30
-    chat = sum(sum(v * v for v in row) ** 0.5 for row in x[:, 2:].tolist()) / 30
-    both = sum(sum(v * v for v in row) ** 0.5 for row in x.tolist()) / 30
-    assert norms.scales().tolist() == pytest.approx([2**0.5 / base, 3**0.5 / chat])
-    assert norms.stacked_scale() == pytest.approx(5**0.5 / both)
-
-
-def test_a_model_that_is_always_zero_cannot_be_scaled():
-    norms = MeanNorms(LAYOUT)
-    x = torch.ones(4, 5)
-    x[:, 2:] = 0
-    norms.add(x)
-    with pytest.raises(ValueError, match=r"The chat model's activations have mean norm 0\.0"):
-        norms.scales()

@@ -158,7 +158,7 @@ def test_sums_and_counts_are_plain_sums():
 
 def test_two_tokens_by_hand():
     """One latent along the first axis, f = 2 and 1, reconstructing (f, f); what it misses is (1, 0) and (0, 3)."""
-    crosscoder = relu_crosscoder([[1.0, 1.0]], W_enc=[[0.0], [1.0]], d_models=(1, 1))
+    crosscoder = relu_crosscoder([[1.0, 1.0]], d_models=(1, 1))
     x = torch.tensor([[3.0, 2.0], [1.0, 4.0]], dtype=torch.float64)
     f = torch.tensor([[2.0], [1.0]], dtype=torch.float64)
     scaling = slc.LatentScaling(crosscoder)

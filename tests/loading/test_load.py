@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from sae_lens import StandardSAE, StandardSAEConfig
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.loading import load as module
-from tests.crosscoders.conftest import l1_crosscoder, stacked_batch, step
+from tests.crosscoders.conftest import any_crosscoder, l1_crosscoder, stacked_batch, step  # noqa: F401  (a fixture)
 
 
 @pytest.fixture
@@ -27,9 +28,21 @@ def test_it_comes_back_as_it_was(saved):
     assert slc.load(saved, dtype="float32").W_dec.dtype == torch.float32
 
 
-def test_a_training_checkpoint_is_refused(tmp_path):
-    l1_crosscoder().save_model(tmp_path)
-    with pytest.raises(ValueError, match="is a training checkpoint"):
+@pytest.mark.parametrize("scaling", ["none", "per_model"])
+def test_what_is_loaded_reads_what_was_trained(tmp_path, scaling):
+    """Same reconstruction as the training form, with scores in place of raw activations."""
+    crosscoder, x = l1_crosscoder(activation_scaling=scaling), 3 * stacked_batch()
+    crosscoder.training_forward_pass(step(x))
+    crosscoder.save_inference_model(tmp_path)
+    loaded = slc.load(tmp_path)
+    torch.testing.assert_close(loaded(x), crosscoder(x))
+    torch.testing.assert_close(loaded.encode(x), crosscoder.encode(x) * crosscoder.score_norms())
+    torch.testing.assert_close(loaded.decoder_norms.sum(dim=-1), torch.ones(11, dtype=torch.float64))
+
+
+def test_a_training_checkpoint_is_refused(tmp_path, any_crosscoder):  # noqa: F811
+    any_crosscoder.save_model(tmp_path)
+    with pytest.raises(ValueError, match=r"is a training checkpoint \(.*crosscoder\)"):
         slc.load(tmp_path)
 
 
@@ -58,6 +71,19 @@ def test_what_is_neither_folder_nor_hub_id_never_reaches_the_hub(name, monkeypat
     monkeypatch.setattr(module, "snapshot_download", lambda *args, **kwargs: pytest.fail("asked the Hub"))
     with pytest.raises(ValueError, match="neither a folder here nor a Hub id"):
         slc.load(name)
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), HFValidationError("bad name")])
+def test_what_the_hub_does_not_have_is_said_to_be_no_folder_either(monkeypatch, error):
+    def download(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(module, "snapshot_download", download)
+    with pytest.raises(
+        ValueError, match=r"'runs/l1/final' is not a folder here \(looked in .*\), and neither"
+    ) as caught:
+        slc.load("runs/l1/final")
+    assert caught.value.__cause__ is error
 
 
 @pytest.mark.parametrize(("name", "folder"), [("owner/name", ""), ("owner/name/a/b", "a/b")])

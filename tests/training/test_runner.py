@@ -74,6 +74,13 @@ def test_a_run_leaves_a_whole_crosscoder_folder_and_returns_what_is_in_it(tmp_pa
     assert {"fve_base", "fve_chat", "fve_pooled", "l0", "n_dead", "topk_threshold", "loss", "lr"} <= set(rows[0])
 
 
+def test_training_writes_nothing_into_the_callers_config(tmp_path, pair):
+    cfg = config(tmp_path)
+    before = json.dumps(cfg.sae.to_dict())
+    slc.CrosscoderTrainingRunner(cfg, override_model=pair).run()
+    assert json.dumps(cfg.sae.to_dict()) == before
+
+
 def test_the_written_config_makes_the_same_run_again(tmp_path, pair):
     _, first = run(tmp_path, pair)
     written = json.loads((tmp_path / "output" / "runner_cfg.json").read_text())
