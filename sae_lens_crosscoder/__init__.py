@@ -25,6 +25,7 @@ from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig, L1Tra
 from sae_lens_crosscoder.crosscoders.registration import register_architectures
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.report import write_report
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
@@ -61,4 +62,5 @@ __all__ = [
     "register_architectures",
     "train_on_one_stream",
     "write_latents",
+    "write_report",
 ]

@@ -41,7 +41,8 @@ def train_on_one_stream(
                     progress.set_postfix_str(_progress_note(trainers), refresh=False)
         except BaseException:  # an interrupt, too, must not lose what was trained
             for trainer in trainers.values():
-                save_checkpoint(trainer)
+                if trainer.n_training_steps > 0:
+                    save_checkpoint(trainer)
             raise
     for trainer in trainers.values():
         _finish(trainer)

@@ -141,6 +141,22 @@ def test_a_trimmed_content_is_told_from_the_templates_own_spaces(text, trim_offs
     assert tok.decode(chat.input_ids[chat.template]) == "[INST]  [/INST] </s>[INST]  [/INST]"
 
 
+@pytest.mark.parametrize("trim", ["lstrip", "rstrip", "strip"])
+def test_a_content_trimmed_on_one_side_keeps_the_other(trim):
+    tok = byte_level(CHATML.replace("m['content']", f"m['content'].{trim}()"))
+    texts = ("  yes \n", " no ")
+    assert contents(tok, slc.chat_tokens(tok, conversation(*texts))) == [getattr(text, trim)() for text in texts]
+
+
+def test_a_template_that_numbers_the_turns_is_no_riddle():
+    tok = byte_level(CHATML.replace("m['role']", "loop.index0 | string"))
+    texts = ["0", "1 0", "2"]
+    chat = slc.chat_tokens(tok, conversation(*texts))
+    assert contents(tok, chat) == texts
+    turns = [f"<|im_start|>{index}\n<|im_end|>\n" for index in range(3)]
+    assert tok.decode(chat.input_ids[chat.template]) == "".join(turns)
+
+
 def test_every_role_and_the_template_share_the_tokens_out_even_when_a_content_spells_the_bos_token():
     tok = byte_level("{{ bos_token }}" + CHATML)
     chat = slc.chat_tokens(tok, conversation("a<s>b", "c"))

@@ -23,6 +23,12 @@ def test_a_world_is_its_seed():
     assert torch.equal(first.activations, second.activations)
     assert not torch.equal(first.activations, world_a(seed=3).sample(200, seed=5).activations)
     assert not torch.equal(first.activations, world_a(seed=4).sample(200, seed=4).activations)
+    one, again, other = (PlantedWorld([Concept("shared", 0.1)] * 3, d_model=4, seed=seed) for seed in (0, 0, 1))
+    for ours, same, different in zip(one.directions, again.directions, other.directions, strict=True):
+        assert torch.equal(ours, same)
+        assert not torch.equal(ours, different)
+    assert torch.equal(one.offset, again.offset)
+    assert not torch.equal(one.offset, other.offset)
 
 
 ONE_OF_EACH = [

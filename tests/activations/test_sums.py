@@ -47,9 +47,12 @@ def test_a_guess_worse_than_the_mean_explains_less_than_nothing():
 def test_a_model_that_does_not_vary_has_no_variance_to_explain(constant, dtype):
     x = torch.randn(1001, 5, dtype=dtype)
     x[:, :2] = constant
-    fve = fve_of(x, 0.5 * x, [333, 668])
-    assert fve.per_model() == pytest.approx({"base": float("nan"), "chat": 0.75}, nan_ok=True)
-    assert fve.pooled() == pytest.approx(0.75)
+    for blur in (0, 1):  # of the guess of what does not vary
+        guess = 0.5 * x
+        guess[:, :2] += blur * torch.randn(1001, 2, dtype=dtype)
+        fve = fve_of(x, guess, [333, 668])
+        assert fve.per_model() == pytest.approx({"base": float("nan"), "chat": 0.75}, nan_ok=True)
+    assert fve_of(x, 0.5 * x, [333, 668]).pooled() == pytest.approx(0.75)
     assert fve_of(x[:1], x[:1]).pooled() != fve_of(x[:1], x[:1]).pooled()
 
 
@@ -74,10 +77,10 @@ def test_mean_norms_are_means_of_norms(sizes):
 
 def test_scaled_activations_have_mean_norm_sqrt_d_model_in_every_model():
     x = torch.randn(30, 5, dtype=torch.float64) * torch.tensor([1.0, 1, 40, 40, 40])
-    norms, scaled = MeanNorms(LAYOUT), MeanNorms(LAYOUT)
+    norms = MeanNorms(LAYOUT)
     norms.add(x)
-    scaled.add(x * LAYOUT.expand(norms.scales()))
-    assert scaled.scales().tolist() == pytest.approx([1, 1])
+    scaled = x * LAYOUT.expand(norms.scales())
+    assert [mean_norm(scaled[:, cut].tolist()) for cut in CUTS.values()] == pytest.approx([2**0.5, 3**0.5])
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0, "0.0"), (float("nan"), "nan"), (float("inf"), "inf")])

@@ -10,7 +10,7 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.checks import require_finite
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
-from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder
+from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder, scaling_of
 from tests.crosscoders.conftest import batchtopk_crosscoder
 from tests.reference.variance import variance_explained
 
@@ -92,7 +92,7 @@ CUTS = {"base": slice(0, 3), "chat": slice(3, 6), "pooled": slice(0, 6)}
 
 
 def test_the_columns_are_what_they_are_called():
-    crosscoder, x = random_crosscoder(), random_activations()
+    crosscoder, x = random_crosscoder(), random_activations(37)
     table, f = slc.diagnose(crosscoder, activations=x.split(7)), crosscoder.encode(x)
     for j, row in table.iterrows():
         active = [value for value in f[:, j].tolist() if value > 0]
@@ -192,6 +192,8 @@ def test_a_crosscoder_of_another_pair_and_one_without_a_hook_are_refused():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
     crosscoder = relu_crosscoder(torch.eye(192, dtype=torch.float64)[:4], d_models=(96, 96))
     tokens = torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="diagnose needs data"):
+        slc.diagnose(crosscoder, pair)
     with pytest.raises(ValueError, match="does not say which hook"):
         slc.diagnose(crosscoder, pair, tokens)
     metadata = crosscoder.cfg.metadata
@@ -242,6 +244,24 @@ def test_a_dead_latent_and_one_that_writes_nowhere_have_nothing_to_report():
     assert (table.delta_norm[3], table.label[3]) == (1, "chat_only")
     assert math.isnan(table.cos_sim[3])
     assert table.cos_sim.notna().tolist() == [True, True, False, False, True, True]
+
+
+def test_the_nu_and_beta_columns_are_latent_scalings():
+    crosscoder, x = random_crosscoder(), random_activations(600)
+    table, scaling = slc.diagnose(crosscoder, activations=x.split(100)), scaling_of(crosscoder, x)
+    expected = {}
+    for target in ("error", "reconstruction"):
+        expected[f"nu_{target}"] = scaling.nu(target)
+        expected[f"nu_{target}_low"], expected[f"nu_{target}_high"] = scaling.nu_interval(target)
+        expected[f"nu_{target}_base_probe"] = scaling.nu(target, probe=0)
+        expected[f"nu_{target}_unfiltered"] = scaling.nu(target, significant=False)
+        for m, name in enumerate(("base", "chat")):
+            expected[f"beta_{target}_{name}"] = scaling.beta(target, m)
+    for name, values in expected.items():
+        assert table[name].tolist() == pytest.approx(values.tolist(), nan_ok=True), name
+    one_block = slc.diagnose(crosscoder, activations=[x[:200]])
+    assert one_block.nu_error.isna().all()
+    assert one_block.nu_error_unfiltered.notna().all()
 
 
 def test_cosines_do_not_depend_on_how_short_a_decoder_is():
