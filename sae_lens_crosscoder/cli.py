@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         command(args[1:])
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a hub, a dataset or a folder that cannot be reached
         print(f"sae-lens-crosscoder {args[0]}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,16 +1,38 @@
 """Where a run goes on from, and what happens when it is interrupted."""
 
+import os
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_lens import TrainingSAE, TrainingSAEConfig
 from sae_lens.constants import SAE_CFG_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.training._interruption import interrupt_callback
 
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
+
+
+def refuse_unwritable(folder: str | None) -> None:
+    """Raise a ValueError if `folder` is there but no folder, or cannot be made where it should be."""
+    if folder is None:
+        return
+    path = Path(folder).absolute()
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"Cannot write to {folder!r}: {nearest} is not a folder that may be written to.")
+
+
+def refuse_missing_device(device: str | None) -> None:
+    """Raise a ValueError if this torch cannot use the device."""
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def read_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCrosscoder:

@@ -28,7 +28,13 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training import wandb_log
-from sae_lens_crosscoder.training.checkpoints import find_checkpoint, read_training_crosscoder, signals_interrupt
+from sae_lens_crosscoder.training.checkpoints import (
+    find_checkpoint,
+    read_training_crosscoder,
+    refuse_missing_device,
+    refuse_unwritable,
+    signals_interrupt,
+)
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
@@ -48,7 +54,8 @@ class CrosscoderTrainingRunner:
         override_model: a pair that is already loaded.
 
     Raises:
-        ValueError: for a hook that the models do not have, widths that are not the models', an empty dataset.
+        ValueError: for a device or folder that cannot be used, a hook that the models do not have, widths that are
+            not the models', an empty dataset.
     """
 
     def __init__(
@@ -58,6 +65,10 @@ class CrosscoderTrainingRunner:
         override_model: HookedModelPair | None = None,
     ) -> None:
         self.cfg = cfg
+        for folder in (cfg.output_path, cfg.checkpoint_path):
+            refuse_unwritable(folder)
+        for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
+            refuse_missing_device(device)
         _seed_everything(cfg.seed)
         self.pair = override_model or HookedModelPair.from_pretrained(
             cfg.model_name,
@@ -74,7 +85,8 @@ class CrosscoderTrainingRunner:
             rows = load_rows(
                 cfg.dataset_path,
                 streaming=cfg.streaming,
-                n_tokens=cfg.training_tokens,
+                # The shuffling buffer is filled before the first batch leaves it.
+                n_tokens=cfg.training_tokens + 2 * cfg.n_batches_in_buffer * cfg.context_size,
                 n_held_out_rows=cfg.n_held_out_rows,
                 seed=cfg.seed,
             )

@@ -206,6 +206,8 @@ def test_prefetching_changes_nothing_but_the_time(tmp_path, pair):
         ({"n_batches_in_buffer": 1}, "do not fill one training batch of 128: use at least 2"),
         ({"lr_warm_up_steps": 100}, "exceed the 8 steps"),
         ({"dataset_trust_remote_code": True}, "would run a dataset's own code"),
+        ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
+        ({"output_path": f"{__file__}/output"}, "test_runner.py is not a folder that may be written to"),
         ({"compile_sae": True}, "not supported for a pair"),
         ({"hook_head_index": 1}, "has no heads to choose from"),
         ({"from_pretrained_path": "nowhere"}, "nowhere has no cfg.json"),
