@@ -72,6 +72,8 @@ def test_precision_and_recall_count_every_flagged_latent():
     assert card.recall == 1 / 2  # no latent matches concept 4
     assert (card.frac_weak_flagged, card.frac_decoupled_flagged) == (1, 1)
     assert card.nu_auroc_in_flagged == 1
+    negative = table.assign(nu_error=[-0.3, 0.4, 0.1, 0.0, NAN, 0.0])
+    assert score_card(world, crosscoder, tokens, negative).n_flagged_after_nu == 0
     assert (card.n_flagged_after_nu, card.precision_after_nu, card.recall_after_nu) == (1, 1, 0.5)
 
 
@@ -111,12 +113,14 @@ def test_the_latent_of_a_concept_is_chosen_on_one_half_and_scored_on_the_other()
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
     crosscoder = relu_crosscoder(torch.randn(12, 192, dtype=torch.float64), d_models=(96, 96))
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
-    prompts = torch.randint(8, 100, (2, 10, 3))
+    prompts = torch.randint(8, 100, (2, 10, 3), generator=torch.Generator().manual_seed(0))
     table = slc.diagnose(crosscoder, pair, prompts.flatten(0, 1), min_active=1)
     found = concept_table(crosscoder, pair, table, {"concept": Contrast(*prompts)}).loc["concept"]
     on, off = (crosscoder.encode(pair.activations(p, TINY_HOOK)[:, 1]).T.tolist() for p in prompts)
     first = [auroc_by_pairs(a[:5], b[:5]) for a, b in zip(on, off, strict=True)]
     best = first.index(max(first))
+    everywhere = [auroc_by_pairs(a, b) for a, b in zip(on, off, strict=True)]
+    assert best != everywhere.index(max(everywhere))  # so that the half matters
     assert found.latent == best
     assert found.auroc == pytest.approx(auroc_by_pairs(on[best][5:], off[best][5:]))
     assert found.kind_of_change == "new"
