@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import simple_parsing
 from sae_lens import TrainingSAEConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.training._interruption import InterruptedException
 from simple_parsing import ArgumentParser, DashVariant
 
 from sae_lens_crosscoder.analysis.diagnose import diagnose
@@ -34,6 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         command(args[1:])
+    except (KeyboardInterrupt, InterruptedException):
+        print(
+            f"sae-lens-crosscoder {args[0]}: interrupted. With a checkpoint_path, training was saved there; go on with "
+            "--resume_from_checkpoint latest.",
+            file=sys.stderr,
+        )
+        return 130
     except (ValueError, OSError) as error:  # OSError: a hub, a dataset or a folder that cannot be reached
         print(f"sae-lens-crosscoder {args[0]}: {error}", file=sys.stderr)
         return 2
@@ -81,8 +89,8 @@ class DiagnoseConfig:
 
     crosscoder: str = simple_parsing.field(positional=True)
     """A crosscoder folder or Hub id."""
-    n_held_out_rows: int = 1024
-    """Rows of the dataset's start to diagnose on: give at most what training held out."""
+    n_held_out_rows: int | None = None
+    """Contexts to diagnose on, from those that training held out; by default all of them."""
     output_path: str | None = None
     """Where latents.parquet goes; by default the crosscoder's own folder."""
 
@@ -98,13 +106,13 @@ def _diagnose(args: Sequence[str]) -> None:
             "and tokens of your own."
         )
     runner_cfg = CrosscoderRunnerConfig.from_dict(json.loads(runner_cfg_path.read_text()))
-    if cfg.n_held_out_rows > runner_cfg.n_held_out_rows:
+    if cfg.n_held_out_rows is not None and cfg.n_held_out_rows > runner_cfg.n_held_out_rows:
         raise ValueError(
             f"Training held out {runner_cfg.n_held_out_rows} rows, so n_held_out_rows={cfg.n_held_out_rows} would "
             "diagnose on training data."
         )
     runner = CrosscoderTrainingRunner(runner_cfg)
-    table = diagnose(crosscoder, runner.pair, runner.held_out_tokens)
+    table = diagnose(crosscoder, runner.pair, runner.held_out_tokens[: cfg.n_held_out_rows])
     print(write_latents(table, cfg.output_path or cfg.crosscoder))
 
 
@@ -138,8 +146,8 @@ def _take_sweep(args: Sequence[str]) -> tuple[tuple[str, list[str]] | None, list
 def _with_sweep(cfg: CrosscoderRunnerConfig, name: str, values: Sequence[str]) -> CrosscoderRunnerConfig:
     """The same run with one crosscoder for every value of a numeric field, all on one stream."""
     assert cfg.sae is not None
-    if not isinstance(getattr(cfg.sae, name, None), int | float):
-        numeric = [f.name for f in fields(cfg.sae) if isinstance(getattr(cfg.sae, f.name), int | float)]
+    numeric = [f.name for f in fields(cfg.sae) if type(getattr(cfg.sae, f.name)) in (int, float)]
+    if name not in numeric:
         raise ValueError(
             f"--sweep {name}=...: {name!r} is not a numeric field of this crosscoder; those are {numeric}."
         )

@@ -55,9 +55,11 @@ def test_train_writes_one_whole_folder_and_diagnose_reads_it(capsys):
     }
     first = slc.read_latents("out")
     assert len(first) == 32
-    assert main(["diagnose", "out", "--n_held_out_rows", "8"]) == 0
+    assert main(["diagnose", "out"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "out/latents.parquet"
     pd.testing.assert_frame_equal(slc.read_latents("out"), first)
+    assert main(["diagnose", "out", "--n_held_out_rows", "2"]) == 0
+    assert slc.read_latents("out").attrs["n_tokens"] == 2 * 64
 
 
 def test_a_sweep_trains_one_crosscoder_per_value(capsys):
@@ -77,6 +79,7 @@ def test_a_sweep_trains_one_crosscoder_per_value(capsys):
         (["train", *TINY, "--k", "33"], "k=33.0 must be above 0 and at most d_sae=32"),
         (["train", *TINY, "--sweep", "k"], "--sweep wants a field and its values"),
         (["train", *TINY, "--sweep", "kk=1,2"], "'kk' is not a numeric field"),
+        (["train", *TINY, "--sweep", "use_sparse_activations=True,False"], "is not a numeric field"),
         (["diagnose", "nowhere"], "'nowhere' is neither a folder here nor a Hub id"),
     ],
 )
@@ -127,4 +130,6 @@ def test_the_demo_as_the_readme_runs_it():
     assert summary["crosscoders"]["batchtopk"]["l0"] == pytest.approx(8, rel=0.1)
     assert {"torch", "sae-lens"} <= set(summary["versions"])
     assert all(concept in result.stdout for concept in CONCEPTS)
-    assert "http" not in re.sub(r"<script.*?</script>", "", Path("demo/report.html").read_text(), flags=re.S)
+    page = re.sub(r"<script.*?</script>", "", Path("demo/report.html").read_text(), flags=re.S)
+    assert "http://" not in page
+    assert "https://" not in page

@@ -142,8 +142,9 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         kept = torch.zeros_like(acts).scatter(-1, best, acts.gather(-1, best))
         unexplained = (residual - kept @ self.W_dec[dead]).square().sum(dim=-1).mean()
         total = (residual - residual.mean(dim=0)).square().sum(dim=-1).mean()
-        ratio = unexplained / total
-        return self.cfg.aux_loss_coefficient * torch.where(torch.isfinite(ratio), ratio, zero)
+        # A safe divisor, because the gradient of the branch not taken would be nan as well.
+        ratio = unexplained / torch.where(total > 0, total, torch.ones_like(total))
+        return self.cfg.aux_loss_coefficient * torch.where(total > 0, ratio, zero)
 
     @torch.no_grad()
     def _follow_smallest_score(self, scores: Float[Tensor, "batch d_sae"], step: int) -> None:

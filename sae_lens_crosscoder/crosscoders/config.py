@@ -80,7 +80,7 @@ class CrosscoderConfigBase(SAEConfig, ABC):
                 "on the residual stream, an MLP output or an attention output, and leave it 'none'."
             )
         scales = self.activation_scales
-        if scales is not None and (len(scales) != self.layout.n_models or min(scales) <= 0):
+        if scales is not None and (len(scales) != self.layout.n_models or not all(scale > 0 for scale in scales)):
             raise ValueError(
                 f"activation_scales={scales} must hold one positive factor for each of {self.layout.n_models} models."
             )

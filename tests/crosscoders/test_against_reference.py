@@ -76,6 +76,9 @@ def test_no_dead_latents_or_a_perfect_reconstruction_make_the_auxiliary_loss_zer
     assert crosscoder.training_forward_pass(step(x)).losses["auxiliary_reconstruction_loss"] == 0
     perfect = crosscoder.calculate_topk_aux_loss(x, x, torch.ones(7, 11, dtype=torch.float64), torch.ones(11) > 0)
     assert perfect == 0
+    one_token = batchtopk_crosscoder()  # a residual without variance
+    one_token.training_forward_pass(step(stacked_batch(n=1), dead=torch.arange(11) < 3)).loss.backward()
+    assert torch.isfinite(one_token.W_dec.grad).all()
 
 
 @pytest.mark.parametrize("kind", ["l1", "batchtopk"])
