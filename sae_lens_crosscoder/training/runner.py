@@ -236,6 +236,7 @@ class CrosscoderTrainingRunner:
                 return saved
         path = Path(self.cfg.output_path, name)
         crosscoder.save_inference_model(path)
+        (path / "latents.parquet").unlink(missing_ok=True)  # that of an earlier crosscoder, if any
         self._write_config(path)
         saved = SAE.load_from_disk(path, device=self.cfg.device)
         return saved
