@@ -1,24 +1,28 @@
-"""Crosscoders on worlds with known answers: who finds the chat-only concepts, and who falls into which trap.
+"""Crosscoders on worlds with known answers: who finds the concepts of one model, and who falls into which trap.
 
 python benchmarks/planted_pairs.py --suite small --seeds 0 1 2 --output benchmarks/results/planted_pairs.json
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import pandas as pd
 import torch
-from results_file import write_results
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.planted import PlantedWorld, null_world, shuffled_batches, world_a
-from sae_lens_crosscoder.analysis.score_card import ScoreCard, match_concepts, score_card
+from sae_lens_crosscoder.activations.planted import PlantedWorld
+from sae_lens_crosscoder.activations.streams import NullKind, null_activations, shuffled_batches
+from sae_lens_crosscoder.activations.worlds import null_world, world_a
+from sae_lens_crosscoder.analysis.score_card import concept_recovery, score_card, truth_table
 
-STEPS, BATCH, D_SAE = 2000, 512, 256
+L1, BATCHTOPK = "crosscoder", "batchtopk_crosscoder"
+STEPS = {L1: 3000, BATCHTOPK: 2500}
+LEARNING_RATE = 5e-3
+BATCH, D_SAE = 512, 256
 POOL_TOKENS, EVALUATION_TOKENS = 120_000, 24_000
 
 
@@ -31,66 +35,149 @@ class Cell:
     fields: dict[str, Any] = field(default_factory=dict)
     k_over_l0: float = 1.0
     world: Callable[[int], PlantedWorld] = world_a
+    world_name: str = "A"
+    null_run: NullKind | None = None
+    """Train on this null pair as well, and take q-values from it."""
+    trains_on: NullKind | None = None
+    """Train and judge on this null pair made from the world, instead of on the world."""
 
 
-L1_UNSQUARED = {"l1_coefficient": 0.10}
-L1_SQUARED = {"l1_coefficient": 0.8, "reconstruction_loss": "mse"}
-SUITES = {
-    "claims": [Cell("A", "crosscoder", L1_UNSQUARED), Cell("batchtopk", "batchtopk_crosscoder")],
-    "small": [
-        Cell("A", "crosscoder", L1_UNSQUARED),
-        Cell("B", "crosscoder", L1_SQUARED),
-        Cell("batchtopk", "batchtopk_crosscoder"),
-        Cell("batchtopk half k, sum", "batchtopk_crosscoder", k_over_l0=0.5),
-        Cell("batchtopk half k, max", "batchtopk_crosscoder", {"score": "max"}, k_over_l0=0.5),
-        Cell("null, L1", "crosscoder", L1_UNSQUARED, world=null_world),
-        Cell("null, batchtopk", "batchtopk_crosscoder", world=null_world),
-    ],
+UNSQUARED = {"l1_coefficient": 0.10}
+SQUARED = {"l1_coefficient": 0.8, "reconstruction_loss": "mse"}
+SCALED = {"activation_scaling": "per_model"}
+
+
+def claims() -> list[Cell]:
+    """The two crosscoders that the paper compares."""
+    return [Cell("A", L1, UNSQUARED), Cell("batchtopk", BATCHTOPK)]
+
+
+def small() -> list[Cell]:
+    """The paper's claims, where BatchTopK bends, and worlds in which nothing differs."""
+    null: dict[str, Any] = {"world": null_world, "world_name": "null", "null_run": "jittered"}
+    return [
+        Cell("A", L1, UNSQUARED),
+        Cell("B", L1, SQUARED),
+        Cell("batchtopk", BATCHTOPK),
+        Cell("batchtopk half k, sum", BATCHTOPK, k_over_l0=0.5),
+        Cell("batchtopk half k, max", BATCHTOPK, {"score": "max"}, k_over_l0=0.5),
+        Cell("null, L1", L1, UNSQUARED, **null),
+        Cell("null, batchtopk", BATCHTOPK, **null),
+    ]
+
+
+WORLDS: dict[str, Callable[[int], PlantedWorld]] = {
+    "d_model 32": partial(world_a, d_models=(32, 32)),
+    "d_model 128": partial(world_a, d_models=(128, 128)),
+    "widths 64 and 48": partial(world_a, d_models=(64, 48)),
+    "random directions": partial(world_a, directions="random"),
+    "rare concepts": partial(world_a, probabilities=(0.002, 0.008)),
+    "frequent concepts": partial(world_a, probabilities=(0.04, 0.12)),
+    "weak exclusives": partial(world_a, exclusive_size=0.7),
+    "rare weak exclusives": partial(world_a, exclusive_probability=0.003, exclusive_size=0.7),
+    "co-occurring exclusives": partial(world_a, co_occurring=True),
+    "weak in chat": partial(world_a, mirrored=True),
+    "equal magnitudes": partial(world_a, magnitude_cv=0.0),
+    "uneven magnitudes": partial(world_a, magnitude_cv=0.6),
+    "chat 3 times louder": partial(world_a, gains=(1.0, 3.0)),
+    "chat 50 times louder": partial(world_a, gains=(1.0, 50.0)),
 }
+
+
+def full() -> list[Cell]:
+    """Everything: `small`, curves over mu and k for every score, variations of the world, starts, null pairs."""
+    cells = small()
+    cells += [Cell("mu", L1, {"l1_coefficient": mu}) for mu in (0.025, 0.05, 0.15, 0.2)]
+    cells += [Cell("mu, squared", L1, {**SQUARED, "l1_coefficient": mu}) for mu in (0.1, 0.2, 0.4)]
+    cells += [Cell("mu, l2", L1, {"l1_coefficient": mu, "score": "l2"}) for mu in (0.09, 0.18)]
+    cells += [
+        Cell(f"k, {score}", BATCHTOPK, {"score": score}, k_over_l0=share)
+        for score in ("sum", "max", "l2")
+        for share in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    ]
+    cells += [
+        Cell(f"{name}, {short}", architecture, fields, world=world, world_name=name)
+        for name, world in WORLDS.items()
+        for short, architecture, fields in (("L1", L1, UNSQUARED), ("batchtopk", BATCHTOPK, {}))
+    ]
+    cells += [
+        Cell(f"{name}, {short}, scaled", architecture, fields | SCALED, world=WORLDS[name], world_name=name)
+        for name in ("chat 3 times louder", "chat 50 times louder")
+        for short, architecture, fields in (("L1", L1, UNSQUARED), ("batchtopk", BATCHTOPK, {}))
+    ]
+    cells += [
+        Cell("independent start, L1", L1, {**UNSQUARED, "initialisation": "independent"}),
+        Cell("independent start, batchtopk", BATCHTOPK, {"initialisation": "independent"}),
+        Cell("A, with a null run", L1, UNSQUARED, null_run="jittered"),
+        Cell("batchtopk, with a null run", BATCHTOPK, null_run="jittered"),
+    ]
+    cells += [Cell(f"{kind} pair, batchtopk", BATCHTOPK, trains_on=kind) for kind in get_args(NullKind)]
+    return cells
+
+
+SUITES: dict[str, Callable[[], list[Cell]]] = {"claims": claims, "small": small, "full": full}
 
 
 def build(cell: Cell, world: PlantedWorld, seed: int) -> Any:
     """The crosscoder of a cell, at its start."""
     torch.manual_seed(seed)
     widths = {"d_models": world.layout.d_models, "d_sae": D_SAE, "gradient_clip_norm": 1.0}
-    if cell.architecture == "crosscoder":
-        fields = {"decoder_init_norm": 0.3, "l1_warm_up_steps": STEPS // 5} | cell.fields
+    if cell.architecture == L1:
+        fields = {"decoder_init_norm": 0.3, "l1_warm_up_steps": STEPS[L1] // 5} | cell.fields
         return slc.L1TrainingCrosscoder(slc.L1CrosscoderTrainingConfig(**widths, **fields))
     fields = {"k": cell.k_over_l0 * world.l0, "decoder_bias_init": "zeros", "topk_threshold_lr": 0.01} | cell.fields
     return slc.BatchTopKTrainingCrosscoder(slc.BatchTopKCrosscoderTrainingConfig(**widths, **fields))
 
 
-def train(cell: Cell, world: PlantedWorld, seed: int) -> slc.InferenceCrosscoder:
+def train(cell: Cell, world: PlantedWorld, seed: int, null: NullKind | None = None) -> slc.InferenceCrosscoder:
     """Train through the public trainer, and return what a user would load."""
     crosscoder = build(cell, world, seed)
-    pool = world.sample(POOL_TOKENS, seed=1000 + seed).activations
+    steps = STEPS[cell.architecture]
     cfg = slc.CrosscoderTrainerConfig(
-        total_training_samples=STEPS * BATCH,
+        total_training_samples=steps * BATCH,
         train_batch_size_samples=BATCH,
-        lr=1e-3,
-        lr_warm_up_steps=STEPS * 3 // 100,
-        lr_decay_steps=STEPS // 5,
+        lr=LEARNING_RATE,
+        lr_warm_up_steps=steps * 3 // 100,
+        lr_decay_steps=steps // 5,
         dead_feature_window=200,
     )
-    slc.CrosscoderTrainer(cfg, crosscoder, shuffled_batches(pool, BATCH, seed)).fit()
+    batches = shuffled_batches(world.sample(POOL_TOKENS, seed=1000 + seed).activations, BATCH, seed)
+    if null is not None:
+        batches = null_activations(batches, world.layout, null, seed=seed)
+    slc.CrosscoderTrainer(cfg, crosscoder, batches).fit()
     with tempfile.TemporaryDirectory() as folder:
         crosscoder.save_inference_model(folder)
         return slc.load(folder)
 
 
-def measure(cell: Cell, seed: int) -> dict[str, Any]:
-    """One row: train, diagnose on fresh tokens, score against the truth."""
+def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Train, diagnose on fresh tokens, score against the truth.
+
+    Returns:
+        One row of numbers, and the concepts of the world with what was said about each.
+    """
     started = time.process_time()
     world = cell.world(seed)
-    crosscoder = train(cell, world, seed)
     tokens = world.sample(EVALUATION_TOKENS, seed=2000 + seed)
-    table = slc.diagnose(crosscoder, activations=tokens.activations.split(2048))
-    card: ScoreCard = score_card(world, crosscoder, tokens, table)
-    weak = median_nu_error_of_weak(world, crosscoder, table)
+    crosscoder = train(cell, world, seed, cell.trains_on)
+
+    def diagnosed(trained: slc.InferenceCrosscoder, on: NullKind | None, **options: Any) -> pd.DataFrame:
+        batches: Any = tokens.activations.split(2048)
+        if on is not None:
+            batches = null_activations(batches, world.layout, on, seed=3000 + seed)
+        return slc.diagnose(trained, activations=batches, **options)
+
+    null = None
+    if cell.null_run is not None:
+        null = diagnosed(train(cell, world, 5000 + seed, cell.null_run), cell.null_run)
+    table = diagnosed(crosscoder, cell.trains_on, null=null, free_directions="all")
+    truth = truth_table(world, crosscoder, tokens)
     details = crosscoder.cfg.metadata.training_architecture_details
-    return {
+    flagged = table.label.isin(["chat_only", "base_only"])
+    row = {
         "cell": cell.name,
         "seed": seed,
+        "world": cell.world_name,
         "architecture": cell.architecture,
         "mu": details.get("l1_coefficient"),
         "k": details.get("k"),
@@ -98,21 +185,49 @@ def measure(cell: Cell, seed: int) -> dict[str, Any]:
         "score": crosscoder.cfg.score,
         "fve_base": table.attrs["fve"]["base"],
         "fve_chat": table.attrs["fve"]["chat"],
+        "fve_pooled": table.attrs["fve"]["pooled"],
         "l0": table.attrs["l0"],
-        **asdict(card),
-        **weak,
+        "n_flagged": int((table.label == "chat_only").sum()),
+        "n_flagged_either_side": int(flagged.sum()),
+        "n_flagged_below_q": int((flagged & (table.q_value < 0.1)).sum()) if cell.null_run else None,
+        "conclusion": table.attrs["conclusion"],
+        **card_columns(asdict(score_card(world, truth, table))),
+        **rotated(world, table.join(truth)),
+        **{f"median_nu_error_rho_{rho}": value for rho, value in median_nu_error_of_weak(world, table, truth).items()},
         "cpu_seconds": time.process_time() - started,
+    }
+    return row, concept_recovery(world, truth, table)
+
+
+def card_columns(card: dict[str, Any]) -> dict[str, Any]:
+    """A score card flat: precision and recall of the chat-only class under their plain names."""
+    columns = {name: value for name, value in card.items() if not isinstance(value, dict)}
+    short = {"chat_only": "", "chat_after_nu": "_after_nu"}
+    for name, attribution in card.items():
+        if isinstance(attribution, dict):
+            suffix = short.get(name, f"_{name}")
+            columns |= {f"precision{suffix}": attribution["precision"], f"recall{suffix}": attribution["recall"]}
+            columns[f"n{suffix or '_chat_only'}"] = attribution["n"]
+    return columns
+
+
+def rotated(world: PlantedWorld, frame: pd.DataFrame) -> dict[str, float]:
+    """Over latents of rotated concepts that fire often: the least nu_free, and the largest error of the angle."""
+    frame = frame[(frame.kind == "rotated") & (frame.n_active >= 100)]
+    planted = pd.Series([world.concepts[index].angle_degrees for index in frame.concept], frame.index, dtype=float)
+    turned = planted >= 45  # a null world's are jitter
+    return {
+        "rotated_min_nu_free": float(frame.nu_free[turned].min()),
+        "rotated_max_angle_error_degrees": float((frame.angle_degrees - planted)[turned].abs().max()),
     }
 
 
-def median_nu_error_of_weak(world: PlantedWorld, crosscoder: slc.InferenceCrosscoder, table: Any) -> dict[str, float]:
-    """Median nu_error over latents that match a weak concept: it should be the planted rho."""
-    concepts = pd.Series(match_concepts(world, crosscoder).tolist())
-    medians: dict[str, float] = {}
+def median_nu_error_of_weak(world: PlantedWorld, table: pd.DataFrame, truth: pd.DataFrame) -> dict[float, float]:
+    """Median nu_error over live latents that match a weak concept, by its planted rho, which it should be."""
+    medians: dict[float, float] = {}
     for rho in (0.25, 0.35, 0.5):
         wanted = [i for i in world.indices("weak") if world.concepts[i].rho == rho]
-        chosen = table[concepts.isin(wanted) & ~table.dead]
-        medians[f"median_nu_error_rho_{rho}"] = float(chosen.nu_error.median()) if wanted else float("nan")
+        medians[rho] = float(table.nu_error[truth.concept.isin(wanted) & ~table.dead].median())
     return medians
 
 
@@ -124,11 +239,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    recoveries: dict[str, Any] = {}
     for seed in args.seeds:
-        for cell in SUITES[args.suite]:
-            rows.append(measure(cell, seed))
-            print({name: round(v, 3) if isinstance(v, float) else v for name, v in rows[-1].items()}, flush=True)
-            write_results(args.output, rows, steps=STEPS, batch=BATCH, d_sae=D_SAE)
+        for cell in SUITES[args.suite]():
+            row, recovery = run(cell, seed)
+            rows.append(row)
+            if cell.name in ("A", "batchtopk", "rare concepts, batchtopk", "frequent concepts, batchtopk"):
+                shown = recovery[["kind", "firing_probability", "label", "verdict"]]
+                recoveries[f"{cell.name}, seed {seed}"] = shown.to_dict(orient="list")
+            print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}, flush=True)
+            write_results(
+                args.output, rows, steps=STEPS, lr=LEARNING_RATE, batch=BATCH, d_sae=D_SAE, concepts=recoveries
+            )
 
 
 if __name__ == "__main__":

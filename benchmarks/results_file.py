@@ -1,6 +1,7 @@
 """How benchmarks write down what they measured: rows, with the commit, the machine, versions and the command."""
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -28,11 +29,16 @@ def write_results(path: str | Path, rows: list[dict[str, Any]], **extra: Any) ->
         "machine": {"processor": platform.machine(), "system": platform.system(), "python": platform.python_version()},
         "versions": {name: version(name) for name in PACKAGES},
         **extra,
-        "rows": [{name: _strict(value) for name, value in row.items()} for row in rows],
+        "rows": rows,
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(document, indent=1) + "\n")
+    Path(path).write_text(json.dumps(_strict(document), indent=1, allow_nan=False) + "\n")
 
 
 def _strict(value: Any) -> Any:
-    return None if isinstance(value, float) and value != value else value
+    """JSON has no nan and no infinity."""
+    if isinstance(value, dict):
+        return {name: _strict(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

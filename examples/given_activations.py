@@ -3,18 +3,22 @@
 No models are needed: anything that yields stacked activations of shape (batch, d_in), base first, can be trained on.
 """
 
+import torch
+
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.planted import shuffled_batches, world_a
-from sae_lens_crosscoder.analysis.score_card import score_card
+from sae_lens_crosscoder.activations.streams import shuffled_batches
+from sae_lens_crosscoder.activations.worlds import world_a
+from sae_lens_crosscoder.analysis.score_card import score_card, truth_table
 
 world = world_a(seed=0)  # 174 concepts, 16 of them only in the chat model
+torch.manual_seed(0)  # of the crosscoder's start
 training = world.sample(60_000, seed=1).activations
 
 crosscoder = slc.BatchTopKTrainingCrosscoder(slc.BatchTopKCrosscoderTrainingConfig(d_model=64, d_sae=256, k=world.l0))
 cfg = slc.CrosscoderTrainerConfig(
     total_training_samples=1500 * 512,
     train_batch_size_samples=512,
-    lr=1e-3,
+    lr=5e-3,
     lr_warm_up_steps=50,
     lr_decay_steps=300,
     dead_feature_window=200,
@@ -30,4 +34,5 @@ fresh = world.sample(24_000, seed=2)
 latents = slc.diagnose(crosscoder, activations=fresh.activations.split(2048))
 slc.write_latents(latents, "planted_crosscoder")
 print(latents.groupby("label").verdict.value_counts().to_string())
-print(score_card(world, crosscoder, fresh, latents))
+print(latents.attrs["conclusion"])
+print(score_card(world, truth_table(world, crosscoder, fresh), latents))

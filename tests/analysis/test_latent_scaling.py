@@ -218,7 +218,7 @@ def test_nu_is_undefined_where_its_denominator_cannot_be_told_from_zero():
 
 def test_intervals_are_reproducible_and_cover_nu_of_a_large_fresh_sample():
     concepts = [Concept("weak", 0.05, rho=rho) for rho in (0.2, 0.4, 0.6, 0.8, 1.0, 0.3)] * 3
-    world = PlantedWorld(concepts, d_model=8, seed=0, noise=0.3)
+    world = PlantedWorld(concepts, d_models=(8, 8), seed=0, noise=0.3)
     base, chat = world.directions
     crosscoder = relu_crosscoder(torch.cat([0.5 * base, chat], dim=-1), b_enc=torch.full((18,), -0.5), d_models=(8, 8))
     truth = scaling_of(crosscoder, world.sample(400_000, seed=99).activations.double(), batch=20_000)

@@ -7,9 +7,30 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.delta_norm import LABELS, label
-from sae_lens_crosscoder.analysis.verdict import VERDICTS, verdict
+from sae_lens_crosscoder.analysis.verdict import VERDICTS, nu_free_of_other, verdict
 
 NAN = float("nan")
+
+
+def test_a_rotated_or_chancy_latent_is_not_specific():
+    calm = dict(nu_error=0.1, nu_reconstruction=0.1)
+    assert verdict("chat_only", 100, **calm, nu_free=0.51) == "rotated"
+    assert verdict("base_only", 100, **calm, nu_free=0.51) == "rotated"
+    assert verdict("chat_only", 100, **calm, nu_free=0.5) == "chat_specific"
+    assert verdict("chat_only", 100, **calm, q_value=0.1) == "undetermined"
+    assert verdict("chat_only", 100, **calm, q_value=0.099) == "chat_specific"
+    assert verdict("chat_only", 100, **calm, nu_free=0.9, q_value=0.9) == "rotated"
+    assert verdict("chat_only", 100, nu_error=0.1, nu_reconstruction=0.6, nu_free=0.9) == "latent_decoupling"
+    assert verdict("shared", 100, **calm, nu_free=0.9, q_value=0.9) == "shared"
+
+
+def test_noise_alone_is_no_direction_in_the_other_model():
+    assert nu_free_of_other(0.6, 0.6, 1.0) == 0
+    assert nu_free_of_other(0.5, 0.6, 1.0) == 0
+    assert nu_free_of_other(1.0, 0.6, 1.0) == pytest.approx(0.8)
+    assert nu_free_of_other(3.0, 0.0, 2.0) == 1.5
+    assert math.isnan(nu_free_of_other(1.0, 0.0, 0.0))
+    assert math.isnan(nu_free_of_other(1.0, 0.0, NAN))
 
 
 def test_delta_norm_flips_when_the_models_swap():

@@ -27,3 +27,17 @@ def beta(name, j, m, probe, tokens, acts, decoders, b_dec):
         numerator += f[j] * dot(direction, y)
         denominator += f[j] * f[j] * dot(direction, direction)
     return numerator / denominator if denominator > 0 else float("nan")
+
+
+def free_direction(j, m, tokens, acts, decoders, b_dec):
+    """argmin over v of sum_i |y_i - f_ij v|^2 with y the error with j put back, and the noise floor of |v|."""
+    targets = [target_of("error", j, m, h, f, decoders, b_dec) for h, f in zip(tokens, acts, strict=True)]
+    energy = sum(f[j] ** 2 for f in acts)
+    if energy == 0:
+        return [float("nan")] * len(targets[0]), float("nan")
+    v = [sum(f[j] * y[i] for f, y in zip(acts, targets, strict=True)) / energy for i in range(len(targets[0]))]
+    spread = 0.0
+    for f, y in zip(acts, targets, strict=True):
+        rest = [value - f[j] * part for value, part in zip(y, v, strict=True)]
+        spread += f[j] ** 2 * dot(rest, rest)
+    return v, spread**0.5 / energy
