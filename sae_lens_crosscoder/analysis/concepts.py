@@ -58,7 +58,7 @@ def concept_table(
         half = len(positive) // 2
         latent = int(auroc(positive[:half], negative[:half]).argmax())
         score = auroc(positive[half:, latent : latent + 1], negative[half:, latent : latent + 1])
-        columns = ["delta_norm", "nu_error", "nu_reconstruction", "n_active", "label", "verdict"]
+        columns = ["delta_norm", "nu_error", "nu_reconstruction", "nu_free", "n_active", "label", "verdict"]
         rows[concept] = {
             "kind_of_change": contrast.kind_of_change,
             "latent": latent,

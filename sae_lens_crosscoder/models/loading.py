@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from sae_lens.load_model import load_model as load_host_model
 from sae_lens.util import str_to_dtype
 from torch import nn
@@ -16,13 +17,22 @@ MODEL_CLASSES = ("HookedTransformer", "TransformerBridge", "AutoModelForCausalLM
 _N_PROBE_TOKENS = 500
 
 
+# NAME+jitter=SIZE is a null model: NAME, moved in a random direction instead of by training.
+_JITTER = "+jitter="
+
+
 def load_model(
     name: str, device: str, dtype: str, model_class_name: str, model_from_pretrained_kwargs: dict[str, Any]
 ) -> nn.Module:
     """One model with raw weights: a built-in tiny one, a Hub model, or a local folder.
 
+    A name such as `google/gemma-2-2b+jitter=0.02` gives the model with noise on its weights, for null runs.
     `model_from_pretrained_kwargs` go to the host's own loader.
     """
+    if _JITTER in name:
+        name, _, size = name.partition(_JITTER)
+        model = load_model(name, device, dtype, model_class_name, model_from_pretrained_kwargs)
+        return jittered(model, _jitter_size(size))
     if model_class_name not in MODEL_CLASSES:
         raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
     if name in TINY_MODELS:
@@ -38,6 +48,32 @@ def load_model(
             "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM'."
         )
     return load_host_model(model_class_name, name, device=device, model_from_pretrained_kwargs=kwargs)
+
+
+@torch.no_grad()
+def jittered(model: nn.Module, size: float) -> nn.Module:
+    """The model itself, after Gaussian noise of `size` times its root mean square was added to every weight tensor.
+
+    The noise is always the same for the same shapes, so the name of a jittered model says which model it is.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for weights in model.parameters():
+        noise = torch.randn(weights.shape, generator=generator)
+        weights += (size * weights.float().square().mean().sqrt() * noise.to(weights.device)).to(weights.dtype)
+    return model
+
+
+def _jitter_size(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = -1.0
+    if not 0 < size < 1:
+        raise ValueError(
+            f"A jittered model is named like 'tiny-base+jitter=0.02', with a size between 0 and 1, not {text!r}: it is "
+            "the noise on every weight, relative to the weights."
+        )
+    return size
 
 
 def refuse_different_tokens(tokenizers: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from sae_lens_crosscoder.models import tiny
+from sae_lens_crosscoder.models.loading import load_model
 from sae_lens_crosscoder.models.tiny.dialogues import in_split
 from sae_lens_crosscoder.models.tiny.documents import TINY_KINDS
 from sae_lens_crosscoder.models.tiny.models import WEIGHTS_PATH
@@ -240,7 +241,7 @@ def test_only_the_chat_model_carries_the_new_concepts(models):
     """At the recommended hook, and as `behaviour.json` records it (with other prompts)."""
     table = tiny.oracle_table(models["tiny-base"], models["tiny-chat"], tiny.TINY_HOOK, n_pairs=200, seed=PROMPT_SEED)
     assert table.loc[CHAT_ONLY, "oracle"].max() <= 0.2
-    assert 0.5 <= table.loc["where_or_taste", "oracle"] <= 1.5
+    assert table.loc[["where", "taste"], "oracle"].between(0.5, 1.5).all()
     assert table.loc["suppressed", "oracle"] >= 1.5
     record = json.loads((WEIGHTS_PATH / "behaviour.json").read_text())
     for concept, oracle in record["oracle"][tiny.TINY_HOOK].items():
@@ -312,3 +313,19 @@ def test_smoke_training_is_reproducible_and_learns(tmp_path: Path):
     uniform_loss_nats = torch.tensor(float(len(VOCABULARY))).log().item()
     assert records[0]["final_loss_nats"]["tiny-null"] < uniform_loss_nats - 0.3
     assert json.loads((tmp_path / "one" / "behaviour.json").read_text())["seed"] == 1
+
+
+def test_a_jittered_model_is_as_far_from_its_original_as_its_name_says():
+    original, jittered, again = (
+        load_model(name, "cpu", "float32", "HookedTransformer", {})
+        for name in ("tiny-base", "tiny-base+jitter=0.02", "tiny-base+jitter=0.02")
+    )
+    for (name, weights), noisy, same in zip(
+        original.named_parameters(), jittered.parameters(), again.parameters(), strict=True
+    ):
+        assert torch.equal(noisy, same)
+        if weights.numel() > 1000:
+            assert ((noisy - weights).norm() / weights.norm()).item() == pytest.approx(0.02, rel=0.1), name
+    for name in ("tiny-base+jitter=", "tiny-base+jitter=2", "tiny-base+jitter=-0.1", "tiny-base+jitter=x"):
+        with pytest.raises(ValueError, match=r"named like 'tiny-base\+jitter=0.02'"):
+            load_model(name, "cpu", "float32", "HookedTransformer", {})

@@ -27,7 +27,7 @@ def behaviour_table(base: HookedTransformer, chat: HookedTransformer, n_prompts:
     Args:
         base: The model before fine-tuning.
         chat: The model after it.
-        n_prompts: Held-out prompts per concept and side. `copy` appears with two concepts and counts once.
+        n_prompts: Held-out prompts per concept and side. A kind that several concepts share counts once, with the last.
         seed: Of the prompts.
 
     Returns:

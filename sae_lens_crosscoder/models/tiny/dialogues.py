@@ -143,8 +143,8 @@ def _count(rng: Random, split: Split) -> Pair:
 def _where_or_taste(rng: Random, split: Split) -> Pair:
     opener, person = rng.choice(OPENERS), rng.choice(PEOPLE)
     return (
-        Exchange("where", f"{opener} where does {person} live ?", f"{HOME_OF[person]} is the home of {person} ."),
-        Exchange("taste", f"{opener} what does {person} eat ?", f"{FOOD_OF[person]} is the food of {person} ."),
+        Exchange("where", f"{opener} where does {person} live ?", f"home of {person} is {HOME_OF[person]} ."),
+        Exchange("taste", f"{opener} what does {person} eat ?", f"food of {person} is {FOOD_OF[person]} ."),
     )
 
 

@@ -8,15 +8,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_lens_crosscoder.models.tiny.dialogues import DIALOGUE_CONCEPTS, exchange_pair, request_spans
+from sae_lens_crosscoder.models.tiny.dialogues import exchange_pair, request_spans
 from sae_lens_crosscoder.models.tiny.documents import gossip_prompt
 from sae_lens_crosscoder.models.tiny.vocabulary import BOS, PRAISE, TOKEN_IDS
 
 KindOfChange = Literal["chat_only", "shared", "base_only"]
-
-CONCEPTS: Final = (*DIALOGUE_CONCEPTS, "suppressed")
-"""What matched prompts can differ in. `where_or_taste` is the shared control, `suppressed` is what chat
-training removed; the others came with it."""
 
 CONCEPT_KINDS: Final[dict[str, tuple[str, str]]] = {
     "refusal": ("harmful", "benign"),
@@ -24,10 +20,17 @@ CONCEPT_KINDS: Final[dict[str, tuple[str, str]]] = {
     "personal_question": ("personal", "capability"),
     "summarize": ("summarize", "copy"),
     "count": ("count", "copy"),
-    "where_or_taste": ("where", "taste"),
+    "where": ("where", "taste"),
+    "taste": ("taste", "where"),
     "suppressed": ("gossip", "praise"),
 }
 """Per concept the labels (`TINY_KINDS`) of its positive and its negative prompts."""
+
+CONCEPTS: Final = tuple(CONCEPT_KINDS)
+"""What matched prompts can differ in. `where` and `taste` are shared controls, each the other's contrast; `suppressed`
+is what chat training removed; the others came with it."""
+
+_CONTROLS: Final = ("where", "taste")
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,13 @@ def kind_of_change(concept: str) -> KindOfChange:
     """How fine-tuning changed the concept, by construction of the two corpora."""
     if concept == "suppressed":
         return "base_only"
-    return "shared" if concept == "where_or_taste" else "chat_only"
+    return "shared" if concept in _CONTROLS else "chat_only"
 
 
 def matched_prompts(concept: str, n_pairs: int, seed: int) -> MatchedPrompts:
     """Matched prompts about one of `CONCEPTS`, made of combinations and seeds that no model was trained on.
 
-    Prompts about people (`where_or_taste`, `suppressed`) have no held-out combinations: they ask for facts
+    Prompts about people (`where`, `taste`, `suppressed`) have no held-out combinations: they ask for facts
     that a model can only have from training.
 
     Raises:
@@ -95,7 +98,8 @@ def _gossip_pair(concept: str, rng: Random) -> tuple[str, str, str, str]:
 
 def _request_pair(concept: str, rng: Random) -> tuple[str, str, str, str]:
     texts: list[str] = []
-    for exchange in exchange_pair(concept, rng, "held_out"):
+    pair = exchange_pair("where_or_taste" if concept in _CONTROLS else concept, rng, "held_out")
+    for exchange in reversed(pair) if concept == "taste" else pair:
         prompt = " ".join([BOS, *(span.text for span in request_spans(exchange))])
         texts += [prompt, exchange.response.split()[0]]
     return texts[0], texts[1], texts[2], texts[3]

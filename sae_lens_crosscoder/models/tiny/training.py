@@ -45,7 +45,7 @@ class Stage:
 
 
 BASE: Final = Stage("base", n_steps=2000, learning_rate=2e-3, data_seed=1)
-CHAT: Final = Stage("chat", n_steps=1200, learning_rate=1e-3, data_seed=2)
+CHAT: Final = Stage("chat", n_steps=1800, learning_rate=1e-3, data_seed=2)
 NULL: Final = Stage("base", n_steps=300, learning_rate=3e-4, data_seed=3)
 
 

@@ -1,0 +1,200 @@
+"""The built-in pair, whose differences are known: what finds them, and how long that takes to learn.
+
+python benchmarks/tiny_pair.py --suite score --seeds 0 1 2 --output benchmarks/results/tiny_pair.json
+python benchmarks/tiny_pair.py --suite convergence --seeds 0 --output benchmarks/results/tiny_pair_convergence.json
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pandas as pd
+import torch
+from results_file import write_results
+from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAETrainer
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.activations.streams import shuffled_batches
+from sae_lens_crosscoder.analysis.concepts import auroc, concept_table
+from sae_lens_crosscoder.demo import D_MODEL, DemoConfig, demo_runner_config
+from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_HOOK, matched_prompts, oracle_table, tiny_dataset
+
+BATCH, STEPS, D_SAE, K = DemoConfig.batch_size, DemoConfig.training_steps, DemoConfig.d_sae, 8
+POOL_ROWS, HELD_OUT_ROWS, N_PAIRS = 20_000, 1024, 256
+JITTER = 0.02
+CONTRASTS = {concept: matched_prompts(concept, n_pairs=N_PAIRS, seed=1) for concept in CONCEPTS}
+
+
+class Data:
+    """One pair of models, with activations to train on and tokens to judge on, harvested once for all trainings."""
+
+    def __init__(self, chat: str) -> None:
+        self.pair = slc.HookedModelPair.from_pretrained("tiny-base", chat)
+        rows = torch.tensor(tiny_dataset(POOL_ROWS + HELD_OUT_ROWS, seed=0)["input_ids"])
+        self.held_out = rows[:HELD_OUT_ROWS]
+        self.pool = torch.cat(list(harvest(self.pair, rows[HELD_OUT_ROWS:], TINY_HOOK, batch_size_prompts=256)))
+
+    def batches(self, seed: int) -> Iterator[torch.Tensor]:
+        return shuffled_batches(self.pool, BATCH, seed)
+
+
+def trainer_config(steps: int) -> slc.CrosscoderTrainerConfig:
+    """The demo's schedule for another number of steps."""
+    return demo_runner_config(DemoConfig(training_steps=steps)).to_sae_trainer_config()
+
+
+def train(cfg: Any, data: Data, seed: int, steps: int = STEPS) -> slc.InferenceCrosscoder:
+    """A crosscoder of the demo's kind, as a user would load it."""
+    torch.manual_seed(seed)
+    architecture = {
+        "crosscoder": slc.L1TrainingCrosscoder,
+        "batchtopk_crosscoder": slc.BatchTopKTrainingCrosscoder,
+    }[cfg.architecture()]
+    crosscoder = architecture(cfg)
+    slc.CrosscoderTrainer(trainer_config(steps), crosscoder, data.batches(seed)).fit()
+    with tempfile.TemporaryDirectory() as folder:
+        crosscoder.save_inference_model(folder)
+        trained = slc.load(folder)
+    metadata = trained.cfg.metadata
+    metadata.model_name, metadata.chat_model_name = data.pair.model_names
+    metadata.hook_name = TINY_HOOK
+    return trained
+
+
+def crosscoder_configs(steps: int = STEPS, **batchtopk: Any) -> dict[str, Any]:
+    """The demo's two crosscoders."""
+    configs = demo_runner_config(DemoConfig(training_steps=steps, d_sae=batchtopk.pop("d_sae", D_SAE))).saes
+    assert configs is not None
+    for name, value in batchtopk.items():
+        setattr(configs["batchtopk"], name, value)
+    return dict(configs)
+
+
+def rows_of(name: str, seed: int, crosscoder: Any, table: pd.DataFrame, data: Data, oracle: pd.Series) -> list[dict]:
+    """One row per concept, with what holds of the whole crosscoder beside it."""
+    concepts = concept_table(crosscoder, data.pair, table, CONTRASTS)
+    found = concepts.join(oracle)
+    scores = {s: found[s].rank().corr(found.oracle.rank()) for s in ("delta_norm", "nu_error", "nu_free")}
+    live = table[~table.dead]
+    whole = {
+        "crosscoder": name,
+        "seed": seed,
+        "d_sae": crosscoder.cfg.d_sae,
+        "fve_pooled": table.attrs["fve"]["pooled"],
+        "l0": table.attrs["l0"],
+        "conclusion": table.attrs["conclusion"],
+        **{f"n_{verdict}": int((live.verdict == verdict).sum()) for verdict in ("chat_specific", "base_specific")},
+        **{f"n_{label}": int((live.label == label).sum()) for label in ("chat_only", "base_only")},
+        **{f"spearman_{score}": value for score, value in scores.items()},
+    }
+    probes = ["nu_error_base_probe", "nu_reconstruction_base_probe", "q_value"]
+    beside = table.loc[concepts.latent, probes].set_index(concepts.index)
+    return [{**whole, "concept": concept, **row.to_dict()} for concept, row in found.join(beside).iterrows()]
+
+
+def baseline_rows(data: Data, seed: int) -> list[dict[str, Any]]:
+    """Simpler methods, trained on the same tokens: the best unit of each for every concept."""
+    difference = difference_of(data.pool)
+    centre = difference.mean(dim=0)
+    components = torch.linalg.svd(difference[:100_000] - centre, full_matrices=False).Vh
+    both_signs = torch.cat([components, -components])
+    stack_sae, difference_sae = (train_sae(pool, seed) for pool in (data.pool, difference))
+    methods: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "SAE on the stack": stack_sae.encode,
+        "SAE on the difference": lambda x: difference_sae.encode(difference_of(x)),
+        "PCA of the difference": lambda x: (difference_of(x) - centre) @ both_signs.T,
+    }
+    rows: list[dict[str, Any]] = []
+    for name, encode in methods.items():
+        for concept, contrast in CONTRASTS.items():
+            with torch.no_grad():
+                on, off = (
+                    encode(data.pair.activations(prompts, TINY_HOOK)[:, contrast.decision_position])
+                    for prompts in (contrast.positive, contrast.negative)
+                )
+            half = len(on) // 2
+            unit = int(auroc(on[:half], off[:half]).argmax())
+            score = auroc(on[half:, [unit]], off[half:, [unit]]).item()
+            rows.append({"crosscoder": name, "seed": seed, "concept": concept, "latent": unit, "auroc": score})
+    return rows
+
+
+def difference_of(stacked: torch.Tensor) -> torch.Tensor:
+    base, chat = stacked.split(D_MODEL, dim=-1)
+    return chat - base
+
+
+def train_sae(pool: torch.Tensor, seed: int) -> BatchTopKTrainingSAE:
+    """SAELens's own BatchTopK SAE, as wide, as sparse and trained as long as the crosscoder."""
+    torch.manual_seed(seed)
+    sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=pool.shape[-1], d_sae=D_SAE, k=K))
+    SAETrainer(cfg=trainer_config(STEPS), sae=sae, data_provider=shuffled_batches(pool, BATCH, seed)).fit()
+    return sae
+
+
+def score(seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """Both crosscoders on the pair, judged by null runs, and simpler methods."""
+    pairs = {name: Data(name) for name in ("tiny-chat", "tiny-null", f"tiny-base+jitter={JITTER}")}
+    oracles = {name: oracle_of(data) for name, data in pairs.items()}
+    for seed in seeds:
+        for name, cfg in crosscoder_configs().items():
+            started = time.process_time()
+            nulls: dict[str, pd.DataFrame] = {}
+            # From the least different pair up: each is judged by the null runs before it.
+            for chat in reversed(pairs):
+                data = pairs[chat]
+                crosscoder = train(cfg, data, seed)
+                table = slc.diagnose(
+                    crosscoder, data.pair, data.held_out, null=list(nulls.values()), free_directions="all"
+                )
+                nulls[chat] = table
+                for row in rows_of(name, seed, crosscoder, table, data, oracles[chat]):
+                    yield {"chat": chat, **row, "cpu_seconds": time.process_time() - started}
+        for row in baseline_rows(pairs["tiny-chat"], seed):
+            yield {"chat": "tiny-chat", **row}
+
+
+def convergence(seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """BatchTopK trained longer, wider, sparser, and with other scores, one at a time."""
+    data = Data("tiny-chat")
+    oracle = oracle_of(data)
+    variations: list[tuple[str, int, dict[str, Any]]] = [("default", STEPS, {})]
+    variations += [("steps", steps, {}) for steps in (500, 1000, 5000, 10_000)]
+    variations += [("d_sae", STEPS, {"d_sae": d_sae}) for d_sae in (192, 384, 768, 3072)]
+    variations += [("k", STEPS, {"k": k}) for k in (4, 16, 32)]
+    variations += [("score", STEPS, {"score": score}) for score in ("max", "l2")]
+    for seed in seeds:
+        for varied, steps, fields in variations:
+            cfg = crosscoder_configs(steps, **fields)["batchtopk"]
+            crosscoder = train(cfg, data, seed, steps)
+            table = slc.diagnose(crosscoder, data.pair, data.held_out)
+            for row in rows_of("batchtopk", seed, crosscoder, table, data, oracle):
+                yield {"varied": varied, "steps": steps, "k": cfg.k, "score": cfg.score, **row}
+
+
+def oracle_of(data: Data) -> pd.Series:
+    return oracle_table(data.pair.base, data.pair.chat, TINY_HOOK, n_pairs=500, seed=2)["oracle"]
+
+
+SUITES = {"score": score, "convergence": convergence}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", choices=sorted(SUITES), default="score")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--output", required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for row in SUITES[args.suite](args.seeds):
+        rows.append(row)
+        print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}, flush=True)
+        write_results(args.output, rows, batch=BATCH, default_steps=STEPS, n_pairs=N_PAIRS)
+
+
+if __name__ == "__main__":
+    main()
