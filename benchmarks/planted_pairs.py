@@ -3,6 +3,7 @@
 python benchmarks/planted_pairs.py --suite small --seeds 0 1 2 --output benchmarks/results/planted_pairs.json
 """
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, get_args
 
 import pandas as pd
 import torch
+from results_file import write_results
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.planted import PlantedWorld
