@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from sae_lens.training._interruption import InterruptedException
 from simple_parsing import ArgumentParser, DashVariant
 
 from sae_lens_crosscoder.analysis.diagnose import diagnose
-from sae_lens_crosscoder.analysis.table import write_latents
+from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.demo import REPORT_FILENAME, SUMMARY_FILENAME, DemoConfig, run_demo
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
@@ -58,6 +58,9 @@ def _demo(args: Sequence[str]) -> None:
     cfg = _parse(DemoConfig, args, "demo")
     result = run_demo(cfg)
     print(f"\n{result.comparison.to_string()}\n")
+    for name, table in result.tables.items():
+        print(f"{name}: {table.attrs['conclusion']}")
+    print()
     print("The best latent of every known concept, chosen on one half of matched prompts and scored on the other:\n")
     print(result.concepts.round(2).to_string())
     print()
@@ -80,7 +83,7 @@ def _train(args: Sequence[str]) -> None:
         folder = Path(cfg.output_path, name)
         table = diagnose(crosscoder, runner.pair, runner.held_out_tokens)
         write_latents(table, folder)
-        print(f"{folder}: {json.dumps({str(k): int(n) for k, n in table.verdict.value_counts().items()})}")
+        print(f"{folder}: {table.attrs['conclusion']}")
 
 
 @dataclass
@@ -91,6 +94,8 @@ class DiagnoseConfig:
     """A crosscoder folder or Hub id."""
     n_held_out_rows: int | None = None
     """Contexts to diagnose on, from those that training held out; by default all of them."""
+    null: list[str] = field(default_factory=list)
+    """Folders of null runs: the same training on a pair in which nothing differs. They give q-values."""
     output_path: str | None = None
     """Where latents.parquet goes; by default the crosscoder's own folder."""
 
@@ -99,6 +104,7 @@ def _diagnose(args: Sequence[str]) -> None:
     """Diagnose a trained crosscoder again, on the rows that its training held out."""
     cfg = _parse(DiagnoseConfig, args, "diagnose")
     crosscoder = load(cfg.crosscoder)
+    nulls = [read_latents(folder) for folder in cfg.null]
     runner_cfg_path = Path(cfg.crosscoder, "runner_cfg.json")
     if not runner_cfg_path.exists():
         raise ValueError(
@@ -112,7 +118,8 @@ def _diagnose(args: Sequence[str]) -> None:
             "diagnose on training data."
         )
     runner = CrosscoderTrainingRunner(runner_cfg)
-    table = diagnose(crosscoder, runner.pair, runner.held_out_tokens[: cfg.n_held_out_rows])
+    table = diagnose(crosscoder, runner.pair, runner.held_out_tokens[: cfg.n_held_out_rows], null=nulls)
+    print(table.attrs["conclusion"])
     print(write_latents(table, cfg.output_path or cfg.crosscoder))
 
 

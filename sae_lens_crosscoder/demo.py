@@ -148,7 +148,7 @@ def _column(table: pd.DataFrame) -> dict[str, str]:
     judged = alive[(alive.label == "chat_only") & ~alive.verdict.isin(["rare", "undetermined"])]
     genuine = int((judged.verdict == "chat_specific").sum())
     column["chat_only that is genuine"] = f"{genuine} of {len(judged)} judged" if len(judged) else "none to judge"
-    for artifact in ("complete_shrinkage", "latent_decoupling"):
+    for artifact in ("complete_shrinkage", "latent_decoupling", "rotated"):
         column[f"chat_only by {artifact}"] = str(int((judged.verdict == artifact).sum())) if len(judged) else "none"
     column["dead on held-out tokens"] = f"{table.dead.sum():,}"
     column |= {f"FVE {model}": f"{value:.3f}" for model, value in table.attrs["fve"].items()}
@@ -166,6 +166,7 @@ def _summary(tables: dict[str, pd.DataFrame], seconds: float) -> dict[str, Any]:
             "labels": {str(label): int(n) for label, n in table.label.value_counts().items()},
             "verdicts": {str(verdict): int(n) for verdict, n in table.verdict.value_counts().items()},
             "n_dead": int(table.dead.sum()),
+            "conclusion": table.attrs["conclusion"],
             "seconds": seconds,
         }
         for name, table in tables.items()

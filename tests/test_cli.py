@@ -62,6 +62,19 @@ def test_train_writes_one_whole_folder_and_diagnose_reads_it(capsys):
     assert slc.read_latents("out").attrs["n_tokens"] == 2 * 64
 
 
+def test_null_runs_give_q_values(capsys):
+    null = ["--chat-model-name", "tiny-base+jitter=0.02"]
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    assert main(["train", *TINY, *null, "--output_path", "null"]) == 0
+    assert main(["diagnose", "out", "--null", "null", "null"]) == 0
+    assert "no difference detected" in capsys.readouterr().out
+    table = slc.read_latents("out")
+    assert table.attrs["n_null_runs"] == 2
+    assert table.q_value.notna().any()
+    assert main(["diagnose", "out", "--null", "nowhere"]) == 2
+    assert "nowhere has no latents.parquet" in capsys.readouterr().err
+
+
 def test_a_sweep_trains_one_crosscoder_per_value(capsys):
     assert main(["train", *TINY, "--output_path", "out", "--sweep", "k=2,8"]) == 0
     assert {path.name for path in Path("out").iterdir()} == {"k=2", "k=8"}

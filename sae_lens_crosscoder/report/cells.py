@@ -63,6 +63,7 @@ def latents_table(table: pd.DataFrame) -> str:
         '<th scope="col" class="t">label</th><th scope="col" class="t">verdict</th>'
         '<th scope="colgroup" class="t" colspan="2">nu_error [low, high]</th>'
         '<th scope="colgroup" class="t" colspan="2">nu_reconstruction [low, high]</th>'
+        '<th scope="col" class="n">nu_free</th><th scope="col" class="n">q_value</th>'
         '<th scope="col" class="n">n_active</th><th scope="col" class="n">max_activation</th></tr>'
     )
     return _scrolling(head, [_latent_row(row) for row in top.to_dict("records")], "latents")
@@ -75,6 +76,7 @@ def _latent_row(row: Mapping[Any, Any]) -> str:
         low, high = cell(row[f"{nu}_low"]), cell(row[f"{nu}_high"])
         interval = f"[{low}, {high}]" if MISSING not in (low, high) else ""
         cells += [("n", cell(row[nu])), ("n interval", interval)]
+    cells += [("n", cell(row["nu_free"])), ("n", cell(row["q_value"]))]
     cells += [("n", f"{row['n_active']:,.0f}"), ("n", cell(row["max_activation"]))]
     return "<tr>" + "".join(f'<td class="{css}">{text}</td>' for css, text in cells) + "</tr>"
 

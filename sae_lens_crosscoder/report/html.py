@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lens_crosscoder.analysis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
+from sae_lens_crosscoder.analysis.verdict import NU_ERROR_LIMIT, NU_FREE_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.report.cells import TOP_LATENTS, html_table, latents_table, manifest_list
 from sae_lens_crosscoder.report.figures import CLASS_BORDERS, REGIONS, delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.inert import inert
@@ -20,6 +20,7 @@ _COLUMNS = (
     *("delta_norm", "label", "verdict", "n_active", "max_activation", "dead"),
     *("nu_error", "nu_error_low", "nu_error_high"),
     *("nu_reconstruction", "nu_reconstruction_low", "nu_reconstruction_high"),
+    *("nu_free", "q_value"),
 )
 
 
@@ -91,6 +92,7 @@ def _body(
     parts = [
         f"<h1>{inert(title)}</h1>",
         _introduction(tables),
+        _conclusions(tables),
         "<h2>Side by side</h2>",
         html_table(comparison, corner="", css_class="comparison"),
         "<h2>How to read the numbers</h2>",
@@ -128,6 +130,12 @@ def _introduction(tables: Mapping[str, pd.DataFrame]) -> str:
     )
 
 
+def _conclusions(tables: Mapping[str, pd.DataFrame]) -> str:
+    sentences = [(name, table.attrs.get("conclusion")) for name, table in tables.items()]
+    items = [f"<li><b>{inert(name)}</b>: {inert(said)}.</li>" for name, said in sentences if said]
+    return f"<ul>{''.join(items)}</ul>" if items else ""
+
+
 def _how_to_read() -> str:
     stops = (0, *CLASS_BORDERS, 1)
     bars = "".join(f'<i class="{region}"></i>' for region in REGIONS)
@@ -145,8 +153,12 @@ def _how_to_read() -> str:
 there was shrunk away, <i>Complete Shrinkage</i>.</dd>
 <dt>nu_reconstruction</dt><dd>Near 0: no other latent writes it into base. High (from {NU_RECONSTRUCTION_LIMIT}): other
 latents do, <i>Latent Decoupling</i>.</dd>
-<dt>genuine</dt><dd>Both are below their limits, in the box of the second figure: as far as this can tell, only chat
-has it.</dd>
+<dt>nu_free</dt><dd>How long the direction is that the data prefer in base, whatever the decoder says, relative to the
+one in chat. Above {NU_FREE_LIMIT}: base has the latent along another direction, it was <i>rotated</i>.</dd>
+<dt>q_value</dt><dd>The share of chance among latents as one-sided as this one, from crosscoders of a pair in which
+nothing differs; a dash where no such null runs were given.</dd>
+<dt>genuine</dt><dd>Both nu are below their limits, in the box of the second figure: as far as this can tell, only
+chat has it.</dd>
 </dl>"""
 
 

@@ -16,6 +16,7 @@ COLOURS = {
     "chat_specific": "#d9601a",
     "complete_shrinkage": "#8a5fb8",
     "latent_decoupling": "#1b9a83",
+    "rotated": "#b03a6b",
     "rare": "#c9a227",
     "undetermined": "rgba(141,148,158,0.5)",
     "undefined": "rgba(141,148,158,0.5)",

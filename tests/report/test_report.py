@@ -34,10 +34,12 @@ def make_table(n=1000, seed=0, bounds="signed"):
         value = rng.normal(0.3, 0.5, n)
         value[(rng.random(n) < 0.1) | table.dead] = np.nan
         table[nu], table[f"{nu}_low"], table[f"{nu}_high"] = value, value - 0.1, value + 0.1
+    table["nu_free"], table["q_value"] = rng.random(n), np.where(rng.random(n) < 0.5, rng.random(n), np.nan)
     table["label"] = [label(delta) for delta in table.delta_norm]
     judged = zip(table.label, table.n_active, table.nu_error, table.nu_reconstruction, strict=True)
     table["verdict"] = [verdict(*row, bounds=bounds) for row in judged]
     table.attrs = {
+        "conclusion": "7 latents & more",
         "bounds": bounds,
         "models": ["base", "chat"],
         "hook_name": "h",
@@ -303,6 +305,7 @@ def test_sections_come_in_order_and_concepts_only_if_given(tables, tmp_path):
         expected += ["What this was made from", "Notes"]
         assert heads == [head for head in expected if concepts is not None or head != "Known concepts"]
         assert "Note one" in source
+        assert "<b>l1</b>: 7 latents &amp; more." in source
         assert "12,345" in source
 
 
@@ -330,6 +333,9 @@ def test_tables_show_the_numbers_of_the_frame(tables, tmp_path):
                 continue
             shown = [float(x) for x in re.findall(r"-?[\d.]+", f"{nu} {interval}".replace("\u2212", "-"))]
             assert shown == pytest.approx([latent[name], latent[f"{name}_low"], latent[f"{name}_high"]], abs=6e-3)
-        assert row[8] == f"{latent.n_active:,}"
+        assert float(row[8]) == pytest.approx(latent.nu_free, abs=6e-3)
+        q = "\u2013" if np.isnan(latent.q_value) else f"{latent.q_value:.2f}"
+        assert row[9] == q
+        assert row[10] == f"{latent.n_active:,}"
     deltas = [float(row[1]) for row in top]
     assert deltas == sorted(deltas, reverse=True)
