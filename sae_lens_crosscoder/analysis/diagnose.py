@@ -52,7 +52,8 @@ def diagnose(
         A row per latent. `delta_norm` says where it writes (0 base, 1 chat), `label` is its class, `nu_error` and
         `nu_reconstruction` (with 95 % bootstrap intervals `_low`, `_high`) say whether that is an artifact, `verdict`
         sums it up. `nu_free` and `angle_degrees` compare the directions that the data prefer in both models, and
-        `q_value` is the share of chance among latents as one-sided as this one. Columns ending in `_base_probe` mirror
+        `q_value` is the share of chance among latents as one-sided as this one. `rho_limit` (L1 only) is how weak the
+        other model may have the latent and still get a decoder norm of 0. Columns ending in `_base_probe` mirror
         the nu for base-only latents, those in `_unfiltered` keep nu where its denominator may be 0, and those in `_raw`
         (only when models were scaled differently) are in the space of raw activations. `.attrs` holds the manifest:
         the conclusion in one sentence, versions, models, hook, number of tokens, FVE, L0.

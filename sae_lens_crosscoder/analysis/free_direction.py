@@ -28,8 +28,9 @@ class FreeDirections:
         self.latents = latents.to(crosscoder.W_dec.device)
         zeros = torch.zeros(len(latents), crosscoder.cfg.d_in, dtype=torch.float64, device=self.latents.device)
         self._f_error, self._f3_error = zeros, zeros.clone()
-        self._f2, self._f4 = torch.zeros_like(zeros[:, :1]), torch.zeros_like(zeros[:, :1])
+        self._f1, self._f2, self._f4 = (torch.zeros_like(zeros[:, :1]) for _ in range(3))
         self._f2_error2 = zeros.new_zeros(len(latents), crosscoder.layout.n_models)
+        self._f2_per_error = torch.zeros_like(self._f2_error2)
 
     @torch.no_grad()
     def add(
@@ -44,9 +45,12 @@ class FreeDirections:
         f2 = f.square()
         self._f_error += f.T @ error
         self._f3_error += (f * f2).T @ error
+        self._f1 += f.sum(dim=0)[:, None]
         self._f2 += f2.sum(dim=0)[:, None]
         self._f4 += f2.square().sum(dim=0)[:, None]
-        self._f2_error2 += f2.T @ self.crosscoder.layout.norms(error).square()
+        lengths = self.crosscoder.layout.norms(error)
+        self._f2_error2 += f2.T @ lengths.square()
+        self._f2_per_error += f2.T @ lengths.reciprocal()
 
     def directions(self) -> tuple[Float[Tensor, "chosen d_model"], ...]:
         """v^m of every model, in the units of the saved decoder; nan for a latent that never fires."""
@@ -79,10 +83,31 @@ class FreeDirections:
         degrees = cosine.sum(dim=-1).clamp(-1, 1).arccos().rad2deg()
         return torch.where((self.norms() > self.noise()).all(dim=-1), degrees, torch.nan)
 
+    def rho_limit(self) -> Float[Tensor, " chosen"]:
+        """For L1 crosscoders of a pair: the rho below which a zero decoder norm says nothing.
+
+        If the other model has the latent at a share rho of its own model's, a zero norm there is stationary up to this
+        rho: the penalty for writing at all outweighs what writing would explain. From the stationarity condition of
+        `(1/M) sum_m |eps^m| + mu f (n_base + n_chat)`, or of its squared form, taking the rest of the error as
+        independent of the latent. nan for other architectures, 0 for scores in which a zero norm costs nothing.
+        """
+        details = getattr(self.crosscoder.cfg.metadata, "training_architecture_details", None) or {}
+        mu, layout = details.get("l1_coefficient"), self.crosscoder.layout
+        if mu is None or layout.n_models != 2:
+            return self._f2.new_full((len(self.latents),), torch.nan)
+        if self.crosscoder.cfg.score != "sum":
+            return self._f2.new_zeros(len(self.latents))
+        own = self.crosscoder.decoder_norms[self.latents].argmax(dim=-1, keepdim=True)
+        gain = 2 * self._f2
+        if details.get("reconstruction_loss") == "l2_norm":
+            gain = self._f2_per_error.gather(-1, 1 - own) / layout.n_models
+            gain = gain / self.crosscoder.activation_scales.double()[1 - own]
+        return (mu * self._f1 / (gain * self.norms().gather(-1, own)))[:, 0]
+
     def columns(self) -> Mapping[str, Float[Tensor, " d_sae"]]:
         """Columns of the latent table, nan for the latents that were not chosen."""
         norms, noise = self.norms(), self.noise()
-        parts = {"nu_free": norms[:, 0] / norms[:, -1], "angle_degrees": self.angles()}
+        parts = {"nu_free": norms[:, 0] / norms[:, -1], "angle_degrees": self.angles(), "rho_limit": self.rho_limit()}
         for m, name in enumerate(self.crosscoder.layout.names):
             parts |= {f"free_norm_{name}": norms[:, m], f"free_noise_{name}": noise[:, m]}
         return {name: self._spread(part) for name, part in parts.items()}

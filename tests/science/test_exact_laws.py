@@ -19,11 +19,12 @@ def one_concept(rho, n=4096):
     return torch.cat([rho * a[:, None] * u, a[:, None] * u], dim=-1), a, u
 
 
-def trained_norm_ratio(rho, mu, score="sum"):
-    """n_base / n_chat of one latent, trained to convergence on squared error with frozen biases."""
+def trained_on_one_concept(rho, mu, score="sum", loss="mse", noise=0.0):
+    """A crosscoder of one latent, trained to convergence with frozen biases, its activations and their magnitudes."""
     activations, a, u = one_concept(rho)
+    activations = activations + noise * torch.randn(activations.shape, generator=torch.Generator().manual_seed(3))
     cfg = slc.L1CrosscoderTrainingConfig(
-        d_model=D_MODEL, d_sae=1, l1_coefficient=mu, reconstruction_loss="mse", score=score, dtype="float64"
+        d_model=D_MODEL, d_sae=1, l1_coefficient=mu, reconstruction_loss=loss, score=score, dtype="float64"
     )
     crosscoder = slc.L1TrainingCrosscoder(cfg)
     with torch.no_grad():  # paired, and on the concept's side, so that the latent is alive
@@ -40,6 +41,12 @@ def trained_norm_ratio(rho, mu, score="sum"):
         lr_decay_steps=steps // 2,
     )
     slc.CrosscoderTrainer(trainer_cfg, crosscoder, shuffled_batches(activations, 1024, seed=0)).fit()
+    return crosscoder, activations, a
+
+
+def trained_norm_ratio(rho, mu, score="sum"):
+    """n_base / n_chat after training on squared error, and lambda."""
+    crosscoder, _, a = trained_on_one_concept(rho, mu, score)
     base, chat = crosscoder.layout.norms(crosscoder.W_dec)[0].tolist()
     shrinkage = mu * a.mean().item() / (2 * a.square().mean().item())
     return base / chat, shrinkage
@@ -50,6 +57,21 @@ def test_complete_shrinkage_an_l1_crosscoder_subtracts_the_same_amount_from_both
     """n_base / n_chat = max(rho - lambda, 0) / (1 - lambda), lambda = mu E[a] / (2 E[a^2])."""
     ratio, shrinkage = trained_norm_ratio(rho, mu)
     assert ratio == pytest.approx(max(rho - shrinkage, 0) / (1 - shrinkage), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("loss", "mu", "rho", "shrunk"),
+    [("mse", 0.4, 0.15, True), ("mse", 0.4, 0.25, False), ("l2_norm", 0.1, 0.04, True), ("l2_norm", 0.1, 0.2, False)],
+)
+def test_rho_limit_is_the_strength_up_to_which_a_base_norm_is_shrunk_to_zero(loss, mu, rho, shrunk, tmp_path):
+    crosscoder, activations, a = trained_on_one_concept(rho, mu, loss=loss, noise=0.2)
+    crosscoder.save_inference_model(tmp_path)
+    inference = slc.load(tmp_path)
+    limit = slc.diagnose(inference, activations=[activations], free_directions="all").rho_limit[0]
+    assert (rho < limit) == shrunk
+    assert (inference.decoder_norms[0, 0].item() < 0.01) == shrunk
+    if loss == "mse":  # then it is lambda
+        assert limit == pytest.approx(mu * a.mean().item() / (2 * a.square().mean().item()), rel=0.05)
 
 
 def test_under_the_stacked_norm_nothing_is_shrunk_relative_to_the_other_model():
