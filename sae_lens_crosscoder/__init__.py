@@ -6,6 +6,7 @@ order in which an analysis uses them.
 
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
+from sae_lens_crosscoder.analysis.agreement import agreement
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
@@ -54,6 +55,7 @@ __all__ = [
     "ReLUCrosscoder",
     "ReLUCrosscoderConfig",
     "StackedLayout",
+    "agreement",
     "chat_tokens",
     "delta_norm",
     "diagnose",

@@ -56,15 +56,21 @@ def test_example_runs(path, tmp_path):
     assert result.stdout.strip()
 
 
-def test_the_claims_table_is_what_the_benchmark_measured():
-    """Every number of the README's table of claims stands in benchmarks/results, averaged over its seeds."""
+def test_measured_passages_are_what_the_results_files_say():
+    """`python benchmarks/readme.py` would change nothing."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    import readme
+
+    assert readme.rewritten(README) == README
+    passages = re.findall(r"<!-- measured: ([\w ]+) -->\n(.*?)\n<!-- end -->", README, flags=re.DOTALL)
+    assert {name for name, _ in passages} == set(readme.PASSAGES)
+    for _, text in passages:
+        assert re.search(r"`python benchmarks/[^`]+--output benchmarks/results/\w+\.json`", text)
+
+
+def test_the_claims_are_means_of_the_measured_rows():
     document = json.loads((ROOT / "benchmarks" / "results" / "planted_pairs.json").read_text())
-    assert document["command"] in README
-    table = [line for line in README.splitlines() if line.startswith("| ") and "concepts" not in line]
-    for name, cell in {"L1": "A", "BatchTopK": "batchtopk"}.items():
-        rows = [row for row in document["rows"] if row["cell"] == cell]
-        (line,) = [line for line in table if line.startswith(f"| {name} ")]
-        columns = ("precision", "recall", "frac_weak_flagged", "frac_decoupled_flagged", "precision_after_nu")
-        means = [sum(row[column] for row in rows) / len(rows) for column in columns]
-        shown = [float(cell) for cell in re.findall(r"\d\.\d\d", line)]
-        assert shown == [round(mean, 2) for mean in means]
+    rows = [row for row in document["rows"] if row["cell"] == "A"]
+    means = [sum(row[column] for row in rows) / len(rows) for column in ("precision", "recall", "frac_weak_flagged")]
+    (line,) = [line for line in README.splitlines() if line.startswith("| L1 |")]
+    assert [float(value) for value in re.findall(r"\d\.\d\d", line)[:3]] == [round(mean, 2) for mean in means]

@@ -1,0 +1,273 @@
+"""Writes every measured number of the README from benchmarks/results, and draws its pictures with headless Chromium.
+
+python benchmarks/readme.py
+sae-lens-crosscoder demo --output-path demo && python benchmarks/readme.py --demo demo
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.report import delta_norm_histogram, nu_scatter
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+README = ROOT / "README.md"
+DEMO_PICTURE, CLAIMS_PICTURE = ROOT / "examples/demo_report.png", RESULTS / "planted_claims.png"
+WIDTH = 1100
+
+
+def read(name: str) -> tuple[pd.DataFrame, str]:
+    """The rows of a results file, and how its README passage says where they come from."""
+    document = json.loads((RESULTS / name).read_text())
+    source = f"`{document['command']}` measures this and writes [benchmarks/results/{name}](benchmarks/results/{name})."
+    return pd.DataFrame(document["rows"]), source
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table, its first row the heading."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def number(value: float) -> str:
+    return "none" if value != value else f"{value:.2f}"
+
+
+def claims() -> str:
+    """The paper's claims, means over seeds."""
+    frame, source = read("planted_pairs.json")
+    names = {
+        "A": "L1",
+        "B": "L1, squared error, stronger penalty",
+        "batchtopk": "BatchTopK, k = true L0",
+        "batchtopk half k, sum": "BatchTopK, half that k",
+        "batchtopk half k, max": 'BatchTopK, half that k, `score="max"`',
+    }
+    columns = {
+        "precision": "precision of chat-only",
+        "recall": "recall",
+        "frac_weak_flagged": "weak concepts flagged",
+        "frac_decoupled_flagged": "decoupled concepts flagged",
+        "precision_chat_verdict": "precision of the verdict",
+        "recall_chat_verdict": "recall of the verdict",
+    }
+    means = frame.groupby("cell")[list(columns)].mean()
+    rows = [["crosscoder", *columns.values()]]
+    rows += [[shown, *(number(value) for value in means.loc[cell])] for cell, shown in names.items()]
+    null = frame[frame.world == "null"]
+    quiet = null.conclusion.str.startswith("no difference detected")
+    seeds = sorted(int(seed) for seed in frame.seed.unique())
+    return (
+        f"{markdown(rows)}\n\nMeans over seeds {seeds[0]} to {seeds[-1]}. In {len(null)} runs on worlds where nothing "
+        f"differs, {null.n_flagged_either_side.sum()} latents were flagged, and {quiet.sum()} of the runs end with "
+        f'"no difference detected". {source}'
+    )
+
+
+def bends() -> str:
+    """Where both bend: one line per variation of the world or the training."""
+    frame, source = read("planted_full.json")
+    frame = frame.set_index("cell")
+    variations = {
+        "the standard world": ("A", "batchtopk"),
+        "concepts superposed more (d_model 32)": "d_model 32",
+        "random instead of spread directions": "random directions",
+        "all concepts rare (p 0.002 to 0.008)": "rare concepts",
+        "all concepts frequent (p 0.04 to 0.12)": "frequent concepts",
+        "chat-only concepts at 0.7 of the size": "weak exclusives",
+        "and rare as well (p 0.003)": "rare weak exclusives",
+        "chat-only concepts that fire in pairs": "co-occurring exclusives",
+        "models of widths 64 and 48": "widths 64 and 48",
+        "chat model 50 times louder": "chat 50 times louder",
+        "the same, each model scaled": ("chat 50 times louder, L1, scaled", "chat 50 times louder, batchtopk, scaled"),
+        "decoders not started in pairs": ("independent start, L1", "independent start, batchtopk"),
+    }
+    rows = [
+        [
+            "what varies",
+            "L1 precision",
+            "recall",
+            "BatchTopK precision",
+            "recall",
+            "of its verdict: precision",
+            "recall",
+        ]
+    ]
+    for shown, cells in variations.items():
+        l1, batchtopk = (f"{cells}, L1", f"{cells}, batchtopk") if isinstance(cells, str) else cells
+        numbers = [frame.loc[cell, column] for cell in (l1, batchtopk) for column in ("precision", "recall")]
+        numbers += [frame.loc[batchtopk, f"{column}_chat_verdict"] for column in ("precision", "recall")]
+        rows.append([shown, *(number(value) for value in numbers)])
+    return f"{markdown(rows)}\n\nOne seed. {source}"
+
+
+def tiny_pair() -> str:
+    """Concept by concept on the built-in pair."""
+    frame, source = read("tiny_pair.json")
+    pair = frame[frame.chat == "tiny-chat"]
+    shown = {
+        "batchtopk": "BatchTopK crosscoder",
+        "l1": "L1 crosscoder",
+        "SAE on the stack": "plain SAE on the stack",
+        "SAE on the difference": "SAE on the difference",
+        "PCA of the difference": "PCA of the difference",
+    }
+    aurocs = pair.pivot_table(index="concept", columns="crosscoder", values="auroc", aggfunc="median", sort=False)
+    of_crosscoder = pair[pair.crosscoder == "batchtopk"].groupby("concept")
+    columns = {"oracle": "in base (oracle)", "delta_norm": "Delta_norm", "nu_error": "nu_error"}
+    medians = of_crosscoder[list(columns)].median()
+    rows = [["concept", columns["oracle"], "Delta_norm", "nu_error", *(f"AUROC, {name}" for name in shown.values())]]
+    for concept in dict.fromkeys(pair.concept):
+        numbers = [*medians.loc[concept], *(aurocs.loc[concept, name] for name in shown)]
+        rows.append([str(concept), *(number(value) for value in numbers)])
+    null = frame[(frame.chat == "tiny-null") & frame.crosscoder.isin(["l1", "batchtopk"])]
+    runs = null.drop_duplicates(["crosscoder", "seed"])
+    quiet = runs.conclusion.str.startswith("no difference detected").sum()
+    correlation = pair[pair.crosscoder == "batchtopk"].drop_duplicates("seed").spearman_delta_norm.median()
+    return (
+        f"{markdown(rows)}\n\nMedians over {pair.seed.nunique()} seeds; Delta_norm and nu_error are of BatchTopK's "
+        f"latent, whose Delta_norm has a rank correlation of {correlation:.2f} with the oracle. On the base model "
+        f"against itself trained longer (`tiny-null`), {quiet} of {len(runs)} runs end with "
+        f'"no difference detected". {source}'
+    )
+
+
+def convergence() -> str:
+    """How long and how wide, before Delta_norm means what it says."""
+    frame, source = read("tiny_pair_convergence.json")
+    chat_only = frame[frame.kind_of_change == "chat_only"]
+    keys = ["varied", "steps", "d_sae", "k", "score"]
+    rows = [
+        ["varied", "steps", "latents", "k", "score", "FVE", "mean Delta_norm of the five new concepts", "chat_specific"]
+    ]
+    for (varied, steps, d_sae, k, score), group in chat_only.groupby(keys, sort=False):
+        row = [str(varied), f"{steps:,}", f"{d_sae:,}", f"{k:g}", str(score), number(group.fve_pooled.iloc[0])]
+        rows.append([*row, number(group.delta_norm.mean()), str(group.n_chat_specific.iloc[0])])
+    return f"{markdown(rows)}\n\n{source}"
+
+
+def intervals() -> str:
+    """How often the intervals hold the truth."""
+    frame, source = read("intervals.json")
+    low, high = frame.coverage.min(), frame.coverage.max()
+    return (
+        f"The 95 % intervals hold the nu of a million fresh tokens {100 * low:.1f} to {100 * high:.1f} % of the "
+        f"time, for either nu, either probe and both crosscoders, over {frame.n_intervals.sum():,} intervals. {source}"
+    )
+
+
+PASSAGES: Mapping[str, Callable[[], str]] = {
+    "claims": claims,
+    "bends": bends,
+    "tiny pair": tiny_pair,
+    "convergence": convergence,
+    "intervals": intervals,
+}
+
+
+def rewritten(text: str) -> str:
+    """The README with every `<!-- measured: NAME -->` passage made anew."""
+
+    def passage(found: re.Match[str]) -> str:
+        return f"<!-- measured: {found[1]} -->\n{PASSAGES[found[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- measured: ([\w ]+) -->\n.*?\n<!-- end -->", passage, text, flags=re.DOTALL)
+
+
+def claims_figure() -> Any:
+    """Wrong chat-only latents, and recall, against how much is explained: over mu, over k, for every score."""
+    frame, _ = read("planted_full.json")
+    frame = frame[frame.world == "A"]
+    frame = frame.assign(
+        n_wrong=(frame.n_flagged * (1 - frame.precision)).fillna(0), setting=frame.mu.fillna(frame.k / frame.true_l0)
+    )
+    series = {
+        "L1, summed norms": (frame.cell.isin(["mu", "A"]), "#d9601a", "circle"),
+        "L1, squared error": (frame.cell.isin(["mu, squared", "B"]), "#c9a227", "square"),
+        "L1, stacked norm": (frame.cell == "mu, l2", "#8a5fb8", "diamond"),
+        "BatchTopK, sum": (frame.cell == "k, sum", "#2f6fb5", "circle"),
+        "BatchTopK, max": (frame.cell == "k, max", "#1b9a83", "square"),
+        "BatchTopK, l2": (frame.cell == "k, l2", "#7aa6d6", "diamond"),
+    }
+    panels = {"n_wrong": "wrong latents flagged chat-only", "recall": "recall of chat-only concepts"}
+    figure = make_subplots(rows=1, cols=2, subplot_titles=list(panels.values()), horizontal_spacing=0.09)
+    for col, column in enumerate(panels, start=1):
+        for name, (chosen, colour, symbol) in series.items():
+            points = frame[chosen].sort_values("setting")
+            unit = "μ" if name.startswith("L1") else "k/L0"
+            labels = [f"{unit} {value:g}" for value in points.setting.round(2)]
+            figure.add_trace(
+                go.Scatter(
+                    x=points.fve_pooled, y=points[column], name=name, legendgroup=name, showlegend=col == 1,
+                    mode="lines+markers+text", text=[labels[0], *[""] * (len(labels) - 2), labels[-1]],
+                    textposition="top center", textfont={"size": 10, "color": colour},
+                    line={"color": colour, "dash": "solid" if unit == "μ" else "dot"},
+                    marker={"symbol": symbol, "size": 9},
+                ),
+                row=1,
+                col=col,
+            )  # fmt: skip
+    figure.update_xaxes(title="fraction of variance explained", gridcolor="#e4e7eb", linecolor="#8d949e")
+    figure.update_yaxes(gridcolor="#e4e7eb", rangemode="tozero")
+    figure.update_yaxes(range=[-0.05, 1.12], row=1, col=2)
+    figure.update_layout(
+        template="none", width=WIDTH, height=440, margin={"l": 50, "r": 20, "t": 50, "b": 110},
+        legend={"orientation": "h", "y": -0.22, "x": 0.5, "xanchor": "center"},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#24292f"},
+    )  # fmt: skip
+    return figure
+
+
+def demo_figures(folder: str) -> list[Any]:
+    tables = {name: slc.read_latents(Path(folder, name)) for name in ("l1", "batchtopk")}
+    return [
+        delta_norm_histogram(tables).update_layout(height=520, width=WIDTH),
+        nu_scatter(tables).update_layout(height=500, width=WIDTH),
+    ]
+
+
+def draw(figures: list[Any], output: Path) -> None:
+    """One picture of the figures, below each other."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise SystemExit("There is no chromium on PATH, which draws the pictures.")
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displayModeBar": False})
+        for index, figure in enumerate(figures)
+    ]
+    height = sum(figure.layout.height for figure in figures)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "picture.html")
+        page.write_text(f"<meta charset=utf-8><body style='margin:0;background:white'>{''.join(parts)}")
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        command += ["--hide-scrollbars", f"--user-data-dir={folder}/profile", f"--window-size={WIDTH},{height}"]
+        command += ["--virtual-time-budget=8000", f"--screenshot={output.resolve()}", page.as_uri()]
+        subprocess.run(command, check=True, capture_output=True)
+    print(output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--demo", help="a finished demo's folder, to draw its picture as well")
+    args = parser.parse_args()
+    README.write_text(rewritten(README.read_text()))
+    print(README)
+    draw([claims_figure()], CLAIMS_PICTURE)
+    if args.demo is not None:
+        draw(demo_figures(args.demo), DEMO_PICTURE)
+
+
+if __name__ == "__main__":
+    main()
