@@ -20,8 +20,15 @@ def load_rows(dataset_path: str, *, streaming: bool, n_tokens: int, n_held_out_r
     """
     if dataset_path == TINY_DATASET:
         return tiny_dataset(math.ceil(n_tokens / TINY_CONTEXT_SIZE) + n_held_out_rows, seed=seed)
+    if dataset_path.startswith("tiny-"):
+        raise ValueError(f"There is no built-in dataset {dataset_path!r}: the only one is {TINY_DATASET!r}.")
     if not dataset_path:
         raise ValueError(f"dataset_path is empty: name a dataset, or use the built-in {TINY_DATASET!r}.")
+    if Path(dataset_path).is_file():
+        raise ValueError(
+            f"dataset_path={dataset_path!r} is a file. Read it with datasets.load_dataset('json', data_files=...) (or "
+            "'csv', 'parquet', 'text'), save it with save_to_disk(folder), and give that folder."
+        )
     if (Path(dataset_path) / "state.json").exists():
         return load_from_disk(dataset_path)  # pyright: ignore[reportReturnType]  (a single split, by that file)
     return load_dataset(dataset_path, split="train", streaming=streaming)  # pyright: ignore[reportReturnType]

@@ -21,13 +21,15 @@ from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, conclusio
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
+_BATCH_TOKENS = 2048
+
 
 def diagnose(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
-    activations: Iterable[Float[Tensor, "_ d_in"]] | None = None,
+    activations: Float[Tensor, "token d_in"] | Iterable[Float[Tensor, "_ d_in"]] | None = None,
     null: pd.DataFrame | Sequence[pd.DataFrame] | None = None,
     free_directions: Literal["model_specific", "all"] = "model_specific",
     min_active: int = MIN_ACTIVE,
@@ -39,7 +41,7 @@ def diagnose(
     Args:
         crosscoder: an inference crosscoder, as `CrosscoderTrainingRunner.run()` returns or `slc.load` reads.
         pair, tokens: the two models, and held-out token ids of shape (batch, pos): not those it was trained on.
-        activations: instead of a pair and tokens, batches of raw stacked activations.
+        activations: instead of a pair and tokens, raw stacked activations: one tensor, or batches of them.
         null: tables of null runs, which give q-values: crosscoders trained in the same way on a pair in which nothing
             differs, and diagnosed in the same way. Such pairs are a model and itself, itself with jittered weights
             (`chat_model_name="NAME+jitter=0.02"`), or itself after more pre-training.
@@ -93,13 +95,13 @@ def _activation_batches(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair | None,
     tokens: Tensor | None,
-    activations: Iterable[Float[Tensor, "_ d_in"]] | None,
+    activations: Float[Tensor, "token d_in"] | Iterable[Float[Tensor, "_ d_in"]] | None,
     batch_size_prompts: int,
 ) -> Iterable[Float[Tensor, "_ d_in"]]:
     if activations is not None:
         if pair is not None or tokens is not None:
             raise ValueError("Give either a pair with tokens or activations, not both.")
-        return activations
+        return activations.split(_BATCH_TOKENS) if isinstance(activations, Tensor) else activations
     if pair is None or tokens is None:
         raise ValueError("diagnose needs data: give pair= and tokens= (batch, pos), or activations=.")
     metadata = crosscoder.cfg.metadata

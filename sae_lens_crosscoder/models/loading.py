@@ -35,6 +35,8 @@ def load_model(
         return jittered(model, _jitter_size(size))
     if model_class_name not in MODEL_CLASSES:
         raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
+    if name.startswith("tiny-") and name not in TINY_MODELS:
+        raise ValueError(f"There is no built-in model {name!r}: those are {', '.join(TINY_MODELS)}.")
     if name in TINY_MODELS:
         return load_tiny_model(name, device=device, dtype=dtype)
     kwargs: dict[str, Any] = {"dtype": str_to_dtype(dtype), **model_from_pretrained_kwargs}

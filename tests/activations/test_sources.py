@@ -1,5 +1,7 @@
 """Where activations come from: rows that are held out, and models that read them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -46,6 +48,20 @@ def test_the_built_in_rows_are_their_seed_and_enough():
     first, again, other = (load_rows(TINY_DATASET, seed=seed, **options)["input_ids"] for seed in (0, 0, 1))
     assert len(first) == 14
     assert list(first) == list(again) != list(other)
+
+
+@pytest.mark.parametrize("path", ["tiny-mxi", "rows.jsonl"])
+def test_a_path_that_is_no_dataset_is_refused_with_the_way_out(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(ValueError, match=r"the only one is 'tiny-mix'|is a file. Read it with datasets.load_dataset"):
+        load_rows(path, streaming=False, n_tokens=1, n_held_out_rows=0, seed=0)
+
+
+def test_negative_token_ids_are_refused_before_anything_runs():
+    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+    with pytest.raises(ValueError, match="tokens hold the id -100"):
+        harvest(pair, torch.tensor([[1, 2, -100]]), TINY_HOOK)
 
 
 def test_of_a_saved_dict_of_splits_the_training_split_is_read(tmp_path):

@@ -202,6 +202,13 @@ def test_a_crosscoder_of_another_pair_and_one_without_a_hook_are_refused():
         slc.diagnose(crosscoder, pair, tokens)
 
 
+def test_one_tensor_of_activations_is_as_good_as_batches():
+    crosscoder, x = random_crosscoder(), random_activations(5000)
+    pd.testing.assert_frame_equal(
+        slc.diagnose(crosscoder, activations=x), slc.diagnose(crosscoder, activations=x.split(700)), rtol=1e-9
+    )
+
+
 def test_a_pair_with_tokens_is_the_same_as_its_activations():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
     crosscoder = relu_crosscoder(torch.randn(8, 192, dtype=torch.float64), d_models=(96, 96))
