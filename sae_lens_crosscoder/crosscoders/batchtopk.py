@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAEConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig
+from sae_lens_crosscoder.crosscoders.scores import score_norms
+from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, Screening, SparseCode, pre_activations
 from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
 
 AUTHORS_THRESHOLD_START = 1000
@@ -87,6 +89,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         # Buffers, so that a resumed run goes on as if unbroken. No samples: the threshold was never estimated.
         self.register_buffer("n_threshold_samples", torch.zeros_like(self.topk_threshold, dtype=torch.int64))
         self.register_buffer("authors_average_begun", torch.zeros_like(self.topk_threshold, dtype=torch.bool))
+        self._screening = Screening()
 
     @override
     def encode_with_hidden_pre(
@@ -103,12 +106,34 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         return self.hook_sae_acts_post(acts * selected), hidden_pre
 
     @override
+    def encode_batch(self, sae_in: Float[Tensor, "batch d_in"], step: int) -> Code:
+        """The batch's largest scores at the k of this step; the selection carries no gradient."""
+        k = self.activation_fn.k = self.k_at(step)  # pyright: ignore[reportFunctionMemberAccess]
+        norms = self.score_norms().detach()
+        if self.cfg.training_step == "dense":
+            code = DenseCode(self.encode_with_hidden_pre(sae_in)[0])
+        else:
+            x = self.process_sae_in(sae_in)
+            pairs, values = self._screening.select(x, self.W_enc, self.b_enc, norms, int(k * len(x)))
+            code = SparseCode(pre_activations(self.W_enc, self.b_enc, x, values, pairs), pairs)
+        self._follow_smallest_score(code.scores(norms), step)
+        return code
+
+    @override
+    def auxiliary_losses(
+        self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        dead_mask = step_input.dead_neuron_mask
+        dead = None if dead_mask is None else dead_mask.nonzero().squeeze(-1)
+        if dead is None or len(dead) == 0 or self.cfg.aux_loss_coefficient == 0:
+            return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
+        x = self.process_sae_in(step_input.sae_in)
+        hidden_pre = x @ self.W_enc.T[dead].T + self.b_enc[dead]
+        return {"auxiliary_reconstruction_loss": self._revival_loss(step_input.sae_in, sae_out, hidden_pre, dead)}
+
+    @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        self.activation_fn.k = self.k_at(step_input.n_training_steps)  # pyright: ignore[reportFunctionMemberAccess]
         output = TrainingCrosscoder.training_forward_pass(self, step_input)
-        with torch.no_grad():
-            scores = output.feature_acts * self.score_norms()
-            self._follow_smallest_score(scores, step_input.n_training_steps)
         output.metrics |= {"topk_threshold": self.topk_threshold, "k": float(self.activation_fn.k)}  # pyright: ignore[reportFunctionMemberAccess]
         return output
 
@@ -127,31 +152,39 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         hidden_pre: Float[Tensor, "batch d_sae"],
         dead_neuron_mask: Bool[Tensor, " d_sae"] | None,
     ) -> Float[Tensor, ""]:
-        """alpha times the share of the residual's variance that the best dead latents leave unexplained."""
-        zero = sae_out.new_zeros(())
-        if dead_neuron_mask is None or self.cfg.aux_loss_coefficient == 0:
-            return zero
+        """SAELens's name for the revival loss, from all pre-activations."""
+        if dead_neuron_mask is None or self.cfg.aux_loss_coefficient == 0 or not dead_neuron_mask.any():
+            return sae_out.new_zeros(())
         dead = dead_neuron_mask.nonzero().squeeze(-1)
-        if len(dead) == 0:
-            return zero
+        return self._revival_loss(sae_in, sae_out, hidden_pre[:, dead], dead)
+
+    def _revival_loss(
+        self,
+        sae_in: Float[Tensor, "batch d_in"],
+        sae_out: Float[Tensor, "batch d_in"],
+        hidden_pre: Float[Tensor, "batch dead"],
+        dead: Int[Tensor, " dead"],
+    ) -> Float[Tensor, ""]:
+        """alpha times the share of the residual's variance that the best dead latents leave unexplained."""
         residual = self.run_time_activation_norm_fn_in(sae_in.to(self.dtype) - sae_out).detach()
         # SAELens takes half of the stack, which is twice what one model's width suggests.
         k_aux = min(self.layout.d_models[0] // 2, len(dead))
-        acts = hidden_pre[:, dead].relu()
-        best = (acts.detach() * self.score_norms().detach()[dead]).topk(k_aux, dim=-1, sorted=False).indices
+        W_dec = self.W_dec[dead]
+        acts = hidden_pre.relu()
+        norms = score_norms(W_dec.detach(), self.layout, self.cfg.score)
+        best = (acts.detach() * norms).topk(k_aux, dim=-1, sorted=False).indices
         kept = torch.zeros_like(acts).scatter(-1, best, acts.gather(-1, best))
-        unexplained = (residual - kept @ self.W_dec[dead]).square().sum(dim=-1).mean()
+        unexplained = (residual - kept @ W_dec).square().sum(dim=-1).mean()
         total = (residual - residual.mean(dim=0)).square().sum(dim=-1).mean()
         # A safe divisor, because the gradient of the branch not taken would be nan as well.
         ratio = unexplained / torch.where(total > 0, total, torch.ones_like(total))
-        return self.cfg.aux_loss_coefficient * torch.where(total > 0, ratio, zero)
+        return self.cfg.aux_loss_coefficient * torch.where(total > 0, ratio, torch.zeros_like(ratio))
 
     @torch.no_grad()
-    def _follow_smallest_score(self, scores: Float[Tensor, "batch d_sae"], step: int) -> None:
-        positive = scores[scores > 0]
-        if len(positive) == 0:
+    def _follow_smallest_score(self, scores: Float[Tensor, " pairs"], step: int) -> None:
+        if len(scores) == 0:
             return
-        smallest = positive.min().to(self.topk_threshold.dtype)
+        smallest = scores.min().to(self.topk_threshold.dtype)
         rate = max(self.cfg.topk_threshold_lr, 1 / (1 + self.n_threshold_samples.item() / _THRESHOLD_LOOKBACK))
         if self.cfg.threshold_rule == "authors" and step > AUTHORS_THRESHOLD_START:
             rate = self.cfg.topk_threshold_lr if self.authors_average_begun else 1.0

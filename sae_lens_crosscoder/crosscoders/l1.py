@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from sae_lens import SAEConfig, StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
@@ -9,7 +10,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.inference import ReLUCrosscoderConfig
+from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, SparseCode, pairs_above, pre_activations
 from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
+
+# Share of active pairs below which sums over them beat matrix products.
+_SPARSE_BELOW = 0.03
 
 
 @dataclass
@@ -49,6 +54,30 @@ class L1CrosscoderTrainingConfig(CrosscoderTrainingConfigBase, StandardTrainingS
 class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
     """SAELens's `standard` SAE on the stack, with the crosscoder's penalty and reconstruction term."""
 
+    # Until it is known to be small, the share of pairs that are on is taken to be all.
+    _frac_active = 1.0
+
+    @override
+    def encode_batch(self, sae_in: Float[Tensor, "batch d_in"], step: int) -> Code:
+        """Sparsely once few enough latents are on, which at the start half of them are."""
+        if self.cfg.training_step == "sparse" and self._frac_active < _SPARSE_BELOW:
+            x = self.process_sae_in(sae_in)
+            pairs, values = pairs_above(x, self.W_enc, self.b_enc, torch.zeros_like(self.b_enc))
+            code = SparseCode(pre_activations(self.W_enc, self.b_enc, x, values, pairs), pairs)
+            n_active = len(pairs)
+        else:
+            code = DenseCode(self.encode_with_hidden_pre(sae_in)[0])
+            n_active = int((code.acts > 0).sum())
+        self._frac_active = n_active / (len(sae_in) * self.cfg.d_sae)
+        return code
+
+    @override
+    def auxiliary_losses(
+        self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The penalty. Gradients flow through s_j: that is what shrinks a weak latent's base norm to 0."""
+        return {"l1_loss": step_input.coefficients["l1"] * code.mean_score(self.score_norms())}
+
     @override
     def calculate_aux_loss(
         self,
@@ -57,6 +86,5 @@ class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
         hidden_pre: Float[Tensor, "batch d_sae"],
         sae_out: Float[Tensor, "batch d_in"],
     ) -> dict[str, Tensor]:
-        """The penalty. Gradients flow through s_j: that is what shrinks a weak latent's base norm to 0."""
-        penalty = (feature_acts * self.score_norms()).sum(dim=-1).mean()
-        return {"l1_loss": step_input.coefficients["l1"] * penalty}
+        """SAELens's name for the same, from dense activations."""
+        return self.auxiliary_losses(DenseCode(feature_acts), step_input, sae_out)

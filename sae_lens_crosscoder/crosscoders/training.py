@@ -18,6 +18,7 @@ from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_s
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.initialisation import Initialisation, geometric_median, initial_decoder
 from sae_lens_crosscoder.crosscoders.scores import score_norms
+from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -38,6 +39,8 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
     """`l2_norm`: the paper's unsquared error, averaged over models; `mse`: squared, summed over models."""
     activation_scaling: Literal["none", "per_model"] = "none"
     """`per_model` multiplies each model's activations by one factor so that their mean norm is sqrt(d_model)."""
+    training_step: Literal["sparse", "dense"] = "sparse"
+    """`sparse` computes only what active pairs of token and latent need; `dense`, the reference, plain products."""
     gradient_clip_norm: float | None = None
     """Largest gradient norm over all parameters, None for no clipping. `CrosscoderTrainer` reads it."""
 
@@ -49,6 +52,7 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
             ("decoder_bias_init", ("geometric_median", "zeros")),
             ("reconstruction_loss", get_args(ReconstructionLoss)),
             ("activation_scaling", ("none", "per_model")),
+            ("training_step", ("sparse", "dense")),
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {options}.")
@@ -84,7 +88,8 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         assert cfg.decoder_init_norm is not None  # checked by the config
         W_dec = initial_decoder(layout, cfg.d_sae, cfg.decoder_init_norm, cfg.initialisation, self.dtype, self.device)
         self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(W_dec.T.clone().contiguous())
+        # A view of (d_sae, d_in) memory: a latent's weights lie together, as its gradient does.
+        self.W_enc = nn.Parameter(W_dec.clone().T)
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, dtype=self.dtype, device=self.device))
         # Buffers, so that checkpoints restore them.
@@ -150,23 +155,32 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
             self.b_dec.data = self.layout.stack([geometric_median(part) for part in self.layout.split(scaled)])
         self.has_seen_data.fill_(True)
 
+    def encode_batch(self, sae_in: Float[Tensor, "batch d_in"], step: int) -> Code:
+        """A training batch's activations, with gradient; densely unless an architecture knows better."""
+        return DenseCode(self.encode_with_hidden_pre(sae_in)[0])
+
+    def auxiliary_losses(
+        self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """What the loss has beside the reconstruction term, by name."""
+        raise NotImplementedError
+
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Loss and activations of one batch; the losses in `losses` add up to `loss`."""
         self.start_from(step_input.sae_in)
-        feature_acts, hidden_pre = self.encode_with_hidden_pre(step_input.sae_in)
-        sae_out = self.decode(feature_acts)
+        code = self.encode_batch(step_input.sae_in, step_input.n_training_steps)
+        sae_out = self.run_time_activation_norm_fn_out(self.hook_sae_recons(code.decode(self.W_dec) + self.b_dec))
         error = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype) - sae_out)
         losses = {"reconstruction_loss": reconstruction_loss(error, self.layout, self.cfg.reconstruction_loss)}
-        aux_losses = self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
-        assert isinstance(aux_losses, dict)
-        losses |= aux_losses
+        losses |= self.auxiliary_losses(code, step_input, sae_out)
         metrics: dict[str, Tensor | float | int | Callable[[], Tensor | float | int]] = {}
+        feature_acts = code.feature_acts()
         return TrainStepOutput(
             sae_in=step_input.sae_in,
             sae_out=sae_out,
             feature_acts=feature_acts,
-            hidden_pre=hidden_pre,
+            hidden_pre=feature_acts,  # which nobody reads, and which the sparse step never has as a whole
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
             metrics=metrics,
@@ -176,6 +190,10 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
     def decode(self, feature_acts: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_in"]:
         """Reconstruction of the raw activations from raw (unscored) latent activations f."""
         return self.run_time_activation_norm_fn_out(self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec))
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        state_dict["W_enc"] = state_dict["W_enc"].contiguous()  # safetensors keeps no views
 
     @override
     @torch.no_grad()

@@ -7,8 +7,24 @@ import torch
 from sae_lens.saes.sae import TrainStepInput
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.crosscoders import l1
 
 D_SAE, BATCH = 11, 7
+STEP = {"training_step": "sparse"}
+"""Fields that every training crosscoder gets; `each_training_step` changes them."""
+
+
+@pytest.fixture(params=["sparse", "dense"])
+def each_training_step(request, monkeypatch):
+    """Runs a test with the fast step and with the one it is the twin of; L1 is sparse however much is on."""
+    monkeypatch.setitem(STEP, "training_step", request.param)
+    monkeypatch.setattr(l1, "_SPARSE_BELOW", 2.0)
+    return request.param
+
+
+def dense(tensor):
+    """What the sparse step leaves out put back as zeros."""
+    return tensor.to_dense() if tensor.is_sparse else tensor
 
 
 def perturb(crosscoder):
@@ -21,13 +37,13 @@ def perturb(crosscoder):
 
 
 def l1_crosscoder(d_models=(3, 4), **fields):
-    cfg = slc.L1CrosscoderTrainingConfig(d_models=d_models, d_sae=D_SAE, dtype="float64", **fields)
+    cfg = slc.L1CrosscoderTrainingConfig(d_models=d_models, d_sae=D_SAE, dtype="float64", **STEP, **fields)
     return perturb(slc.L1TrainingCrosscoder(cfg))
 
 
 def batchtopk_crosscoder(d_models=(3, 4), **fields):
     fields = {"k": 2.5, "decoder_bias_init": "zeros"} | fields
-    cfg = slc.BatchTopKCrosscoderTrainingConfig(d_models=d_models, d_sae=D_SAE, dtype="float64", **fields)
+    cfg = slc.BatchTopKCrosscoderTrainingConfig(d_models=d_models, d_sae=D_SAE, dtype="float64", **STEP, **fields)
     return perturb(slc.BatchTopKTrainingCrosscoder(cfg))
 
 

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from tests.crosscoders.conftest import as_lists, batchtopk_crosscoder, l1_crosscoder, stacked_batch, step
+from tests.crosscoders.conftest import as_lists, batchtopk_crosscoder, dense, l1_crosscoder, stacked_batch, step
 from tests.reference import crosscoder as ref
 
 SCORES = ("sum", "l2", "max", "none")
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
+pytestmark = pytest.mark.usefixtures("each_training_step")
 
 
 def close(actual, expected):
-    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), **TOLERANCE)
+    torch.testing.assert_close(dense(actual), torch.tensor(expected, dtype=torch.float64), **TOLERANCE)
 
 
 def reference_forward(crosscoder, x, k=None):
@@ -55,7 +56,7 @@ def test_batchtopk_selects_fewer_when_fewer_scores_are_positive():
     _, acts, *_ = reference_forward(crosscoder, x)
     n_positive = sum(value > 0 for row in acts for value in row)
     assert n_positive < 11 * len(x)
-    assert int((output.feature_acts > 0).sum()) == n_positive
+    assert int((dense(output.feature_acts) > 0).sum()) == n_positive
 
 
 @pytest.mark.parametrize("n_dead", [1, 2, 6])
@@ -92,16 +93,17 @@ def test_gradients_are_those_of_the_loss_by_finite_differences(kind, score):
     crosscoder.training_forward_pass(step(x, dead=dead)).loss.backward()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in crosscoder.named_parameters():
-        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
-        for index in torch.randint(len(flat), (6,), generator=generator).tolist():
-            original = flat[index].item()
+        weights = parameter.data
+        for flat_index in torch.randint(weights.numel(), (6,), generator=generator):
+            index = torch.unravel_index(flat_index, weights.shape)
+            original = weights[index].item()
             values = []
             for sign in (1, -1):
-                flat[index] = original + sign * 1e-6
-                values.append(_loss_with_detached_residual(crosscoder, x, dead, original_at=(flat, index, original)))
-            flat[index] = original
+                weights[index] = original + sign * 1e-6
+                values.append(_loss_with_detached_residual(crosscoder, x, dead, original_at=(weights, index, original)))
+            weights[index] = original
             numeric = (values[0] - values[1]) / 2e-6
-            assert gradient[index].item() == pytest.approx(numeric, rel=1e-5, abs=1e-7), name
+            assert parameter.grad[index].item() == pytest.approx(numeric, rel=1e-5, abs=1e-7), name
 
 
 def _loss_with_detached_residual(crosscoder, x, dead, original_at):
@@ -109,12 +111,12 @@ def _loss_with_detached_residual(crosscoder, x, dead, original_at):
     output = crosscoder.training_forward_pass(step(x, dead=dead))
     losses = {name: value.item() for name, value in output.losses.items()}
     if "auxiliary_reconstruction_loss" in losses:
-        flat, index, original = original_at
-        moved = flat[index].item()
-        hidden_pre = output.hidden_pre
-        flat[index] = original
+        weights, index, original = original_at
+        moved = weights[index].item()
+        hidden_pre = crosscoder.process_sae_in(x) @ crosscoder.W_enc + crosscoder.b_enc
+        weights[index] = original
         reference_out = crosscoder.training_forward_pass(step(x)).sae_out
-        flat[index] = moved
+        weights[index] = moved
         losses["auxiliary_reconstruction_loss"] = crosscoder.calculate_topk_aux_loss(
             x, reference_out, hidden_pre, dead
         ).item()
@@ -130,7 +132,7 @@ def test_float32_agrees_with_the_reference_to_1e_5(kind):
     single.dtype = torch.float32
     output = single.training_forward_pass(step(x.float(), dead=torch.arange(11) < 3))
     torch.testing.assert_close(output.loss.double(), exact.loss, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(output.feature_acts.double(), exact.feature_acts, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dense(output.feature_acts).double(), dense(exact.feature_acts), rtol=1e-5, atol=1e-5)
 
 
 def test_a_perfect_reconstruction_has_a_finite_gradient():

@@ -98,8 +98,8 @@ def test_with_per_model_scales_a_louder_model_changes_nothing():
 def test_k_falls_linearly_and_then_is_exactly_k():
     crosscoder = batchtopk_crosscoder(k=2, k_max=10, k_anneal_steps=4)
     assert [crosscoder.k_at(t) for t in (0, 1, 2, 3, 4, 5, 6, 1000)] == [10, 8, 6, 4, 2, 2, 2, 2]
-    wide = crosscoder.training_forward_pass(step(stacked_batch(), n_steps=0)).feature_acts
-    narrow = crosscoder.training_forward_pass(step(stacked_batch(), n_steps=4)).feature_acts
+    wide = crosscoder.training_forward_pass(step(stacked_batch(), n_steps=0)).feature_acts.to_dense()
+    narrow = crosscoder.training_forward_pass(step(stacked_batch(), n_steps=4)).feature_acts.to_dense()
     assert (wide > 0).sum() > (narrow > 0).sum() == 2 * 7
 
 
@@ -108,7 +108,7 @@ def smallest_scores(crosscoder, seeds, n_steps):
     samples = []
     for t, seed in zip(n_steps, seeds, strict=True):
         output = crosscoder.training_forward_pass(step(stacked_batch(seed=seed), n_steps=t))
-        scores = (output.feature_acts * crosscoder.score_norms()).detach()
+        scores = (output.feature_acts.to_dense() * crosscoder.score_norms()).detach()
         samples.append(scores[scores > 0].min().item())
     return samples
 

@@ -185,19 +185,16 @@ class TestTrainingStep:
         for config in (SAETrainerConfig, LanguageModelSAERunnerConfig):
             assert not [field.name for field in dataclasses.fields(config) if "clip" in field.name]
 
-    @pytest.mark.parametrize(
-        ("architecture", "fields", "limit"),
-        [
-            ("crosscoder", {}, float("inf")),
-            ("batchtopk_crosscoder", {}, 1.0),
-            ("crosscoder", {"gradient_clip_norm": 0.25}, 0.25),
-        ],
-    )
-    def test_ours_clips_at_what_the_crosscoder_says(self, clipped_at, architecture, fields, limit):
-        sae_class, _ = registry.get_sae_training_class(architecture)
-        crosscoder = sae_class(training_config(architecture, d_model=4, d_sae=16, **fields))
-        slc.CrosscoderTrainer(trainer_config(), crosscoder, batches(8)).fit()
-        assert clipped_at == [limit] * 3
+    def test_a_fused_adam_divides_gradients_by_its_grad_scale(self):
+        """How ours clips: what each crosscoder's limit does is in tests/training."""
+        plain, fused = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+        ours, reference = torch.optim.Adam([fused], fused=True), torch.optim.Adam([plain])
+        for scale in (4.0, 1.0, 2.5):
+            plain.grad, fused.grad = torch.arange(5.0) / scale, torch.arange(5.0)
+            ours.grad_scale = torch.tensor(scale)
+            ours.step()
+            reference.step()
+            torch.testing.assert_close(fused, plain)
 
     def test_saelens_loss_is_the_squared_error_summed_over_the_stack(self):
         sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=8, d_sae=16))
@@ -417,7 +414,7 @@ class TestThresholds:
 
     def test_ours_is_the_smallest_score_from_the_first_step(self):
         crosscoder = slc.BatchTopKTrainingCrosscoder(training_config("batchtopk_crosscoder", d_model=4, d_sae=16))
-        crosscoder._follow_smallest_score(torch.full((4, 16), 5.0), step=0)
+        crosscoder._follow_smallest_score(torch.tensor([7.0, 5.0, 6.0]), step=0)
         assert crosscoder.topk_threshold.item() == 5.0
 
     def test_saelens_jumprelu_keeps_only_what_is_strictly_above_the_threshold(self):

@@ -72,7 +72,7 @@ def test_gradients_are_clipped_at_the_crosscoders_own_norm(activations):
     """With plain SGD, the step's length is lr times the clipped gradient norm."""
     for limit, expected in ((1.0, 1.0), (None, None)):
         run = trainer(1000 * activations, cfg=config(steps=1), gradient_clip_norm=limit)
-        run.optimizer = torch.optim.SGD(run.sae.parameters(), lr=1.0)
+        run.optimizer = torch.optim.SGD(run.sae.parameters(), lr=1.0, fused=True)
         run.sae.start_from(1000 * activations[:BATCH])
         before = [parameter.detach().clone() for parameter in run.sae.parameters()]
         run.step(1000 * activations[:BATCH])
