@@ -138,8 +138,8 @@ def tiny_pair() -> str:
     correlation = pair[pair.crosscoder == "batchtopk"].drop_duplicates("seed").spearman_delta_norm.median()
     return (
         f"{markdown(rows)}\n\nMedians over {pair.seed.nunique()} seeds; Delta_norm and nu_error are of BatchTopK's "
-        f"latent, whose Delta_norm has a rank correlation of {correlation:.2f} with the oracle. On the base model "
-        f"against itself trained longer (`tiny-null`), {quiet} of {len(runs)} runs end with "
+        f"latent, whose Delta_norm has a rank correlation of {correlation:.2f} with the oracle. On the base "
+        f"model against itself trained longer (`tiny-null`), {quiet} of {len(runs)} runs end with "
         f'"no difference detected". {source}'
     )
 
@@ -155,7 +155,11 @@ def convergence() -> str:
     for (varied, steps, d_sae, k, score), group in chat_only.groupby(keys, sort=False):
         row = [str(varied), f"{steps:,}", f"{d_sae:,}", f"{k:g}", str(score), number(group.fve_pooled.iloc[0])]
         rows.append([*row, number(group.delta_norm.mean()), str(group.n_chat_specific.iloc[0])])
-    return f"{markdown(rows)}\n\n{source}"
+    empty = [f"{row[1]} steps, {row[2]} latents and k {row[3]}" for row in rows[1:] if row[-1] == "0"]
+    return (
+        f"{markdown(rows)}\n\nSo nothing could be concluded from an empty class at {'; at '.join(empty)}: train "
+        f"wider than that, longer, and with a smaller k. {source}"
+    )
 
 
 def intervals() -> str:
@@ -207,11 +211,14 @@ def claims_figure() -> Any:
         for name, (chosen, colour, symbol) in series.items():
             points = frame[chosen].sort_values("setting")
             unit = "μ" if name.startswith("L1") else "k/L0"
-            labels = [f"{unit} {value:g}" for value in points.setting.round(2)]
+            labels = [f"{unit} {value:.2g}" for value in points.setting]
+            if name in ("BatchTopK, max", "BatchTopK, l2"):  # whose ends lie on those of the summed norms
+                labels = [""] * len(labels)
             figure.add_trace(
                 go.Scatter(
-                    x=points.fve_pooled, y=points[column], name=name, legendgroup=name, showlegend=col == 1,
-                    mode="lines+markers+text", text=[labels[0], *[""] * (len(labels) - 2), labels[-1]],
+                    x=1 - points.fve_pooled, y=points[column], name=name, legendgroup=name, showlegend=col == 1,
+                    mode="lines+markers+text" if col == 1 else "lines+markers",
+                    text=[labels[0], *[""] * (len(labels) - 2), labels[-1]],
                     textposition="top center", textfont={"size": 10, "color": colour},
                     line={"color": colour, "dash": "solid" if unit == "μ" else "dot"},
                     marker={"symbol": symbol, "size": 9},
@@ -219,8 +226,14 @@ def claims_figure() -> Any:
                 row=1,
                 col=col,
             )  # fmt: skip
-    figure.update_xaxes(title="fraction of variance explained", gridcolor="#e4e7eb", linecolor="#8d949e")
-    figure.update_yaxes(gridcolor="#e4e7eb", rangemode="tozero")
+    # Logarithmic in what is left unexplained, because everything good lies between 0.9 and 0.97.
+    ticks = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+    figure.update_xaxes(
+        title="fraction of variance explained", type="log", autorange="reversed", tickvals=[1 - t for t in ticks],
+        ticktext=[f"{t:g}" for t in ticks], gridcolor="#e4e7eb", linecolor="#8d949e", zeroline=False,
+    )  # fmt: skip
+    figure.update_yaxes(gridcolor="#e4e7eb", zeroline=False)
+    figure.update_yaxes(range=[-2, 42], row=1, col=1)
     figure.update_yaxes(range=[-0.05, 1.12], row=1, col=2)
     figure.update_layout(
         template="none", width=WIDTH, height=440, margin={"l": 50, "r": 20, "t": 50, "b": 110},
