@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.analysis.active_sums import active_pairs, sums_over_active
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 
@@ -40,17 +41,21 @@ class FreeDirections:
         reconstruction: Float[Tensor, "token d_in"],
     ) -> None:
         """Add tokens: raw stacked activations, and what the inference crosscoder makes of them."""
-        f = feature_acts[:, self.latents].double()
+        pairs = active_pairs(feature_acts[:, self.latents])
         error = activations.double() - reconstruction.double()
-        f2 = f.square()
-        self._f_error += f.T @ error
-        self._f3_error += (f * f2).T @ error
-        self._f1 += f.sum(dim=0)[:, None]
-        self._f2 += f2.sum(dim=0)[:, None]
-        self._f4 += f2.square().sum(dim=0)[:, None]
-        lengths = self.crosscoder.layout.norms(error)
-        self._f2_error2 += f2.T @ lengths.square()
-        self._f2_per_error += f2.T @ lengths.reciprocal()
+        for power, total in ((1, self._f_error), (3, self._f3_error)):
+            active, sums = sums_over_active(pairs, error, power)
+            total.index_add_(0, active, sums)
+        f = pairs.value.double()[:, None]
+        lengths = self.crosscoder.layout.norms(error)[pairs.token]
+        for total, parts in (
+            (self._f1, f),
+            (self._f2, f.square()),
+            (self._f4, f.pow(4)),
+            (self._f2_error2, (f * lengths).square()),
+            (self._f2_per_error, f.square() / lengths),
+        ):
+            total.index_add_(0, pairs.latent, parts)
 
     def directions(self) -> tuple[Float[Tensor, "chosen d_model"], ...]:
         """v^m of every model, in the units of the saved decoder; nan for a latent that never fires."""

@@ -2,7 +2,8 @@
 
 For a probe direction d_j and a target y, `beta = sum_i f_ij <d_j, y_i> / (sum_i f_ij^2 |d_j|^2)` is the factor by which
 latent j, scaled, explains y best. Targets per model are the activation, the reconstruction, and the error with latent j
-put back. Only sums over active (token, latent) pairs are kept, so no per-latent residual is ever formed.
+put back. Only sums over active (token, latent) pairs are formed, `sum_i f_ij y_i` per latent, whose product with d_j is
+the numerator: no per-latent residual is ever needed.
 """
 
 from typing import Literal
@@ -11,13 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.analysis.active_sums import ActivePairs, active_pairs, sums_over_active
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 BASE, CHAT = 0, 1
 Target = Literal["activation", "reconstruction", "error"]
-
-# Pairs per chunk are chosen so that one gathered block stays near this many numbers.
-_CHUNK_ELEMENTS = 8_000_000
 
 
 class LatentScaling:
@@ -55,36 +54,31 @@ class LatentScaling:
         reconstruction: Float[Tensor, "token d_in"],
     ) -> None:
         """Add tokens: raw stacked activations, and what the inference crosscoder makes of them."""
+        pairs = active_pairs(feature_acts)
         start = 0
         while start < len(activations):
             # Blocks are counted over the whole stream, so that the shards do not depend on how it was cut into calls.
-            rows = slice(start, start + self._block_size - self.n_tokens % self._block_size)
-            self._add_block(activations[rows], feature_acts[rows], reconstruction[rows])
-            self.n_tokens += len(activations[rows])
-            start = rows.stop
+            stop = min(len(activations), start + self._block_size - self.n_tokens % self._block_size)
+            self._add_block(pairs.of_tokens(start, stop), activations[start:stop], reconstruction[start:stop])
+            self.n_tokens += stop - start
+            start = stop
 
-    def _add_block(self, activations: Tensor, feature_acts: Tensor, reconstruction: Tensor) -> None:
+    def _add_block(self, pairs: ActivePairs, activations: Tensor, reconstruction: Tensor) -> None:
         shard = self.n_tokens // self._block_size % len(self.f1)
-        f = feature_acts.double()
-        self.f1[shard] += f.sum(dim=0)
-        self.f2[shard] += f.square().sum(dim=0)
-        self.n_active += (f > 0).sum(dim=0)
-        self.max_activation = torch.maximum(self.max_activation, f.amax(dim=0))
+        f = pairs.value.double()
+        self.f1[shard].index_add_(0, pairs.latent, f)
+        self.f2[shard].index_add_(0, pairs.latent, f.square())
+        self.n_active.index_add_(0, pairs.latent, torch.ones_like(pairs.latent))
+        self.max_activation.scatter_reduce_(0, pairs.latent, f, "amax")
         if not self.comparable:
             return
-        tokens, latents = feature_acts.nonzero(as_tuple=True)
-        split = self.crosscoder.layout.split
-        chunk = max(1, _CHUNK_ELEMENTS // self.crosscoder.cfg.d_in)
-        precision = torch.promote_types(self.crosscoder.W_dec.dtype, torch.float32)  # half-precision sums lose digits
-        for token, latent in zip(tokens.split(chunk), latents.split(chunk), strict=True):
-            targets = (split(activations[token]), split(reconstruction[token]))
-            weights = f[token, latent]
-            for probe in (BASE, CHAT):
-                directions = self.crosscoder.decoders[probe][latent].to(precision)
-                for model in (BASE, CHAT):
-                    for t, target in enumerate(targets):
-                        dots = (directions * target[model].to(directions)).sum(dim=-1).double()
-                        self._dots[probe, model, t, shard].index_add_(0, latent, weights * dots)
+        decoders = self.crosscoder.decoders
+        for t, target in enumerate((activations, reconstruction)):
+            latents, sums = sums_over_active(pairs, target)
+            for model, part in enumerate(self.crosscoder.layout.split(sums)):
+                for probe in (BASE, CHAT):
+                    dots = (part * decoders[probe][latents].to(part)).sum(dim=-1)
+                    self._dots[probe, model, t, shard].index_add_(0, latents, dots.double())
 
     def beta(
         self, target: Target, model: int, probe: int = CHAT, space: Literal["trained", "raw"] = "trained"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations.planted import Concept, PlantedWorld
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder, scaling_of
 from tests.reference import latent_scaling as ref
 
@@ -100,3 +101,24 @@ def test_more_coverage_is_a_wider_interval_around_nu():
     nu = scaling.nu("reconstruction")
     (low, high), (lower, higher) = (scaling.nu_interval("reconstruction", coverage=c) for c in (0.5, 0.95))
     assert ((lower < low) & (low < nu) & (nu < high) & (high < higher)).all()
+
+
+def test_intervals_hold_the_nu_of_fresh_tokens_as_often_as_they_say():
+    """On a small world; benchmarks/intervals.py does it on trained crosscoders with a million fresh tokens."""
+    kinds = [("shared", {}), ("chat_only", {}), ("weak", {"rho": 0.3}), ("decoupled", {"q": 0.5})]
+    concepts = [Concept(kind, 0.05, **fields) for kind, fields in kinds for _ in range(5)]
+    world = PlantedWorld(concepts, d_models=(12, 12), seed=0, noise=0.1)
+    base, chat = world.directions
+    rows = torch.cat([0.5 * base, chat], dim=-1)  # imperfect on purpose, so that every nu has something to measure
+    crosscoder = relu_crosscoder(rows, d_models=(12, 12), b_enc=torch.full((20,), -0.2))
+
+    def scaling_of_fresh(n_tokens, seed):
+        return scaling_of(crosscoder, world.sample(n_tokens, seed).activations.double(), batch=10_000)
+
+    truth, held = scaling_of_fresh(400_000, seed=1), []
+    for seed in range(2, 14):
+        sample = scaling_of_fresh(12_800, seed)
+        for target in ("error", "reconstruction"):
+            low, high = sample.nu_interval(target)
+            held.append((low <= truth.nu(target)) & (truth.nu(target) <= high))
+    assert 0.9 <= torch.stack(held).double().mean() <= 0.98
