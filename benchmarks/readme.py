@@ -187,7 +187,7 @@ def rewritten(text: str) -> str:
     def passage(found: re.Match[str]) -> str:
         return f"<!-- measured: {found[1]} -->\n{PASSAGES[found[1]]()}\n<!-- end -->"
 
-    return re.sub(r"<!-- measured: ([\w ]+) -->\n.*?\n<!-- end -->", passage, text, flags=re.DOTALL)
+    return re.sub(r"<!-- measured: ([\w ]+) -->\n.*?<!-- end -->", passage, text, flags=re.DOTALL)
 
 
 def claims_figure() -> Any:
