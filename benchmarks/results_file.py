@@ -18,7 +18,8 @@ def _git(*args: str) -> str:
 
 
 # As the measurement began: the tree may change while it runs.
-COMMIT = _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+_CHANGES = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+COMMIT = _git("rev-parse", "HEAD") + ("+changes" if _CHANGES else "")
 
 
 def write_results(path: str | Path, rows: list[dict[str, Any]], **extra: Any) -> None:
