@@ -133,7 +133,7 @@ def test_the_demo_as_the_readme_runs_it():
         row = summary["crosscoders"][name]
         assert row["architecture"] == architecture
         assert set(row) == {
-            "architecture", "fve_base", "fve_chat", "l0", "labels", "verdicts", "n_dead", "seconds",
+            "architecture", "fve_base", "fve_chat", "l0", "labels", "verdicts", "n_dead", "conclusion", "seconds",
         }  # fmt: skip
         table = slc.read_latents(Path("demo", name))
         assert row["labels"] == {k: int(n) for k, n in table.label.value_counts().items()}

@@ -47,9 +47,10 @@ def null_activations(
 
     Args:
         activations: stacked activations of the real pair, of which only the base model's half is used.
-        kind: `identical`; `jittered`, with independent Gaussian noise on both copies; or `shuffled`, in which the
-            second copy comes from other tokens. The last is the opposite extreme, not a null of differences: the
-            copies have no token in common, so every latent of a perfect crosscoder belongs to one model.
+        kind: `jittered`, with independent Gaussian noise on both copies; `identical`, a check rather than a null,
+            because latents that start in pairs then stay exactly equal; or `shuffled`, in which the second copy comes
+            from other tokens. The last is the opposite extreme: the copies have no token in common, so every latent of
+            a perfect crosscoder belongs to one model.
         jitter: standard deviation of the noise, as a share of each coordinate's standard deviation in the batch.
 
     Raises:

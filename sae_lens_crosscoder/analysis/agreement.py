@@ -31,7 +31,7 @@ def match_latents(first: InferenceCrosscoder, second: InferenceCrosscoder) -> pd
             f"The crosscoders are of models of widths {first.layout.d_models} and {second.layout.d_models}: only those "
             "of the same pair can agree."
         )
-    rows, columns = (_unit_decoders(crosscoder) for crosscoder in (first, second))
+    rows, columns = (_unit_decoders(crosscoder).to(first.W_dec.device) for crosscoder in (first, second))
     cosine, match = _nearest(rows, columns)
     _, back = _nearest(columns, rows)
     writes = rows.any(dim=-1)
@@ -56,27 +56,27 @@ def agreement(
         first_table, second_table: what `diagnose` says about either.
 
     Returns:
-        A row per class or verdict: `n` latents that fire; `frac_matched`, the share with a counterpart (cosine of at
-        least 0.7, each the other's best, and alive); `frac_agreed`, the share whose counterpart is said to be the same.
+        A row per ("label", class) and ("verdict", verdict): `n` latents that fire; `frac_matched`, the share with a
+        counterpart (cosine of at least 0.7, each the other's best, and alive); `frac_agreed`, the share whose
+        counterpart is said to be the same.
         Shares of no latents are nan.
     """
     matches = match_latents(first, second)
     there = second_table.loc[matches.match.clip(lower=0)].set_index(first_table.index)
     found = matches.mutual & (matches.cosine >= MIN_COSINE) & ~there.dead
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[tuple[str, str], dict[str, float]] = {}
     for column in ("label", "verdict"):
         agreed = found & (there[column] == first_table[column])
         for name in dict.fromkeys(first_table[column]):
             latents = (first_table[column] == name) & ~first_table.dead
-            rows.setdefault(
-                name,
-                {
-                    "n": int(latents.sum()),
-                    "frac_matched": float(found[latents].mean()),
-                    "frac_agreed": float(agreed[latents].mean()),
-                },
-            )
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("said")
+            rows[column, str(name)] = {
+                "n": int(latents.sum()),
+                "frac_matched": float(found[latents].mean()),
+                "frac_agreed": float(agreed[latents].mean()),
+            }
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["column", "said"])
+    return frame
 
 
 def _unit_decoders(crosscoder: InferenceCrosscoder) -> Float[Tensor, "d_sae d_in"]:

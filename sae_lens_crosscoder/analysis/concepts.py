@@ -52,7 +52,9 @@ def concept_table(
             )
         with torch.no_grad():
             positive, negative = (
-                crosscoder.encode(pair.activations(prompts, hook_name)[:, contrast.decision_position])
+                crosscoder.encode(
+                    pair.activations(prompts, hook_name)[:, contrast.decision_position].to(crosscoder.W_dec)
+                )
                 for prompts in (contrast.positive, contrast.negative)
             )
         half = len(positive) // 2

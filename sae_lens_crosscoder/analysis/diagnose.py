@@ -21,7 +21,9 @@ from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, conclusio
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
+# Tokens encoded at a time, and (at least) in one of the blocks that the bootstrap resamples.
 _BATCH_TOKENS = 2048
+_SHARD_BLOCK = 256
 
 
 def diagnose(
@@ -43,8 +45,8 @@ def diagnose(
         pair, tokens: the two models, and held-out token ids of shape (batch, pos): not those it was trained on.
         activations: instead of a pair and tokens, raw stacked activations: one tensor, or batches of them.
         null: tables of null runs, which give q-values: crosscoders trained in the same way on a pair in which nothing
-            differs, and diagnosed in the same way. Such pairs are a model and itself, itself with jittered weights
-            (`chat_model_name="NAME+jitter=0.02"`), or itself after more pre-training.
+            differs, and diagnosed in the same way. Such pairs are a model and itself with jittered weights
+            (`chat_model_name="NAME+jitter=0.02"`), or after more pre-training.
         free_directions: for which latents free directions are measured: those of class chat_only or base_only, or
             `all`, which takes two float64 numbers per latent and activation coordinate.
         min_active: latents that fire on fewer tokens get the verdict `rare`.
@@ -70,19 +72,22 @@ def diagnose(
         raise ValueError(f"free_directions={free_directions!r} is not one of 'model_specific', 'all'.")
     nulls = require_nulls(null, crosscoder)
     batches = _activation_batches(crosscoder, pair, tokens, activations, batch_size_prompts)
-    scaling = LatentScaling(crosscoder)
+    # Tokens of one context are not independent, so a context must not be spread over shards.
+    context_size = 1 if tokens is None else tokens.shape[-1]
+    scaling = LatentScaling(crosscoder, block_size=max(1, _SHARD_BLOCK // context_size) * context_size)
     everything = torch.arange(crosscoder.cfg.d_sae)
     free = FreeDirections(crosscoder, everything if free_directions == "all" else one_sided_latents(crosscoder))
     fve = VarianceExplained(crosscoder.layout)
     with torch.no_grad():
         for batch in tqdm(batches, desc="Diagnosing", unit="batch", leave=False):
-            batch = batch.to(crosscoder.W_dec)  # which may overflow
-            require_finite(batch, crosscoder.layout, f"after the first {scaling.n_tokens}")
-            feature_acts = crosscoder.encode(batch)
-            reconstruction = crosscoder.decode(feature_acts)
-            scaling.add(batch, feature_acts, reconstruction)
-            free.add(batch, feature_acts, reconstruction)
-            fve.add(batch, reconstruction)
+            require_finite(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {scaling.n_tokens}")
+            for part in batch.split(_BATCH_TOKENS):
+                part = part.to(crosscoder.W_dec)  # which may overflow
+                feature_acts = crosscoder.encode(part)
+                reconstruction = crosscoder.decode(feature_acts)
+                scaling.add(part, feature_acts, reconstruction)
+                free.add(part, feature_acts, reconstruction)
+                fve.add(part, reconstruction)
     if scaling.n_tokens == 0:
         raise ValueError("There was nothing to diagnose on: the data source gave no tokens.")
     table = latent_table(crosscoder, scaling, free, nulls, min_active, bounds)
@@ -127,6 +132,7 @@ def _manifest(
         "seed": metadata.seed,
         "space": "raw" if crosscoder.cfg.activation_scales is None else "trained (scaled)",
         "score": crosscoder.cfg.score,
+        "training": metadata.training_architecture_details,
         "n_tokens": scaling.n_tokens,
         "min_active": min_active,
         "bounds": bounds,

@@ -112,7 +112,12 @@ class FreeDirections:
     def columns(self) -> Mapping[str, Float[Tensor, " d_sae"]]:
         """Columns of the latent table, nan for the latents that were not chosen."""
         norms, noise = self.norms(), self.noise()
-        parts = {"nu_free": norms[:, 0] / norms[:, -1], "angle_degrees": self.angles(), "rho_limit": self.rho_limit()}
+        of_pair = 1.0 if self.crosscoder.layout.n_models == 2 else torch.nan
+        parts = {
+            "nu_free": norms[:, 0] / norms[:, -1] * of_pair,
+            "angle_degrees": self.angles(),
+            "rho_limit": self.rho_limit(),
+        }
         for m, name in enumerate(self.crosscoder.layout.names):
             parts |= {f"free_norm_{name}": norms[:, m], f"free_noise_{name}": noise[:, m]}
         return {name: self._spread(part) for name, part in parts.items()}

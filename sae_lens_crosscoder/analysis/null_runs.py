@@ -1,6 +1,7 @@
 """Null runs: how one-sided latents get when nothing differs, and what that says about the ones at hand."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,8 @@ from jaxtyping import Float
 
 from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+
+_NO_SPREAD = 1e-6
 
 
 def q_values(
@@ -39,6 +42,11 @@ def q_values(
             f"No latent of the null runs fires on {min_active} tokens, so they say nothing about chance: diagnose them "
             "on more tokens, or train them longer."
         )
+    if by_chance.max() < _NO_SPREAD:
+        raise ValueError(
+            "The null runs have a Delta_norm of 1/2 for every latent, as two copies of a model do, so any latent would "
+            "seem beyond chance. Use a pair that differs without meaning: NAME+jitter=0.02, or more pre-training."
+        )
     q = np.full(len(table), np.nan)
     descending = judged[np.argsort(-one_sided.to_numpy()[judged], kind="stable")]
     scores = one_sided.to_numpy()[descending]
@@ -55,7 +63,10 @@ def require_nulls(
 ) -> Sequence[pd.DataFrame]:
     """The tables of null runs as a sequence, or a ValueError for one that cannot be compared with the crosscoder."""
     nulls = [] if null is None else [null] if isinstance(null, pd.DataFrame) else list(null)
+    metadata = crosscoder.cfg.metadata
     wanted = (crosscoder.cfg.architecture(), crosscoder.cfg.d_sae)
+    training: dict[str, Any] = metadata.training_architecture_details or {}
+    models = [metadata.model_name, metadata.chat_model_name]
     for table in nulls:
         if "delta_norm" not in table or "n_active" not in table or "architecture" not in table.attrs:
             raise ValueError("A null run is a table of slc.diagnose, whole and with its .attrs: this one is not.")
@@ -65,6 +76,12 @@ def require_nulls(
                 f"A null run must be trained as the crosscoder is: this one is {found[0]} with {found[1]:,} latents, "
                 f"and the crosscoder {wanted[0]} with {wanted[1]:,}. Train it with the same config on the null pair."
             )
+        others: dict[str, Any] = table.attrs.get("training") or {}
+        differing = sorted(key for key in {*others, *training} if others.get(key) != training.get(key))
+        if differing:
+            raise ValueError(f"A null run must be trained as the crosscoder is, but this one differs in {differing}.")
+        if None not in models and table.attrs["models"] == models:
+            raise ValueError(f"This null run is of {' and '.join(models)}, the crosscoder's own pair: that is no null.")
     return nulls
 
 

@@ -100,14 +100,20 @@ def nu_free_of_other(other_norm: float, other_noise: float, own_norm: float) -> 
 
 
 def conclusion(table: pd.DataFrame) -> str:
-    """One sentence on the pair of models, from a table of `diagnose`.
+    """One sentence on the pair of models, from a table of `diagnose`; "undecided" where latents could not be judged.
 
-    >>> conclusion(pd.DataFrame({"verdict": ["shared", "dead"], "q_value": float("nan")}))
+    >>> conclusion(pd.DataFrame({"label": "shared", "verdict": ["shared", "dead"], "q_value": float("nan")}))
     'no difference detected: none of 1 live latents is specific to one model'
     """
     n_live = int((table.verdict != "dead").sum())
+    # One that is undetermined for its q is no open question: null runs answer it.
+    is_open = table.verdict.isin(["rare", "undetermined"]) & ~(table.q_value >= Q_LIMIT)
+    n_open = int((is_open & table.label.isin(["chat_only", "base_only"])).sum())
+    n_readable = int((table.label != "undefined")[table.verdict != "dead"].sum())
     n_chat, n_base = (int((table.verdict == verdict).sum()) for verdict in ("chat_specific", "base_specific"))
     against_chance = f" (q < {Q_LIMIT})" if table.q_value.notna().any() else ""
+    if n_readable == 0 or (n_chat + n_base == 0 and n_open):
+        return f"undecided: {n_open:,} one-sided latents of {n_live:,} live ones could not be judged, none is specific"
     if n_chat + n_base == 0:
         return f"no difference detected: none of {n_live:,} live latents is specific to one model{against_chance}"
     return (

@@ -42,7 +42,11 @@ class InferenceCrosscoder(CrosscoderViews):
 
         With `score="sum"` every row of a latent that writes anything sums to 1.
         """
-        return self.layout.norms(self.W_dec) * self.activation_scales
+        precision = torch.promote_types(self.W_dec.dtype, torch.float32)  # half precision has 23 values of Delta_norm
+        scales = self.cfg.activation_scales or (1.0,) * self.layout.n_models
+        return self.layout.norms(self.W_dec.to(precision)) * torch.tensor(
+            scales, dtype=precision, device=self.W_dec.device
+        )
 
     @override
     @torch.no_grad()

@@ -39,14 +39,17 @@ def read_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCr
     """The weights that training goes on from; they must be of the configured kind and size."""
     if not (folder / SAE_CFG_FILENAME).exists():
         raise ValueError(f"from_pretrained_path: {folder} has no {SAE_CFG_FILENAME}; give a training checkpoint.")
-    crosscoder: Any = TrainingSAE.load_from_disk(folder, device=cfg.device)
-    found, wanted = crosscoder.cfg, cfg
+    stored: Any = TrainingSAE.load_from_disk(folder, device=cfg.device)
+    found, wanted = stored.cfg, cfg
     for key in ("d_models", "d_sae", "score"):
         if (type(found), getattr(found, key)) != (type(wanted), getattr(wanted, key)):
             raise ValueError(
                 f"from_pretrained_path: {folder} holds a {found.architecture()} with {key}={getattr(found, key)}, but "
                 f"the config asks for a {wanted.architecture()} with {key}={getattr(wanted, key)}."
             )
+    crosscoder: Any = type(stored)(cfg)  # so that what the config says about training holds from here on
+    crosscoder.cfg.activation_scales = found.activation_scales
+    crosscoder.load_state_dict(stored.state_dict())
     return crosscoder
 
 

@@ -203,6 +203,9 @@ class CrosscoderTrainingRunner:
             yield self.activations_store
             return
         with closing(PrefetchingIterator(iter(self.activations_store), prefetch=n_ahead)) as batches:
+            for trainer in self.trainers.values():
+                # SAELens's evaluator pauses the thread it is handed, so that its hooks reach no training activations.
+                trainer.data_provider = batches
             yield batches
 
     def _save_run_state(self, checkpoint_path: Path | None) -> None:

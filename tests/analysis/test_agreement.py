@@ -66,8 +66,8 @@ def test_dead_latents_and_latents_that_write_nothing_match_nothing():
     tables = [slc.diagnose(crosscoder, activations=[random_activations(2000)]) for crosscoder in (first, second)]
     assert tables[1].dead[4]
     said = agreement(first, second, *tables)
-    name = tables[0].label[4]
-    same = tables[0].label == name
+    name = ("label", tables[0].label[4])
+    same = tables[0].label == name[1]
     assert said.frac_matched[name] == pytest.approx(1 - 1 / same.sum())
 
 

@@ -1,5 +1,6 @@
 """The latent table, on crosscoders whose faults are built in."""
 
+import importlib
 import math
 
 import pandas as pd
@@ -15,6 +16,8 @@ from tests.crosscoders.conftest import batchtopk_crosscoder
 from tests.reference.variance import variance_explained
 
 NAN = float("nan")
+
+diagnose_module = importlib.import_module("sae_lens_crosscoder.analysis.diagnose")
 
 
 def faulty_world(n=40_000):
@@ -302,3 +305,22 @@ def test_the_manifest_says_what_the_table_is_of():
     assert attrs["space"] == "trained (scaled)"
     assert (attrs["architecture"], attrs["score"]) == ("crosscoder", "sum")
     assert all(attrs["versions"].values())
+
+
+@pytest.mark.parametrize(("context_size", "block"), [(64, 256), (48, 240), (300, 300), (1024, 1024)])
+def test_a_context_is_never_spread_over_shards(context_size, block, monkeypatch):
+    """Its tokens are not independent, so resampling parts of it would make intervals too narrow."""
+    blocks = []
+    original = slc.LatentScaling.__init__
+
+    def watched(self, crosscoder, **options):
+        blocks.append(options["block_size"])
+        original(self, crosscoder, **options)
+
+    monkeypatch.setattr(slc.LatentScaling, "__init__", watched)
+    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
+    monkeypatch.setattr(diagnose_module, "harvest", lambda *_: [random_activations(600)])
+    crosscoder = random_crosscoder()
+    crosscoder.cfg.metadata.hook_name = TINY_HOOK
+    slc.diagnose(crosscoder, pair, torch.zeros(2, context_size, dtype=torch.long))
+    assert blocks == [block]

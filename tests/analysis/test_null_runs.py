@@ -58,13 +58,13 @@ def test_among_latents_of_chance_q_below_a_tenth_is_rare():
 
 
 def test_a_single_latent_beyond_a_null_of_the_same_size_is_never_enough():
-    real, null = table_of([0.5] * 99 + [1.0]), table_of([0.5] * 100)
+    real, null = table_of([0.5] * 99 + [1.0]), table_of([0.5] * 99 + [0.51])
     assert q_values(real, [null])[-1] == 1.0
     assert q_values(real, [null] * 20)[-1] == pytest.approx(1 / 20)
 
 
 def test_rare_latents_have_no_q_and_do_not_count():
-    real, null = table_of([0.6, 1.0, NAN], [1000, 5, 1000]), table_of([0.5, 1.0], [1000, 5])
+    real, null = table_of([0.6, 1.0, NAN], [1000, 5, 1000]), table_of([0.51, 1.0], [1000, 5])
     q = q_values(real, [null])
     assert np.isnan(q[1:]).all()
     assert q[0] == 1
@@ -94,13 +94,21 @@ def test_a_null_run_that_was_trained_differently_is_refused():
     other.attrs = {**null.attrs, "architecture": "jumprelu_crosscoder"}
     with pytest.raises(ValueError, match="this one is jumprelu_crosscoder"):
         diagnosed(0, null=other)
+    other.attrs = {**null.attrs, "training": {"k": 3}}
+    with pytest.raises(ValueError, match=r"differs in \['k'\]"):
+        diagnosed(0, null=other)
+    own = random_crosscoder()
+    own.cfg.metadata.model_name, own.cfg.metadata.chat_model_name = "a", "b"
+    table = slc.diagnose(own, activations=random_activations(2000))
+    with pytest.raises(ValueError, match="of a and b, the crosscoder's own pair"):
+        slc.diagnose(own, activations=random_activations(2000), null=table)
     with pytest.raises(ValueError, match=r"whole and with its \.attrs"):
         diagnosed(0, null=pd.DataFrame(null.to_dict()))
 
 
 def test_the_conclusion_counts_verdicts_and_says_when_there_are_none():
     verdicts = ["chat_specific", "chat_specific", "base_specific", "shared", "dead"]
-    unsure = pd.DataFrame({"verdict": verdicts, "q_value": NAN})
+    unsure = pd.DataFrame({"label": "shared", "verdict": verdicts, "q_value": NAN})
     assert conclusion(unsure) == (
         "2 latents are specific to the chat model and 1 to the base model, of 4 live ones, with chance not accounted "
         "for (no null runs were given)"
@@ -108,6 +116,21 @@ def test_the_conclusion_counts_verdicts_and_says_when_there_are_none():
     assert conclusion(unsure.assign(q_value=0.01)).endswith("of 4 live ones (q < 0.1)")
     nothing = unsure.assign(verdict="shared")
     assert conclusion(nothing) == "no difference detected: none of 5 live latents is specific to one model"
+
+
+def test_what_could_not_be_judged_is_undecided_and_not_without_difference():
+    table = pd.DataFrame({"label": ["chat_only", "shared"], "verdict": ["undetermined", "shared"], "q_value": NAN})
+    assert conclusion(table).startswith("undecided: 1 one-sided latents of 2 live ones could not be judged")
+    assert conclusion(table.assign(verdict=["rare", "shared"])).startswith("undecided")
+    assert conclusion(table.assign(q_value=0.5)).startswith("no difference detected")  # null runs have judged it
+    assert conclusion(table.assign(label="undefined", verdict="undefined")).startswith("undecided")
+    assert conclusion(table.assign(verdict=["chat_specific", "shared"])).startswith("1 latents are specific")
+
+
+def test_null_runs_without_spread_are_refused():
+    """Two copies of a model, started in pairs, stay equal: any latent would seem beyond chance."""
+    with pytest.raises(ValueError, match="Delta_norm of 1/2 for every latent"):
+        q_values(table_of([0.49] * 30), [table_of([0.5] * 30)])
 
 
 def test_a_pair_in_which_nothing_differs_is_said_to_be_one():

@@ -8,6 +8,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.delta_norm import LABELS, label
 from sae_lens_crosscoder.analysis.verdict import VERDICTS, nu_free_of_other, verdict
+from tests.analysis.conftest import random_crosscoder
 
 NAN = float("nan")
 
@@ -22,6 +23,14 @@ def test_a_rotated_or_chancy_latent_is_not_specific():
     assert verdict("chat_only", 100, **calm, nu_free=0.9, q_value=0.9) == "rotated"
     assert verdict("chat_only", 100, nu_error=0.1, nu_reconstruction=0.6, nu_free=0.9) == "latent_decoupling"
     assert verdict("shared", 100, **calm, nu_free=0.9, q_value=0.9) == "shared"
+
+
+def test_half_precision_weights_have_as_many_delta_norms_as_any():
+    crosscoder = random_crosscoder(scales=(0.3, 0.7))
+    exact = slc.delta_norm(crosscoder.decoder_norms)
+    half = slc.delta_norm(crosscoder.to(torch.bfloat16).decoder_norms)
+    torch.testing.assert_close(half.double(), exact, atol=3e-3, rtol=0)  # the weights themselves are rounded
+    assert half.dtype == torch.float32
 
 
 def test_noise_alone_is_no_direction_in_the_other_model():

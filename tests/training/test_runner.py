@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sae_lens.training._interruption import InterruptedException
+from sae_lens.training.prefetch import PrefetchingIterator
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
@@ -185,9 +186,23 @@ def test_training_goes_on_from_a_pretrained_crosscoder(tmp_path, pair):
     cfg = config(tmp_path / "b", from_pretrained_path=str(tmp_path / "trained"))
     second = slc.CrosscoderTrainingRunner(cfg, override_model=pair)
     assert torch.equal(second.training_crosscoder.W_dec, runner.training_crosscoder.W_dec)
+    changed = config(
+        tmp_path / "d", from_pretrained_path=str(tmp_path / "trained"), sae=sae(k=5, gradient_clip_norm=0.5)
+    )
+    third = slc.CrosscoderTrainingRunner(changed, override_model=pair).training_crosscoder
+    assert torch.equal(third.W_enc, runner.training_crosscoder.W_enc)
+    assert (third.cfg.k, third.cfg.gradient_clip_norm, third.activation_fn.k) == (5, 0.5, 5)
     cfg = config(tmp_path / "c", from_pretrained_path=str(tmp_path / "trained"), sae=sae(d_sae=32))
     with pytest.raises(ValueError, match=r"with d_sae=64, but the config asks for .* d_sae=32"):
         slc.CrosscoderTrainingRunner(cfg, override_model=pair)
+
+
+def test_an_evaluation_is_handed_the_prefetching_thread_so_that_it_can_pause_it(tmp_path, pair):
+    cfg = config(tmp_path, prefetch_llm_batches=2)
+    runner = slc.CrosscoderTrainingRunner(cfg, override_model=pair)
+    with runner._activations() as batches:
+        assert isinstance(batches, PrefetchingIterator)
+        assert all(trainer.data_provider is batches for trainer in runner.trainers.values())
 
 
 def test_prefetching_changes_nothing_but_the_time(tmp_path, pair):
