@@ -103,6 +103,7 @@ class DiagnoseConfig:
 def _diagnose(args: Sequence[str]) -> None:
     """Diagnose a trained crosscoder again, on the rows that its training held out."""
     cfg = _parse(DiagnoseConfig, args, "diagnose")
+    crosscoder = load(cfg.crosscoder)
     nulls = [read_latents(folder) for folder in cfg.null]
     runner_cfg_path = Path(cfg.crosscoder, "runner_cfg.json")
     if not runner_cfg_path.exists():
@@ -116,8 +117,8 @@ def _diagnose(args: Sequence[str]) -> None:
             f"Training held out {runner_cfg.n_held_out_rows} rows, so n_held_out_rows={cfg.n_held_out_rows} would "
             "diagnose on training data."
         )
-    crosscoder = load(cfg.crosscoder, device=runner_cfg.device)
     runner = CrosscoderTrainingRunner(runner_cfg)
+    crosscoder.to(runner_cfg.device)
     table = diagnose(crosscoder, runner.pair, runner.held_out_tokens[: cfg.n_held_out_rows], null=nulls)
     print(table.attrs["conclusion"])
     print(write_latents(table, cfg.output_path or cfg.crosscoder))
