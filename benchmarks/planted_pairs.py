@@ -42,6 +42,8 @@ class Cell:
     """Train on this null pair as well, and take q-values from it."""
     trains_on: NullKind | None = None
     """Train and judge on this null pair made from the world, instead of on the world."""
+    steps: int | None = None
+    """How long to train, if not as long as `STEPS` says."""
 
 
 UNSQUARED = {"l1_coefficient": 0.10}
@@ -117,7 +119,22 @@ def full() -> list[Cell]:
     return cells
 
 
-SUITES: dict[str, Callable[[], list[Cell]]] = {"claims": claims, "small": small, "full": full}
+def training_steps() -> list[Cell]:
+    """The sparse training step, with either screening, and the dense one: the same crosscoder must come out."""
+    fields = {
+        "dense": {"training_step": "dense"},
+        "sparse, float32": {"screening": "float32"},
+        "sparse, bfloat16": {"screening": "bfloat16"},
+    }
+    return [Cell(name, BATCHTOPK, chosen, steps=2000) for name, chosen in fields.items()]
+
+
+SUITES: dict[str, Callable[[], list[Cell]]] = {
+    "claims": claims,
+    "small": small,
+    "full": full,
+    "training_steps": training_steps,
+}
 
 
 def build(cell: Cell, world: PlantedWorld, seed: int) -> Any:
@@ -134,7 +151,7 @@ def build(cell: Cell, world: PlantedWorld, seed: int) -> Any:
 def train(cell: Cell, world: PlantedWorld, seed: int, null: NullKind | None = None) -> slc.InferenceCrosscoder:
     """Train through the public trainer, and return what a user would load."""
     crosscoder = build(cell, world, seed)
-    steps = STEPS[cell.architecture]
+    steps = cell.steps or STEPS[cell.architecture]
     cfg = slc.CrosscoderTrainerConfig(
         total_training_samples=steps * BATCH,
         train_batch_size_samples=BATCH,

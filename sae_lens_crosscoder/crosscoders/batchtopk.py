@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.scores import score_norms
-from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, Screening, SparseCode, pre_activations
+from sae_lens_crosscoder.crosscoders.screening import Screening, screening_precision
+from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, SparseCode, rows_of
 from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
 
 AUTHORS_THRESHOLD_START = 1000
@@ -111,11 +112,12 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         k = self.activation_fn.k = self.k_at(step)  # pyright: ignore[reportFunctionMemberAccess]
         norms = self.score_norms().detach()
         if self.cfg.training_step == "dense":
-            code = DenseCode(self.encode_with_hidden_pre(sae_in)[0])
+            code = DenseCode(*self.encode_with_hidden_pre(sae_in))
         else:
             x = self.process_sae_in(sae_in)
-            pairs, values = self._screening.select(x, self.W_enc, self.b_enc, norms, int(k * len(x)))
-            code = SparseCode(pre_activations(self.W_enc, self.b_enc, x, values, pairs), pairs)
+            precision = screening_precision(self.cfg.screening, x.device)
+            found = self._screening.select(x, self.W_enc, self.b_enc, norms, int(k * len(x)), precision)
+            code = SparseCode(x, self.W_enc, self.b_enc, *found)
         self._follow_smallest_score(code.scores(norms), step)
         return code
 
@@ -127,9 +129,8 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         dead = None if dead_mask is None else dead_mask.nonzero().squeeze(-1)
         if dead is None or len(dead) == 0 or self.cfg.aux_loss_coefficient == 0:
             return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
-        x = self.process_sae_in(step_input.sae_in)
-        hidden_pre = x @ self.W_enc.T[dead].T + self.b_enc[dead]
-        return {"auxiliary_reconstruction_loss": self._revival_loss(step_input.sae_in, sae_out, hidden_pre, dead)}
+        revival_loss = self._revival_loss(step_input.sae_in, sae_out, code.pre_of(dead), dead)
+        return {"auxiliary_reconstruction_loss": revival_loss}
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -169,7 +170,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         residual = self.run_time_activation_norm_fn_in(sae_in.to(self.dtype) - sae_out).detach()
         # SAELens takes half of the stack, which is twice what one model's width suggests.
         k_aux = min(self.layout.d_models[0] // 2, len(dead))
-        W_dec = self.W_dec[dead]
+        W_dec = rows_of(self.W_dec, dead)
         acts = hidden_pre.relu()
         norms = score_norms(W_dec.detach(), self.layout, self.cfg.score)
         best = (acts.detach() * norms).topk(k_aux, dim=-1, sorted=False).indices

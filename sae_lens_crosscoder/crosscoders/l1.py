@@ -10,7 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.inference import ReLUCrosscoderConfig
-from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, SparseCode, pairs_above, pre_activations
+from sae_lens_crosscoder.crosscoders.screening import pairs_above, screening_precision
+from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, SparseCode
 from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
 
 # Share of active pairs below which sums over them beat matrix products.
@@ -62,11 +63,12 @@ class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
         """Sparsely once few enough latents are on, which at the start half of them are."""
         if self.cfg.training_step == "sparse" and self._frac_active < _SPARSE_BELOW:
             x = self.process_sae_in(sae_in)
-            pairs, values = pairs_above(x, self.W_enc, self.b_enc, torch.zeros_like(self.b_enc))
-            code = SparseCode(pre_activations(self.W_enc, self.b_enc, x, values, pairs), pairs)
-            n_active = len(pairs)
+            precision = screening_precision(self.cfg.screening, x.device)
+            found = pairs_above(x, self.W_enc, self.b_enc, torch.zeros_like(self.b_enc), precision)
+            code = SparseCode(x, self.W_enc, self.b_enc, *found)
+            n_active = len(found.pairs)
         else:
-            code = DenseCode(self.encode_with_hidden_pre(sae_in)[0])
+            code = DenseCode(*self.encode_with_hidden_pre(sae_in))
             n_active = int((code.acts > 0).sum())
         self._frac_active = n_active / (len(sae_in) * self.cfg.d_sae)
         return code
@@ -87,4 +89,4 @@ class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
         sae_out: Float[Tensor, "batch d_in"],
     ) -> dict[str, Tensor]:
         """SAELens's name for the same, from dense activations."""
-        return self.auxiliary_losses(DenseCode(feature_acts), step_input, sae_out)
+        return self.auxiliary_losses(DenseCode(feature_acts, hidden_pre), step_input, sae_out)

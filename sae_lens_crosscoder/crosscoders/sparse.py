@@ -1,25 +1,29 @@
 """The part of a training step that touches only active pairs of token and latent.
 
 Of a step's matrix products only the encoder's forward one is dense. Which pairs are on is found by screening its
-output tile by tile, so that no (batch, d_sae) array is kept; decoding and both weight gradients are then sums over
-pairs, for which `embedding_bag` is the fast primitive on CPU and GPU alike. `DenseCode` is the same in plain matrix
-products: the reference.
+output tile by tile (`screening.py`), so that no (batch, d_sae) array is kept; decoding and both weight gradients are
+then sums over pairs (`kernels.py`). `DenseCode` is the same in plain matrix products: the reference.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding
 from typing_extensions import override
 
-# Numbers in one tile of pre-activations: on a CPU it should stay in the cache.
-_TILE = {"cpu": 1_000_000}
-_TILE_ELSEWHERE = 64_000_000
-# More candidates than this, per pair to be kept, and the screening bound moves up.
-_MAX_CANDIDATES = 1.3
+from sae_lens_crosscoder.crosscoders.kernels import gather_dot, gather_sum, run_starts, stable_order
+
+
+class ByLatent(NamedTuple):
+    """Pairs sorted by latent: which pair comes where, the tokens in that order, and where each latent's begin."""
+
+    order: Int[Tensor, " pairs"]
+    token: Int[Tensor, " pairs"]
+    starts: Int[Tensor, " d_sae"]
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,29 @@ class ActivePairs:
         return len(self.token)
 
     def __getitem__(self, kept: Tensor) -> "ActivePairs":
-        """The pairs at ascending positions `kept`."""
+        """The pairs at ascending positions `kept`, or where the mask `kept` is true."""
         return ActivePairs(self.token[kept], self.latent[kept], self.n_tokens, self.d_sae)
+
+    @cached_property
+    def by_latent(self) -> ByLatent:
+        """The same pairs in the order in which both weight gradients want them."""
+        order = stable_order(self.latent, self.d_sae)
+        return ByLatent(order, self.token[order], run_starts(self.latent, self.d_sae))
 
 
 class DenseCode:
-    """A batch's activations as an array, 0 where a latent is off."""
+    """A batch's activations as an array, 0 where a latent is off, and its pre-activations."""
 
-    def __init__(self, acts: Float[Tensor, "batch d_sae"]) -> None:
+    def __init__(self, acts: Float[Tensor, "batch d_sae"], pre: Float[Tensor, "batch d_sae"]) -> None:
         self.acts = acts
+        self._pre = pre
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         return self.acts @ W_dec
+
+    def pre_of(self, latents: Int[Tensor, " latents"]) -> Float[Tensor, "batch latents"]:
+        """Pre-activations of a few latents on all tokens."""
+        return self._pre[:, latents]
 
     def scores(self, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
         """`f_j s_j` of everything that is on, in no particular order."""
@@ -62,15 +77,26 @@ class DenseCode:
 
 
 class SparseCode:
-    """The same, kept as a value per active pair."""
+    """The same, kept as a value per active pair: `pre` must be `(x @ W_enc + b_enc)[token, latent]`."""
 
-    def __init__(self, values: Float[Tensor, " pairs"], pairs: ActivePairs) -> None:
-        self.values = values
+    def __init__(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W_enc: Float[Tensor, "d_in d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
+        pairs: ActivePairs,
+        pre: Float[Tensor, " pairs"],
+    ) -> None:
         self.pairs = pairs
+        self._x, self._rows, self._b_enc = x, W_enc.T, b_enc
+        self.values: Tensor = _PreActivations.apply(self._rows, b_enc, x, pre, pairs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-        starts = _starts(self.pairs.token, self.pairs.n_tokens)
-        return embedding_bag(self.pairs.latent, W_dec, starts, mode="sum", per_sample_weights=self.values)
+        return _Reconstruction.apply(W_dec, self.values, self.pairs)  # pyright: ignore[reportReturnType]
+
+    def pre_of(self, latents: Int[Tensor, " latents"]) -> Float[Tensor, "batch latents"]:
+        # As `rows_of`, on the view whose gradient the active pairs make as well.
+        return self._x @ rows_of(self._rows, latents).T + self._b_enc[latents]
 
     def scores(self, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
         return self.values * norms[self.pairs.latent]
@@ -88,71 +114,9 @@ class SparseCode:
 Code = DenseCode | SparseCode
 
 
-@torch.no_grad()
-def pairs_above(
-    x: Float[Tensor, "batch d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    bounds: Float[Tensor, " d_sae"],
-) -> tuple[ActivePairs, Float[Tensor, " pairs"]]:
-    """All pairs whose pre-activation exceeds their latent's bound, and the pre-activations."""
-    d_sae = W_enc.shape[1]
-    rows = max(1, _TILE.get(x.device.type, _TILE_ELSEWHERE) // d_sae)
-    tile = torch.empty(min(rows, len(x)), d_sae, dtype=x.dtype, device=x.device)
-    flat_indices: list[Tensor] = []
-    values: list[Tensor] = []
-    for start in range(0, len(x), rows):
-        part = x[start : start + rows]
-        pre = torch.addmm(b_enc, part, W_enc, out=tile[: len(part)])
-        above = (pre > bounds).view(-1).nonzero().squeeze(-1)
-        values.append(pre.view(-1)[above])
-        flat_indices.append(above + start * d_sae)
-    flat = torch.cat(flat_indices)
-    token = torch.div(flat, d_sae, rounding_mode="floor")
-    return ActivePairs(token, flat - token * d_sae, len(x), d_sae), torch.cat(values)
-
-
-class Screening:
-    """Finds the largest scores of every batch without sorting all of them.
-
-    Scores change little from step to step, so nearly all pairs lie below the smallest score that the previous batch
-    selected. Only those above a bound a little lower are looked at; when they turn out to be too few, the bound is
-    lowered and the search repeated, so the result is exact.
-    """
-
-    def __init__(self) -> None:
-        self._smallest = 0.0
-        self._margin = 0.1
-
-    def select(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        W_enc: Float[Tensor, "d_in d_sae"],
-        b_enc: Float[Tensor, " d_sae"],
-        norms: Float[Tensor, " d_sae"],
-        n_keep: int,
-    ) -> tuple[ActivePairs, Float[Tensor, " pairs"]]:
-        """The `n_keep` pairs with the largest positive scores `relu(pre) s_j`, or all there are, and their pre."""
-        bound = self._smallest * (1 - self._margin)
-        while True:
-            # 0 / 0 and 1 / 0 leave out latents with a norm of 0, whose score is never positive.
-            candidates, pre = pairs_above(x, W_enc, b_enc, bound / norms)
-            scores = pre * norms[candidates.latent]
-            if len(candidates) <= n_keep:
-                kept, is_exact = torch.arange(len(candidates), device=x.device), bound == 0
-            else:
-                kept = scores.topk(n_keep, sorted=False).indices.sort().values
-                # Rounding could put a pair of just this score on either side of the bound.
-                is_exact = bound == 0 or bool(scores[kept].min() > bound * (1 + 1e-5))
-            if is_exact:
-                break
-            self._margin = 2 * self._margin
-            bound = self._smallest * max(0.0, 1 - self._margin)
-        if len(candidates) > _MAX_CANDIDATES * n_keep:
-            self._margin *= 0.9
-        self._margin = min(self._margin, 0.5)
-        self._smallest = float(scores[kept].min()) if len(kept) else 0.0
-        return candidates[kept], pre[kept]
+def rows_of(weights: Float[Tensor, "d_sae d_in"], latents: Int[Tensor, " latents"]) -> Float[Tensor, "latents d_in"]:
+    """A few rows, whose gradient is added to that of the others without an array of zeros."""
+    return embedding(latents, weights, sparse=True)
 
 
 class _PreActivations(torch.autograd.Function):
@@ -160,35 +124,40 @@ class _PreActivations(torch.autograd.Function):
 
     @staticmethod
     @override
-    def forward(ctx: Any, W_enc: Tensor, b_enc: Tensor, x: Tensor, values: Tensor, pairs: ActivePairs) -> Tensor:
-        ctx.save_for_backward(x, pairs.token, pairs.latent)
-        ctx.d_sae = pairs.d_sae
+    def forward(ctx: Any, rows: Tensor, b_enc: Tensor, x: Tensor, values: Tensor, pairs: ActivePairs) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.pairs = pairs
         return values.clone()
 
     @staticmethod
     @override
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, token, latent = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
+        pairs: ActivePairs = ctx.pairs
         (gradient,) = grad_outputs
-        latent, order = latent.sort(stable=True)
-        starts = _starts(latent, ctx.d_sae)
-        weights = gradient[order]
-        W_gradient = embedding_bag(token[order], x, starts, mode="sum", per_sample_weights=weights)
-        b_gradient = weights.new_zeros(ctx.d_sae).index_add_(0, latent, weights)
-        return W_gradient.T, b_gradient, None, None, None
+        order, token, starts = pairs.by_latent
+        rows_gradient = gather_sum(x, token, starts, gradient[order])
+        b_gradient = gradient.new_zeros(pairs.d_sae).index_add_(0, pairs.latent, gradient)
+        return rows_gradient, b_gradient, None, None, None
 
 
-def pre_activations(
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    x: Float[Tensor, "batch d_in"],
-    values: Float[Tensor, " pairs"],
-    pairs: ActivePairs,
-) -> Float[Tensor, " pairs"]:
-    """`values`, which are `(x @ W_enc + b_enc)[token, latent]`, with that expression's gradient to the weights."""
-    return _PreActivations.apply(W_enc, b_enc, x, values, pairs)  # pyright: ignore[reportReturnType]
+class _Reconstruction(torch.autograd.Function):
+    """`sum_j f_ij d_j` over active pairs."""
 
+    @staticmethod
+    @override
+    def forward(ctx: Any, W_dec: Tensor, values: Tensor, pairs: ActivePairs) -> Tensor:
+        ctx.save_for_backward(W_dec, values)
+        ctx.pairs = pairs
+        return gather_sum(W_dec, pairs.latent, run_starts(pairs.token, pairs.n_tokens), values)
 
-def _starts(sorted_indices: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " n"]:
-    """Where each index's run begins: the offsets of embedding bags."""
-    return torch.searchsorted(sorted_indices, torch.arange(n, device=sorted_indices.device))
+    @staticmethod
+    @override
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        W_dec, values = ctx.saved_tensors
+        pairs: ActivePairs = ctx.pairs
+        (gradient,) = grad_outputs
+        gradient = gradient.contiguous()
+        order, token, starts = pairs.by_latent
+        W_gradient = gather_sum(gradient, token, starts, values[order])
+        return W_gradient, gather_dot(gradient, W_dec, pairs.token, pairs.latent), None

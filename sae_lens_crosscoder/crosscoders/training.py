@@ -18,6 +18,7 @@ from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_s
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.initialisation import Initialisation, geometric_median, initial_decoder
 from sae_lens_crosscoder.crosscoders.scores import score_norms
+from sae_lens_crosscoder.crosscoders.screening import ScreeningChoice
 from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -41,6 +42,9 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
     """`per_model` multiplies each model's activations by one factor so that their mean norm is sqrt(d_model)."""
     training_step: Literal["sparse", "dense"] = "sparse"
     """`sparse` computes only what active pairs of token and latent need; `dense`, the reference, plain products."""
+    screening: ScreeningChoice = "auto"
+    """Precision of the one product over all pairs, from which the sparse step learns which pairs to compute. Either way
+    the result is that of the weights' own precision; `auto` is bfloat16 where the hardware multiplies it."""
     gradient_clip_norm: float | None = None
     """Largest gradient norm over all parameters, None for no clipping. `CrosscoderTrainer` reads it."""
 
@@ -53,6 +57,7 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
             ("reconstruction_loss", get_args(ReconstructionLoss)),
             ("activation_scaling", ("none", "per_model")),
             ("training_step", ("sparse", "dense")),
+            ("screening", get_args(ScreeningChoice)),
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {options}.")
@@ -157,7 +162,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
 
     def encode_batch(self, sae_in: Float[Tensor, "batch d_in"], step: int) -> Code:
         """A training batch's activations, with gradient; densely unless an architecture knows better."""
-        return DenseCode(self.encode_with_hidden_pre(sae_in)[0])
+        return DenseCode(*self.encode_with_hidden_pre(sae_in))
 
     def auxiliary_losses(
         self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]

@@ -12,7 +12,6 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import Evaluator
 from torch import Tensor
-from torch.optim import Adam
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.checks import NonFiniteError, require_finite
@@ -21,6 +20,7 @@ from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.metrics import MetricsLog
+from sae_lens_crosscoder.training.optimizer import LatentMajorAdam
 
 
 class CrosscoderTrainer(SAETrainer[Any, Any]):
@@ -77,7 +77,8 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         # Before anything is learned from them, so that a checkpoint holds the state before the bad batch.
         where = f"at step {self.n_training_steps} (tokens up to {self.n_training_samples})"
         require_finite(sae_in, sae.layout, where)
-        sae.train()
+        if not sae.training:
+            sae.train()
         autocast: AbstractContextManager[Any] = self.autocast_if_enabled
         with autocast:
             output = sae.training_forward_pass(
@@ -131,7 +132,8 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         """SAELens's optimizer and schedule, with one kernel in place of a dozen passes over weights and moments."""
         cfg = self.cfg
         assert cfg.lr_end is not None  # set by the config
-        self.optimizer = Adam(self.sae.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2), fused=True)
+        betas = (cfg.adam_beta1, cfg.adam_beta2)
+        self.optimizer = LatentMajorAdam(self.sae.parameters(), lr=cfg.lr, betas=betas, fused=True)
         self.lr_scheduler = get_lr_scheduler(
             cfg.lr_scheduler_name,
             lr=cfg.lr,

@@ -6,8 +6,8 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.streams import shuffled_batches
 from sae_lens_crosscoder.activations.worlds import world_a
-from sae_lens_crosscoder.crosscoders import sparse
-from sae_lens_crosscoder.crosscoders.sparse import DenseCode, Screening, SparseCode, pairs_above, pre_activations
+from sae_lens_crosscoder.crosscoders.screening import Screening, pairs_above
+from sae_lens_crosscoder.crosscoders.sparse import DenseCode, SparseCode
 
 B, D_IN, D_SAE = 30, 6, 40
 
@@ -28,63 +28,13 @@ def problem(seed=0, dtype=torch.float64):
     )
 
 
-def dense_selection(x, W_enc, b_enc, norms, n_keep):
-    """{(token, latent): pre} of the largest positive scores, by sorting all of them."""
-    pre = x @ W_enc + b_enc
-    scored = [
-        ((pre[t, j] * norms[j]).item(), t, j) for t in range(len(x)) for j in range(D_SAE) if pre[t, j] * norms[j] > 0
-    ]
-    return {(t, j): pre[t, j].item() for _, t, j in sorted(scored, reverse=True)[:n_keep]}
-
-
-def as_dict(pairs, values):
-    where = zip(pairs.token.tolist(), pairs.latent.tolist(), strict=True)
-    return dict(zip(where, values.tolist(), strict=True))
-
-
-@pytest.mark.parametrize("tile", [1, 7 * D_SAE, 10**6])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_screening_selects_what_sorting_selects_however_scores_move(tile, dtype, monkeypatch):
-    """Growing, falling by a factor of a hundred, with other biases, and with more asked for than is positive."""
-    monkeypatch.setitem(sparse._TILE, "cpu", tile)
-    screening = Screening()
-    sizes = [1.0, 1.0, 1.02, 1.1, 0.97, 0.01, 0.01, 50.0, 50.0, 1e-6, 3.0, 3.0]
-    for seed, size in enumerate(sizes):
-        x, W_enc, b_enc, norms = problem(seed, dtype)
-        n_keep = (25, 60, 10_000, 1)[seed % 4]
-        pairs, values = screening.select(size * x, W_enc, size * b_enc, norms, n_keep)
-        expected = dense_selection(size * x, W_enc, size * b_enc, norms, n_keep)
-        found = as_dict(pairs, values)
-        assert found.keys() == expected.keys()
-        assert list(found.values()) == pytest.approx([expected[pair] for pair in found], rel=1e-5, abs=1e-6 * size)
-        assert (pairs.token.diff() >= 0).all()
-
-
-def test_in_a_calm_stream_few_candidates_are_looked_at(monkeypatch):
-    seen = []
-    original = sparse.pairs_above
-
-    def watched(*args):
-        found = original(*args)
-        seen.append(len(found[0]))
-        return found
-
-    monkeypatch.setattr(sparse, "pairs_above", watched)
-    screening = Screening()
-    _, W_enc, b_enc, norms = problem()
-    for seed in range(40):
-        screening.select(draw(500, D_IN, seed=seed), W_enc, b_enc, norms, 1000)
-    assert len(seen) <= 44  # hardly ever a second look
-    assert max(seen[5:]) < 2000  # of 20,000 pairs, half of them positive
-
-
 def test_nothing_positive_selects_nothing_and_leaves_zero_gradients():
     x, W_enc, b_enc, norms = problem()
     pairs, values = Screening().select(x, W_enc, b_enc - 1000, norms, 25)
     assert len(pairs) == 0
     W_enc.requires_grad_()
     W_dec = draw(D_SAE, D_IN).requires_grad_()
-    code = SparseCode(pre_activations(W_enc, b_enc, x, values, pairs), pairs)
+    code = SparseCode(x, W_enc, b_enc, pairs, values)
     decoded = code.decode(W_dec)
     assert not decoded.any()
     decoded.sum().backward()
@@ -102,16 +52,16 @@ def test_a_sparse_code_is_the_dense_one_gradients_included():
         W, b, W_dec, s = weights
         if kind is DenseCode:
             pre = x @ W + b
-            code = DenseCode(pre * (pre.detach() > bounds))
+            code = DenseCode(pre * (pre.detach() > bounds), pre)
         else:
-            pairs, values = pairs_above(x, W, b, bounds)
-            code = SparseCode(pre_activations(W, b, x, values, pairs), pairs)
+            code = SparseCode(x, W, b, *pairs_above(x, W, b, bounds))
         decoded = code.decode(W_dec)
-        (decoded.square().sum() + 3 * code.mean_score(s)).backward()
+        few = code.pre_of(torch.tensor([2, 7, 30]))
+        (decoded.square().sum() + 3 * code.mean_score(s) + few.square().sum()).backward()
         gradients.append([w.grad for w in weights])
         acts = code.feature_acts()
         acts = acts.to_dense() if acts.is_sparse else acts
-        outputs.append([decoded, code.mean_score(s), code.scores(s).sort().values, acts])
+        outputs.append([decoded, few, code.mean_score(s), code.scores(s).sort().values, acts])
     for dense, fast in zip(*gradients, strict=True):
         torch.testing.assert_close(fast, dense, rtol=1e-10, atol=1e-10)
     for dense, fast in zip(*outputs, strict=True):
@@ -128,8 +78,9 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("screening", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_with_either_step_gives_the_same_crosscoder(kind):
+def test_training_with_either_step_gives_the_same_crosscoder(kind, screening):
     """With latents dying and being revived, gradients clipped, k annealed, and activations scaled on the way."""
     crosscoder_class, config_class, fields = KINDS[kind]
     world = world_a(seed=0, d_models=(16, 16), gains=(1.0, 3.0))
@@ -139,7 +90,7 @@ def test_training_with_either_step_gives_the_same_crosscoder(kind):
         torch.manual_seed(0)
         cfg = config_class(
             d_model=16, d_sae=64, dtype="float64", activation_scaling="per_model", gradient_clip_norm=0.5,
-            training_step=step, **fields,
+            training_step=step, screening=screening, **fields,
         )  # fmt: skip
         crosscoder = crosscoder_class(cfg)
         trainer_cfg = slc.CrosscoderTrainerConfig(
