@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 README = ROOT / "README.md"
 DEMO_PICTURE, CLAIMS_PICTURE = ROOT / "examples/demo_report.png", RESULTS / "planted_claims.png"
+SPEED_PICTURE = RESULTS / "training_step.png"
 WIDTH = 1100
 
 
@@ -172,12 +173,48 @@ def intervals() -> str:
     )
 
 
+def speed() -> str:
+    """Ours beside what a user would pick today, a line per measured row."""
+    what = {
+        "step/base": "training step, 2 x 256 wide, 8,192 latents, k 32, batch 1,024",
+        "step/dead5": "the same with 5 % dead latents",
+        "step/large": "training step, 2 x 512 wide, 16,384 latents, k 64",
+        "step/tiny": "training step, 2 x 32 wide, 512 latents, k 16, batch 256",
+        "step/memory": "memory of the first of these steps",
+        "train/end_to_end": "whole training, harvesting included",
+        "scaling/default": "Latent Scaling, 4,096 latents",
+        "scaling/all": "Latent Scaling of all 2,048 latents",
+        "harvest": "harvesting both models",
+        "buffer/64k": "shuffling buffer of 65,536 tokens",
+        "cache/bf16": "activation cache on disk",
+        "patch/L6of12": "32 interventions in layer 6 of 12",
+    }
+    peers = {"sae_lens": "SAELens", "dictionary_learning": "dictionary_learning"}
+    rows = [["what", "against", "ours", "theirs", "ratio", "target"]]
+    commands: list[str] = []
+    for name in ("training_step.json", "latent_scaling.json", "activation_path.json", "patching.json"):
+        frame, source = read(name)
+        commands.append(source)
+        frame = frame[frame.status.eq("measured") & frame.allocator.eq("default") & frame.name.isin(list(what))]
+        for row in frame.to_dict(orient="records"):
+            if str(row["peer"]).startswith("floor") or row["name"] == "step/memory" and row["peer"] == "sae_lens":
+                continue
+            mode = row.get("screening") or row.get("mode")
+            shown = what[row["name"]] + (f" ({mode})" if isinstance(mode, str) else "")
+            unit = "mib" if row["name"] == "step/memory" else "ms"
+            numbers = [f"{row[f'{side}_{unit}']:,.3g} {unit.replace('mib', 'MiB')}" for side in ("ours", "peer")]
+            met = {True: "met", False: "**missed**"}.get(row["met"], "")
+            rows.append([shown, peers.get(row["peer"], row["peer"]), *numbers, f"{row['ratio']:.1f} x", met])
+    return "\n\n".join([markdown(rows), *commands])
+
+
 PASSAGES: Mapping[str, Callable[[], str]] = {
     "claims": claims,
     "bends": bends,
     "tiny pair": tiny_pair,
     "convergence": convergence,
     "intervals": intervals,
+    "speed": speed,
 }
 
 
@@ -243,6 +280,45 @@ def claims_figure() -> Any:
     return figure
 
 
+def speed_figure() -> Any:
+    """Time of a training step against the number of latents, and against L0."""
+    frame, _ = read("training_step.json")
+    frame = frame[frame.name.str.startswith("curve")]
+    series = {
+        "dictionary_learning": ("dictionary_learning", "bfloat16", "peer_ms", "#8a5fb8", "diamond"),
+        "SAELens": ("sae_lens", "bfloat16", "peer_ms", "#d9601a", "circle"),
+        "ours, screening in float32": ("sae_lens", "float32", "ours_ms", "#7aa6d6", "square"),
+        "ours, screening in bfloat16": ("sae_lens", "bfloat16", "ours_ms", "#2f6fb5", "circle"),
+        "the encoder's product alone, float32": ("floor (float32 product)", "float32", "peer_ms", "#8d949e", "x"),
+    }
+    panels = {"d_sae": "k 32", "k": "8,192 latents"}
+    figure = make_subplots(rows=1, cols=2, subplot_titles=list(panels.values()), horizontal_spacing=0.09)
+    for col, column in enumerate(panels, start=1):
+        of_panel = frame[frame.name.str.startswith(f"curve/{column}=")]
+        for name, (peer, screening, what, colour, symbol) in series.items():
+            points = of_panel[(of_panel.peer == peer) & (of_panel.screening == screening)].sort_values(column)
+            figure.add_trace(
+                go.Scatter(
+                    x=points[column], y=points[what], name=name, legendgroup=name, showlegend=col == 1,
+                    mode="lines+markers", line={"color": colour}, marker={"symbol": symbol, "size": 9},
+                ),
+                row=1,
+                col=col,
+            )  # fmt: skip
+        ticks = sorted(of_panel[column].unique())
+        figure.update_xaxes(
+            title={"d_sae": "latents", "k": "k, active latents per token"}[column], type="log", tickvals=ticks,
+            ticktext=[f"{tick:,}" for tick in ticks], gridcolor="#e4e7eb", row=1, col=col,
+        )  # fmt: skip
+    figure.update_yaxes(title="ms per step", type="log", gridcolor="#e4e7eb", dtick=1)
+    figure.update_layout(
+        template="none", width=WIDTH, height=440, margin={"l": 60, "r": 20, "t": 50, "b": 110},
+        legend={"orientation": "h", "y": -0.22, "x": 0.5, "xanchor": "center"},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#24292f"},
+    )  # fmt: skip
+    return figure
+
+
 def demo_figures(folder: str) -> list[Any]:
     tables = {name: slc.read_latents(Path(folder, name)) for name in ("l1", "batchtopk")}
     return [
@@ -278,6 +354,7 @@ def main() -> None:
     README.write_text(rewritten(README.read_text()))
     print(README)
     draw([claims_figure()], CLAIMS_PICTURE)
+    draw([speed_figure()], SPEED_PICTURE)
     if args.demo is not None:
         draw(demo_figures(args.demo), DEMO_PICTURE)
 
