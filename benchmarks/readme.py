@@ -197,7 +197,7 @@ def speed() -> str:
         commands.append(source)
         frame = frame[frame.status.eq("measured") & frame.allocator.eq("default") & frame.name.isin(list(what))]
         for row in frame.to_dict(orient="records"):
-            if str(row["peer"]).startswith("floor") or row["name"] == "step/memory" and row["peer"] == "sae_lens":
+            if str(row["peer"]).startswith("floor"):
                 continue
             mode = row.get("screening") or row.get("mode")
             shown = what[row["name"]] + (f" ({mode})" if isinstance(mode, str) else "")
