@@ -1,13 +1,27 @@
-"""The few operations on pairs of token and latent that a sparse training step is made of; none has a gradient."""
+"""The few operations on pairs of token and latent that a sparse training step is made of; none has a gradient.
+
+On a GPU those that read much run as Triton kernels (`triton_kernels.py`), everywhere else as PyTorch's own.
+"""
 
 import warnings
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether operations on this tensor run as Triton kernels: on a GPU, whose builds of PyTorch bring Triton."""
+    return tensor.is_cuda and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def gather_sum(
@@ -24,6 +38,10 @@ def gather_sum(
             [0., 0.],
             [0., 7.]])
     """
+    if uses_triton(table):
+        from sae_lens_crosscoder.crosscoders import triton_kernels
+
+        return triton_kernels.gather_sum(table, index, starts, weights)
     # Detached, because with gradient it would also make what only its own backward pass needs.
     return embedding_bag(index, table.detach(), starts, mode="sum", per_sample_weights=weights.detach())
 
@@ -40,6 +58,10 @@ def gather_dot(
     >>> gather_dot(rows, table, torch.tensor([0, 0]), torch.tensor([0, 1]))
     tensor([1., 3.])
     """
+    if uses_triton(table):
+        from sae_lens_crosscoder.crosscoders import triton_kernels
+
+        return triton_kernels.gather_dot(rows, table, row, column)
     _announce_sparse_csr()
     starts = run_starts(row, len(rows) + 1)
     pattern = torch.sparse_csr_tensor(
@@ -65,6 +87,10 @@ def indices_above(
     >>> indices_above(torch.tensor([[1.0, 5.0], [3.0, 4.0]]), torch.tensor([2.0, 4.0]))
     tensor([1, 2])
     """
+    if uses_triton(tile):
+        from sae_lens_crosscoder.crosscoders import triton_kernels
+
+        return triton_kernels.indices_above(tile, bounds)
     if tile.device.type != "cpu":
         return indices_of((tile > (0 if bounds is None else bounds)).view(-1))
     # numpy compares faster than torch. It has no bfloat16, but the bits of a positive one are a positive integer's.
