@@ -112,11 +112,14 @@ def largest(values: Float[Tensor, " entries"], n: int) -> Int[Tensor, " found"]:
     >>> largest(torch.tensor([5.0, 1.0, 7.0, 6.0]), 2)
     tensor([2, 3])
     """
-    mask = torch.ones_like(values, dtype=torch.bool)
-    if len(values) > n:
-        mask.zero_()
-        mask[values.topk(n, sorted=False).indices] = True
-    return indices_of(mask)
+    if len(values) <= n:
+        return torch.arange(len(values), device=values.device)
+    found = values.topk(n, sorted=False).indices
+    if values.device.type != "cpu":
+        return found.sort().values
+    mask = torch.zeros_like(values, dtype=torch.bool)
+    mask[found] = True
+    return indices_of(mask)  # faster than sorting
 
 
 def stable_order(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " pairs"]:
@@ -136,5 +139,14 @@ def run_starts(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " n"]:
     >>> run_starts(torch.tensor([0, 2, 0]), 4)
     tensor([0, 2, 2, 3])
     """
-    counts = torch.bincount(index, minlength=n)
-    return counts.cumsum(dim=0) - counts
+    n_each = counts(index, n)
+    return n_each.cumsum(dim=0) - n_each
+
+
+def counts(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " n"]:
+    """How often 0, 1, ..., n - 1 occur; unlike `torch.bincount` without waiting for a GPU.
+
+    >>> counts(torch.tensor([0, 2, 0]), 4)
+    tensor([2, 0, 1, 0])
+    """
+    return index.new_zeros(n).index_add_(0, index, torch.ones_like(index))

@@ -1,6 +1,7 @@
 """Finds which pairs of token and latent are on, without keeping or sorting all pre-activations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -73,14 +74,27 @@ def pairs_above(
 def _pairs_above_by_bfloat16(x: Tensor, W_enc: Tensor, b_enc: Tensor, bounds: Tensor) -> Found:
     rows = W_enc.T  # contiguous, as our encoders are
     left, right = _bounding_factors(x, rows, b_enc - bounds)
-    indices = [
-        indices_above(tile) + start * len(b_enc)
-        for start, tile in _tiles(left, right.T, lambda part, out: torch.mm(part, right.T, out=out))
-    ]
+    with _sums_in_float32():
+        indices = [
+            indices_above(tile) + start * len(b_enc)
+            for start, tile in _tiles(left, right.T, lambda part, out: torch.mm(part, right.T, out=out))
+        ]
     candidates = _pairs(torch.cat(indices), len(x), len(b_enc))
     pre = gather_dot(x, rows, candidates.token, candidates.latent) + b_enc[candidates.latent]
     above = indices_of(pre > bounds[candidates.latent])
     return Found(candidates[above], pre[above])
+
+
+@contextmanager
+def _sums_in_float32() -> Generator[None]:
+    """Keeps CUDA from rounding partial sums of bfloat16 products to bfloat16, which the bound does not cover."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_bf16_reduced_precision_reduction
+    settings.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        settings.allow_bf16_reduced_precision_reduction = before
 
 
 def _bounding_factors(
@@ -159,8 +173,9 @@ class Screening:
             candidates, pre = pairs_above(x, W_enc, b_enc, bound / norms, precision)
             scores = pre * norms[candidates.latent]
             kept = largest(scores, n_keep)
+            smallest = float(scores[kept].min()) if len(kept) else 0.0
             # Rounding could put a pair of just this score on either side of the bound.
-            if bound == 0 or (len(candidates) >= n_keep and bool(scores[kept].min() > bound * (1 + 1e-5))):
+            if bound == 0 or (len(candidates) >= n_keep and smallest > bound * (1 + 1e-5)):
                 break
             n_failed += 1
             self._margin = min(2 * self._margin, 0.5)
@@ -169,7 +184,7 @@ class Screening:
                 bound = min(bound, 0.8 * _sampled_bound(x, W_enc, b_enc, norms, n_keep))
         if len(candidates) > _MAX_CANDIDATES * n_keep:
             self._margin *= 0.9
-        self._smallest = float(scores[kept].min()) if len(kept) else None
+        self._smallest = smallest or None
         return Found(candidates[kept], pre[kept])
 
 

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.activations.checks import NonFiniteError, require_finite
 from sae_lens_crosscoder.activations.variance import VarianceExplained
+from sae_lens_crosscoder.crosscoders.kernels import counts
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
@@ -190,5 +191,5 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 def firing_counts(feature_acts: Tensor) -> Int[Tensor, " d_sae"]:
     """On how many tokens of a batch each latent is on; activations may be a sparse tensor."""
     if feature_acts.is_sparse:
-        return torch.bincount(feature_acts.indices()[1], minlength=feature_acts.shape[1])
+        return counts(feature_acts.indices()[1], feature_acts.shape[1])
     return (feature_acts > 0).sum(dim=0)
