@@ -94,7 +94,8 @@ def canonical_state(
     norms = score_norms(weights.W_dec, layout, "sum")
     folded = fold_scores(weights, norms)
     if foreign.scales is not None:
-        folded = fold_activation_scales(folded, layout, torch.tensor(foreign.scales), foreign.means)
+        scales = torch.tensor(foreign.scales, dtype=torch.float64)
+        folded = fold_activation_scales(folded, layout, scales, foreign.means)
     state = {name: tensor.contiguous() for name, tensor in folded._asdict().items()}
     cfg_class = ReLUCrosscoderConfig
     if foreign.theta is not None:

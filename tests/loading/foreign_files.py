@@ -113,7 +113,7 @@ class Layout:
             scores.append([f * sum(norm) for f, norm in zip(acts, norms, strict=True)])
             outs.append(out)
         delta = [1 - ref.dec_norm_diff(*norm) for norm in norms]
-        return torch.tensor(scores), torch.tensor(outs), torch.tensor(delta)
+        return tuple(torch.tensor(values, dtype=torch.float64) for values in (scores, outs, delta))
 
 
 TRAINER = {"trainer": {"k": 3, "layer": 13, "lm_name": "google/gemma-2-2b-it-google/gemma-2-2b"}}
