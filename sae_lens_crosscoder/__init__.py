@@ -24,7 +24,9 @@ from sae_lens_crosscoder.crosscoders.inference import (
 )
 from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig, L1TrainingCrosscoder
 from sae_lens_crosscoder.crosscoders.registration import register_architectures
-from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
+from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
+from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report import write_report
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -57,11 +59,14 @@ __all__ = [
     "StackedLayout",
     "agreement",
     "chat_tokens",
+    "crosscoder_huggingface_loader",
     "delta_norm",
     "diagnose",
     "load",
+    "read_foreign_latents",
     "read_latents",
     "register_architectures",
+    "save_dictionary_learning",
     "train_on_one_stream",
     "write_latents",
     "write_report",

@@ -1,11 +1,11 @@
-"""The command line: `sae-lens-crosscoder {demo, train, diagnose}`. Flags are field names, with `_` or `-`."""
+"""The command line: `sae-lens-crosscoder {demo, train, diagnose, convert}`. Flags are field names, with `_` or `-`."""
 
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import simple_parsing
 from sae_lens import TrainingSAEConfig
@@ -16,6 +16,8 @@ from simple_parsing import ArgumentParser, DashVariant
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.demo import REPORT_FILENAME, SUMMARY_FILENAME, DemoConfig, run_demo
+from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
+from sae_lens_crosscoder.loading.foreign import ForeignOptions
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -124,6 +126,34 @@ def _diagnose(args: Sequence[str]) -> None:
     print(write_latents(table, cfg.output_path or cfg.crosscoder))
 
 
+@dataclass(kw_only=True)
+class ConvertConfig(ForeignOptions):
+    """Whose crosscoder to convert, and to what."""
+
+    source: str = simple_parsing.field(positional=True)
+    """A folder, weights file or Hub id, in any layout that slc.load reads."""
+    target: str = simple_parsing.field(positional=True)
+    """The folder to write."""
+    to: Literal["sae_lens_crosscoder", "dictionary_learning"] = "sae_lens_crosscoder"
+    """The layout to write: this package's, or that of the paper's authors."""
+    device: str = "cpu"
+    """Where to convert."""
+
+
+def _convert(args: Sequence[str]) -> None:
+    """Convert other people's crosscoders to this package's layout, or any crosscoder to that of the paper's authors."""
+    cfg = _parse(ConvertConfig, args, "convert")
+    if Path(cfg.source).resolve() == Path(cfg.target).resolve():
+        raise ValueError(f"{cfg.target} is the source as well: name another folder, so that nothing is overwritten.")
+    options = {name: getattr(cfg, name) for name in cfg.given}
+    crosscoder = load(cfg.source, device=cfg.device, **options)
+    if cfg.to == "dictionary_learning":
+        save_dictionary_learning(crosscoder, cfg.target)
+    else:
+        crosscoder.save_model(cfg.target)
+    print(cfg.target)
+
+
 def _train_config_class() -> type[CrosscoderRunnerConfig]:
     """`CrosscoderRunnerConfig` with `--architecture` choosing which crosscoder's fields are flags."""
     architectures: dict[str, Any] = {
@@ -175,4 +205,9 @@ def _parse(config_class: type[T], args: Sequence[str], command: str) -> T:
     return parser.parse_args(args).cfg
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"demo": _demo, "train": _train, "diagnose": _diagnose}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": _demo,
+    "train": _train,
+    "diagnose": _diagnose,
+    "convert": _convert,
+}

@@ -38,19 +38,26 @@ def fold_scores(weights: Weights, norms: Float[Tensor, " d_sae"]) -> Weights:
     )
 
 
-def fold_activation_scales(weights: Weights, layout: StackedLayout, scales: Float[Tensor, " model"]) -> Weights:
-    """The crosscoder that takes raw activations, given one trained on `c_m h^m`.
+def fold_activation_scales(
+    weights: Weights,
+    layout: StackedLayout,
+    scales: Float[Tensor, " model"],
+    means: Float[Tensor, " d_in"] | None = None,
+) -> Weights:
+    """The crosscoder that takes raw activations, given one trained on `c_m (h^m - mean_m)`.
 
     Activations and the threshold stay as they are: this fold comes AFTER `fold_scores`, never before, because it
-    changes decoder norms but not scores.
+    changes decoder norms but not scores. Its inverse is the fold with `1 / scales` and `-scales * means`.
 
     Args:
         scales: c_m, positive, one per model.
+        means: mean_m, the models' side by side; None means 0.
     """
     factors = layout.expand(scales.to(weights.W_dec))
-    return Weights(
-        W_enc=weights.W_enc * factors[:, None],
-        b_enc=weights.b_enc,
-        W_dec=weights.W_dec / factors,
-        b_dec=weights.b_dec / factors,
-    )
+    b_enc, b_dec = weights.b_enc, weights.b_dec / factors
+    if means is not None:
+        # Large means cancel against large activations, and what is lost here is lost on every token.
+        shift = (factors.double() * means.double()) @ weights.W_enc.double()
+        b_enc = (b_enc.double() - shift).to(b_enc)
+        b_dec = b_dec + means.to(b_dec)
+    return Weights(W_enc=weights.W_enc * factors[:, None], b_enc=b_enc, W_dec=weights.W_dec / factors, b_dec=b_dec)

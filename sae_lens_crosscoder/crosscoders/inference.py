@@ -1,6 +1,9 @@
 """Crosscoders for reading: saved in canonical form, so that an activation is a score."""
 
+import math
+from abc import ABC
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,11 +13,38 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
+from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 
 
+@dataclass(kw_only=True)
+class InferenceConfigBase(CrosscoderConfigBase, ABC):
+    """What is known of a saved crosscoder beside its weights, and has no meaning while training."""
+
+    score_norm: Score | None = None
+    """The norm whose scores met the threshold in training. Always set after construction: `score`, except where a
+    converted crosscoder was trained with another norm than the one its activations are scores of."""
+    activation_means: tuple[tuple[float, ...], ...] | list[list[float]] | None = None
+    """One vector mean_m per model that was subtracted from its activations, before scaling; None means all 0."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.score_norm = self.score_norm or self.score
+        if self.score_norm not in SCORES:
+            raise ValueError(f"score_norm={self.score_norm!r} is not one of {SCORES}.")
+        if self.activation_means is not None:
+            self.activation_means = tuple(tuple(float(value) for value in mean) for mean in self.activation_means)
+            widths = tuple(len(mean) for mean in self.activation_means)
+            if widths != self.layout.d_models or not all(map(math.isfinite, chain(*self.activation_means))):
+                raise ValueError(
+                    f"activation_means holds vectors of widths {widths}: it must hold one finite vector for each "
+                    f"model, of widths {self.layout.d_models}."
+                )
+
+
 @dataclass
-class ReLUCrosscoderConfig(CrosscoderConfigBase, StandardSAEConfig):
+class ReLUCrosscoderConfig(InferenceConfigBase, StandardSAEConfig):
     """A crosscoder whose latents are on wherever they are positive; L1 training saves this."""
 
     @classmethod
@@ -24,7 +54,7 @@ class ReLUCrosscoderConfig(CrosscoderConfigBase, StandardSAEConfig):
 
 
 @dataclass
-class JumpReLUCrosscoderConfig(CrosscoderConfigBase, JumpReLUSAEConfig):
+class JumpReLUCrosscoderConfig(InferenceConfigBase, JumpReLUSAEConfig):
     """A crosscoder whose latents are on where their score exceeds a threshold; BatchTopK training saves this."""
 
     @classmethod
@@ -47,6 +77,14 @@ class InferenceCrosscoder(CrosscoderViews):
         return self.layout.norms(self.W_dec.to(precision)) * torch.tensor(
             scales, dtype=precision, device=self.W_dec.device
         )
+
+    @property
+    def activation_means(self) -> Float[Tensor, " d_in"]:
+        """mean_m of every model side by side: the trained space holds `c_m (h^m - mean_m)`."""
+        if self.cfg.activation_means is None:
+            return torch.zeros_like(self.b_dec)
+        means = [torch.tensor(mean, dtype=torch.float64).to(self.b_dec) for mean in self.cfg.activation_means]
+        return self.layout.stack(means)
 
     @override
     @torch.no_grad()

@@ -17,7 +17,7 @@ from sae_lens_crosscoder.activations.scale import MeanNorms
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales, fold_scores
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.initialisation import Initialisation, geometric_median, initial_decoder
-from sae_lens_crosscoder.crosscoders.scores import score_norms
+from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
 from sae_lens_crosscoder.crosscoders.screening import ScreeningChoice
 from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
@@ -65,6 +65,16 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
             raise ValueError(f"decoder_init_norm={self.decoder_init_norm} must be a positive number.")
         if self.gradient_clip_norm is not None and self.gradient_clip_norm <= 0:
             raise ValueError(f"gradient_clip_norm={self.gradient_clip_norm} must be positive, or None.")
+
+    # SAELens copies every field of the inference config from here.
+
+    @property
+    def score_norm(self) -> Score:
+        return self.score
+
+    @property
+    def activation_means(self) -> None:
+        return None
 
 
 def reconstruction_loss(error: Float[Tensor, "*rows d_in"], layout: StackedLayout, kind: str) -> Float[Tensor, ""]:

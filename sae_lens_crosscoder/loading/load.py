@@ -1,4 +1,4 @@
-"""Reads saved crosscoders, from a folder or the Hub."""
+"""Reads saved crosscoders, ours and other people's, from a folder or the Hub."""
 
 import json
 from pathlib import Path
@@ -8,29 +8,153 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
 from sae_lens.registry import SAE_CLASS_REGISTRY
+from sae_lens.util import str_to_dtype
 from safetensors import safe_open
+from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.loading.crosscode import TENSORS as CROSSCODE_TENSORS
+from sae_lens_crosscoder.loading.crosscode import read_crosscode, read_kissane
+from sae_lens_crosscoder.loading.dictionary_learning import MAIN_TENSORS, read_dictionary_learning
+from sae_lens_crosscoder.loading.files import SETTINGS_NAMES, SUFFIXES, WEIGHTS_NAMES, find_weights, read_foreign_file
+from sae_lens_crosscoder.loading.foreign import (
+    ForeignFile,
+    ForeignFormat,
+    ForeignOptions,
+    canonical_state,
+    state_assumptions,
+)
+
+CONVERTERS = {
+    "dictionary_learning": read_dictionary_learning,
+    "kissane": read_kissane,
+    "crosscode": read_crosscode,
+}
 
 
-def load(source: str | Path, device: str = "cpu", dtype: str | None = None) -> InferenceCrosscoder:
-    """The inference crosscoder saved at `source`.
+def load(
+    source: str | Path,
+    device: str = "cpu",
+    dtype: str | None = None,
+    *,
+    format: ForeignFormat | None = None,
+    hook_name: str | None = None,
+    model_names: tuple[str, str] | None = None,
+    dropped_tokens: str | None = None,
+    activation_scales: tuple[float, float] | None = None,
+    theta: float | None = None,
+    allow_relu: bool = False,
+) -> InferenceCrosscoder:
+    """The inference crosscoder saved at `source`, in canonical form whoever saved it.
+
+    Other people's files are recognised by their tensors: those of `dictionary_learning` (the paper's authors), of
+    Kissane et al. (`cc_weights.pt`), of crosscode and Neel Nanda's script. They leave much open; what the keyword
+    arguments do not say is assumed, said in one warning, and kept in `cfg.metadata.assumptions`.
 
     Args:
-        source: a folder with cfg.json and sae_weights.safetensors, or a Hub id `owner/name` with an optional folder
-            behind it, `owner/name/folder`.
+        source: a folder, one weights file, or a Hub id `owner/name` with an optional folder or file behind it,
+            `owner/name/folder`.
+        format: `dictionary_learning`, `kissane` or `crosscode`, where recognising is not wanted.
+        hook_name: where activations were taken; by default blocks.13.hook_resid_post for `dictionary_learning` (the
+            paper's layer 13), blocks.14.hook_resid_pre, the same place, for the others.
+        model_names: base and chat; by default google/gemma-2-2b and google/gemma-2-2b-it.
+        dropped_tokens: which tokens were left out of training, in words; by default none for `dictionary_learning`,
+            BOS for the others.
+        activation_scales: what the models' activations were multiplied by in training, where the file does not say; by
+            default 0.2759 and 0.2442 for `kissane`, otherwise 1. They are folded in; (1, 1) leaves weights as they are.
+        theta: the threshold on scores under the file's own norm, in place of the file's.
+        allow_relu: read a BatchTopK crosscoder whose threshold was never estimated as a ReLU crosscoder.
 
     Raises:
-        ValueError: when there is no crosscoder, it is a training checkpoint, another kind of SAE, or its config has
-            keys that this version does not know (nothing is dropped silently).
+        ValueError: when there is no crosscoder, it is a training checkpoint, another kind of SAE, its config has keys
+            that this version does not know (nothing is dropped silently), or a converter refuses the file.
     """
-    folder = Path(source) if Path(source).is_dir() else _download(str(source))
+    path = Path(source) if Path(source).exists() else _download(str(source))
+    options = ForeignOptions(
+        format=format,
+        hook_name=hook_name,
+        model_names=model_names,
+        dropped_tokens=dropped_tokens,
+        activation_scales=activation_scales,
+        theta=theta,
+        allow_relu=allow_relu,
+    )
+
+    def converter(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
+        return _read(Path(path), device, cfg_overrides, options)
+
+    return require_inference(SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter), "load")
+
+
+def crosscoder_huggingface_loader(
+    repo_id: str,
+    folder_name: str,
+    device: str = "cpu",
+    force_download: bool = False,
+    cfg_overrides: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[dict[str, Any], dict[str, Tensor], None]:
+    """What SAELens asks of a converter: `SAE.from_pretrained(repo, folder, converter=crosscoder_huggingface_loader)`.
+
+    Args:
+        repo_id: a Hub repository, or a local folder.
+        folder_name: the folder or file in it; "." for the repository itself.
+        options: as for `load`, to be filled in with `functools.partial`.
+    """
+    if Path(folder_name).is_absolute() or ".." in Path(folder_name).parts:
+        raise ValueError(f"{folder_name!r} leads out of {repo_id}: name a folder or file inside it.")
+    local = Path(repo_id, folder_name)
+    hub_id = repo_id if folder_name in ("", ".") else f"{repo_id}/{folder_name}"
+    path = local if local.exists() else _download(hub_id, force_download)
+    cfg, state = _read(path, device, cfg_overrides, ForeignOptions(**options))
+    return cfg, state, None
+
+
+def _read(
+    path: Path, device: str, cfg_overrides: dict[str, Any] | None, options: ForeignOptions
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors in canonical form, as SAELens's loaders return them."""
+    own = path.is_dir() and (path / SAE_WEIGHTS_FILENAME).exists()
+    weights_path = None if own else find_weights(path)
+    if weights_path is None:
+        if options.given:
+            raise ValueError(
+                f"{path} has none of the files that other people's crosscoders have ({', '.join(WEIGHTS_NAMES)}); "
+                f"for a crosscoder of this package {', '.join(options.given)} would change what it was trained on."
+            )
+        _require_own(path)
+        return sae_lens_disk_loader(path, device, cfg_overrides)
+    overrides = cfg_overrides or {}
+    file = read_foreign_file(weights_path, str_to_dtype(overrides.get("dtype", "float32")))
+    cfg, state = canonical_state(CONVERTERS[options.format or _recognise(file)](file, options), options)
+    state_assumptions(cfg, weights_path)
+    return {**cfg, "device": device, **overrides}, state
+
+
+def _recognise(file: ForeignFile) -> ForeignFormat:
+    if not file.tensors.keys().isdisjoint(MAIN_TENSORS):
+        return "dictionary_learning"
+    if not file.tensors.keys().isdisjoint(CROSSCODE_TENSORS):
+        # The same tensors; but those of Kissane et al. were saved before their scales were folded in.
+        return "kissane" if file.path.name == "cc_weights.pt" else "crosscode"
+    raise ValueError(
+        f"{file.path} is in no layout known here: it holds {', '.join(sorted(file.tensors)) or 'nothing'}. Known are "
+        f"dictionary_learning ({', '.join(MAIN_TENSORS)}), kissane and crosscode ({', '.join(CROSSCODE_TENSORS)})."
+    )
+
+
+def _require_own(folder: Path) -> None:
+    """Raise unless `folder` holds an inference crosscoder of this package."""
     cfg_path, weights_path = folder / SAE_CFG_FILENAME, folder / SAE_WEIGHTS_FILENAME
     for path in (cfg_path, weights_path):
         if not path.exists():
-            raise ValueError(f"{folder} is not a crosscoder folder: it has no {path.name}.")
+            raise ValueError(
+                f"{folder} is not a crosscoder folder: it has no {path.name}, nor anybody else's "
+                f"{', '.join(WEIGHTS_NAMES)}."
+            )
     cfg: dict[str, Any] = json.loads(cfg_path.read_text())
     architecture = cfg.get("architecture")
     with safe_open(weights_path, framework="pt") as weights:
@@ -43,23 +167,30 @@ def load(source: str | Path, device: str = "cpu", dtype: str | None = None) -> I
     if sae_class is None or cfg_class is None or not issubclass(sae_class, InferenceCrosscoder):
         raise ValueError(f"{folder} holds a {architecture!r}, which is no crosscoder; SAE.load_from_disk may read it.")
     refuse_unknown_keys(cfg, cfg_class)
-    return require_inference(SAE.load_from_disk(folder, device=device, dtype=dtype), "load")
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, force_download: bool = False) -> Path:
     parts = hub_id.split("/")
     if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
         raise ValueError(
             f"{hub_id!r} is neither a folder here nor a Hub id: a Hub id reads 'owner/name' or 'owner/name/folder'."
         )
-    folder = "/".join(parts[2:])
+    target = "/".join(parts[2:])
+    if target.endswith(SUFFIXES):
+        folder, _, name = target.rpartition("/")
+        names = [name, f"{Path(name).stem}_cfg.json", *SETTINGS_NAMES]
+    else:
+        folder, names = target, [SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, *WEIGHTS_NAMES, *SETTINGS_NAMES]
     prefix = f"{folder}/" if folder else ""
-    wanted = [prefix + SAE_CFG_FILENAME, prefix + SAE_WEIGHTS_FILENAME]
+    wanted = sorted({prefix + name for name in names})
     try:
-        root = snapshot_download("/".join(parts[:2]), allow_patterns=wanted)
+        root = snapshot_download("/".join(parts[:2]), allow_patterns=wanted, force_download=force_download)
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"{hub_id!r} is not a folder here (looked in {Path.cwd()}), and neither the Hub nor its cache has it: "
             "check the spelling, the connection, and your login if the repository is private."
         ) from error
-    return Path(root, folder)
+    path = Path(root, target)
+    if not path.exists():
+        raise ValueError(f"The Hub repository {'/'.join(parts[:2])} has no crosscoder at {target!r}.")
+    return path

@@ -1,5 +1,6 @@
 """Widths are derived, nonsense is refused before anything runs, nothing is dropped, every field is read."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -75,6 +76,29 @@ def test_nonsense_is_refused_by_name(given, message):
 def test_l1_nonsense_is_refused_by_name(given, message):
     with pytest.raises(ValueError, match=message):
         L1(d_model=8, d_sae=32, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"score_norm": "l3"}, "score_norm='l3' is not one of"),
+        ({"activation_means": [[0.0, 0.0]]}, r"one finite vector for each model, of widths \(2, 1\)"),
+        ({"activation_means": [[0.0], [0.0, 0.0]]}, r"vectors of widths \(1, 2\)"),
+        ({"activation_means": [[0.0, float("nan")], [0.0]]}, "one finite vector"),
+    ],
+)
+def test_inference_nonsense_is_refused_by_name(given, message):
+    with pytest.raises(ValueError, match=message):
+        slc.ReLUCrosscoderConfig.__post_init__(
+            _unchecked(slc.ReLUCrosscoderConfig, {"d_models": (2, 1), "d_sae": 3} | given)
+        )
+
+
+def test_a_score_norm_and_means_survive_a_dictionary():
+    cfg = slc.ReLUCrosscoderConfig(d_models=(2, 1), d_sae=3, score_norm="mixed", activation_means=[[1.0, 2.0], [3.0]])
+    again = SAEConfig.from_dict(json.loads(json.dumps(cfg.to_dict())))
+    assert (again.score, again.score_norm, again.activation_means) == ("sum", "mixed", ((1.0, 2.0), (3.0,)))
+    assert slc.ReLUCrosscoderConfig(d_model=2, d_sae=3, score="l2").score_norm == "l2"
 
 
 def _unchecked(cls, given):
@@ -163,9 +187,11 @@ def test_every_training_field_changes_what_is_trained(cls, name, other):
 
 
 def test_every_inference_field_is_one_of_the_training_fields():
-    """So that saving copies it, instead of falling back to a default."""
+    """So that saving copies it, instead of falling back to a default; two are fixed while training."""
     shared = {f.name for f in fields(CrosscoderConfigBase)}
     for cfg_class in (slc.ReLUCrosscoderConfig, slc.JumpReLUCrosscoderConfig):
-        assert {f.name for f in fields(cfg_class)} == shared
+        assert {f.name for f in fields(cfg_class)} == shared | {"score_norm", "activation_means"}
+    cfg = L1(d_model=8, d_sae=32, score="l2").get_inference_sae_cfg_dict()
+    assert (cfg["score"], cfg["score_norm"], cfg["activation_means"]) == ("l2", "l2", None)
     for cfg_class in (L1, BTK):
         assert shared <= {f.name for f in fields(cfg_class)}

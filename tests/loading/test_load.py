@@ -87,11 +87,13 @@ def test_what_the_hub_does_not_have_is_said_to_be_no_folder_either(monkeypatch, 
 
 
 @pytest.mark.parametrize(("name", "folder"), [("owner/name", ""), ("owner/name/a/b", "a/b")])
-def test_a_hub_id_downloads_two_files_of_one_folder(saved, tmp_path, monkeypatch, name, folder):
+def test_a_hub_id_downloads_only_files_of_one_folder_that_a_crosscoder_consists_of(
+    saved, tmp_path, monkeypatch, name, folder
+):
     asked = {}
 
-    def download(repo_id, allow_patterns):
-        asked.update(repo_id=repo_id, patterns=allow_patterns)
+    def download(repo_id, allow_patterns, force_download):
+        asked.update(repo_id=repo_id, patterns=set(allow_patterns), force_download=force_download)
         target = tmp_path / "hub" / folder
         target.parent.mkdir(parents=True, exist_ok=True)
         saved.rename(target)
@@ -100,4 +102,20 @@ def test_a_hub_id_downloads_two_files_of_one_folder(saved, tmp_path, monkeypatch
     monkeypatch.setattr(module, "snapshot_download", download)
     assert slc.load(name).cfg.d_sae == 11
     prefix = f"{folder}/" if folder else ""
-    assert asked == {"repo_id": "owner/name", "patterns": [f"{prefix}cfg.json", f"{prefix}sae_weights.safetensors"]}
+    ours, theirs = {"cfg.json", "sae_weights.safetensors"}, {"model.safetensors", "model_final.pt", "cc_weights.pt"}
+    names = ours | theirs | {"config.json", "trainer_config.json"}
+    assert asked == {"repo_id": "owner/name", "patterns": {prefix + name for name in names}, "force_download": False}
+
+
+def test_a_hub_id_of_one_file_downloads_it_and_what_is_beside_it(tmp_path, monkeypatch):
+    patterns = []
+    monkeypatch.setattr(
+        module,
+        "snapshot_download",
+        lambda *args, allow_patterns, **kwargs: patterns.extend(allow_patterns) or str(tmp_path),
+    )
+    with pytest.raises(ValueError, match=r"The Hub repository owner/name has no crosscoder at 'runs/7.pt'"):
+        slc.load("owner/name/runs/7.pt")
+    assert set(patterns) == {
+        f"runs/{name}" for name in ("7.pt", "7_cfg.json", "cfg.json", "config.json", "trainer_config.json")
+    }

@@ -34,7 +34,8 @@ def reconstruct(f, decoders, b_dec):
 
 def score_norm(decoder, score):
     norms = [norm(direction) for direction in decoder]
-    return {"sum": sum(norms), "l2": norm(norms), "max": max(norms), "none": 1.0}[score]
+    mixed = norm(norms) + 0.1 * sum(norms)
+    return {"sum": sum(norms), "l2": norm(norms), "max": max(norms), "mixed": mixed, "none": 1.0}[score]
 
 
 def select_batchtopk(acts, norms, k):

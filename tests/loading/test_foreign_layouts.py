@@ -1,0 +1,268 @@
+"""Every layout of other people's comes out as the function that its own code computes, and goes back."""
+
+import json
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from sae_lens import SAE
+from safetensors.torch import load_file
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
+from sae_lens_crosscoder.crosscoders.scores import SCORES
+from sae_lens_crosscoder.loading import load as module
+from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step
+from tests.loading.foreign_files import (
+    D_SAE,
+    KISSANE_SCALES,
+    LAYOUTS,
+    WIDTH,
+    Layout,
+    batchtopk,
+    main_tensors,
+    normalised,
+    tokens,
+)
+
+assumed = pytest.mark.filterwarnings("ignore:.*was read as .*, assuming:UserWarning")
+
+
+def assert_close(actual, expected, tolerance=1e-6):
+    """Within `tolerance` of the largest value."""
+    assert actual.shape == expected.shape
+    assert (actual.double() - expected.double()).abs().max() <= tolerance * expected.abs().max()
+
+
+def assert_same_function(crosscoder, layout, tolerance=1e-6):
+    scores, reconstruction, delta = layout.expected()
+    x = tokens().flatten(1).to(crosscoder.W_dec)
+    feature_acts = crosscoder.encode(x)
+    assert 0.1 < (scores > 0).float().mean() < 0.9  # so that the threshold is tried
+    assert torch.equal(feature_acts > 0, scores > 0)
+    assert_close(feature_acts, scores, tolerance)
+    assert_close(crosscoder.decode(feature_acts), reconstruction.flatten(1), tolerance)
+    assert_close(slc.delta_norm(crosscoder.decoder_norms), delta, tolerance)
+
+
+@assumed
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_it_computes_what_its_own_code_computes(tmp_path, name, dtype):
+    layout = LAYOUTS[name]
+    crosscoder = slc.load(layout.write(tmp_path), dtype=dtype)
+    assert crosscoder.W_dec.dtype == getattr(torch, dtype)
+    # Where there is a normaliser, the authors' code adds 1e-8 to its scale, and we do not.
+    exact = dtype == "float64" and crosscoder.cfg.activation_means is None
+    assert_same_function(crosscoder, layout, 1e-12 if exact else 1e-6)
+    torch.testing.assert_close(crosscoder.decoder_norms.sum(dim=-1), torch.ones(D_SAE, dtype=crosscoder.W_dec.dtype))
+    is_batchtopk = "threshold" in layout.tensors
+    assert crosscoder.cfg.architecture() == ("jumprelu_crosscoder" if is_batchtopk else "crosscoder")
+    assert (crosscoder.cfg.score, crosscoder.cfg.score_norm) == ("sum", layout.score_norm)
+
+
+@assumed
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_was_converted_is_an_ordinary_crosscoder_folder(tmp_path, name):
+    crosscoder = slc.load(LAYOUTS[name].write(tmp_path / "theirs"))
+    crosscoder.save_model(tmp_path / "ours")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is assumed any more
+        again = slc.load(tmp_path / "ours")
+    assert again.cfg.to_dict() == crosscoder.cfg.to_dict()
+    x = tokens().flatten(1)
+    assert torch.equal(again.encode(x), crosscoder.encode(x))
+
+
+@assumed
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_it_goes_back_to_the_authors_layout(tmp_path, name):
+    """As a file that the reference reads as the same function, and so do we."""
+    layout = LAYOUTS[name]
+    crosscoder = slc.load(layout.write(tmp_path / "theirs"))
+    folder = slc.save_dictionary_learning(crosscoder, tmp_path / "back")
+    back = Layout(load_file(folder / "model.safetensors"))
+    scores, reconstruction, delta = layout.expected()
+    for actual, expected in zip(back.expected(), (scores, reconstruction, delta), strict=True):
+        assert_close(actual, expected)
+    again = slc.load(folder)
+    assert_same_function(again, layout)
+    assert again.cfg.score_norm == layout.score_norm
+    settings = json.loads((folder / "config.json").read_text())
+    assert (settings["activation_dim"], settings["dict_size"], settings["num_layers"]) == (WIDTH, D_SAE, 2)
+    assert settings.get("k") == again.cfg.metadata.k == (7 if "k" in layout.tensors else None)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.5, 2.0)])
+def test_one_of_ours_is_the_same_function_in_the_authors_layout(tmp_path, score, scales):
+    crosscoder = batchtopk_crosscoder(d_models=(WIDTH, WIDTH), k=3, score=score)
+    crosscoder.input_scales.copy_(torch.tensor(scales))
+    for seed in (1, 2):
+        crosscoder.training_forward_pass(step(stacked_batch(2 * WIDTH, 50, seed)))
+    crosscoder.save_inference_model(tmp_path / "ours")
+    ours = slc.load(tmp_path / "ours")
+    folder = slc.save_dictionary_learning(ours, tmp_path / "theirs")
+    theirs = Layout(load_file(folder / "model.safetensors"))
+    scores, reconstruction, delta = theirs.expected()
+    x = tokens().flatten(1).to(ours.W_dec)
+    assert 0 < (scores > 0).float().mean() < 0.9
+    assert torch.equal(ours.encode(x) > 0, scores > 0)
+    assert_close(ours(x), reconstruction.flatten(1))
+    assert_close(slc.delta_norm(ours.decoder_norms), delta)
+    assert theirs.tensors["k"] == 3
+
+
+@assumed
+def test_different_scales_go_back_as_one_per_model_equal_ones_as_one(tmp_path):
+    for name, shape in (("A", ()), ("D", ()), ("E", (2,)), ("kissane", (2,))):
+        crosscoder = slc.load(LAYOUTS[name].write(tmp_path / name))
+        tensors = load_file(slc.save_dictionary_learning(crosscoder, tmp_path / f"{name}-back") / "model.safetensors")
+        assert tensors["activation_global_scale"].shape == shape
+        assert bool(tensors["activation_mean"].isnan().all()) == (name == "A")
+        if name == "D":  # as the authors' code derives the factor
+            derived = tensors["target_rms"] / tensors["activation_std"].square().sum().sqrt()
+            torch.testing.assert_close(derived, tensors["activation_global_scale"])
+
+
+@assumed
+def test_the_normaliser_is_kept_for_what_is_measured_in_the_trained_space(tmp_path):
+    for name, scales in (("D", (0.4, 0.4)), ("E", (0.4, 0.15))):
+        crosscoder = slc.load(LAYOUTS[name].write(tmp_path / name))
+        mean = LAYOUTS[name].tensors["activation_mean"]
+        assert crosscoder.cfg.activation_scales == pytest.approx(scales)
+        assert crosscoder.cfg.activation_means == tuple(map(tuple, mean.tolist()))
+        assert torch.equal(crosscoder.activation_means, mean.flatten())
+    without = slc.load(LAYOUTS["B"].write(tmp_path / "B"))
+    assert torch.equal(without.activation_means, torch.zeros(2 * WIDTH))
+
+
+@assumed
+@pytest.mark.parametrize("std", [torch.ones(2, WIDTH), torch.full((2, WIDTH), (2 * WIDTH) ** -0.5)])
+def test_a_scale_of_one_is_read_where_dividing_by_coordinate_would_be_the_same_or_was_not_done(tmp_path, std):
+    layout = Layout(normalised(1.0, std=std))
+    assert_same_function(slc.load(layout.write(tmp_path)), layout)
+
+
+@assumed
+@pytest.mark.parametrize("missing", ["threshold", "never estimated", "nan"])
+def test_a_threshold_from_the_caller_stands_in_for_one_that_was_never_estimated(tmp_path, missing):
+    tensors = batchtopk({"never estimated": -1.0, "nan": float("nan")}.get(missing, 0.0))
+    if missing == "threshold":
+        del tensors["threshold"]
+    folder = Layout(tensors).write(tmp_path)
+    assert_same_function(slc.load(folder, theta=3.0), LAYOUTS["B"])
+    relu = slc.load(folder, allow_relu=True)
+    assert_same_function(relu, LAYOUTS["A"])
+    assert any("every positive latent is kept" in assumption for assumption in relu.cfg.metadata.assumptions)
+
+
+@assumed
+def test_a_latent_that_writes_nothing_is_silent(tmp_path):
+    tensors = LAYOUTS["C-sae"].tensors
+    tensors = tensors | {"decoder.weight": tensors["decoder.weight"] * (torch.arange(D_SAE) != 4)[:, None]}
+    crosscoder = slc.load(Layout(tensors).write(tmp_path / "theirs"))
+    x = tokens().flatten(1)
+    for found in (crosscoder, slc.load(slc.save_dictionary_learning(crosscoder, tmp_path / "back"))):
+        assert found.encode(x)[:, 4].abs().max() == 0
+        assert torch.isfinite(found(x)).all()
+        assert slc.delta_norm(found.decoder_norms)[4].isnan()
+
+
+@assumed
+def test_kissanes_scales_are_folded_unless_the_caller_has_others(tmp_path):
+    folder = LAYOUTS["kissane"].write(tmp_path)
+    folded, raw = slc.load(folder), slc.load(folder, activation_scales=(1.0, 1.0))
+    assert folded.cfg.activation_scales == KISSANE_SCALES
+    x = tokens()
+    scaled = (x * torch.tensor(KISSANE_SCALES)[:, None]).flatten(1)
+    assert_close(raw.encode(scaled), folded.encode(x.flatten(1)))
+    torch.testing.assert_close(slc.delta_norm(folded.decoder_norms), slc.delta_norm(raw.decoder_norms))
+    base, chat = folded.layout.norms(folded.W_dec).unbind(dim=-1)
+    file_base, file_chat = LAYOUTS["kissane"].tensors["W_dec"].norm(dim=-1).unbind(dim=-1)
+    torch.testing.assert_close(chat / base, 1.1297 * file_chat / file_base, rtol=1e-4, atol=0)
+
+
+def test_a_format_can_be_said_instead_of_recognised(tmp_path):
+    folder = LAYOUTS["kissane"].write(tmp_path)
+    with pytest.warns(UserWarning, match="was read as crosscode"):
+        assert slc.load(folder, format="crosscode").cfg.activation_scales is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hook_name"),
+    [
+        ("B", "blocks.13.hook_resid_post"),
+        ("kissane", "blocks.14.hook_resid_pre"),
+        ("nanda", "blocks.3.hook_resid_pre"),
+    ],
+)
+def test_what_the_file_does_not_say_is_said_once_and_kept(tmp_path, name, hook_name):
+    folder = LAYOUTS[name].write(tmp_path)
+    with pytest.warns(UserWarning, match="assuming what it does not say") as caught:
+        metadata = slc.load(folder).cfg.metadata
+    assert len(caught) == 1
+    assert (metadata.model_name, metadata.chat_model_name) == ("google/gemma-2-2b", "google/gemma-2-2b-it")
+    assert metadata.hook_name == hook_name
+    assert metadata.converted_from == LAYOUTS[name].format
+    for subject in ("0 is base and 1 is chat", hook_name, "google/gemma-2-2b-it", "dropped_tokens", "activations"):
+        assert sum(subject in assumption for assumption in metadata.assumptions) == 1, subject
+    assert all(assumption in str(caught[0].message) for assumption in metadata.assumptions)
+
+
+@assumed
+def test_what_the_caller_says_is_not_assumed(tmp_path):
+    said = {"hook_name": "blocks.1.hook_mlp_out", "model_names": ("a", "b"), "dropped_tokens": "BOS"}
+    metadata = slc.load(LAYOUTS["B"].write(tmp_path), **said, activation_scales=(0.5, 2.0)).cfg.metadata
+    assert (metadata.model_name, metadata.chat_model_name) == ("a", "b")
+    assert (metadata.hook_name, metadata.dropped_tokens) == ("blocks.1.hook_mlp_out", "BOS")
+    assert not [a for a in metadata.assumptions if any(word in a for word in ("hook", "names", "dropped", "scaled"))]
+
+
+@assumed
+def test_another_pair_in_the_trainers_config_leaves_the_models_open(tmp_path):
+    """Two names joined by a dash cannot be taken apart, and the paper's would be wrong."""
+    trainer = {"trainer": {"layer": 8, "lm_name": "meta-llama/Llama-3.2-1B-Instruct-meta-llama/Llama-3.2-1B"}}
+    metadata = slc.load(Layout(main_tensors(), settings={"config.json": trainer}).write(tmp_path)).cfg.metadata
+    assert (metadata.model_name, metadata.hook_name) == (None, "blocks.8.hook_resid_post")
+
+
+@assumed
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_saelens_reads_it_with_our_converter(tmp_path, name):
+    folder = LAYOUTS[name].write(tmp_path / "owner" / "name")
+    crosscoder = SAE.from_pretrained(str(folder), ".", converter=slc.crosscoder_huggingface_loader)
+    assert_same_function(crosscoder, LAYOUTS[name])
+
+
+@assumed
+@pytest.mark.parametrize("sae_id", [".", "layer"])
+def test_saelens_reads_it_from_the_hub_with_options(tmp_path, monkeypatch, sae_id):
+    asked = []
+    LAYOUTS["B"].write(tmp_path / sae_id)
+
+    def download(repo_id, allow_patterns, force_download):
+        asked.extend([repo_id, force_download])
+        assert any(pattern.endswith("model.safetensors") for pattern in allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(module, "snapshot_download", download)
+    converter = partial(slc.crosscoder_huggingface_loader, theta=4.0, hook_name="here")
+    crosscoder = SAE.from_pretrained("owner/name", sae_id, converter=converter, dtype="float64", force_download=True)
+    assert asked == ["owner/name", True]
+    assert_same_function(crosscoder, Layout(batchtopk(4.0)))
+    assert crosscoder.cfg.metadata.hook_name == "here"
+
+
+def test_the_fold_of_scales_and_means_is_undone_by_its_inverse():
+    generator = torch.Generator().manual_seed(2)
+    shapes = ((7, 4), (4,), (4, 7), (7,))
+    weights = Weights(*(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes))
+    layout, scales = slc.StackedLayout((3, 4)), torch.tensor([0.25, 3.0], dtype=torch.float64)
+    means = torch.randn(7, generator=generator, dtype=torch.float64)
+    folded = fold_activation_scales(weights, layout, scales, means)
+    again = fold_activation_scales(folded, layout, 1 / scales, -layout.expand(scales) * means)
+    for actual, expected in zip(again, weights, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(folded.b_enc, weights.b_enc)

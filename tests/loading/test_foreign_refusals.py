@@ -1,0 +1,216 @@
+"""Wrong, partial and dangerous files are refused by name, and nothing in them runs."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import SAE
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.loading import load as module
+from tests.loading.foreign_files import D_SAE, LAYOUTS, WIDTH, Layout, batchtopk, main_tensors, nanda, normalised
+
+NORMALISED_PER_COORDINATE = normalised(1.0)
+
+
+def without(tensors, *names):
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def damaged(value):
+    tensors = main_tensors()
+    tensors["decoder.weight"][1, 2, 3] = value
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (without(main_tensors(), "decoder.weight", "decoder.bias"), "no decoder.weight, decoder.bias"),
+        (without(main_tensors(), "encoder.bias"), "only part of a crosscoder: it has no encoder.bias"),
+        (without(nanda(), "W_dec"), "only part of a crosscoder: it has no W_dec"),
+        (main_tensors() | {"W_skip": torch.ones(2)}, "does not know, W_skip"),
+        (nanda() | {"log_threshold": torch.ones(D_SAE)}, "does not know, log_threshold"),
+        ({"weight": torch.ones(2)}, r"no layout known here: it holds weight. Known are dictionary_learning"),
+        ({}, "it holds nothing"),
+        (damaged(float("nan")), "decoder.weight holds NaN or infinite"),
+        (damaged(float("inf")), "decoder.weight holds NaN or infinite"),
+        (main_tensors() | {"encoder.weight": torch.ones(WIDTH, D_SAE)}, r"shape \(5, 9\); .* SAE of one activation"),
+        (nanda() | {"W_enc": torch.ones(WIDTH, D_SAE)}, "SAE of one activation"),
+        (main_tensors() | {"encoder.weight": torch.ones(3, WIDTH, D_SAE)}, "stacks 3 activations"),
+        (main_tensors() | {"decoder.weight": torch.ones(2, WIDTH, D_SAE)}, r"\(2, 5, 9\), but .* ask for \(2, 9, 5\)"),
+        (main_tensors() | {"encoder.bias": torch.ones(3, D_SAE)}, r"encoder.bias has shape \(3, 9\)"),
+        (nanda() | {"b_dec": torch.ones(2, 4)}, r"b_dec has shape \(2, 4\), but .* \(2, 5\)"),
+        (nanda(hooks=True) | {"W_enc": torch.ones(2, 3, WIDTH, D_SAE)}, "reads 3 hooks at once"),
+        (batchtopk(-1.0), "threshold is -1, so it was never estimated"),
+        (batchtopk(float("inf")), "never estimated"),
+        (without(batchtopk(), "threshold"), "never estimated"),
+        (batchtopk() | {"code_normalization_id": torch.tensor(5)}, "is a decoupled crosscoder"),
+        (batchtopk() | {"threshold": torch.ones(2)}, "is a decoupled crosscoder"),
+        (batchtopk() | {"code_normalization_id": torch.tensor(6)}, r"code_normalization_id 6 is not one of \[1, 2, 3"),
+        (NORMALISED_PER_COORDINATE, "its own activation_std .*keep_relative_variance off"),
+        (normalised([0.4, 0.2, 0.1]), "activation_global_scale has shape"),
+        (normalised(torch.ones(2, WIDTH).tolist()), r"shape \(2, 5\), but only one factor"),
+        (normalised(float("nan")), "half a normaliser"),
+        (without(normalised(0.4), "activation_global_scale"), "half a normaliser"),
+        (normalised(0.4, std=torch.full((2, WIDTH), torch.nan)), "activation_std is NaN"),
+        (normalised(0.4, activation_mean=torch.ones(2, 4)), r"activation_mean has shape \(2, 4\)"),
+        (normalised(-0.4), "must hold one positive factor"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "model_final.pt"])
+def test_a_file_that_cannot_be_converted_is_refused_by_name(tmp_path, tensors, message, name):
+    folder = Layout(tensors, name=name).write(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        slc.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "message"),
+    [
+        ("A", {"theta": 1.0}, "is an L1 crosscoder, for which theta means nothing"),
+        ("kissane", {"theta": 1.0}, "theta=1.0 means nothing"),
+        ("B", {"theta": -1.0}, "theta=-1.0 must be a number of at least 0"),
+        ("B", {"theta": float("nan")}, "theta=nan must be"),
+        ("D", {"activation_scales": (1.0, 2.0)}, "its own activation_global_scale"),
+        ("kissane", {"format": "dictionary_learning"}, "no encoder.weight"),
+        ("A", {"format": "kissane"}, "no W_enc"),
+    ],
+)
+def test_what_contradicts_the_file_is_refused(tmp_path, layout, options, message):
+    with pytest.raises(ValueError, match=message):
+        slc.load(LAYOUTS[layout].write(tmp_path), **options)
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings", "message"),
+    [
+        ("A", {"dict_size": 10}, "says dict_size=10, but the tensors 9"),
+        ("A", {"trainer": {"activation_dim": 2304}}, "says activation_dim=2304"),
+        ("C-mixed", {"code_normalization_alpha_cc": 0.5}, "mixes its norms by"),
+        ("D", {"keep_relative_variance": False}, "keep_relative_variance off"),
+        ("crosscode", {"activation_fn": {"classname": "TopkActivation"}}, "names the activation TopkActivation"),
+        ("A", [1], "must hold a JSON object, but holds a list"),
+    ],
+)
+def test_settings_that_contradict_the_tensors_are_refused(tmp_path, layout, settings, message):
+    folder = LAYOUTS[layout].write(tmp_path)
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        slc.load(folder)
+
+
+class Malicious:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_with_code_is_refused_and_nothing_runs(tmp_path):
+    mark = tmp_path / "ran"
+    tensors = main_tensors() | {"extra": Malicious(mark)}
+    torch.save(tensors, tmp_path / "model_final.pt")
+    with pytest.raises(ValueError, match=r"its pickle asks to run code, or is damaged\. Nothing was run"):
+        slc.load(tmp_path)
+    with pytest.raises(ValueError, match="Nothing was run"):
+        SAE.from_pretrained(str(tmp_path), ".", converter=slc.crosscoder_huggingface_loader)
+    (tmp_path / "model_final.pt").write_bytes(pickle.dumps(Malicious(mark), protocol=2))
+    with pytest.raises(ValueError, match="Nothing was run"):
+        slc.load(tmp_path)
+    assert not mark.exists()
+    torch.load(_saved(tmp_path, tensors), weights_only=False)
+    assert mark.exists()  # the bait was live
+
+
+def _saved(tmp_path, tensors):
+    torch.save(tensors, tmp_path / "bait.pt")
+    return tmp_path / "bait.pt"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model_final.pt"])
+@pytest.mark.parametrize("n_bytes", [0, 20, 500])
+def test_a_file_that_is_cut_off_is_refused(tmp_path, name, n_bytes):
+    path = Layout(main_tensors(), name=name).write(tmp_path) / name
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(ValueError, match=r"cannot be read as weights|Nothing was run"):
+        slc.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"state_dict": main_tensors()}, torch.ones(2)])
+def test_a_pickle_that_is_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "model_final.pt")
+    with pytest.raises(ValueError, match="is not a dictionary of tensors"):
+        slc.load(tmp_path)
+
+
+def test_damaged_json_is_refused(tmp_path):
+    folder = LAYOUTS["A"].write(tmp_path)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+        slc.load(folder)
+
+
+def test_a_folder_of_checkpoints_wants_one_of_them(tmp_path):
+    for name in ("ae_100.pt", "ae_200.pt"):
+        Layout(main_tensors(), name=name).write(tmp_path)
+    with pytest.raises(ValueError, match=r"several weight files, ae_100.pt, ae_200.pt: give the path of one"):
+        slc.load(tmp_path)
+    with pytest.warns(UserWarning, match="ae_200.pt was read as dictionary_learning"):
+        assert slc.load(tmp_path / "ae_200.pt").cfg.d_sae == D_SAE
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"notes.txt is not a weights file"):
+        slc.load(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("repo_id", ["owner/name", "local/folder"])
+@pytest.mark.parametrize("folder", ["../other", "a/../../b", "/etc", ".."])
+def test_a_path_out_of_a_repository_is_followed_neither_here_nor_on_the_hub(tmp_path, monkeypatch, folder, repo_id):
+    monkeypatch.chdir(tmp_path)
+    LAYOUTS["A"].write(tmp_path / "local" / "other")
+    (tmp_path / "local" / "folder").mkdir()
+    monkeypatch.setattr(module, "snapshot_download", lambda *args, **kwargs: pytest.fail("asked the Hub"))
+    with pytest.raises(ValueError, match=f"leads out of {repo_id}"):
+        SAE.from_pretrained(repo_id, folder, converter=slc.crosscoder_huggingface_loader)
+
+
+def test_options_for_other_peoples_files_are_refused_for_ours(tmp_path):
+    with pytest.warns(UserWarning, match="assuming"):
+        slc.load(LAYOUTS["B"].write(tmp_path / "theirs")).save_model(tmp_path / "ours")
+    with pytest.raises(ValueError, match="hook_name, theta would change what it was trained on"):
+        slc.load(tmp_path / "ours", theta=1.0, hook_name="here")
+
+
+def crosscoder_with(**fields):
+    fields = {"d_model": WIDTH, "d_sae": D_SAE} | fields
+    crosscoder = slc.JumpReLUCrosscoder(slc.JumpReLUCrosscoderConfig(**fields))
+    crosscoder.load_state_dict({name: torch.rand_like(tensor) for name, tensor in crosscoder.state_dict().items()})
+    return crosscoder
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"d_model": None, "d_models": (5, 4)}, r"two models of equal width, but this crosscoder's are \(5, 4\)"),
+        ({"d_models": (5, 5, 5)}, "two models of equal width"),
+        ({}, "thresholds of this crosscoder are not one number"),
+    ],
+)
+def test_what_the_authors_layout_cannot_hold_is_refused(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        slc.save_dictionary_learning(crosscoder_with(**fields), tmp_path)
+
+
+def test_the_authors_layout_wants_a_k_and_one_kind_of_threshold(tmp_path):
+    crosscoder = crosscoder_with(score="none")
+    with pytest.raises(ValueError, match=r"this one's is not known: say k=..."):
+        slc.save_dictionary_learning(crosscoder, tmp_path)
+    assert slc.save_dictionary_learning(crosscoder, tmp_path, k=3) == tmp_path
+    crosscoder.threshold.data[2] = 0
+    with pytest.raises(ValueError, match="Some thresholds of this crosscoder are 0 and others not"):
+        slc.save_dictionary_learning(crosscoder, tmp_path, k=3)
