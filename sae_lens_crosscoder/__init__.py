@@ -4,6 +4,8 @@ Importing registers the architectures with SAELens and does nothing else. The na
 order in which an analysis uses them.
 """
 
+from sae_lens_crosscoder.activations.cache import ActivationCache
+from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
 from sae_lens_crosscoder.analysis.agreement import agreement
@@ -39,6 +41,7 @@ from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 register_architectures()
 
 __all__ = [
+    "ActivationCache",
     "BatchTopKCrosscoderTrainingConfig",
     "BatchTopKTrainingCrosscoder",
     "ChatTokens",
@@ -58,6 +61,7 @@ __all__ = [
     "ReLUCrosscoderConfig",
     "StackedLayout",
     "agreement",
+    "cache_activations",
     "chat_tokens",
     "crosscoder_huggingface_loader",
     "delta_norm",

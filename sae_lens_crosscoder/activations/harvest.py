@@ -18,11 +18,16 @@ def harvest(
     not have or tokens that are no (batch, pos) tensor.
     """
     pair.require_hook(hook_name)
+    require_tokens(tokens)
+    return _batches(pair, tokens, hook_name, batch_size_prompts)
+
+
+def require_tokens(tokens: Int[Tensor, "batch pos"]) -> None:
+    """Raise a ValueError for what is no (batch, pos) tensor of token ids."""
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise ValueError(f"tokens must be a non-empty (batch, pos) tensor of ids, not of shape {tuple(tokens.shape)}.")
     if int(tokens.min()) < 0:  # which embeddings would read from the end of the vocabulary
         raise ValueError(f"tokens hold the id {int(tokens.min())}: remove padding such as -100 before harvesting.")
-    return _batches(pair, tokens, hook_name, batch_size_prompts)
 
 
 def _batches(

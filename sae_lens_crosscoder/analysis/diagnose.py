@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.checks import require_finite
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.activations.variance import VarianceExplained
@@ -43,7 +44,8 @@ def diagnose(
     Args:
         crosscoder: an inference crosscoder, as `CrosscoderTrainingRunner.run()` returns or `slc.load` reads.
         pair, tokens: the two models, and held-out token ids of shape (batch, pos): not those it was trained on.
-        activations: instead of a pair and tokens, raw stacked activations: one tensor, or batches of them.
+        activations: instead of a pair and tokens, raw stacked activations: one tensor, batches of them, or an
+            `ActivationCache`.
         null: tables of null runs, which give q-values: crosscoders trained in the same way on a pair in which nothing
             differs, and diagnosed in the same way. Such pairs are a model and itself with jittered weights
             (`chat_model_name="NAME+jitter=0.02"`), or after more pre-training.
@@ -106,6 +108,9 @@ def _activation_batches(
     if activations is not None:
         if pair is not None or tokens is not None:
             raise ValueError("Give either a pair with tokens or activations, not both.")
+        if isinstance(activations, ActivationCache):
+            metadata = crosscoder.cfg.metadata
+            activations.require_of((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
         return activations.split(_BATCH_TOKENS) if isinstance(activations, Tensor) else activations
     if pair is None or tokens is None:
         raise ValueError("diagnose needs data: give pair= and tokens= (batch, pos), or activations=.")

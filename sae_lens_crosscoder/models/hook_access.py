@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -57,6 +58,13 @@ def cached(cache: Any, hook_name: str) -> Tensor:
             "output or an attention output."
         )
     return cache[hook_name]
+
+
+def activation_at(model: Any, tokens: Tensor, hook_name: str) -> Tensor:
+    """One model's activation (batch, pos, d_model) at a hook, from a pass that stops right after the hook's layer."""
+    stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
+    _, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=[hook_name], stop_at_layer=stop)
+    return cached(cache, hook_name)
 
 
 def is_stackable(activation: Tensor | None) -> bool:

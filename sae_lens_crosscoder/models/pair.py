@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.models.answer import ReturnType, joint_answer
 from sae_lens_crosscoder.models.hook_access import (
+    activation_at,
     cached,
     device_of,
     is_split_by_head,
@@ -157,11 +158,14 @@ class HookedModelPair(HookedRootModule):
         token = torch.zeros(1, 1, dtype=torch.long)
         return StackedLayout(tuple(part.shape[-1] for part in self._read(token, hook_name, {})))
 
-    def activations(self, tokens: Int[Tensor, "batch pos"], hook_name: str) -> Float[Tensor, "batch pos d_in"]:
-        """Stacked activations at one hook; both models stop right after it."""
+    def activations(
+        self, tokens: Int[Tensor, "batch pos"], hook_name: str, **model_kwargs: Any
+    ) -> Float[Tensor, "batch pos d_in"]:
+        """Stacked activations at one hook; each model runs once and stops right after the hook's layer."""
         self.require_hook(hook_name)
         stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
-        _, cache = self.run_with_cache(tokens, names_filter=[hook_name], stop_at_layer=stop, prepend_bos=False)
+        options: dict[str, Any] = {"stop_at_layer": stop, "prepend_bos": False, **model_kwargs}
+        _, cache = self.run_with_cache(tokens, names_filter=[hook_name], return_type=None, **options)
         return cache[hook_name]
 
     @override
@@ -228,12 +232,10 @@ class HookedModelPair(HookedRootModule):
 
     def _read(self, tokens: Tensor, name: str, edits: dict[str, tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Each model's own activation at a hook, after the edits made so far."""
-        stop = extract_stop_at_layer_from_tlens_hook_name(name)
         parts: list[Tensor] = []
         for m, model in enumerate(self.members):
             with writing(model, {earlier: values[m] for earlier, values in edits.items()}):
-                _, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=[name], stop_at_layer=stop)
-            parts.append(cached(cache, name))
+                parts.append(activation_at(model, tokens, name))
         return tuple(parts)
 
     def _resolve_names(self, names_filter: str | Sequence[str] | Callable[[str], bool] | None) -> list[str]:

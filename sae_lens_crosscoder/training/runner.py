@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
-from sae_lens import SAE, ActivationsStore
+from sae_lens import SAE
 from sae_lens.config import HfDataset
 from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
@@ -24,6 +24,7 @@ from sae_lens.util import temporary_seed
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.datasets import hold_out, load_rows
+from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -91,7 +92,7 @@ class CrosscoderTrainingRunner:
                 seed=cfg.seed,
             )
         training_rows, self._held_out_rows = hold_out(rows, cfg.n_held_out_rows)
-        self.activations_store = ActivationsStore.from_config(self.pair, cfg, override_dataset=training_rows)
+        self.activations_store = PairActivationsStore.from_config(self.pair, cfg, override_dataset=training_rows)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}
@@ -136,8 +137,8 @@ class CrosscoderTrainingRunner:
         return torch.stack(list(self._held_out_store.iterable_sequences))
 
     @property
-    def _held_out_store(self) -> ActivationsStore:
-        return ActivationsStore.from_config(self.pair, self.cfg, override_dataset=self._held_out_rows)
+    def _held_out_store(self) -> PairActivationsStore:
+        return PairActivationsStore.from_config(self.pair, self.cfg, override_dataset=self._held_out_rows)
 
     def _refuse_wrong_widths(self) -> None:
         found = self.pair.layout_at(self.cfg.hook_name).d_models
@@ -198,7 +199,7 @@ class CrosscoderTrainingRunner:
     @contextmanager
     def _activations(self) -> Generator[Iterator[Any]]:
         """The stream of batches, made in a background thread when the config asks for it."""
-        n_ahead = int(self.cfg.prefetch_llm_batches)
+        n_ahead = int(self.cfg.prefetch_llm_batches or 0)
         if n_ahead == 0:
             yield self.activations_store
             return

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from typing_extensions import override
 
@@ -39,7 +40,12 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     training_tokens: int = 100_000_000
     train_batch_size_tokens: int = 2048
     n_batches_in_buffer: int = 0
-    """Contexts in SAELens's shuffling buffer; 0 for as many as fill 16 training batches."""
+    """Contexts in the shuffling buffer; 0 for as many as fill 16 training batches."""
+    dtype: str = "float32"
+    """Precision of the activations in the shuffling buffer; `bfloat16` halves it. The crosscoder's is `sae.dtype`."""
+    prefetch_llm_batches: bool | int | None = None
+    """Batches made ahead in a background thread while the crosscoder trains on another (True for one, False for none).
+    None for one where a language model has a device other than the crosscoder's, and none where all share one."""
     lr: float = 1e-4
     lr_warm_up_steps: int = 1000
     dead_feature_window: int = 0
@@ -64,7 +70,15 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             # SAELens's own code reads cfg.sae for the stacked width and the run's name.
             self.sae = next(iter(self.saes.values()))
         self._refuse_what_cannot_run()
+        if self.prefetch_llm_batches is None:
+            self.prefetch_llm_batches = self._has_a_device_for_the_models  # pyright: ignore[reportIncompatibleVariableOverride]
         super().__post_init__()
+
+    @property
+    def _has_a_device_for_the_models(self) -> bool:
+        base_device = self.llm_device or self.device
+        devices = (base_device, self.chat_device or base_device)
+        return not all(_same_device(device, self.device) for device in devices)
 
     def _refuse_what_cannot_run(self) -> None:
         if self.dataset_trust_remote_code:
@@ -130,3 +144,13 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         # The constructor appends a random id, which a config that was written out already has.
         cfg.checkpoint_path = cfg_dict.get("checkpoint_path", cfg.checkpoint_path)
         return cfg
+
+
+def _same_device(first: str, second: str) -> bool:
+    """Whether two names mean one device, of which `cuda` is the first.
+
+    >>> _same_device("cuda", "cuda:0"), _same_device("cuda:0", "cuda:1"), _same_device("cpu", "cpu")
+    (True, False, True)
+    """
+    one, other = torch.device(first), torch.device(second)
+    return (one.type, one.index or 0) == (other.type, other.index or 0)

@@ -84,7 +84,8 @@ def _next_batch(
     if batch.ndim != 2 or batch.shape[0] == 0:
         raise ValueError(f"Activations must come as (batch, d_in) with at least one token, not {tuple(batch.shape)}.")
     trainer.sae.layout.split(batch)  # says what is wrong with the width
-    return batch
+    # On the crosscoder's device, because half precision is half as much to move.
+    return batch.to(trainer.sae.device).to(trainer.sae.dtype)
 
 
 def _progress_note(trainers: Mapping[str, CrosscoderTrainer]) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,66 @@ def test_prefetching_changes_nothing_but_the_time(tmp_path, pair):
     _, plain = run(tmp_path / "a", pair)
     _, ahead = run(tmp_path / "b", pair, prefetch_llm_batches=2)
     assert torch.equal(plain.W_dec, ahead.W_dec)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ahead"),
+    [
+        ({}, False),
+        ({"device": "cuda", "llm_device": "cuda:0"}, False),
+        ({"device": "cuda:1", "llm_device": "cuda:0"}, True),
+        ({"device": "cuda:0", "chat_device": "cuda:1"}, True),
+        ({"device": "cpu", "llm_device": "cuda", "prefetch_llm_batches": False}, False),
+        ({"prefetch_llm_batches": 3}, 3),
+    ],
+)
+def test_batches_are_made_ahead_where_the_models_have_a_device_of_their_own(tmp_path, fields, ahead):
+    cfg = config(tmp_path, **fields)
+    assert cfg.prefetch_llm_batches == ahead
+    again = slc.CrosscoderRunnerConfig.from_dict(json.loads(json.dumps(cfg.to_dict())))
+    assert again.prefetch_llm_batches == ahead
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_made_ahead_means_that_the_models_run_while_a_training_step_does(tmp_path, pair, monkeypatch, ahead):
+    """Each step waits for a forward pass that only the batch after its own needs."""
+    n_first, n_more = 4, 2  # contexts in the buffer, and in a batch
+    fields = dict(n_batches_in_buffer=n_first, store_batch_size_prompts=1, activations_mixing_fraction=0.5)
+    cfg = config(tmp_path, prefetch_llm_batches=ahead, training_tokens=3 * BATCH, **fields)
+    runner = slc.CrosscoderTrainingRunner(cfg, override_model=pair)
+    began, overlapped = threading.Semaphore(0), []
+    harvest, step = runner.activations_store.get_activations, slc.CrosscoderTrainer.step
+
+    def harvesting(tokens):
+        began.release()
+        return harvest(tokens)
+
+    def waiting(trainer, batch):
+        for _ in range(n_more if overlapped else n_first):
+            assert began.acquire(timeout=10)
+        overlapped.append(began.acquire(timeout=10 if ahead else 0.01))
+        if overlapped[-1]:
+            began.release()
+        return step(trainer, batch)
+
+    runner.activations_store.get_activations = harvesting
+    monkeypatch.setattr(slc.CrosscoderTrainer, "step", waiting)
+    runner.run()
+    assert overlapped == [ahead] * 3
+
+
+@pytest.mark.parametrize("model_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_half_precision_of_models_and_buffer_trains_nearly_the_same_crosscoder(tmp_path, pair, model_dtype, dtype):
+    _, exact = run(tmp_path / "exact", pair)
+    cfg = config(tmp_path / "half", model_dtype=model_dtype, dtype=dtype)
+    runner = slc.CrosscoderTrainingRunner(cfg)
+    crosscoder = runner.run()
+    assert runner.pair.base.W_E.dtype == runner.pair.chat.W_E.dtype == getattr(torch, model_dtype)
+    assert next(runner.activations_store).dtype == getattr(torch, dtype)
+    assert crosscoder.W_dec.dtype == torch.float32
+    difference = (crosscoder.W_dec - exact.W_dec).norm() / exact.W_dec.norm()
+    assert difference < (1e-6 if model_dtype == dtype == "float32" else 0.02)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,267 @@
+"""Activations on disk: to the bit what the models gave, whole or not at all, and of the pair they are said to be of."""
+
+import dataclasses
+import json
+import os
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations import caching
+from sae_lens_crosscoder.activations.checks import NonFiniteError
+from sae_lens_crosscoder.activations.shards import CacheManifest
+from sae_lens_crosscoder.models.tiny import TINY_HOOK
+from tests.models.small_models import random_hooked_transformer, some_tokens
+
+HOOK, N_POS, PER_SHARD = "blocks.0.hook_resid_post", 8, 4
+TOKENS = some_tokens(n_prompts=14, n_pos=N_POS, seed=3)  # three whole shards and half of one
+TOKENS[:, 0] = torch.arange(len(TOKENS))  # so that no two tokens have the same activations
+
+
+@pytest.fixture(scope="module")
+def pair():
+    models = random_hooked_transformer(16, seed=0), random_hooked_transformer(24, seed=1)
+    return slc.HookedModelPair(*models, model_names=("some/base", "some/chat"))
+
+
+@pytest.fixture
+def written(pair, tmp_path):
+    return write(pair, tmp_path / "cache")
+
+
+def write(pair, folder, tokens=TOKENS, hook_name=HOOK, **options):
+    options = {"prompts_per_shard": PER_SHARD, "batch_size_prompts": 3} | options
+    return slc.cache_activations(folder, pair, tokens, hook_name, **options)
+
+
+def by_hand(pair):
+    """Each model's activations from a full forward pass."""
+    with torch.no_grad():
+        parts = [model.run_with_cache(TOKENS)[1][HOOK].flatten(0, 1) for model in pair.members]
+    return torch.cat(parts, dim=-1)
+
+
+def files(folder):
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir()}
+
+
+class TestReading:
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+    def test_what_is_read_in_order_is_what_the_models_gave_to_the_bit(self, pair, tmp_path, dtype):
+        cache = write(pair, tmp_path, dtype=dtype, batch_size_prompts=len(TOKENS))
+        read = torch.cat(list(cache))
+        stored = [
+            torch.cat([pair.activations(part, HOOK) for part in shard.split(len(TOKENS))]).flatten(0, 1)
+            for shard in TOKENS.split(PER_SHARD)
+        ]
+        assert read.dtype == getattr(torch, dtype)
+        assert torch.equal(read, torch.cat(stored).to(read.dtype))
+        torch.testing.assert_close(read.float(), by_hand(pair), rtol=1e-2, atol=1e-2)
+        assert torch.equal(torch.cat(list(slc.ActivationCache(tmp_path))), read)
+        assert len(cache) == len(read) == TOKENS.numel()
+
+    def test_a_shuffled_pass_gives_every_token_once_and_whole(self, written):
+        rows, stored = torch.cat(list(written.shuffled(8, n_passes=1))), torch.cat(list(written))
+        distance, token = torch.cdist(rows.double(), stored.double()).min(dim=1)
+        assert distance.max() == 0
+        assert sorted(token.tolist()) == list(range(len(stored)))
+        travelled = (token - torch.arange(len(token))).abs().double().mean()
+        assert travelled > len(token) / 5  # a third, for a uniformly random order
+
+    def test_batches_are_the_seeds_and_every_pass_has_its_own_order(self, written):
+        def first(n, **options):
+            stream = written.shuffled(8, block_size=4, buffer_size=16, **options)
+            return torch.stack([next(stream) for _ in range(n)])
+
+        n = len(written) // 8
+        twice = first(2 * n, seed=1)
+        assert torch.equal(first(2 * n, seed=1), twice)
+        assert not torch.equal(first(n, seed=2), twice[:n])
+        assert not torch.equal(twice[n:], twice[:n])
+
+    def test_a_crosscoder_trains_on_it_and_is_diagnosed_on_it(self, pair, written):
+        sae = slc.BatchTopKCrosscoderTrainingConfig(d_models=(16, 24), d_sae=32, k=4)
+        crosscoder = slc.BatchTopKTrainingCrosscoder(sae)
+        cfg = slc.CrosscoderTrainerConfig(
+            total_training_samples=40 * 16, train_batch_size_samples=16, lr_warm_up_steps=0, lr=1e-2
+        )
+        trainer = slc.CrosscoderTrainer(cfg, crosscoder, written.shuffled(16, seed=0))
+        trainer.fit()
+        assert trainer.history.fve_pooled.iloc[-1] > 0.5
+        folder = written.path / "crosscoder"
+        crosscoder.save_inference_model(folder)
+        inference = slc.load(folder)
+        exactly = slc.diagnose(inference, activations=torch.cat(list(written)).float())
+        from_disk = slc.diagnose(inference, activations=written)
+        assert from_disk.attrs["n_tokens"] == len(written)
+        assert from_disk.attrs["fve"] == pytest.approx(exactly.attrs["fve"])
+        inference.cfg.metadata.model_name, inference.cfg.metadata.chat_model_name = "other/base", "some/chat"
+        with pytest.raises(ValueError, match="activations of some/base and some/chat, not of other/base and some/chat"):
+            slc.diagnose(inference, activations=written)
+
+    def test_another_pair_or_hook_is_refused_and_the_unknown_is_taken_on_trust(self, written):
+        written.require_of(("some/base", "some/chat"), HOOK)
+        written.require_of((None, None), None)
+        with pytest.raises(ValueError, match="not of some/chat and some/base"):
+            written.require_of(("some/chat", "some/base"), HOOK)
+        with pytest.raises(ValueError, match=r"at blocks.0.hook_resid_post, not at blocks.1.hook_resid_post"):
+            written.require_of(("some/base", "some/chat"), "blocks.1.hook_resid_post")
+
+    def test_a_batch_larger_than_the_cache_is_refused(self, written):
+        with pytest.raises(ValueError, match="has 112 tokens, which do not fill one batch of 113"):
+            written.shuffled(113)
+
+
+class TestDamage:
+    def test_a_flipped_bit_is_found_when_the_shard_is_read_and_the_file_is_named(self, written):
+        path = written.path / "00002.chat.bin"
+        content = bytearray(path.read_bytes())
+        content[100] ^= 1
+        path.write_bytes(content)
+        cache = slc.ActivationCache(written.path)
+        batches = iter(cache)
+        next(batches), next(batches)
+        for read in (lambda: next(batches), cache.verify, lambda: list(cache.shuffled(8, n_passes=1))):
+            with pytest.raises(ValueError, match=r"00002.chat.bin is damaged"):
+                read()
+        trusting = slc.ActivationCache(written.path, checksums="never")
+        assert sum(len(batch) for batch in trusting) == len(trusting)
+        with pytest.raises(ValueError, match=r"00002.chat.bin is damaged"):
+            trusting.verify()
+
+    def test_verify_looks_again_at_what_was_read_before(self, written):
+        list(written)
+        written.verify()
+        path = written.path / "00000.base.bin"
+        path.write_bytes(bytes(path.stat().st_size))
+        with pytest.raises(ValueError, match=r"00000.base.bin is damaged"):
+            written.verify()
+
+    def test_a_short_or_missing_file_is_found_at_once(self, written):
+        path = written.path / "00001.base.bin"
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(ValueError, match=r"00001.base.bin is 1023 bytes long instead of 1024"):
+            slc.ActivationCache(written.path)
+        path.unlink()
+        with pytest.raises(ValueError, match=r"00001.base.bin is missing. Call cache_activations again"):
+            slc.ActivationCache(written.path)
+
+    def test_what_is_no_cache_or_of_another_format_is_refused(self, written, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ValueError, match="is no activation cache"):
+            slc.ActivationCache(tmp_path / "empty")
+        manifest = written.path / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 99}))
+        with pytest.raises(ValueError, match="format_version=99, but this version reads 1"):
+            slc.ActivationCache(written.path)
+
+
+class TestWriting:
+    def test_the_manifest_says_what_is_there(self, written):
+        manifest = json.loads((written.path / "manifest.json").read_text())
+        assert manifest["model_names"] == ["some/base", "some/chat"]
+        assert (manifest["hook_name"], manifest["dtype"], manifest["d_models"]) == (HOOK, "bfloat16", [16, 24])
+        assert [shard["n_tokens"] for shard in manifest["shards"]] == [32, 32, 32, 16]
+        assert all(set(shard["sha256"]) == {"base", "chat"} for shard in manifest["shards"])
+        assert dataclasses.asdict(CacheManifest.read(written.path)) == dataclasses.asdict(written.manifest)
+
+    @pytest.mark.parametrize("n_before", [0, 2, 5, 9, 13])
+    def test_a_killed_call_leaves_whole_files_and_the_next_one_writes_the_rest_alone(
+        self, pair, tmp_path, monkeypatch, n_before
+    ):
+        """Killed in the n-th forward pass of 14, somewhere within a shard."""
+        whole = torch.cat(list(write(pair, tmp_path / "whole")))
+        original, n_passes = caching._rows, []
+
+        def killed(*args):
+            if len(n_passes) == n_before:
+                raise KeyboardInterrupt
+            n_passes.append(None)
+            return original(*args)
+
+        monkeypatch.setattr(caching, "_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(pair, tmp_path / "killed")
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match="is not written yet"):
+            slc.ActivationCache(tmp_path / "killed")
+        before = {name: time for name, time in files(tmp_path / "killed").items() if name.endswith(".bin")}
+        cache = write(pair, tmp_path / "killed")
+        assert torch.equal(torch.cat(list(cache)), whole)
+        cache.verify()
+        after = files(tmp_path / "killed")
+        assert all(after[name] == time for name, time in before.items())
+        assert not [name for name in after if name.endswith(".tmp")]
+
+    def test_a_whole_cache_is_not_written_again_and_a_damaged_file_that_was_deleted_is(self, pair, written):
+        before = files(written.path)
+        write(pair, written.path)
+        assert files(written.path) == before
+        os.remove(written.path / "00001.chat.bin")
+        write(pair, written.path).verify()
+        changed = {name for name, time in files(written.path).items() if before[name] != time}
+        assert changed == {"00001.chat.bin", "manifest.json"}
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"hook_name": "blocks.1.hook_resid_post"}, "hook_name is 'blocks.0.hook_resid_post' there and 'blocks.1"),
+            ({"dtype": "float32"}, "dtype is 'bfloat16' there and 'float32' here"),
+            ({"tokens": TOKENS.flip(0)}, "tokens_sha256 is"),
+            ({"prompts_per_shard": 5}, r"shards is \[32, 32, 32, 16\] there and \[40, 40, 32\] here"),
+        ],
+    )
+    def test_a_folder_with_another_cache_is_refused_and_left_alone(self, pair, written, changed, message):
+        before = files(written.path)
+        with pytest.raises(ValueError, match=message):
+            write(pair, written.path, **changed)
+        other = slc.HookedModelPair(*pair.members, model_names=("some/base", "other/chat"))
+        with pytest.raises(ValueError, match="already holds another cache: model_names is"):
+            write(other, written.path)
+        assert files(written.path) == before
+
+    def test_what_cannot_be_cached_is_refused_before_anything_is_written(self, pair, tmp_path, monkeypatch):
+        for tokens, options, message in [
+            (TOKENS, {"hook_name": "blocks.9.hook_resid_post"}, "no common hook"),
+            (TOKENS - 1, {}, "tokens hold the id -1"),
+            (TOKENS[:0], {}, "non-empty"),
+            (TOKENS, {"loading": {"device": "cpu"}}, "this pair is loaded already"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                write(pair, tmp_path / "cache", tokens, **options)
+        with pytest.raises(ValueError, match="must be a pair, or the names"):
+            write(("tiny-base",), tmp_path / "cache")
+        assert not (tmp_path / "cache").exists()
+        monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 100}))
+        with pytest.raises(ValueError, match=r"needs 8.96e-06 GB, but .* has 1e-07 GB free"):
+            write(pair, tmp_path / "cache")
+
+    def test_activations_that_are_not_finite_are_not_cached(self, pair, tmp_path):
+        broken = random_hooked_transformer(24, seed=1)
+        with torch.no_grad():
+            broken.W_E[TOKENS[9, 0]] = torch.nan
+        with pytest.raises(NonFiniteError, match=r"00002.chat.bin are NaN or infinite"):
+            write(slc.HookedModelPair(pair.base, broken), tmp_path)
+
+    def test_named_models_are_in_memory_one_at_a_time(self, tmp_path, monkeypatch):
+        alive, most = weakref.WeakSet(), []
+        original = caching.load_model
+
+        def watched(*args):
+            model = original(*args)
+            alive.add(model)
+            most.append(len(alive))
+            return model
+
+        monkeypatch.setattr(caching, "load_model", watched)
+        tokens = torch.arange(24).view(3, 8)
+        names = ("tiny-base", "tiny-chat")
+        cache = slc.cache_activations(tmp_path, names, tokens, TINY_HOOK, dtype="float32", loading={"device": "cpu"})
+        assert most == [1, 1, 1, 1]  # each once to check it, once to run it
+        monkeypatch.undo()
+        pair = slc.HookedModelPair.from_pretrained(*names)
+        assert torch.equal(torch.cat(list(cache)), pair.activations(tokens, TINY_HOOK).flatten(0, 1))
+        assert cache.manifest.model_names == names
