@@ -88,6 +88,15 @@ class SparseCode:
 Code = DenseCode | SparseCode
 
 
+def tile_rows(device_type: str, d_sae: int) -> int:
+    """Tokens whose pre-activations are held at a time.
+
+    >>> tile_rows("cpu", 8192), tile_rows("cuda", 8192)
+    (122, 7812)
+    """
+    return max(1, _TILE.get(device_type, _TILE_ELSEWHERE) // d_sae)
+
+
 @torch.no_grad()
 def pairs_above(
     x: Float[Tensor, "batch d_in"],
@@ -97,7 +106,7 @@ def pairs_above(
 ) -> tuple[ActivePairs, Float[Tensor, " pairs"]]:
     """All pairs whose pre-activation exceeds their latent's bound, and the pre-activations."""
     d_sae = W_enc.shape[1]
-    rows = max(1, _TILE.get(x.device.type, _TILE_ELSEWHERE) // d_sae)
+    rows = tile_rows(x.device.type, d_sae)
     tile = torch.empty(min(rows, len(x)), d_sae, dtype=x.dtype, device=x.device)
     flat_indices: list[Tensor] = []
     values: list[Tensor] = []
