@@ -33,6 +33,8 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report import write_report
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.training.edits import edited
+from sae_lens_crosscoder.training.plan import plan
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
@@ -66,7 +68,9 @@ __all__ = [
     "crosscoder_huggingface_loader",
     "delta_norm",
     "diagnose",
+    "edited",
     "load",
+    "plan",
     "read_foreign_latents",
     "read_latents",
     "register_architectures",

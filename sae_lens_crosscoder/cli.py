@@ -1,4 +1,4 @@
-"""The command line: `sae-lens-crosscoder {demo, train, diagnose, convert}`. Flags are field names, with `_` or `-`."""
+"""The command line, `sae-lens-crosscoder COMMAND`. Flags are field names, with `_` or `-`."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import simple_parsing
 from sae_lens import TrainingSAEConfig
+from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.training._interruption import InterruptedException
 from simple_parsing import ArgumentParser, DashVariant
@@ -19,6 +20,7 @@ from sae_lens_crosscoder.demo import REPORT_FILENAME, SUMMARY_FILENAME, DemoConf
 from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
 from sae_lens_crosscoder.loading.foreign import ForeignOptions
 from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.training.plan import plan
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
@@ -70,6 +72,48 @@ def _demo(args: Sequence[str]) -> None:
         print(result.output_path / name)
 
 
+@dataclass
+class PlanConfig:
+    """What a plan is made with, beside the run's own fields."""
+
+    memory_gib: float | None = None
+    """Memory of each GPU, or of the CPU when no GPU is used; by default what this machine has."""
+    model_config: str | None = None
+    """A folder with a transformers config.json of models like these, for when their own cannot be reached."""
+
+
+def _plan(args: Sequence[str]) -> None:
+    """Say what training needs (memory, disk, time) and what would make it fit; with train's flags, or a config."""
+    sweep, args = _take_sweep(args)
+    if args and not args[0].startswith("-"):
+        if sweep is not None:
+            raise ValueError("--sweep goes with flags; a saved config already says which crosscoders it trains.")
+        cfg, options = _saved_config_with(args[0], args[1:])
+    else:
+        parsed = _parser("plan", cfg=_train_config_class(), options=PlanConfig).parse_args(args)
+        cfg, options = parsed.cfg, parsed.options
+        if sweep is not None:
+            cfg = _with_sweep(cfg, *sweep)
+    print(plan(cfg, memory_gib=options.memory_gib, model_config=options.model_config))
+
+
+def _saved_config_with(path: str, args: Sequence[str]) -> tuple[CrosscoderRunnerConfig, PlanConfig]:
+    """A config that training wrote, with fields changed by flags, and what to plan with."""
+    saved = _read_runner_config(path)
+    first: Any = saved.sae
+    config_class: Any = make_dataclass("SavedConfig", [("sae", type(first), None)], bases=(CrosscoderRunnerConfig,))
+    parser = _parser("plan", options=PlanConfig)
+    parser.add_arguments(config_class, dest="cfg", default=replace(saved, saes=None))
+    parsed = parser.parse_args(args)
+    cfg: CrosscoderRunnerConfig = parsed.cfg
+    if saved.saes is not None:
+        if cfg.sae != first:
+            raise ValueError(f"{path} trains several crosscoders: their fields can only be changed in the file.")
+        cfg = replace(cfg, sae=None, saes=saved.saes)
+    cfg.checkpoint_path = saved.checkpoint_path  # to which the constructor appended more random ids
+    return cfg, parsed.options
+
+
 def _train(args: Sequence[str]) -> None:
     """Train crosscoders on a pair of models, and diagnose them on held-out tokens."""
     sweep, args = _take_sweep(args)
@@ -107,13 +151,12 @@ def _diagnose(args: Sequence[str]) -> None:
     cfg = _parse(DiagnoseConfig, args, "diagnose")
     crosscoder = load(cfg.crosscoder)
     nulls = [read_latents(folder) for folder in cfg.null]
-    runner_cfg_path = Path(cfg.crosscoder, "runner_cfg.json")
-    if not runner_cfg_path.exists():
+    if not Path(cfg.crosscoder, RUNNER_CFG_FILENAME).exists():
         raise ValueError(
-            f"{cfg.crosscoder} has no runner_cfg.json, which says what it was trained on: use slc.diagnose with a pair "
-            "and tokens of your own."
+            f"{cfg.crosscoder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: use slc.diagnose with "
+            "a pair and tokens of your own."
         )
-    runner_cfg = CrosscoderRunnerConfig.from_dict(json.loads(runner_cfg_path.read_text()))
+    runner_cfg = _read_runner_config(cfg.crosscoder)
     if cfg.n_held_out_rows is not None and cfg.n_held_out_rows > runner_cfg.n_held_out_rows:
         raise ValueError(
             f"Training held out {runner_cfg.n_held_out_rows} rows, so n_held_out_rows={cfg.n_held_out_rows} would "
@@ -152,6 +195,14 @@ def _convert(args: Sequence[str]) -> None:
     else:
         crosscoder.save_model(cfg.target)
     print(cfg.target)
+
+
+def _read_runner_config(path: str) -> CrosscoderRunnerConfig:
+    """The config that training wrote, from the file itself or from the crosscoder's folder."""
+    file = Path(path, RUNNER_CFG_FILENAME) if Path(path).is_dir() else Path(path)
+    if not file.exists():
+        raise ValueError(f"There is no {file}: give a {RUNNER_CFG_FILENAME} that training wrote, or its folder.")
+    return CrosscoderRunnerConfig.from_dict(json.loads(file.read_text()))
 
 
 def _train_config_class() -> type[CrosscoderRunnerConfig]:
@@ -197,16 +248,23 @@ def _with_sweep(cfg: CrosscoderRunnerConfig, name: str, values: Sequence[str]) -
 
 
 def _parse(config_class: type[T], args: Sequence[str], command: str) -> T:
+    return _parser(command, cfg=config_class).parse_args(args).cfg
+
+
+def _parser(command: str, **config_classes: Any) -> Any:
+    """A parser whose flags are the fields of some config classes, each parsed into the attribute named after it."""
     parser: Any = ArgumentParser(
         prog=f"sae-lens-crosscoder {command}",
         add_option_string_dash_variants=DashVariant.UNDERSCORE_AND_DASH,
     )
-    parser.add_arguments(config_class, dest="cfg")
-    return parser.parse_args(args).cfg
+    for name, config_class in config_classes.items():
+        parser.add_arguments(config_class, dest=name)
+    return parser
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": _demo,
+    "plan": _plan,
     "train": _train,
     "diagnose": _diagnose,
     "convert": _convert,

@@ -30,7 +30,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def test_help_names_every_command(capsys):
     assert main([]) == main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("demo", "train", "diagnose"))
+    assert all(name in shown for name in ("demo", "plan", "train", "diagnose"))
 
 
 def test_flags_are_field_names_with_either_separator():
@@ -84,6 +84,49 @@ def test_a_sweep_trains_one_crosscoder_per_value(capsys):
     assert l0["k=2"] < l0["k=8"]
 
 
+def test_plan_takes_trains_flags_and_what_training_wrote_alike(capsys):
+    def shown(*args):
+        assert main(["plan", *args]) == 0
+        return re.sub(r"time:.*?\n( {6}.*?\n)*", "", capsys.readouterr().out)
+
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    capsys.readouterr()
+    from_flags = shown(*TINY, "--output_path", "out")
+    assert "It fits." in from_flags
+    assert f"{2 * 192 * 32 + 32 + 192:,} parameters" in from_flags
+    assert shown("out") == shown("out/runner_cfg.json") == from_flags
+    wider = shown(*TINY, "--output_path", "out", "--d_sae", "64")
+    assert shown("out", "--d-sae", "64") == wider != from_flags
+
+
+def test_plan_says_what_would_fit(capsys):
+    small = ["--memory_gib", "0.009"]
+    assert main(["plan", *TINY, *small]) == 0
+    out = capsys.readouterr().out
+    assert "It does not fit." in out
+    edits = re.findall(r"^  (--.*)\n.* (fits|not enough)\.", out, flags=re.M)
+    enough = [edit for edit, verdict in edits if verdict == "fits"]
+    assert enough
+    for edit in enough:
+        assert main(["plan", *TINY, *small, *edit.split()]) == 0
+        assert "It fits." in capsys.readouterr().out
+
+
+def test_plan_reads_sweeps(capsys):
+    sweep = ["--sweep", "k=2,8"]
+    assert main(["train", *TINY, "--output_path", "out", *sweep]) == 0
+    capsys.readouterr()
+    assert main(["plan", *TINY, *sweep]) == 0
+    assert "crosscoder k=8: " in capsys.readouterr().out
+    assert main(["plan", "out/k=2", "--device", "cuda:7"]) == 0
+    out = capsys.readouterr().out
+    assert "crosscoder k=8: " in out
+    assert "memory on cuda:7" in out
+    assert "No time is claimed: device='cuda:7'" in out
+    assert main(["plan", "out/k=2", "--k", "4"]) == 2
+    assert "can only be changed in the file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -93,6 +136,10 @@ def test_a_sweep_trains_one_crosscoder_per_value(capsys):
         (["train", *TINY, "--sweep", "k"], "--sweep wants a field and its values"),
         (["train", *TINY, "--sweep", "kk=1,2"], "'kk' is not a numeric field"),
         (["train", *TINY, "--sweep", "use_sparse_activations=True,False"], "is not a numeric field"),
+        (["plan", "nowhere"], "There is no nowhere: give a runner_cfg.json"),
+        (["plan", "out", "--sweep", "k=1,2"], "--sweep goes with flags"),
+        (["plan", *TINY, "--memory_gib", "-1"], "memory_gib=-1.0 must be positive"),
+        (["plan", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "is in layer 9, but tiny-base has 4 layers"),
         (["diagnose", "nowhere"], "'nowhere' is neither a folder here nor a Hub id"),
     ],
 )

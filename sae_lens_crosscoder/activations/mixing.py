@@ -75,6 +75,8 @@ def _mixed(
                 for rows in slots[:n_served].split(batch_size):
                     yield buffer.index_select(0, rows)
                 slots, n_filled = slots.roll(-n_served), buffer_size - n_served
+            del part
+        del chunk  # while the next one is made
     if buffer is not None:
         for rows in _shuffled(slots[:n_filled], generator).split(batch_size):
             if len(rows) == batch_size:

@@ -42,7 +42,9 @@ def screening_precision(choice: ScreeningChoice, device: torch.device) -> Precis
     if choice != "auto":
         return choice
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+        # One that is not here, but planned for, is taken to be of 2020 or later.
+        is_old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
+        return "float32" if is_old else "bfloat16"
     has_amx = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
     return "bfloat16" if has_amx else "float32"
 
@@ -122,13 +124,21 @@ def _bounding_factors(
     return left, right
 
 
+def tile_rows(device_type: str, d_sae: int, number_bytes: int) -> int:
+    """Tokens whose pre-activations are made at a time.
+
+    >>> tile_rows("cpu", 8192, number_bytes=4), tile_rows("cpu", 8192, number_bytes=2)
+    (256, 512)
+    """
+    return max(1, _TILE_BYTES.get(device_type, _TILE_BYTES_ELSEWHERE) // (d_sae * number_bytes))
+
+
 def _tiles(
     x: Float[Tensor, "batch width"], W: Float[Tensor, "width d_sae"], product: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
     """The product of x and W, some rows at a time and in one piece of memory: the first row's number, and the rows."""
     d_sae = W.shape[1]
-    tile_bytes = _TILE_BYTES.get(x.device.type, _TILE_BYTES_ELSEWHERE)
-    n_rows = min(len(x), max(1, tile_bytes // (d_sae * x.element_size())))
+    n_rows = min(len(x), tile_rows(x.device.type, d_sae, x.element_size()))
     memory = torch.empty(n_rows, d_sae, dtype=x.dtype, device=x.device)
     for start in range(0, len(x), n_rows):
         part = x[start : start + n_rows]

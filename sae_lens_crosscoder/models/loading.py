@@ -29,14 +29,10 @@ def load_model(
     A name such as `google/gemma-2-2b+jitter=0.02` gives the model with noise on its weights, for null runs.
     `model_from_pretrained_kwargs` go to the host's own loader.
     """
-    if _JITTER in name:
-        name, _, size = name.partition(_JITTER)
-        model = load_model(name, device, dtype, model_class_name, model_from_pretrained_kwargs)
-        return jittered(model, _jitter_size(size))
-    if model_class_name not in MODEL_CLASSES:
-        raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
-    if name.startswith("tiny-") and name not in TINY_MODELS:
-        raise ValueError(f"There is no built-in model {name!r}: those are {', '.join(TINY_MODELS)}.")
+    name, jitter = without_jitter(name)
+    if jitter:
+        return jittered(load_model(name, device, dtype, model_class_name, model_from_pretrained_kwargs), jitter)
+    refuse_unloadable(name, model_class_name)
     if name in TINY_MODELS:
         return load_tiny_model(name, device=device, dtype=dtype)
     kwargs: dict[str, Any] = {"dtype": str_to_dtype(dtype), **model_from_pretrained_kwargs}
@@ -44,12 +40,30 @@ def load_model(
         from transformer_lens.model_bridge import TransformerBridge
 
         return TransformerBridge.boot_transformers(name, device=device, **kwargs)
-    if model_class_name == "HookedTransformer" and os.path.isdir(name):
+    return load_host_model(model_class_name, name, device=device, model_from_pretrained_kwargs=kwargs)
+
+
+def without_jitter(name: str) -> tuple[str, float]:
+    """A model's name without the noise that it asks for, and that noise's size, 0 for none.
+
+    >>> without_jitter("tiny-base+jitter=0.02"), without_jitter("tiny-base")
+    (('tiny-base', 0.02), ('tiny-base', 0.0))
+    """
+    name, jitter, size = name.partition(_JITTER)
+    return name, _jitter_size(size) if jitter else 0.0
+
+
+def refuse_unloadable(name: str, model_class_name: str) -> None:
+    """Raise a ValueError for a class, or a name (without jitter) for that class, that `load_model` does not know."""
+    if model_class_name not in MODEL_CLASSES:
+        raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
+    if name.startswith("tiny-") and name not in TINY_MODELS:
+        raise ValueError(f"There is no built-in model {name!r}: those are {', '.join(TINY_MODELS)}.")
+    if model_class_name == "HookedTransformer" and name not in TINY_MODELS and os.path.isdir(name):
         raise ValueError(
             f"HookedTransformer loads models by their Hub name only, and {name!r} is a local folder. Say "
             "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM'."
         )
-    return load_host_model(model_class_name, name, device=device, model_from_pretrained_kwargs=kwargs)
 
 
 @torch.no_grad()
