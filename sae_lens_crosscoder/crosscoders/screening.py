@@ -128,9 +128,9 @@ def _tiles(
     """The product of x and W, some rows at a time and in one piece of memory: the first row's number, and the rows."""
     d_sae = W.shape[1]
     tile_bytes = _TILE_BYTES.get(x.device.type, _TILE_BYTES_ELSEWHERE)
-    n_rows = min(len(x), max(1, tile_bytes // (d_sae * x.element_size())))
+    n_rows = max(1, min(len(x), tile_bytes // (d_sae * x.element_size())))
     memory = torch.empty(n_rows, d_sae, dtype=x.dtype, device=x.device)
-    for start in range(0, len(x), n_rows):
+    for start in range(0, max(1, len(x)), n_rows):  # one tile at least: no tokens have no pairs
         part = x[start : start + n_rows]
         yield start, product(part, memory[: len(part)])
 
