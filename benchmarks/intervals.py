@@ -25,7 +25,7 @@ def scaling_of(world: PlantedWorld, crosscoder: slc.InferenceCrosscoder, n_token
     for part in range(-(-n_tokens // EVALUATION_TOKENS)):
         tokens = min(EVALUATION_TOKENS, n_tokens - part * EVALUATION_TOKENS)
         for batch in world.sample(tokens, seed=seed + part).activations.split(2048):
-            feature_acts = crosscoder.encode(batch)
+            feature_acts = crosscoder.encode_sparse(batch)
             scaling.add(batch, feature_acts, crosscoder.decode(feature_acts))
     return scaling
 

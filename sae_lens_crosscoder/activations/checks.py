@@ -22,9 +22,10 @@ def require_finite(activations: Float[Tensor, "batch d_in"], layout: StackedLayo
             f"Activations must be (token, d_in), but those {where} have shape {tuple(activations.shape)}: flatten "
             "(batch, pos, d_in) with activations.flatten(0, 1)."
         )
+    parts = layout.split(activations)  # which refuses another width
     if torch.isfinite(activations.sum()):  # one pass, where it does not overflow; NaN and infinity always show in it
         return
-    for name, part in zip(layout.names, layout.split(activations), strict=True):
+    for name, part in zip(layout.names, parts, strict=True):
         if torch.isfinite(part).all():
             continue
         n_bad = int((~torch.isfinite(part)).any(dim=-1).sum())

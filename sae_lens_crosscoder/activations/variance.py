@@ -1,5 +1,7 @@
 """Fraction of variance explained, per model and pooled, over a whole set of tokens."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,10 +34,22 @@ class VarianceExplained:
         if self._origin is None:
             # Variances do not depend on it, but a mean much larger than them would cancel their digits.
             self._origin = torch.stack([target[0], residual[0]])
-        target, residual = target - self._origin[0], residual - self._origin[1]
+        origin = self._origin.to(target.device)
+        target, residual = target - origin[0], residual - origin[1]
         sums = torch.stack([part.sum(dim=0) for part in (target, target.square(), residual, residual.square())])
         self._sums += sums.cpu()
         self.n_tokens += len(activations)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that was added, to go on from with `load_state_dict`."""
+        origin = {} if self._origin is None else {"origin": self._origin}
+        return {"n_tokens": torch.tensor(self.n_tokens), "sums": self._sums, **origin}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of another one, of the same layout."""
+        self.n_tokens = int(state["n_tokens"])
+        self._sums.copy_(state["sums"])
+        self._origin = state.get("origin")
 
     def per_model(self) -> dict[str, float]:
         """Keyed by the layout's names; nan for a model whose activations do not vary."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -12,8 +13,9 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.checks import require_finite
-from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.activations.variance import VarianceExplained
+from sae_lens_crosscoder.analysis.checkpoint import SumsCheckpoint, fingerprint
+from sae_lens_crosscoder.analysis.data_source import DataSource, GivenActivations, HarvestedActivations
 from sae_lens_crosscoder.analysis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.latent_columns import latent_table, one_sided_latents
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
@@ -38,6 +40,7 @@ def diagnose(
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
     batch_size_prompts: int = 32,
+    checkpoint_path: str | Path | None = None,
 ) -> pd.DataFrame:
     """Classify every latent and say which of the model-specific ones are genuine.
 
@@ -53,6 +56,8 @@ def diagnose(
             `all`, which takes two float64 numbers per latent and activation coordinate.
         min_active: latents that fire on fewer tokens get the verdict `rare`.
         bounds: whether a very negative nu also counts against a latent; see `verdict`.
+        checkpoint_path: a file in which sums are saved every minute, and from which the same diagnosis goes on, to the
+            same table, if it was interrupted. Removed at the end.
 
     Returns:
         A row per latent. `delta_norm` says where it writes (0 base, 1 chat), `label` is its class, `nu_error` and
@@ -66,52 +71,79 @@ def diagnose(
 
     Raises:
         ValueError: for a training crosscoder, a pair it was not trained on, a null run that was trained differently,
-            activations that are NaN, or no data.
+            activations that are NaN, no data, or a checkpoint of another diagnosis.
     """
     crosscoder = require_inference(crosscoder, "diagnose")
     require_bounds(bounds)
     if free_directions not in ("model_specific", "all"):
         raise ValueError(f"free_directions={free_directions!r} is not one of 'model_specific', 'all'.")
     nulls = require_nulls(null, crosscoder)
-    batches = _activation_batches(crosscoder, pair, tokens, activations, batch_size_prompts)
+    source = _data_source(crosscoder, pair, tokens, activations, batch_size_prompts)
     # Tokens of one context are not independent, so a context must not be spread over shards.
     context_size = 1 if tokens is None else tokens.shape[-1]
-    scaling = LatentScaling(crosscoder, block_size=max(1, _SHARD_BLOCK // context_size) * context_size)
+    block_size = max(1, _SHARD_BLOCK // context_size) * context_size
+    scaling = LatentScaling(crosscoder, block_size=block_size)
     everything = torch.arange(crosscoder.cfg.d_sae)
     free = FreeDirections(crosscoder, everything if free_directions == "all" else one_sided_latents(crosscoder))
     fve = VarianceExplained(crosscoder.layout)
-    with torch.no_grad():
-        for batch in tqdm(batches, desc="Diagnosing", unit="batch", leave=False):
-            require_finite(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {scaling.n_tokens}")
-            for part in batch.split(_BATCH_TOKENS):
-                part = part.to(crosscoder.W_dec)  # which may overflow
-                feature_acts = crosscoder.encode(part)
-                reconstruction = crosscoder.decode(feature_acts)
-                scaling.add(part, feature_acts, reconstruction)
-                free.add(part, feature_acts, reconstruction)
-                fve.add(part, reconstruction)
+    checkpoint = None
+    if checkpoint_path is not None:
+        sums = {"scaling": scaling, "free": free, "fve": fve}
+        options = f"block_size={block_size}, free_directions={free_directions}"
+        origin = {"crosscoder": fingerprint(crosscoder.state_dict().values()), "data source": source.fingerprint()}
+        checkpoint = SumsCheckpoint(checkpoint_path, sums, {**origin, "set of options": options})
+    _stream(source, crosscoder, scaling, free, fve, checkpoint)
     if scaling.n_tokens == 0:
         raise ValueError("There was nothing to diagnose on: the data source gave no tokens.")
     table = latent_table(crosscoder, scaling, free, nulls, min_active, bounds)
     manifest = _manifest(crosscoder, scaling, fve, min_active, bounds)
     table.attrs.update({"conclusion": conclusion(table), **manifest, "n_null_runs": len(nulls)})
+    if checkpoint is not None:
+        checkpoint.remove()
     return table
 
 
-def _activation_batches(
+@torch.no_grad()
+def _stream(
+    source: DataSource,
+    crosscoder: InferenceCrosscoder,
+    scaling: LatentScaling,
+    free: FreeDirections,
+    fve: VarianceExplained,
+    checkpoint: SumsCheckpoint | None,
+) -> None:
+    """Add all tokens, or those that the checkpoint does not hold."""
+    n_seen = 0 if checkpoint is None else checkpoint.resume()
+    total, seen = source.n_tokens, scaling.n_tokens
+    with tqdm(total=total, initial=seen, desc="Diagnosing", unit="token", unit_scale=True, leave=False) as bar:
+        for n_batches, batch in enumerate(source.after(n_seen), start=n_seen + 1):
+            require_finite(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {scaling.n_tokens}")
+            for part in batch.split(_BATCH_TOKENS):
+                part = part.to(crosscoder.W_dec)  # which may overflow
+                feature_acts = crosscoder.encode_sparse(part)
+                reconstruction = crosscoder.decode(feature_acts)
+                scaling.add(part, feature_acts, reconstruction)
+                free.add(part, feature_acts, reconstruction)
+                fve.add(part, reconstruction)
+                bar.update(len(part))
+            if checkpoint is not None:
+                checkpoint.save_if_due(n_batches)
+
+
+def _data_source(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair | None,
     tokens: Tensor | None,
     activations: Float[Tensor, "token d_in"] | Iterable[Float[Tensor, "_ d_in"]] | None,
     batch_size_prompts: int,
-) -> Iterable[Float[Tensor, "_ d_in"]]:
+) -> DataSource:
     if activations is not None:
         if pair is not None or tokens is not None:
             raise ValueError("Give either a pair with tokens or activations, not both.")
         if isinstance(activations, ActivationCache):
             metadata = crosscoder.cfg.metadata
             activations.require_of((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
-        return activations.split(_BATCH_TOKENS) if isinstance(activations, Tensor) else activations
+        return GivenActivations(activations, _BATCH_TOKENS)
     if pair is None or tokens is None:
         raise ValueError("diagnose needs data: give pair= and tokens= (batch, pos), or activations=.")
     metadata = crosscoder.cfg.metadata
@@ -121,7 +153,7 @@ def _activation_batches(
             "This crosscoder does not say which hook it was trained on: set crosscoder.cfg.metadata.hook_name, "
             "such as 'blocks.13.hook_resid_post'."
         )
-    return harvest(pair, tokens, metadata.hook_name, batch_size_prompts)
+    return HarvestedActivations(pair, tokens, metadata.hook_name, batch_size_prompts)
 
 
 def _manifest(

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.active_sums import active_pairs, sums_over_active
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.kernels import gather_sum, indices_of
+from sae_lens_crosscoder.crosscoders.sparse import ActivePairs, pairs_of
 
 
 class FreeDirections:
@@ -27,6 +28,8 @@ class FreeDirections:
     def __init__(self, crosscoder: InferenceCrosscoder, latents: Int[Tensor, " chosen"]) -> None:
         self.crosscoder = crosscoder
         self.latents = latents.to(crosscoder.W_dec.device)
+        self._position = torch.full((crosscoder.cfg.d_sae,), -1, device=self.latents.device)
+        self._position[self.latents] = torch.arange(len(latents), device=self.latents.device)
         zeros = torch.zeros(len(latents), crosscoder.cfg.d_in, dtype=torch.float64, device=self.latents.device)
         self._f_error, self._f3_error = zeros, zeros.clone()
         self._f1, self._f2, self._f4 = (torch.zeros_like(zeros[:, :1]) for _ in range(3))
@@ -41,13 +44,17 @@ class FreeDirections:
         reconstruction: Float[Tensor, "token d_in"],
     ) -> None:
         """Add tokens: raw stacked activations, and what the inference crosscoder makes of them."""
-        pairs = active_pairs(feature_acts[:, self.latents])
-        error = activations.double() - reconstruction.double()
+        pairs, values = pairs_of(feature_acts)
+        position = self._position[pairs.latent]
+        kept = indices_of(position >= 0)
+        chosen = ActivePairs(pairs.token[kept], position[kept], pairs.n_tokens, len(self.latents))
+        order, token, starts = chosen.by_latent
+        position, f = chosen.latent[order], values[kept][order].double()
+        precision = torch.promote_types(activations.dtype, torch.float32)  # half-precision sums lose digits
+        error = activations.to(precision) - reconstruction.to(precision)
         for power, total in ((1, self._f_error), (3, self._f3_error)):
-            active, sums = sums_over_active(pairs, error, power)
-            total.index_add_(0, active, sums)
-        f = pairs.value.double()[:, None]
-        lengths = self.crosscoder.layout.norms(error)[pairs.token]
+            total += gather_sum(error, token, starts, f.pow(power).to(precision))
+        f, lengths = f[:, None], self.crosscoder.layout.norms(error).double()[token]
         for total, parts in (
             (self._f1, f),
             (self._f2, f.square()),
@@ -55,7 +62,24 @@ class FreeDirections:
             (self._f2_error2, (f * lengths).square()),
             (self._f2_per_error, f.square() / lengths),
         ):
-            total.index_add_(0, pairs.latent, parts)
+            total.index_add_(0, position, parts)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that was added, to go on from with `load_state_dict`."""
+        return {
+            "f_error": self._f_error,
+            "f3_error": self._f3_error,
+            "f1": self._f1,
+            "f2": self._f2,
+            "f4": self._f4,
+            "f2_error2": self._f2_error2,
+            "f2_per_error": self._f2_per_error,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of another one, of the same crosscoder and latents."""
+        for name, total in self.state_dict().items():
+            total.copy_(state[name])
 
     def directions(self) -> tuple[Float[Tensor, "chosen d_model"], ...]:
         """v^m of every model, in the units of the saved decoder; nan for a latent that never fires."""

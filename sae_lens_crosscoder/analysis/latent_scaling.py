@@ -2,21 +2,27 @@
 
 For a probe direction d_j and a target y, `beta = sum_i f_ij <d_j, y_i> / (sum_i f_ij^2 |d_j|^2)` is the factor by which
 latent j, scaled, explains y best. Targets per model are the activation, the reconstruction, and the error with latent j
-put back. Only sums over active (token, latent) pairs are formed, `sum_i f_ij y_i` per latent, whose product with d_j is
-the numerator: no per-latent residual is ever needed.
+put back. Only the dot products of active (token, latent) pairs are formed, and their sums for the first two targets:
+no per-latent residual is ever needed.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.active_sums import ActivePairs, active_pairs, sums_over_active
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.kernels import gather_dot
+from sae_lens_crosscoder.crosscoders.sparse import pairs_of
 
 BASE, CHAT = 0, 1
 Target = Literal["activation", "reconstruction", "error"]
+Space = Literal["trained", "raw"]
+# Latents whose resamples are formed at a time.
+_CHUNK = 1024
 
 
 class LatentScaling:
@@ -45,6 +51,13 @@ class LatentScaling:
         self.max_activation = torch.zeros_like(zeros[0])
         self._dots = zeros.new_zeros(2, 2, 2, n_shards, d_sae)
         """sum f <d^probe, y^model>: (probe, model, activation or reconstruction, shard, d_sae)."""
+        self._products = zeros.new_full((2, 2, d_sae), torch.nan)
+        """<d^probe, d^model>: (probe, model, d_sae)."""
+        if self.comparable:
+            decoders = crosscoder.W_dec.detach().double()
+            for probe, direction in enumerate(crosscoder.layout.split(decoders)):
+                for model, decoder in enumerate(crosscoder.layout.split(decoders)):
+                    self._products[probe, model] = (direction * decoder).sum(dim=-1)
 
     @torch.no_grad()
     def add(
@@ -53,45 +66,56 @@ class LatentScaling:
         feature_acts: Float[Tensor, "token d_sae"],
         reconstruction: Float[Tensor, "token d_in"],
     ) -> None:
-        """Add tokens: raw stacked activations, and what the inference crosscoder makes of them."""
-        pairs = active_pairs(feature_acts)
-        start = 0
-        while start < len(activations):
-            # Blocks are counted over the whole stream, so that the shards do not depend on how it was cut into calls.
-            stop = min(len(activations), start + self._block_size - self.n_tokens % self._block_size)
-            self._add_block(pairs.of_tokens(start, stop), activations[start:stop], reconstruction[start:stop])
-            self.n_tokens += stop - start
-            start = stop
+        """Add tokens: raw stacked activations, and what the inference crosscoder makes of them.
 
-    def _add_block(self, pairs: ActivePairs, activations: Tensor, reconstruction: Tensor) -> None:
-        shard = self.n_tokens // self._block_size % len(self.f1)
-        f = pairs.value.double()
-        self.f1[shard].index_add_(0, pairs.latent, f)
-        self.f2[shard].index_add_(0, pairs.latent, f.square())
+        The work is that of the active pairs when `feature_acts` are sparse, as `encode_sparse` returns them.
+        """
+        pairs, values = pairs_of(feature_acts)
+        f = values.double()
+        # Blocks are counted over the whole stream, so that the shards do not depend on how it was cut into calls.
+        tokens = torch.arange(self.n_tokens, self.n_tokens + len(activations), device=f.device)
+        shard = tokens // self._block_size % len(self.f1)
+        place = shard[pairs.token] * pairs.d_sae + pairs.latent
+        self.f1.view(-1).index_add_(0, place, f)
+        self.f2.view(-1).index_add_(0, place, f.square())
         self.n_active.index_add_(0, pairs.latent, torch.ones_like(pairs.latent))
         self.max_activation.scatter_reduce_(0, pairs.latent, f, "amax")
+        self.n_tokens += len(activations)
         if not self.comparable:
             return
-        decoders = self.crosscoder.decoders
+        # Dot products of half-precision numbers lose digits.
+        precision = torch.promote_types(torch.promote_types(activations.dtype, self.crosscoder.dtype), torch.float32)
+        decoders = [decoder.detach().to(precision) for decoder in self.crosscoder.decoders]
         for t, target in enumerate((activations, reconstruction)):
-            latents, sums = sums_over_active(pairs, target)
-            for model, part in enumerate(self.crosscoder.layout.split(sums)):
-                for probe in (BASE, CHAT):
-                    dots = (part * decoders[probe][latents].to(part)).sum(dim=-1)
-                    self._dots[probe, model, t, shard].index_add_(0, latents, dots.double())
+            for model, part in enumerate(self.crosscoder.layout.split(target.to(precision))):
+                for probe, decoder in enumerate(decoders):
+                    dots = gather_dot(part, decoder, pairs.token, pairs.latent)
+                    self._dots[probe, model, t].view(-1).index_add_(0, place, f * dots)
 
-    def beta(
-        self, target: Target, model: int, probe: int = CHAT, space: Literal["trained", "raw"] = "trained"
-    ) -> Float[Tensor, " d_sae"]:
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that was added, to go on from with `load_state_dict`."""
+        return {
+            "n_tokens": torch.tensor(self.n_tokens),
+            "f1": self.f1,
+            "f2": self.f2,
+            "n_active": self.n_active,
+            "max_activation": self.max_activation,
+            "dots": self._dots,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of another one, of the same crosscoder, shards and blocks."""
+        self.n_tokens = int(state["n_tokens"])
+        for name, total in self.state_dict().items():
+            total.copy_(state[name])
+
+    def beta(self, target: Target, model: int, probe: int = CHAT, space: Space = "trained") -> Float[Tensor, " d_sae"]:
         """The best factor for one target; nan where the latent never fires or the probe direction is 0."""
-        return self._beta(torch.ones(1, len(self.f1)), target, model, probe, slice(None), space)[0]
+        every_shard = torch.ones(1, len(self.f1), dtype=self.f1.dtype, device=self.f1.device)
+        return self._beta(every_shard, target, model, probe, slice(None), space)[:, 0]
 
     def nu(
-        self,
-        target: Target,
-        probe: int = CHAT,
-        space: Literal["trained", "raw"] = "trained",
-        significant: bool = True,
+        self, target: Target, probe: int = CHAT, space: Space = "trained", significant: bool = True
     ) -> Float[Tensor, " d_sae"]:
         """beta of the OTHER model over beta of the probe's own model; near 0 means specific to the probe's model.
 
@@ -102,73 +126,78 @@ class LatentScaling:
                 where there is no standard error: on a single block of tokens, or when so few shards hold the latent
                 that a resample may miss it.
         """
-        ratio = self.beta(target, 1 - probe, probe, space) / self.beta(target, probe, probe, space)
+        own = self.beta(target, probe, probe, space)
+        ratio = self.beta(target, 1 - probe, probe, space) / own
         if not significant:
             return ratio
-        own = self.beta(target, probe, probe, space)
         return torch.where(own.abs() >= 2 * self._standard_error(target, probe, space), ratio, torch.nan)
 
     def nu_interval(
         self, target: Target, probe: int = CHAT, coverage: float = 0.95, n_resamples: int = 400, seed: int = 0
     ) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
         """Bootstrap interval of nu over shards, in the trained space; nan where `nu` has no standard error."""
-        tails = torch.tensor([(1 - coverage) / 2, (1 + coverage) / 2], dtype=torch.float64)
+        counts = self._resamples(n_resamples, seed)
+        factor = self._space_factor(1 - probe, probe, "trained")
+        tails = ((1 - coverage) / 2, (1 + coverage) / 2)
         bounds: list[Tensor] = []
         for latents in self._latent_chunks():
-            counts = self._resamples(n_resamples, seed)
-            own = self._beta(counts, target, probe, probe, latents, "trained")
-            other = self._beta(counts, target, 1 - probe, probe, latents, "trained")
-            bounds.append(torch.quantile(other / own, tails.to(own.device), dim=0))
+            # What own and other beta are divided by is the same.
+            other, own = (self._numerators(target, model, probe, latents).T @ counts.T for model in (1 - probe, probe))
+            bounds.append(_quantiles(factor * other / own, tails))
         low, high = torch.cat(bounds, dim=-1)
         return low, high
 
-    def _standard_error(self, target: Target, probe: int, space: Literal["trained", "raw"]) -> Float[Tensor, " d_sae"]:
+    def _standard_error(self, target: Target, probe: int, space: Space) -> Float[Tensor, " d_sae"]:
         counts = self._resamples(200, seed=0)
-        parts = [self._beta(counts, target, probe, probe, chunk, space).std(dim=0) for chunk in self._latent_chunks()]
+        parts = [self._beta(counts, target, probe, probe, chunk, space).std(dim=-1) for chunk in self._latent_chunks()]
         return torch.cat(parts)
 
     def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample shard"]:
         """How often each shard is drawn when as many are drawn, with replacement, as hold any tokens."""
+        counts = torch.zeros(n_resamples, len(self.f1), dtype=self.f1.dtype)
         n_filled = min(len(self.f1), -(-self.n_tokens // self._block_size))
-        if n_filled < 2:  # one block, drawn again and again, would seem to be without error
-            return torch.zeros(n_resamples, len(self.f1))
-        generator = torch.Generator().manual_seed(seed)
-        draws: Int[Tensor, "resample shard"] = torch.randint(n_filled, (n_resamples, n_filled), generator=generator)
-        counts = torch.zeros(n_resamples, len(self.f1))
-        return counts.scatter_add(1, draws, torch.ones_like(draws, dtype=counts.dtype))
+        if n_filled >= 2:  # one block, drawn again and again, would seem to be without error
+            generator = torch.Generator().manual_seed(seed)
+            draws: Int[Tensor, "resample shard"] = torch.randint(n_filled, (n_resamples, n_filled), generator=generator)
+            counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=counts.dtype))
+        return counts.to(self.f1.device)
 
     def _latent_chunks(self) -> list[slice]:
-        return [slice(start, start + 8192) for start in range(0, self.f1.shape[1], 8192)]
+        return [slice(start, start + _CHUNK) for start in range(0, self.f1.shape[1], _CHUNK)]
 
-    @torch.no_grad()
     def _beta(
         self,
-        weights: Float[Tensor, "resample shard"],
+        counts: Float[Tensor, "resample shard"],
         target: Target,
         model: int,
         probe: int,
         latents: slice,
-        space: Literal["trained", "raw"],
-    ) -> Float[Tensor, "resample latent"]:
-        """beta from weighted shard sums, with no per-latent residual."""
-        weights = weights.to(self.f1)
-        energy = weights @ self.f2[:, latents]
-        if not self.comparable:
-            return torch.full_like(energy, torch.nan)
-        decoders = [decoder[latents].double() for decoder in self.crosscoder.decoders]
-        direction = decoders[probe]
-        norm_square = direction.square().sum(dim=-1)
-        dots = [weights @ self._dots[probe, model, t, :, latents] for t in range(2)]
-        per_target = [dot / (energy * norm_square) for dot in dots]
+        space: Space,
+    ) -> Float[Tensor, "latent resample"]:
+        """beta of shards counted so often; 0 / 0 is nan, as it should be."""
+        energy = self.f2[:, latents].T @ counts.T * self._products[probe, probe, latents, None]
+        numerator = self._numerators(target, model, probe, latents).T @ counts.T
+        return self._space_factor(model, probe, space) * numerator / energy
+
+    def _numerators(self, target: Target, model: int, probe: int, latents: slice) -> Float[Tensor, "shard latent"]:
+        """`sum f <d^probe, y>`."""
+        activation, reconstruction = self._dots[probe, model, :, :, latents]
         match target:
             case "activation":
-                beta = per_target[0]
+                return activation
             case "reconstruction":
-                beta = per_target[1]
+                return reconstruction
             case "error":
-                own_share = (direction * decoders[model]).sum(dim=-1) / norm_square
-                beta = per_target[0] - per_target[1] + own_share
-        silent = (energy == 0) | (norm_square == 0)
-        scales = self.crosscoder.activation_scales.double()
-        factor = scales[model] / scales[probe] if space == "trained" else torch.ones_like(scales[0])
-        return torch.where(silent, torch.nan, beta * factor)
+                put_back = self.f2[:, latents] * self._products[probe, model, latents]
+                return activation - reconstruction + put_back
+
+    def _space_factor(self, model: int, probe: int, space: Space) -> float:
+        scales = self.crosscoder.activation_scales.tolist()
+        return scales[model] / scales[probe] if space == "trained" else 1.0
+
+
+def _quantiles(values: Float[Tensor, "latent resample"], levels: tuple[float, float]) -> Float[Tensor, "2 latent"]:
+    """nan for a latent of which any is nan."""
+    if values.device.type == "cpu":  # where numpy is several times as fast
+        return torch.from_numpy(np.quantile(values.numpy(), levels, axis=-1, overwrite_input=True))
+    return torch.quantile(values, values.new_tensor(levels), dim=-1)

@@ -4,7 +4,6 @@ import math
 from abc import ABC
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +13,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
+from sae_lens_crosscoder.crosscoders.screening import pairs_above, screening_precision
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 
 
@@ -92,6 +92,20 @@ class InferenceCrosscoder(CrosscoderViews):
         """s_j, which is 1 for every latent in canonical form, so SAELens's own norm fold changes nothing."""
         return torch.ones_like(self.b_enc)
 
+    @property
+    def thresholds(self) -> Float[Tensor, " d_sae"]:
+        """What a pre-activation must exceed for its latent to be on, never below 0."""
+        return torch.zeros_like(self.b_enc)
+
+    @torch.no_grad()
+    def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+        """What `encode` returns, as a sparse tensor and with no dense one on the way; `decode` reads it as well."""
+        sae_in = self.process_sae_in(x)
+        is_half = self.dtype.itemsize < 4  # and so cannot be screened in less
+        precision = "float32" if is_half else screening_precision("auto", sae_in.device)
+        pairs, pre = pairs_above(sae_in, self.W_enc, self.b_enc, self.thresholds, precision)
+        return pairs.as_tensor(pre)
+
     def to_jumprelu_sae(self) -> JumpReLUSAE:
         """The same function as a plain SAELens `jumprelu` SAE of the stack, for people without this package.
 
@@ -100,9 +114,8 @@ class InferenceCrosscoder(CrosscoderViews):
         shared = {field.name for field in fields(JumpReLUSAEConfig)}
         cfg = JumpReLUSAEConfig(**{name: getattr(self.cfg, name) for name in shared})
         sae = JumpReLUSAE(cfg)
-        threshold: Any = getattr(self, "threshold", torch.zeros_like(self.b_enc))
-        weights = dict(W_enc=self.W_enc, b_enc=self.b_enc, W_dec=self.W_dec, b_dec=self.b_dec, threshold=threshold)
-        sae.load_state_dict(weights)
+        weights = dict(W_enc=self.W_enc, b_enc=self.b_enc, W_dec=self.W_dec, b_dec=self.b_dec)
+        sae.load_state_dict({**weights, "threshold": self.thresholds})
         return sae
 
 
@@ -112,6 +125,11 @@ class ReLUCrosscoder(InferenceCrosscoder, StandardSAE):
 
 class JumpReLUCrosscoder(InferenceCrosscoder, JumpReLUSAE):
     """As `ReLUCrosscoder`, with every score that is not above `threshold` set to 0."""
+
+    @property
+    @override
+    def thresholds(self) -> Float[Tensor, " d_sae"]:
+        return self.threshold.clamp(min=0)
 
 
 def require_inference(crosscoder: object, purpose: str) -> InferenceCrosscoder:

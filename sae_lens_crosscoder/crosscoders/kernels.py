@@ -91,10 +91,11 @@ def indices_above(
         from sae_lens_crosscoder.crosscoders import triton_kernels
 
         return triton_kernels.indices_above(tile, bounds)
-    if tile.device.type != "cpu":
+    is_bfloat16 = tile.dtype == torch.bfloat16
+    if tile.device.type != "cpu" or (is_bfloat16 and bounds is not None):
         return indices_of((tile > (0 if bounds is None else bounds)).view(-1))
     # numpy compares faster than torch. It has no bfloat16, but the bits of a positive one are a positive integer's.
-    numbers = tile.view(torch.int16) if tile.dtype == torch.bfloat16 and bounds is None else tile
+    numbers = tile.view(torch.int16) if is_bfloat16 else tile
     above = numbers.numpy() > (0 if bounds is None else bounds.numpy())
     return indices_of(torch.from_numpy(above).view(-1))
 

@@ -138,9 +138,9 @@ def _tiles(
 ) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
     """The product of x and W, some rows at a time and in one piece of memory: the first row's number, and the rows."""
     d_sae = W.shape[1]
-    n_rows = min(len(x), tile_rows(x.device.type, d_sae, x.element_size()))
+    n_rows = max(1, min(len(x), tile_rows(x.device.type, d_sae, x.element_size())))
     memory = torch.empty(n_rows, d_sae, dtype=x.dtype, device=x.device)
-    for start in range(0, len(x), n_rows):
+    for start in range(0, max(1, len(x)), n_rows):  # one tile at least: no tokens have no pairs
         part = x[start : start + n_rows]
         yield start, product(part, memory[: len(part)])
 

@@ -48,6 +48,23 @@ class ActivePairs:
         order = stable_order(self.latent, self.d_sae)
         return ByLatent(order, self.token[order], run_starts(self.latent, self.d_sae))
 
+    def as_tensor(self, values: Float[Tensor, " pairs"]) -> Float[Tensor, "token d_sae"]:
+        """The sparse tensor that holds `values` at the pairs, as SAELens reads and writes sparse activations."""
+        indices, shape = torch.stack([self.token, self.latent]), (self.n_tokens, self.d_sae)
+        return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
+
+
+def pairs_of(feature_acts: Float[Tensor, "token d_sae"]) -> tuple[ActivePairs, Float[Tensor, " pairs"]]:
+    """The pairs at which activations, dense or sparse, are not 0, and their values there.
+
+    >>> pairs, values = pairs_of(torch.tensor([[0.0, 2.0], [0.0, 0.0], [3.0, 0.0]]))
+    >>> pairs.token, pairs.latent, values
+    (tensor([0, 2]), tensor([1, 0]), tensor([2., 3.]))
+    """
+    acts = feature_acts.coalesce() if feature_acts.is_sparse else feature_acts.to_sparse()
+    token, latent = acts.indices()
+    return ActivePairs(token, latent, *feature_acts.shape), acts.values()
+
 
 class DenseCode:
     """A batch's activations as an array, 0 where a latent is off, and its pre-activations."""
@@ -106,9 +123,7 @@ class SparseCode:
 
     def feature_acts(self) -> Tensor:
         """As a sparse tensor, which SAELens reads as well; without gradient."""
-        indices = torch.stack([self.pairs.token, self.pairs.latent])
-        shape = (self.pairs.n_tokens, self.pairs.d_sae)
-        return torch.sparse_coo_tensor(indices, self.values.detach(), shape, is_coalesced=True, check_invariants=False)
+        return self.pairs.as_tensor(self.values.detach())
 
 
 Code = DenseCode | SparseCode

@@ -10,6 +10,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.checks import require_finite
 from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.analysis import data_source
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder, scaling_of
 from tests.crosscoders.conftest import batchtopk_crosscoder
@@ -212,6 +213,21 @@ def test_one_tensor_of_activations_is_as_good_as_batches():
     )
 
 
+@pytest.mark.parametrize(("cut", "total"), [(None, 5000), (700, None)])
+def test_progress_is_counted_in_tokens_to_a_total_that_is_said_if_it_is_known(cut, total, monkeypatch):
+    x, bars = random_activations(5000), []
+    bar_class = diagnose_module.tqdm
+
+    def watched(**options):
+        bars.append(bar_class(**options))
+        return bars[-1]
+
+    monkeypatch.setattr(diagnose_module, "tqdm", watched)
+    slc.diagnose(random_crosscoder(), activations=x if cut is None else x.split(cut))
+    (bar,) = bars
+    assert (bar.total, bar.n, bar.unit) == (total, 5000, "token")
+
+
 def test_a_pair_with_tokens_is_the_same_as_its_activations():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
     crosscoder = relu_crosscoder(torch.randn(8, 192, dtype=torch.float64), d_models=(96, 96))
@@ -319,7 +335,7 @@ def test_a_context_is_never_spread_over_shards(context_size, block, monkeypatch)
 
     monkeypatch.setattr(slc.LatentScaling, "__init__", watched)
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
-    monkeypatch.setattr(diagnose_module, "harvest", lambda *_: [random_activations(600)])
+    monkeypatch.setattr(data_source, "harvest", lambda *_: [random_activations(600)])
     crosscoder = random_crosscoder()
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
     slc.diagnose(crosscoder, pair, torch.zeros(2, context_size, dtype=torch.long))

@@ -44,6 +44,19 @@ def test_only_the_chosen_latents_have_columns():
         assert column[[0, 2, 3, 5]].isnan().all()
 
 
+def test_sparse_activations_and_none_of_the_latents_will_do():
+    crosscoder, x = random_crosscoder(), random_activations()
+    f = crosscoder.encode_sparse(x)
+    for chosen in ([4, 1], []):
+        latents = torch.tensor(chosen, dtype=torch.int64)
+        free = FreeDirections(crosscoder, latents)
+        free.add(x, f, crosscoder.decode(f))
+        expected = free_of(crosscoder, x, latents).columns()
+        for name, column in free.columns().items():
+            torch.testing.assert_close(column, expected[name], equal_nan=True)
+            assert column.isfinite().sum() <= len(chosen)
+
+
 def one_concept_in_chat_only_latent(concept, noise=0.02):
     """A latent that reads and writes the chat model alone, on a world with one concept."""
     world = PlantedWorld([concept], d_models=(16, 16), seed=0, noise=noise, offset_norm=0.0)

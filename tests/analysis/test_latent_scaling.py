@@ -103,6 +103,38 @@ def test_order_and_batching_of_the_data_change_nothing():
         torch.testing.assert_close(scaling.nu("error", significant=False), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("batch", [1, 7, 13, 40])
+def test_sparse_activations_in_any_cut_give_the_shards_of_dense_ones(batch):
+    """Sums, shards and all: a shard is that of the token's place in the stream, whoever cuts it."""
+    crosscoder, x = random_crosscoder(), random_activations()
+    whole, streamed = (slc.LatentScaling(crosscoder, n_shards=4, block_size=5) for _ in range(2))
+    f = crosscoder.encode(x)
+    whole.add(x, f, crosscoder.decode(f))
+    for part in x.split(batch):
+        f = crosscoder.encode_sparse(part)
+        streamed.add(part, f, crosscoder.decode(f))
+    for name, total in whole.state_dict().items():
+        torch.testing.assert_close(streamed.state_dict()[name], total, rtol=1e-10, atol=1e-12)
+    shards = [[t for t in range(40) if t // 5 % 4 == shard] for shard in range(4)]
+    expected = torch.stack([crosscoder.encode(x)[rows].sum(dim=0) for rows in shards])
+    torch.testing.assert_close(whole.f1, expected)
+
+
+def test_sums_go_on_from_those_that_were_saved():
+    crosscoder, x = random_crosscoder(), random_activations(600)
+    whole, first, second = (slc.LatentScaling(crosscoder) for _ in range(3))
+    for n, (part, sums) in enumerate(zip(x.split(200), (first, second, second), strict=True)):
+        if n == 1:
+            second.load_state_dict(first.state_dict())
+        f = crosscoder.encode_sparse(part)
+        for scaling in (whole, sums):
+            scaling.add(part, f, crosscoder.decode(f))
+    assert second.n_tokens == 600
+    for name, total in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], total)
+    assert torch.equal(whole.nu("error"), second.nu("error"))
+
+
 def test_units_of_a_latent_change_nothing():
     """f_j times a, d_j over a is the same latent."""
     crosscoder, x = random_crosscoder(), random_activations()

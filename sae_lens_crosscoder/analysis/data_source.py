@@ -1,0 +1,65 @@
+"""Where a diagnosis gets its activations: batches, of which those it has seen before can be left out."""
+
+from collections.abc import Iterable
+from itertools import chain, islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lens_crosscoder.activations.cache import ActivationCache
+from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.analysis.checkpoint import fingerprint
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+Batches = Iterable[Float[Tensor, "_ d_in"]]
+
+
+class HarvestedActivations:
+    """Activations of given tokens, for which the models run; not for those that are left out."""
+
+    def __init__(self, pair: HookedModelPair, tokens: Tensor, hook_name: str, batch_size_prompts: int) -> None:
+        self._pair, self._tokens, self._hook_name = pair, tokens, hook_name
+        self._batch_size_prompts = batch_size_prompts
+        self.n_tokens = tokens.numel()
+
+    def fingerprint(self) -> str:
+        """A text by which another source is told from this one."""
+        return fingerprint([self._tokens, torch.tensor(self._batch_size_prompts)])
+
+    def after(self, n_batches: int) -> Batches:
+        """All but the first batches."""
+        rest = self._tokens[n_batches * self._batch_size_prompts :]
+        if n_batches > 0 and len(rest) == 0:
+            return []
+        return harvest(self._pair, rest, self._hook_name, self._batch_size_prompts)
+
+
+class GivenActivations:
+    """Activations that someone else made; those that are left out are read all the same if they come one by one.
+
+    Args:
+        batch_size: tokens in a batch of a tensor.
+    """
+
+    def __init__(self, activations: Float[Tensor, "token d_in"] | Batches, batch_size: int) -> None:
+        self.n_tokens = len(activations) if isinstance(activations, Tensor | ActivationCache) else None
+        self._batches = iter(activations.split(batch_size) if isinstance(activations, Tensor) else activations)
+
+    def fingerprint(self) -> str:
+        """As far as the number of tokens and the first batch tell."""
+        first = list(islice(self._batches, 1))
+        self._batches = chain(first, self._batches)
+        return f"{self.n_tokens} {fingerprint(first)}"
+
+    def after(self, n_batches: int) -> Batches:
+        n_skipped = sum(1 for _ in islice(self._batches, n_batches))
+        if n_skipped < n_batches:
+            raise ValueError(
+                f"The checkpoint holds {n_batches} batches, but the activations are only {n_skipped}: go on with the "
+                "same activations, or delete the checkpoint to start anew."
+            )
+        return self._batches
+
+
+DataSource = HarvestedActivations | GivenActivations
