@@ -66,8 +66,8 @@ def diagnose(
         `q_value` is the share of chance among latents as one-sided as this one. `rho_limit` (L1 only) is how weak the
         other model may have the latent and still get a decoder norm of 0. Columns ending in `_base_probe` mirror
         the nu for base-only latents, those in `_unfiltered` keep nu where its denominator may be 0, and those in `_raw`
-        (only when models were scaled differently) are in the space of raw activations. `.attrs` holds the manifest:
-        the conclusion in one sentence, versions, models, hook, number of tokens, FVE, L0.
+        (only when models were scaled differently, or centred) are in the space of raw activations. `.attrs` holds the
+        manifest: the conclusion in one sentence, versions, models, hook, number of tokens, FVE, L0.
 
     Raises:
         ValueError: for a training crosscoder, a pair it was not trained on, a null run that was trained differently,
@@ -169,6 +169,7 @@ def _manifest(
         "seed": metadata.seed,
         "space": "raw" if crosscoder.cfg.activation_scales is None else "trained (scaled)",
         "score": crosscoder.cfg.score,
+        "score_norm": crosscoder.cfg.score_norm,
         "training": metadata.training_architecture_details,
         "n_tokens": scaling.n_tokens,
         "min_active": min_active,

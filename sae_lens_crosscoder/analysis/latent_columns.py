@@ -47,7 +47,7 @@ def latent_table(
     }
     columns |= _scaling_columns(scaling)
     columns |= free.columns()
-    if len(set(crosscoder.activation_scales.tolist())) > 1:
+    if len(set(crosscoder.activation_scales.tolist())) > 1 or crosscoder.cfg.activation_means is not None:
         columns["delta_norm_raw"] = delta_norm(crosscoder.layout.norms(crosscoder.W_dec.detach().double()))
         for target in ("error", "reconstruction"):
             columns[f"nu_{target}_raw"] = scaling.nu(target, space="raw")

@@ -53,11 +53,15 @@ class LatentScaling:
         """sum f <d^probe, y^model>: (probe, model, activation or reconstruction, shard, d_sae)."""
         self._products = zeros.new_full((2, 2, d_sae), torch.nan)
         """<d^probe, d^model>: (probe, model, d_sae)."""
+        self._mean_products = self._products.clone()
+        """<d^probe, mean^model>, of what was subtracted from the activations in training."""
         if self.comparable:
-            decoders = crosscoder.W_dec.detach().double()
-            for probe, direction in enumerate(crosscoder.layout.split(decoders)):
-                for model, decoder in enumerate(crosscoder.layout.split(decoders)):
+            decoders = crosscoder.layout.split(crosscoder.W_dec.detach().double())
+            means = crosscoder.layout.split(crosscoder.activation_means.double())
+            for probe, direction in enumerate(decoders):
+                for model, (decoder, mean) in enumerate(zip(decoders, means, strict=True)):
                     self._products[probe, model] = (direction * decoder).sum(dim=-1)
+                    self._mean_products[probe, model] = direction @ mean
 
     @torch.no_grad()
     def add(
@@ -142,7 +146,8 @@ class LatentScaling:
         bounds: list[Tensor] = []
         for latents in self._latent_chunks():
             # What own and other beta are divided by is the same.
-            other, own = (self._numerators(target, model, probe, latents).T @ counts.T for model in (1 - probe, probe))
+            numerators = (self._numerators(target, model, probe, latents, "trained") for model in (1 - probe, probe))
+            other, own = (numerator.T @ counts.T for numerator in numerators)
             bounds.append(_quantiles(factor * other / own, tails))
         low, high = torch.cat(bounds, dim=-1)
         return low, high
@@ -176,12 +181,17 @@ class LatentScaling:
     ) -> Float[Tensor, "latent resample"]:
         """beta of shards counted so often; 0 / 0 is nan, as it should be."""
         energy = self.f2[:, latents].T @ counts.T * self._products[probe, probe, latents, None]
-        numerator = self._numerators(target, model, probe, latents).T @ counts.T
+        numerator = self._numerators(target, model, probe, latents, space).T @ counts.T
         return self._space_factor(model, probe, space) * numerator / energy
 
-    def _numerators(self, target: Target, model: int, probe: int, latents: slice) -> Float[Tensor, "shard latent"]:
-        """`sum f <d^probe, y>`."""
+    def _numerators(
+        self, target: Target, model: int, probe: int, latents: slice, space: Space
+    ) -> Float[Tensor, "shard latent"]:
+        """`sum f <d^probe, y>`, with y in raw units but centred as in the space."""
         activation, reconstruction = self._dots[probe, model, :, :, latents]
+        if space == "trained":
+            shift = self.f1[:, latents] * self._mean_products[probe, model, latents]
+            activation, reconstruction = activation - shift, reconstruction - shift
         match target:
             case "activation":
                 return activation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAEConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
@@ -14,7 +14,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.crosscoders.screening import Screening, screening_precision
-from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, SparseCode, rows_of
+from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, SparseCode
 from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
 
 AUTHORS_THRESHOLD_START = 1000
@@ -129,8 +129,8 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         dead = None if dead_mask is None else dead_mask.nonzero().squeeze(-1)
         if dead is None or len(dead) == 0 or self.cfg.aux_loss_coefficient == 0:
             return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
-        revival_loss = self._revival_loss(step_input.sae_in, sae_out, code.pre_of(dead), dead)
-        return {"auxiliary_reconstruction_loss": revival_loss}
+        revived = code.pre_of(dead), code.rows_of(self.W_dec, dead)
+        return {"auxiliary_reconstruction_loss": self._revival_loss(step_input.sae_in, sae_out, *revived)}
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -157,20 +157,19 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         if dead_neuron_mask is None or self.cfg.aux_loss_coefficient == 0 or not dead_neuron_mask.any():
             return sae_out.new_zeros(())
         dead = dead_neuron_mask.nonzero().squeeze(-1)
-        return self._revival_loss(sae_in, sae_out, hidden_pre[:, dead], dead)
+        return self._revival_loss(sae_in, sae_out, hidden_pre[:, dead], self.W_dec[dead])
 
     def _revival_loss(
         self,
         sae_in: Float[Tensor, "batch d_in"],
         sae_out: Float[Tensor, "batch d_in"],
         hidden_pre: Float[Tensor, "batch dead"],
-        dead: Int[Tensor, " dead"],
+        W_dec: Float[Tensor, "dead d_in"],
     ) -> Float[Tensor, ""]:
         """alpha times the share of the residual's variance that the best dead latents leave unexplained."""
         residual = self.run_time_activation_norm_fn_in(sae_in.to(self.dtype) - sae_out).detach()
         # SAELens takes half of the stack, which is twice what one model's width suggests.
-        k_aux = min(self.layout.d_models[0] // 2, len(dead))
-        W_dec = rows_of(self.W_dec, dead)
+        k_aux = min(self.layout.d_models[0] // 2, len(W_dec))
         acts = hidden_pre.relu()
         norms = score_norms(W_dec.detach(), self.layout, self.cfg.score)
         best = (acts.detach() * norms).topk(k_aux, dim=-1, sorted=False).indices

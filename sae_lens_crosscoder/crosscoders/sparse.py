@@ -80,6 +80,12 @@ class DenseCode:
         """Pre-activations of a few latents on all tokens."""
         return self._pre[:, latents]
 
+    def rows_of(
+        self, weights: Float[Tensor, "d_sae d_in"], latents: Int[Tensor, " latents"]
+    ) -> Float[Tensor, "latents d_in"]:
+        """A few latents' weights."""
+        return weights[latents]
+
     def scores(self, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
         """`f_j s_j` of everything that is on, in no particular order."""
         return (self.acts * norms)[self.acts > 0]
@@ -112,8 +118,14 @@ class SparseCode:
         return _Reconstruction.apply(W_dec, self.values, self.pairs)  # pyright: ignore[reportReturnType]
 
     def pre_of(self, latents: Int[Tensor, " latents"]) -> Float[Tensor, "batch latents"]:
-        # As `rows_of`, on the view whose gradient the active pairs make as well.
-        return self._x @ rows_of(self._rows, latents).T + self._b_enc[latents]
+        # Of the view whose gradient the active pairs make as well.
+        return self._x @ self.rows_of(self._rows, latents).T + self._b_enc[latents]
+
+    def rows_of(
+        self, weights: Float[Tensor, "d_sae d_in"], latents: Int[Tensor, " latents"]
+    ) -> Float[Tensor, "latents d_in"]:
+        # With a sparse gradient, which autograd adds to that of the active pairs without an array of zeros.
+        return embedding(latents, weights, sparse=True)
 
     def scores(self, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
         return self.values * norms[self.pairs.latent]
@@ -127,11 +139,6 @@ class SparseCode:
 
 
 Code = DenseCode | SparseCode
-
-
-def rows_of(weights: Float[Tensor, "d_sae d_in"], latents: Int[Tensor, " latents"]) -> Float[Tensor, "latents d_in"]:
-    """A few rows, whose gradient is added to that of the others without an array of zeros."""
-    return embedding(latents, weights, sparse=True)
 
 
 class _PreActivations(torch.autograd.Function):

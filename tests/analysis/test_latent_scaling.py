@@ -7,6 +7,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.planted import Concept, PlantedWorld
+from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
 from tests.analysis.conftest import (
     D_MODELS,
     D_SAE,
@@ -68,6 +69,29 @@ def test_scaled_space_is_the_space_of_scaled_activations():
         a = scaling_of(raw, x).nu(target, significant=False)
         b = scaling_of(scaled, x * factors).nu(target, significant=False)
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("target", ["activation", "reconstruction", "error"])
+@pytest.mark.parametrize("probe", [0, 1])
+def test_the_space_of_centred_activations_is_that_of_the_sums_without_their_means(target, probe):
+    """A crosscoder trained on `c_m (h^m - mean_m)`, folded, against one that is fed those."""
+    scales, means = (0.5, 2.0), ((1.0, -2.0, 3.0), (0.5, 0.0, -1.0))
+    inner, x = random_crosscoder(), random_activations()
+    outer = random_crosscoder(scales=scales)
+    outer.cfg.activation_means = means
+    mean = torch.tensor(means, dtype=torch.float64).flatten()
+    weights = Weights(inner.W_enc, inner.b_enc, inner.W_dec, inner.b_dec)
+    folded = fold_activation_scales(weights, inner.layout, torch.tensor(scales, dtype=torch.float64), mean)
+    with torch.no_grad():
+        for name, tensor in folded._asdict().items():
+            getattr(outer, name).copy_(tensor)
+    fed = inner.layout.expand(torch.tensor(scales, dtype=torch.float64)) * (x - mean)
+    ours, expected = scaling_of(outer, x, block_size=4), scaling_of(inner, fed, block_size=4)
+    for model in (0, 1):
+        torch.testing.assert_close(ours.beta(target, model, probe), expected.beta(target, model, probe))
+    torch.testing.assert_close(ours.nu(target, probe), expected.nu(target, probe), equal_nan=True)
+    for bound, expected_bound in zip(ours.nu_interval(target), expected.nu_interval(target), strict=True):
+        torch.testing.assert_close(bound, expected_bound, equal_nan=True)
 
 
 def test_beta_is_what_a_least_squares_solver_finds():
