@@ -11,6 +11,8 @@ from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
+from sae_lens_crosscoder.causal.patched import patched
+from sae_lens_crosscoder.causal.resume import resume_from
 from sae_lens_crosscoder.crosscoders.batchtopk import (
     BatchTopKCrosscoderTrainingConfig,
     BatchTopKTrainingCrosscoder,
@@ -60,8 +62,10 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "load",
+    "patched",
     "read_latents",
     "register_architectures",
+    "resume_from",
     "train_on_one_stream",
     "write_latents",
     "write_report",
