@@ -11,6 +11,7 @@ from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
+from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
 from sae_lens_crosscoder.causal.patched import patched
 from sae_lens_crosscoder.causal.resume import resume_from
 from sae_lens_crosscoder.crosscoders.batchtopk import (
@@ -58,9 +59,11 @@ __all__ = [
     "ReLUCrosscoderConfig",
     "StackedLayout",
     "agreement",
+    "causal_effects",
     "chat_tokens",
     "delta_norm",
     "diagnose",
+    "kl_to_chat",
     "load",
     "patched",
     "read_latents",

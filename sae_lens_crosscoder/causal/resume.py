@@ -24,6 +24,7 @@ def resume_from(
     *,
     share_prefix: bool = True,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> Float[Tensor, "intervention selected d_vocab"]:
     """The model's logits with its residual stream at a hook replaced, once per intervention.
 
@@ -39,6 +40,7 @@ def resume_from(
         positions: where logits are wanted; None means everywhere. The result has them prompt by prompt.
         share_prefix: False runs all positions of every intervention.
         batch_size: how many prompts, counted once per intervention, run at a time: what bounds the memory.
+        progress: whether to show a bar.
 
     Raises:
         ValueError: for another kind of model or hook, or shapes that do not fit each other.
@@ -48,7 +50,8 @@ def resume_from(
     _refuse_shapes(residual, tokens, positions)
     device = device_of(model)
     parts: list[Tensor] = []
-    with tqdm(total=residual.shape[0] * residual.shape[1], desc="Patching", unit="prompt", leave=False) as bar:
+    n_rows = residual.shape[0] * residual.shape[1]
+    with tqdm(total=n_rows, desc="Patching", unit="prompt", leave=False, disable=not progress) as bar:
         for prompts in torch.arange(len(tokens)).split(batch_size):
             some_tokens, some_positions = tokens[prompts].to(device), positions[prompts].to(device)
             some_residual = residual[:, prompts.to(residual.device)]
