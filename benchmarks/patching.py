@@ -3,9 +3,9 @@
 python benchmarks/patching.py --rounds 9 --output benchmarks/results/patching.json
 
 A random pair of 12 layers, 32 interventions after block 6 on the last 8 of 64 positions, and the KL from the chat model
-there. Both sides read both models' activations at the hook and the chat model's own logits once. The peer then runs the
-whole chat model once per intervention, with a hook. Ours runs layers 7 to 12 alone, on all interventions as one batch,
-and unembeds the last 8 positions. In `patch/L6of12` every intervention runs all 64 positions through these layers; in
+there. Both sides read both models' activations at the hook once. The peer then runs the whole chat model once as it is,
+and once per intervention with a hook. Ours runs layers 7 to 12 alone, on all interventions as one batch, and unembeds
+the last 8 positions. In `patch/L6of12` every intervention runs all 64 positions through these layers; in
 `patch/L6of12/shared_prefix` the 56 positions before the first edit run once, and their keys and values are shared.
 """
 
@@ -65,34 +65,31 @@ class Experiment:
         assert delta is not None
         return base + delta * self.last[..., None]
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Both models' activations, the base model's alone, and the chat model's log-probabilities at the end."""
-        stacked = self.pair.activations(self.tokens, HOOK)
-        chat = self.pair.chat(self.tokens)[self.last].log_softmax(dim=-1)
-        return stacked, self.layout.split(stacked)[0], chat
-
     @torch.no_grad()
     def ours(self, share_prefix: bool) -> Tensor:
-        stacked, base, chat = self.read()
+        stacked = self.pair.activations(self.tokens, HOOK)
+        base, chat = self.layout.split(stacked)
         residual = torch.stack([self.edited(stacked, base, one) for one in self.interventions])
-        logits = slc.resume_from(
-            self.pair.chat, residual, HOOK, self.tokens, self.last, share_prefix=share_prefix, batch_size=len(residual)
-        )
-        return kl(chat, logits)
+        options = {"share_prefix": share_prefix, "batch_size": len(residual)}
+        own = slc.resume_from(self.pair.chat, chat[None], HOOK, self.tokens, self.last)
+        return kl(own, slc.resume_from(self.pair.chat, residual, HOOK, self.tokens, self.last, **options))
 
     @torch.no_grad()
     def peer(self) -> Tensor:
-        stacked, base, chat = self.read()
+        stacked = self.pair.activations(self.tokens, HOOK)
+        base, _ = self.layout.split(stacked)
+        own = self.pair.chat(self.tokens)[self.last]
         effects: list[Tensor] = []
         for one in self.interventions:
             hook = (HOOK, lambda value, hook, one=one: self.edited(stacked, base, one))
-            effects.append(kl(chat, self.pair.chat.run_with_hooks(self.tokens, fwd_hooks=[hook])[self.last]))
+            effects.append(kl(own, self.pair.chat.run_with_hooks(self.tokens, fwd_hooks=[hook])[self.last]))
         return torch.stack(effects)
 
 
 def kl(chat: Tensor, logits: Tensor) -> Tensor:
     """KL(chat || patched) in nats per position."""
-    return (chat.exp() * (chat - logits.log_softmax(dim=-1))).sum(dim=-1)
+    own, patched = chat.log_softmax(dim=-1), logits.log_softmax(dim=-1)
+    return (own.exp() * (own - patched)).sum(dim=-1)
 
 
 def random_model(seed: int) -> HookedTransformer:

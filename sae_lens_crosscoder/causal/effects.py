@@ -70,7 +70,7 @@ def causal_effects(
     setups = plain_setups(crosscoder, template is not None, with_bias)
     pool = [*halves["top_delta_norm"], *halves["bottom_delta_norm"]]
     _refuse_masks(tokens, response, template)
-    energy = _carried_energy(pair, crosscoder, tokens, batch_size)
+    energy = carried_energy(pair, crosscoder, tokens, batch_size)
     controls = random_controls(latents, halves["top_nu"], pool, energy, seed)
     setups += latent_setups(crosscoder, {**halves, **controls, **(sets or {})})
     sums = kl_to_chat(pair, crosscoder, tokens, response, setups, template=template, batch_size=batch_size)
@@ -129,7 +129,7 @@ def _embedded(model: Any, tokens: Tensor) -> Float[Tensor, "prompt pos d_model"]
 
 
 @torch.no_grad()
-def _carried_energy(
+def carried_energy(
     pair: HookedModelPair, crosscoder: InferenceCrosscoder, tokens: Tensor, batch_size: int
 ) -> Float[Tensor, " d_sae"]:
     """Per latent, the mean over tokens of `|f_j (d_j^chat - d_j^base)|^2`."""

@@ -88,6 +88,14 @@ def intervention(
     Raises:
         ValueError: for an unknown or meaningless combination, latents that do not exist or repeat, or `replace` and
             `add` between models that share no basis.
+
+    >>> from sae_lens_crosscoder.crosscoders.inference import ReLUCrosscoder, ReLUCrosscoderConfig
+    >>> crosscoder = ReLUCrosscoder(ReLUCrosscoderConfig(d_models=(1, 1), d_sae=1))
+    >>> biases = {"b_enc": torch.zeros(1), "b_dec": torch.zeros(2)}
+    >>> weights = {"W_enc": torch.ones(2, 1), "W_dec": torch.tensor([[1.0, 5.0]]), **biases}
+    >>> _ = crosscoder.load_state_dict(weights)
+    >>> intervention(crosscoder, [0], "replace").deltas(torch.tensor([[1.0, 2.0]]))  # where f is 3
+    (tensor([[12.]]), None)
     """
     crosscoder = require_inference(crosscoder, "An intervention")
     _refuse_combination(crosscoder, how, model, max_activation, with_bias)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.causal.effects import carried_energy
 from sae_lens_crosscoder.causal.kl_sums import KLSums, token_of_turn
 from sae_lens_crosscoder.causal.setups import (
     Setup,
@@ -17,9 +18,9 @@ from sae_lens_crosscoder.causal.setups import (
     random_controls,
 )
 from sae_lens_crosscoder.models.tiny import dialogues
-from tests.causal.conftest import LATENTS, random_crosscoder, thresholds
+from tests.causal.conftest import HOOK, LATENTS, random_crosscoder, thresholds
 from tests.crosscoders.conftest import as_lists
-from tests.reference.causal import edited
+from tests.reference.causal import activations, edited
 
 WINDOWS = {"all": range(1, 99), "token 1": [1], "tokens 2-10": range(2, 11), "tokens 11+": range(11, 99)}
 
@@ -121,7 +122,7 @@ class TestSelfChecks:
 
     def test_the_bias_may_be_carried_over(self, case, response):
         without, with_bias = (plain_setups(case.crosscoder, False, with_bias=bias)[1] for bias in (False, True))
-        stacked = case.pair.activations(case.tokens, "blocks.0.hook_resid_post")
+        stacked = case.pair.activations(case.tokens, HOOK)
         parts = case.crosscoder.layout.split(stacked)
         difference = with_bias.residual(parts, stacked, None) - without.residual(parts, stacked, None)
         base, chat = case.crosscoder.decoder_biases
@@ -159,6 +160,15 @@ class TestWindowsAndIntervals:
         row = sums.table().query("window == 'all'").iloc[0]
         expected = 2 * 1.96 * of_conversation.std().item() / 20
         assert row.kl_nats_high - row.kl_nats_low == pytest.approx(expected, rel=0.1)
+
+    def test_long_conversations_count_by_their_tokens(self):
+        """With the same KL at every token there is nothing to be uncertain about, however long conversations are."""
+        response = torch.arange(12)[None] < torch.arange(2, 12)[:, None]
+        response[:, 0] = False
+        sums = KLSums([Setup("none")], response)
+        sums.add(0, torch.arange(10), torch.full((int(response.sum()),), 0.3))
+        row = sums.table().iloc[0]
+        assert [row.kl_nats, row.kl_nats_low, row.kl_nats_high] == pytest.approx([0.3] * 3, abs=1e-6)
 
     def test_one_conversation_has_no_interval(self):
         sums = KLSums([Setup("none")], torch.tensor([[False, True]]))
@@ -202,6 +212,18 @@ class TestChoices:
     def test_a_pool_too_small_to_halve_is_refused(self, table):
         with pytest.raises(ValueError, match="Of the 1 most chat-leaning latents 1 are left"):
             chat_leaning_halves(table, pool_size=1)
+
+    def test_energy_is_that_of_what_a_latent_carries_over(self, case):
+        weights = as_lists(case.crosscoder)
+        tokens = weights.tokens(case.pair.activations(case.tokens, HOOK).flatten(0, 1))
+        f = [activations(h, weights, thresholds(case.crosscoder)) for h in tokens]
+        expected = [
+            sum((row[j] * (chat - base)) ** 2 for row in f for base, chat in zip(*weights.decoders[j], strict=True))
+            for j in range(case.crosscoder.cfg.d_sae)
+        ]
+        energy = carried_energy(case.pair, case.crosscoder, case.tokens, batch_size=2)
+        assert (energy > 0).any()
+        torch.testing.assert_close(energy, torch.tensor(expected, dtype=torch.float64) / len(f), rtol=1e-4, atol=1e-8)
 
     def test_controls_are_alive_outside_the_pool_and_of_the_same_number_or_energy(self, table):
         energy = torch.tensor([5.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 9.0])

@@ -92,6 +92,12 @@ class TestNesting:
                 torch.testing.assert_close(case.pair(case.tokens), by_hand(case, [], "add", (0,)), **TOLERANCE)
             assert torch.equal(case.pair(case.tokens), once)
 
+    def test_every_forward_pass_goes_by_its_own_activations(self, case):
+        with slc.patched(case.pair, case.crosscoder, [1], "add"), slc.patched(case.pair, case.crosscoder, [3], "add"):
+            case.pair(case.tokens.flip(0))
+            again = case.pair(case.tokens)
+        torch.testing.assert_close(again, by_hand(case, [1, 3], "add", (0,)), **TOLERANCE)
+
     def test_inner_blocks_may_come_and_go_while_the_outer_one_holds(self, case):
         with slc.patched(case.pair, case.crosscoder, LATENTS, "add"):
             before = case.pair(case.tokens)

@@ -95,6 +95,15 @@ class TestEqualsPlainHooks:
         logits = slc.resume_from(host.model, residual, hook_name, host.tokens, positions)
         torch.testing.assert_close(logits, host.by_hooks(hook_name, residual)[:, positions], **TOLERANCE)
 
+    def test_where_one_intervention_edits_one_prompt_earlier(self, host):
+        hook_name = host.hooks[1]
+        residual = host.residual(hook_name)
+        residual[2, 1, 3] += 1.0
+        positions = torch.zeros_like(host.tokens, dtype=torch.bool)
+        positions[:, 9:] = True
+        logits = slc.resume_from(host.model, residual, hook_name, host.tokens, positions)
+        torch.testing.assert_close(logits, host.by_hooks(hook_name, residual)[:, positions], **TOLERANCE)
+
     def test_where_nothing_is_edited_and_for_one_intervention(self, host):
         hook_name = host.hooks[1]
         for n_interventions, edited_from in ((3, N_POS), (1, 4)):
