@@ -13,6 +13,9 @@ from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
+from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
+from sae_lens_crosscoder.causal.patched import patched
+from sae_lens_crosscoder.causal.resume import resume_from
 from sae_lens_crosscoder.crosscoders.batchtopk import (
     BatchTopKCrosscoderTrainingConfig,
     BatchTopKTrainingCrosscoder,
@@ -64,16 +67,20 @@ __all__ = [
     "StackedLayout",
     "agreement",
     "cache_activations",
+    "causal_effects",
     "chat_tokens",
     "crosscoder_huggingface_loader",
     "delta_norm",
     "diagnose",
     "edited",
+    "kl_to_chat",
     "load",
+    "patched",
     "plan",
     "read_foreign_latents",
     "read_latents",
     "register_architectures",
+    "resume_from",
     "save_dictionary_learning",
     "train_on_one_stream",
     "write_latents",

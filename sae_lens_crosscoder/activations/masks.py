@@ -33,6 +33,12 @@ class ChatTokens:
         indices = [index for index, role in enumerate(self.message_roles) if role == name]
         return torch.isin(self.message, torch.tensor(indices, dtype=self.message.dtype))
 
+    @property
+    def response(self) -> Bool[Tensor, " pos"]:
+        """What the assistant says: its messages' contents, each with the token after it, which ends the turn."""
+        said = self.role("assistant")
+        return said | (said.roll(1) & self.template)
+
 
 def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> ChatTokens:
     """Tokenize a conversation with its chat template and say where every token comes from.

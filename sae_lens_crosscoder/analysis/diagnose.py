@@ -21,7 +21,7 @@ from sae_lens_crosscoder.analysis.latent_columns import latent_table, one_sided_
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.null_runs import require_nulls
 from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, conclusion, require_bounds
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 # Tokens encoded at a time, and (at least) in one of the blocks that the bootstrap resamples.
@@ -148,12 +148,7 @@ def _data_source(
         raise ValueError("diagnose needs data: give pair= and tokens= (batch, pos), or activations=.")
     metadata = crosscoder.cfg.metadata
     pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
-    if metadata.hook_name is None:
-        raise ValueError(
-            "This crosscoder does not say which hook it was trained on: set crosscoder.cfg.metadata.hook_name, "
-            "such as 'blocks.13.hook_resid_post'."
-        )
-    return HarvestedActivations(pair, tokens, metadata.hook_name, batch_size_prompts)
+    return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts)
 
 
 def _manifest(

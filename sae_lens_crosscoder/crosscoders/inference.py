@@ -141,3 +141,14 @@ def require_inference(crosscoder: object, purpose: str) -> InferenceCrosscoder:
         "selection depends on the batch it is in: save it with save_inference_model(path) and read it back with "
         "slc.load(path), or use what CrosscoderTrainingRunner.run() returns."
     )
+
+
+def require_hook_name(crosscoder: InferenceCrosscoder) -> str:
+    """The hook that the crosscoder was trained on, or an error if it does not say."""
+    hook_name = crosscoder.cfg.metadata.hook_name
+    if hook_name is None:
+        raise ValueError(
+            "This crosscoder does not say which hook it was trained on: set crosscoder.cfg.metadata.hook_name, "
+            "such as 'blocks.13.hook_resid_post'."
+        )
+    return hook_name

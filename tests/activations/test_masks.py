@@ -98,6 +98,7 @@ def test_contents_belong_to_their_messages_and_the_rest_to_the_template(family):
     assert words(tok, chat.input_ids[chat.role("assistant")]) == ["yes", "it", "is"]
     assert words(tok, chat.input_ids[chat.role("user")]) == ["user", "model", "go"]
     assert words(tok, chat.input_ids[chat.template]) == BETWEEN[family]
+    assert words(tok, chat.input_ids[chat.response]) == ["yes", "it", "is", CONTROL[family][-1]]
     assert chat.bos.sum() == (0 if family == "chatml" else 1)
     masks = torch.stack([chat.bos, chat.template, chat.role("user"), chat.role("assistant")])
     assert (masks.sum(dim=0) == 1).all()

@@ -40,6 +40,7 @@ from sae_lens.training.activations_store import _get_input_token_device
 from transformer_lens import HookedTransformer
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
+from transformers.cache_utils import DynamicLayer
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.datasets import load_rows
@@ -499,6 +500,48 @@ class TestRunnerConfig:
         assert cfg.n_batches_in_buffer * cfg.context_size >= cfg.train_batch_size_tokens
         with pytest.raises(ValueError, match="do not fill one training batch"):
             slc.CrosscoderRunnerConfig(sae=training_config("crosscoder"), n_batches_in_buffer=1)
+
+
+class TestResuming:
+    """What running later layers alone stands on."""
+
+    @pytest.fixture(scope="class")
+    def bridge(self, tmp_path_factory):
+        folder, _ = save_pair(tmp_path_factory.mktemp("models"), gemma2)
+        return TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
+
+    @torch.no_grad()
+    def test_a_bridge_cannot_start_at_a_layer(self, bridge):
+        with pytest.raises(NotImplementedError, match="start_at_layer is not supported"):
+            bridge(torch.randn(1, 3, 32), start_at_layer=1)
+
+    def test_what_is_assigned_to_a_bridges_block_lands_in_hugging_faces(self, bridge):
+        block = bridge.blocks[0]
+        block.forward = len
+        assert "forward" not in vars(block)
+        assert vars(block.original_component).pop("forward") is len
+
+    @torch.no_grad()
+    def test_hugging_face_reads_the_number_of_past_positions_off_the_first_layer(self, bridge):
+        _, past = bridge(some_tokens(), return_type="logits_and_cache", use_cache=True)
+        assert past.get_seq_length() == past.layers[0].get_seq_length() == 12
+        past.layers[0] = DynamicLayer()
+        assert past.get_seq_length() == 0
+
+    @torch.no_grad()
+    def test_a_cache_of_hugging_face_grows_by_new_tensors(self, bridge):
+        _, past = bridge(some_tokens(), return_type="logits_and_cache", use_cache=True)
+        keys = [layer.keys for layer in past.layers]
+        before = [tensor.clone() for tensor in keys]
+        bridge(some_tokens(n_pos=2), past_key_values=past, use_cache=True)
+        assert all(torch.equal(tensor, copy) for tensor, copy in zip(keys, before, strict=True))
+        assert all(layer.keys is not tensor for layer, tensor in zip(past.layers, keys, strict=True))
+
+    @torch.no_grad()
+    def test_starting_behind_the_last_layer_is_the_unembedding_alone(self):
+        model = random_hooked_transformer(8, seed=0)
+        final = model(some_tokens(), stop_at_layer=2)
+        assert torch.equal(model(final, start_at_layer=2), model(some_tokens()))
 
 
 def test_saelens_pins_transformer_lens_below_4():

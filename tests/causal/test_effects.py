@@ -1,0 +1,308 @@
+"""Laws of the causal experiment: KL against a loop, self-checks that must be 0, windows, intervals, latent sets."""
+
+import math
+from inspect import unwrap
+
+import pandas as pd
+import pytest
+import torch
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.causal.effects import carried_energy
+from sae_lens_crosscoder.causal.kl_sums import KLSums, token_of_turn
+from sae_lens_crosscoder.causal.setups import (
+    Setup,
+    chat_leaning_halves,
+    latent_setups,
+    plain_setups,
+    random_controls,
+)
+from sae_lens_crosscoder.models.tiny import dialogues
+from tests.causal.conftest import HOOK, LATENTS, random_crosscoder, thresholds
+from tests.crosscoders.conftest import as_lists
+from tests.reference.causal import activations, edited
+
+WINDOWS = {"all": range(1, 99), "token 1": [1], "tokens 2-10": range(2, 11), "tokens 11+": range(11, 99)}
+
+
+@pytest.fixture
+def response(case):
+    """Conversations of one turn, of two turns, and of one token at the end."""
+    response = torch.zeros_like(case.tokens, dtype=torch.bool)
+    response[0, 1:] = response[1, 2:4] = response[1, 5:9] = response[2, 11:] = True
+    return response
+
+
+@pytest.fixture
+def template(case):
+    return torch.arange(case.tokens.shape[1]).expand_as(case.tokens) % 3 == 0
+
+
+def edited_activation(case, how, models, start, latents=range(10)):
+    """Model `start`'s activation after an intervention, token by token."""
+    h = [case.activation(m) for m in (0, 1)]
+    new = h[start].clone()
+    for prompt, position in torch.ones_like(case.tokens).nonzero().tolist():
+        token = [part[prompt, position].tolist() for part in h]
+        weights = as_lists(case.crosscoder)
+        new[prompt, position] = torch.tensor(
+            edited(token, weights, thresholds(case.crosscoder), list(latents), how, models)[start]
+        )
+    return new
+
+
+def kl_by_loops(case, activation, response):
+    """Sums of KL per window and conversation, from one hook and one full forward pass."""
+    chat, patched = case.pair.chat(case.tokens), case.logits(1, activation)
+    sums = {window: [0.0] * len(response) for window in WINDOWS}
+    for c, row in enumerate(response.tolist()):
+        place = 0
+        for t, is_response in enumerate(row):
+            place = place + 1 if is_response else 0
+            if is_response:
+                p, q = chat[c, t - 1].double().softmax(-1), patched[c, t - 1].double().softmax(-1)
+                kl = (p * (p / q).log()).sum().item()
+                for window, places in WINDOWS.items():
+                    sums[window][c] += kl if place in places else 0.0
+    return torch.tensor([sums[window] for window in WINDOWS], dtype=torch.float64)
+
+
+def run(case, response, setups, **kwargs):
+    return slc.kl_to_chat(case.pair, case.crosscoder, case.tokens, response, setups, **kwargs)
+
+
+class TestAgainstHooksByHand:
+    def test_every_plain_setup(self, case, response, template):
+        sums = run(case, response, plain_setups(case.crosscoder, has_template=True), template=template)
+        base, chat = case.activation(0), case.activation(1)
+        activations = {
+            "none": base,
+            "all": edited_activation(case, "replace", (0,), start=0),
+            "error": edited_activation(case, "replace", (1,), start=1),
+            "chat": chat,
+            "template": torch.where(template[..., None], chat, base),
+        }
+        assert [setup.name for setup in sums.setups] == list(activations)
+        for total, activation in zip(sums.totals, activations.values(), strict=True):
+            torch.testing.assert_close(total, kl_by_loops(case, activation, response), rtol=1e-4, atol=1e-6)
+
+    def test_sets_of_latents_in_both_variants(self, case, response):
+        sums = run(case, response, latent_setups(case.crosscoder, {"mine": LATENTS}))
+        assert [setup.variant for setup in sums.setups] == ["replace", "add"]
+        for total, how in zip(sums.totals, ("replace", "add"), strict=True):
+            activation = edited_activation(case, how, (0,), start=0, latents=LATENTS)
+            torch.testing.assert_close(total, kl_by_loops(case, activation, response), rtol=1e-4, atol=1e-6)
+
+
+class TestSelfChecks:
+    def test_the_chat_models_own_activation_gives_zero_and_the_others_do_not(self, case, response):
+        sums = run(case, response, plain_setups(case.crosscoder, has_template=False))
+        per_setup = dict(zip([setup.name for setup in sums.setups], sums.totals[:, 0].sum(dim=-1), strict=True))
+        assert abs(per_setup.pop("chat")) <= 1e-6
+        assert min(per_setup.values()) > 1e-4
+
+    def test_an_empty_set_is_none(self, case, response):
+        sums = run(case, response, [Setup("none"), *latent_setups(case.crosscoder, {"empty": []})])
+        assert torch.equal(sums.totals[0], sums.totals[1])
+        assert torch.equal(sums.totals[0], sums.totals[2])
+
+    @pytest.mark.parametrize(("everywhere", "twin"), [(True, "chat"), (False, "none")])
+    def test_a_template_of_everything_is_the_chat_model_and_of_nothing_the_base_model(
+        self, case, response, everywhere, twin
+    ):
+        setups = plain_setups(case.crosscoder, has_template=True)
+        sums = run(case, response, setups, template=torch.full_like(response, everywhere))
+        names = [setup.name for setup in setups]
+        assert torch.equal(sums.totals[names.index("template")], sums.totals[names.index(twin)])
+
+    def test_batched_is_one_by_one(self, case, response):
+        setups = plain_setups(case.crosscoder, has_template=False)
+        one, many = (run(case, response, setups, batch_size=size).totals for size in (1, 3))
+        torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-6)
+
+    def test_the_bias_may_be_carried_over(self, case, response):
+        without, with_bias = (plain_setups(case.crosscoder, False, with_bias=bias)[1] for bias in (False, True))
+        stacked = case.pair.activations(case.tokens, HOOK)
+        parts = case.crosscoder.layout.split(stacked)
+        difference = with_bias.residual(parts, stacked, None) - without.residual(parts, stacked, None)
+        base, chat = case.crosscoder.decoder_biases
+        torch.testing.assert_close(difference, (chat - base).expand_as(difference), rtol=0, atol=1e-5)
+
+
+class TestWindowsAndIntervals:
+    def test_windows_restart_at_every_turn_and_share_out_all_tokens(self, case, response):
+        assert token_of_turn(response)[1].tolist() == [0, 0, 1, 2, 0, 1, 2, 3, 4, 0, 0, 0]
+        sums = KLSums([Setup("none")], response)
+        assert sums.n_tokens.tolist() == [[11, 6, 1], [1, 2, 1], [9, 4, 0], [1, 0, 0]]
+        sums.add(0, torch.tensor([1]), torch.arange(1.0, 7.0))
+        assert sums.totals[0, :, 1].tolist() == [21.0, 1.0 + 3.0, 2.0 + 4.0 + 5.0 + 6.0, 0.0]
+
+    def test_means_are_per_token_and_reductions_are_paired(self):
+        response = torch.tensor([[False] + [True] * 4, [False, True, False, False, False]] * 10)
+        sums = KLSums([Setup("none"), Setup("half")], response)
+        kl = torch.rand(int(response.sum()), generator=torch.Generator().manual_seed(0))
+        for index, factor in enumerate((1.0, 0.5)):
+            sums.add(index, torch.arange(20), factor * kl)
+        table = sums.table().set_index(["setup", "window"])
+        assert table.kl_nats["none", "all"] == pytest.approx(kl.mean().item(), rel=1e-5)
+        assert table.kl_nats_low["none", "all"] < kl.mean().item() < table.kl_nats_high["none", "all"]
+        # Every conversation is halved, so there is no doubt about the ratio, however much the KL itself varies.
+        for column in ("reduction", "reduction_low", "reduction_high"):
+            assert table[column]["half", "all"] == pytest.approx(0.5, abs=1e-6)
+        assert math.isnan(table.kl_nats["none", "tokens 11+"])
+
+    def test_intervals_are_as_wide_as_conversations_differ(self):
+        """The bootstrap's standard error of a mean of equal conversations is that of the conversations' means."""
+        generator = torch.Generator().manual_seed(0)
+        of_conversation = torch.rand(400, generator=generator)
+        sums = KLSums([Setup("none")], torch.tensor([[False, True, True]] * 400))
+        sums.add(0, torch.arange(400), of_conversation.repeat_interleave(2))
+        row = sums.table().query("window == 'all'").iloc[0]
+        expected = 2 * 1.96 * of_conversation.std().item() / 20
+        assert row.kl_nats_high - row.kl_nats_low == pytest.approx(expected, rel=0.1)
+
+    def test_long_conversations_count_by_their_tokens(self):
+        """With the same KL at every token there is nothing to be uncertain about, however long conversations are."""
+        response = torch.arange(12)[None] < torch.arange(2, 12)[:, None]
+        response[:, 0] = False
+        sums = KLSums([Setup("none")], response)
+        sums.add(0, torch.arange(10), torch.full((int(response.sum()),), 0.3))
+        row = sums.table().iloc[0]
+        assert [row.kl_nats, row.kl_nats_low, row.kl_nats_high] == pytest.approx([0.3] * 3, abs=1e-6)
+
+    def test_one_conversation_has_no_interval(self):
+        sums = KLSums([Setup("none")], torch.tensor([[False, True]]))
+        sums.add(0, torch.tensor([0]), torch.tensor([0.3]))
+        row = sums.table().iloc[0]
+        assert row.kl_nats == pytest.approx(0.3)
+        assert math.isnan(row.kl_nats_low)
+
+
+class TestChoices:
+    @pytest.fixture
+    def table(self):
+        """Ten latents: 0 leans most to the chat model, 9 least; 2 is dead, 4 has no nu, 5 a nu out of range."""
+        nan = float("nan")
+        return pd.DataFrame(
+            {
+                "delta_norm": [1.0 - 0.1 * j for j in range(10)],
+                "nu_error": [0.8, 0.1, 0.0, 0.5, nan, 2.5, 0.2, 0.3, 0.9, 0.9],
+                "nu_reconstruction": [0.9, 0.1, 0.0, 0.4, 0.1, 0.1, 0.2, 0.3, 0.9, 0.9],
+                "dead": [j in (2, 9) for j in range(10)],
+            }
+        )
+
+    def test_halves_of_the_pool_by_delta_norm_and_by_ranks_of_nu(self, table):
+        halves = chat_leaning_halves(table, pool_size=8)  # 0, 1, 3, 6, 7 are left; the middle one belongs to no half
+        assert halves == {
+            "top_delta_norm": [0, 1],
+            "bottom_delta_norm": [6, 7],
+            "top_nu": [1, 6],
+            "bottom_nu": [3, 0],
+        }
+
+    def test_the_default_pool_is_the_papers_share(self):
+        n = 1000
+        numbers = torch.linspace(0, 1, n)
+        columns = {"delta_norm": 1 - numbers, "nu_error": numbers, "nu_reconstruction": numbers}
+        halves = chat_leaning_halves(pd.DataFrame(columns | {"dead": [False] * n}))
+        assert halves["top_nu"] == list(range(21))
+        assert halves["bottom_nu"] == list(range(22, 43))
+
+    def test_a_pool_too_small_to_halve_is_refused(self, table):
+        with pytest.raises(ValueError, match="Of the 1 most chat-leaning latents 1 are left"):
+            chat_leaning_halves(table, pool_size=1)
+
+    def test_energy_is_that_of_what_a_latent_carries_over(self, case):
+        weights = as_lists(case.crosscoder)
+        tokens = weights.tokens(case.pair.activations(case.tokens, HOOK).flatten(0, 1))
+        f = [activations(h, weights, thresholds(case.crosscoder)) for h in tokens]
+        expected = [
+            sum((row[j] * (chat - base)) ** 2 for row in f for base, chat in zip(*weights.decoders[j], strict=True))
+            for j in range(case.crosscoder.cfg.d_sae)
+        ]
+        energy = carried_energy(case.pair, case.crosscoder, case.tokens, batch_size=2)
+        assert (energy > 0).any()
+        torch.testing.assert_close(energy, torch.tensor(expected, dtype=torch.float64) / len(f), rtol=1e-4, atol=1e-8)
+
+    def test_controls_are_alive_outside_the_pool_and_of_the_same_number_or_energy(self, table):
+        energy = torch.tensor([5.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 9.0])
+        controls = random_controls(table, chosen=[0], excluded=[0, 1], energy=energy)
+        assert {name: len(latents) for name, latents in controls.items()} == {
+            "random_same_number": 1,
+            "random_same_energy": 5,
+        }
+        for seed in range(20):
+            drawn = random_controls(table, [0], [0, 1], energy, seed)["random_same_energy"]
+            assert set(drawn) <= {3, 4, 5, 6, 7, 8}
+            assert len(set(drawn)) == 5
+        assert set(random_controls(table, [2], [0, 1], energy)) == {"random_same_number"}  # 9 is more than all have
+
+
+class TestTheTinyPair:
+    """A crosscoder that holds the whole difference of the built-in models, written down rather than trained."""
+
+    @pytest.fixture(scope="class")
+    def conversations(self):
+        pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+        chats = [slc.chat_tokens(pair.tokenizer, messages) for messages in dialogues(6, seed=0, split="held_out")]
+        width = max(len(chat.input_ids) for chat in chats)
+
+        def padded(parts):
+            return torch.stack([torch.nn.functional.pad(part, (0, width - len(part))) for part in parts])
+
+        tokens, response, template = (
+            padded([getattr(chat, name) for chat in chats]) for name in ("input_ids", "response", "template")
+        )
+        return pair, tokens, response, template
+
+    def difference_crosscoder(self, d_model=96):
+        """Latents j and j + d_model write the positive and the negative part of coordinate j of h_chat - h_base."""
+        crosscoder = random_crosscoder((d_model, d_model), threshold=None, dtype="float32", d_sae=2 * d_model)
+        eye, zeros = torch.eye(d_model), torch.zeros(d_model, d_model)
+        signed = torch.cat([eye, -eye])
+        with torch.no_grad():
+            crosscoder.W_enc.copy_(torch.cat([-signed, signed], dim=1).T)
+            crosscoder.W_dec.copy_(torch.cat([torch.cat([zeros, zeros]), signed], dim=1))
+            crosscoder.b_enc.zero_()
+        crosscoder.cfg.metadata.hook_name = "blocks.2.hook_resid_post"
+        return crosscoder
+
+    def test_carrying_over_the_whole_difference_makes_the_base_model_the_chat_model(self, conversations):
+        pair, tokens, response, template = conversations
+        crosscoder = self.difference_crosscoder()
+        table = pd.DataFrame({"delta_norm": 1.0, "nu_error": 0.0, "nu_reconstruction": 0.0, "dead": False}, range(192))
+        effects = slc.causal_effects(
+            pair, crosscoder, tokens, response, table, template=template, sets={"whole": range(192)}, pool_size=96
+        )
+        kl = effects.query("window == 'all'").set_index(["setup", "variant"]).kl_nats
+        assert kl["chat", ""] == pytest.approx(0, abs=1e-6)
+        for variant in ("replace", "add"):  # which are the same where the base model is not written to
+            assert kl["whole", variant] == pytest.approx(0, abs=1e-5)
+            assert 0 < kl["random_same_number", variant] < kl["none", ""]
+        assert kl["error", "replace"] == pytest.approx(kl["none", ""], rel=1e-3)
+        assert kl["none", ""] > 0.3
+        assert set(effects.window) == set(WINDOWS)
+        assert effects.attrs["kl_sums"].totals.shape == (len(kl), 4, 6)
+
+    def test_the_assistants_words_and_the_end_of_its_turn_are_scored(self, conversations):
+        pair, tokens, response, _ = conversations
+        said = pair.tokenizer.decode(tokens[0][response[0]])
+        answer = dialogues(6, seed=0, split="held_out")[0][1]["content"]
+        assert said.startswith(answer)
+        assert said.removeprefix(answer).strip().startswith("<eot>")
+
+
+class TestRefusals:
+    def test_masks_that_do_not_fit(self, case, response):
+        for wrong, message in (
+            (response[:, 1:], "response has shape"),
+            (torch.zeros_like(response), "marks no token"),
+            (torch.ones_like(response), "first token of a conversation"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                unwrap(slc.kl_to_chat)(case.pair, case.crosscoder, case.tokens, wrong, [Setup("none")])
+
+    def test_models_of_different_width(self, case, response):
+        with pytest.raises(ValueError, match=r"these models are \(3, 4\) wide"):
+            slc.kl_to_chat(case.pair, random_crosscoder((3, 4)), case.tokens, response, [Setup("none")])
