@@ -10,13 +10,11 @@ the last 8 positions. In `patch/L6of12` every intervention runs all 64 positions
 """
 
 import argparse
-import os
-import statistics
-import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from harness import ALLOCATORS, against_target, comparison, hand_back, in_child, interleaved
 from results_file import write_results
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -26,20 +24,9 @@ from sae_lens_crosscoder.causal.interventions import Intervention, intervention
 
 N_LAYERS, HOOK, D_MODEL, D_SAE, D_VOCAB = 12, "blocks.5.hook_resid_post", 128, 1024, 4096
 N_INTERVENTIONS, N_LATENTS, N_POS, N_LAST, TOLERANCE = 32, 16, 64, 8, 1e-5
+PEER = "a hook and a full forward pass each"
 ROWS = {"patch/L6of12": (False, 1.8), "patch/L6of12/shared_prefix": (True, 6.0)}
 """Whether keys and values of the untouched prefix are shared, and the target."""
-
-
-def interleaved(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> list[tuple[float, float]]:
-    """Milliseconds of both, taking turns, after one round that is not counted."""
-    times: list[tuple[float, float]] = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        ours()
-        between = time.perf_counter()
-        peer()
-        times.append(((between - started) * 1e3, (time.perf_counter() - between) * 1e3))
-    return times[1:]
 
 
 class Experiment:
@@ -108,39 +95,37 @@ def random_model(seed: int) -> HookedTransformer:
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
     share_prefix, target = ROWS[name]
     experiment = Experiment()
     effects = experiment.peer()
     difference = (experiment.ours(share_prefix) - effects).abs().max().item()
     assert difference <= TOLERANCE, f"{name}: {difference} nats apart"
     assert effects.mean(dim=-1).unique().numel() == N_INTERVENTIONS  # so that equality says something
-    times = interleaved(lambda: experiment.ours(share_prefix), experiment.peer, rounds)
-    ratio = statistics.median(peer / ours for ours, peer in times)
-    return {
-        "name": name,
-        "peer": "TransformerLens: one hook and one full forward pass per intervention",
-        "ours_ms": statistics.median(ours for ours, _ in times),
-        "peer_ms": statistics.median(peer for _, peer in times),
-        "ratio": ratio,
-        "rounds": rounds,
-        "allocator": "retaining" if "MALLOC_MMAP_THRESHOLD_" in os.environ else "default",
-        "max_difference": difference,
-        "target": target,
-        "met": ratio >= target,
-    }
+    times = interleaved({"ours": lambda: experiment.ours(share_prefix), PEER: experiment.peer}, rounds)
+    row = comparison(name, PEER, times["ours"], times[PEER], max_difference=difference)
+    return against_target(row, target)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--output", required=True)
+    parser.add_argument("--output", type=Path, default=Path("patching.json"))
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = [measure(name, args.rounds) for name in args.rows]
-    for row in rows:
-        print({name: round(value, 9) if isinstance(value, float) else value for name, value in row.items()})
-    write_results(args.output, rows, interventions=N_INTERVENTIONS, positions=N_POS, last=N_LAST, d_model=D_MODEL)
+    if args.child:
+        hand_back(measure(args.rows[0], args.rounds))
+        return
+    rows: list[dict[str, Any]] = []
+    for name in args.rows:
+        for allocator in ALLOCATORS:
+            row = in_child(__file__, ["--rows", name, "--rounds", str(args.rounds)], allocator)
+            rows.append({**row, "allocator": allocator})
+        write_results(args.output, rows, interventions=N_INTERVENTIONS, positions=N_POS, last=N_LAST, d_model=D_MODEL)
+        print(name, flush=True)
 
 
 if __name__ == "__main__":
