@@ -18,13 +18,12 @@ ScreeningChoice = Literal["auto", "float32", "bfloat16"]
 _TILE_BYTES = {"cpu": 2**23}
 _TILE_BYTES_ELSEWHERE = 2**28
 # More candidates than this, per pair to be kept, and the screening bound moves up.
-_MAX_CANDIDATES = 1.3
+_MAX_CANDIDATES = 1.25
 # Tokens on which a bound is guessed when the previous batch's says nothing about this one.
 _N_SAMPLED = 64
-# A bfloat16 has 8 significant bits, so a product of two is off by at most 2 * 2^-8 + 2^-16 of itself; the twentieth
-# more is for sums in float32 and for this bound's own rounding.
-_BFLOAT16_ERROR = 1.05 * 2**-7
-
+# A bfloat16 has 8 significant bits, so a number is off by at most 2^-8 of itself; float32, in which sums are made,
+# by 2^-24 per term.
+_BFLOAT16_ERROR, _FLOAT32_ERROR = 2**-8, 2**-24
 # What bfloat16 products want the width of their factors to be a multiple of.
 _WIDTH_MULTIPLE = 32
 
@@ -104,15 +103,17 @@ def _bounding_factors(
 ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "d_sae width"]]:
     """Two bfloat16 matrices whose product, by row and row, is an upper bound of `x @ rows.T + shift`.
 
-    Beside the rounded x and rows they hold, as further columns, the shift in two parts and the largest rounding error,
-    which by Cauchy-Schwarz is a share of `|x_i| |row_j|`.
+    Beside the rounded x and rows (x', w') they hold, as further columns, the shift in two parts and the largest error.
+    That is, by Cauchy-Schwarz, `|x'w' - xw| <= |x'| |w' - w| + |x' - x| |w|`, where only `|w' - w|` is not computed but
+    bounded.
     """
     d_in = x.shape[1]
     width = -(-(d_in + 3) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
     left = x.new_zeros(len(x), width, dtype=torch.bfloat16)
     left[:, :d_in] = x
     left[:, d_in : d_in + 2] = 1
-    left[:, d_in + 2] = x.norm(dim=1)
+    size, error = left[:, :d_in].to(x.dtype).norm(dim=1), (left[:, :d_in] - x).norm(dim=1)
+    left[:, d_in + 2] = error + (_BFLOAT16_ERROR + d_in * _FLOAT32_ERROR) * size
     right = rows.new_empty(len(rows), width, dtype=torch.bfloat16)
     right[:, :d_in] = rows
     right[:, d_in + 3 :] = 0
@@ -120,7 +121,7 @@ def _bounding_factors(
     shift = shift.nan_to_num(nan=-1e30, neginf=-1e30)
     right[:, d_in] = shift
     right[:, d_in + 1] = shift - right[:, d_in] + 2**-14 * shift.abs()
-    right[:, d_in + 2] = _BFLOAT16_ERROR * rows.norm(dim=1)
+    right[:, d_in + 2] = 1.02 * rows.norm(dim=1)  # more than what rounding takes from this column and its counterpart
     return left, right
 
 
