@@ -11,6 +11,8 @@ from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
 from sae_lens_crosscoder.analysis.agreement import agreement
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.example_file import read_examples
+from sae_lens_crosscoder.analysis.examples import collect_examples
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
@@ -69,6 +71,7 @@ __all__ = [
     "cache_activations",
     "causal_effects",
     "chat_tokens",
+    "collect_examples",
     "crosscoder_huggingface_loader",
     "delta_norm",
     "diagnose",
@@ -77,6 +80,7 @@ __all__ = [
     "load",
     "patched",
     "plan",
+    "read_examples",
     "read_foreign_latents",
     "read_latents",
     "register_architectures",

@@ -64,11 +64,7 @@ class SumsCheckpoint:
             return
         states = {name: part.state_dict() for name, part in self._sums.items()}
         tensors = {f"{name}.{key}": total.cpu() for name, state in states.items() for key, total in state.items()}
-        partial = self._path.with_name(self._path.name + ".partial")
-        save_file(tensors, partial, metadata={**self._origin, "n_batches": str(n_batches)})
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        save_whole(tensors, self._path, {**self._origin, "n_batches": str(n_batches)})
         self._saved_at = time.monotonic()
 
     def remove(self) -> None:
@@ -82,6 +78,15 @@ class SumsCheckpoint:
                     f"checkpoint_path={str(self._path)!r} was left by a diagnosis with another {name}, so its sums "
                     "cannot be gone on with: delete the file to start anew, or give another path."
                 )
+
+
+def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file that has its name only once it is complete and on disk."""
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata=metadata)
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:

@@ -1,7 +1,6 @@
 """One table with everything that is known about every latent."""
 
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from sae_lens_crosscoder.analysis.data_source import DataSource, GivenActivation
 from sae_lens_crosscoder.analysis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.latent_columns import latent_table, one_sided_latents
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
+from sae_lens_crosscoder.analysis.manifest import provenance
 from sae_lens_crosscoder.analysis.null_runs import require_nulls
 from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, conclusion, require_bounds
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
@@ -154,18 +154,8 @@ def _data_source(
 def _manifest(
     crosscoder: InferenceCrosscoder, scaling: LatentScaling, fve: VarianceExplained, min_active: int, bounds: NuBounds
 ) -> dict[str, Any]:
-    metadata = crosscoder.cfg.metadata
     return {
-        "versions": {name: version(name) for name in ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch")},
-        "architecture": crosscoder.cfg.architecture(),
-        "models": [metadata.model_name, metadata.chat_model_name],
-        "hook_name": metadata.hook_name,
-        "dataset_path": metadata.dataset_path,
-        "seed": metadata.seed,
-        "space": "raw" if crosscoder.cfg.activation_scales is None else "trained (scaled)",
-        "score": crosscoder.cfg.score,
-        "score_norm": crosscoder.cfg.score_norm,
-        "training": metadata.training_architecture_details,
+        **provenance(crosscoder),
         "n_tokens": scaling.n_tokens,
         "min_active": min_active,
         "bounds": bounds,

@@ -1,0 +1,145 @@
+"""Max-activating examples on disk: one file, of which only the latents that are asked for are read."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sae_lens_crosscoder.analysis.checkpoint import save_whole
+from sae_lens_crosscoder.stacking import StackedLayout
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One context of a latent: the tokens around its peak, the first token with the context's highest score."""
+
+    prompt: int
+    position: int
+    """Where the peak is: `tokens[prompt, position]` of the tokens that the examples were collected from."""
+    peak: int
+    """Where the peak is in the window."""
+    token_ids: Int[Tensor, " pos"]
+    scores: Float[Tensor, " pos"]
+    shares: Float[Tensor, "pos model"]
+    """`<e_j^m, h^m>`, each model's part of the pre-activation; with b_enc they add up to the score where it is on."""
+
+    @property
+    def score(self) -> float:
+        """The highest score of the whole context."""
+        return float(self.scores[self.peak])
+
+    def text(self, tokenizer: Any) -> str:
+        """The window on one line, with every token in «» whose score is at least half the peak's."""
+        pieces: list[str] = []
+        ids, n_shown = self.token_ids.tolist(), 0
+        for n, score in enumerate(self.scores.tolist(), start=1):
+            text: str = tokenizer.decode(ids[:n])  # a token alone would lose the space before it
+            piece, n_shown = text[n_shown:].replace("\n", "\\n"), len(text)
+            pieces.append(f"«{piece}»" if score >= self.score / 2 else piece)
+        return "".join(pieces)
+
+
+@dataclass(frozen=True)
+class LatentExamples:
+    """A latent's contexts; a dead one has none."""
+
+    latent: int
+    n_contexts: int
+    """In how many contexts it is on, of those that were looked at."""
+    b_enc: float
+    top: tuple[Example, ...]
+    """The contexts with the highest scores, highest first."""
+    quantiles: tuple[tuple[Example, ...], ...]
+    """Bands of a uniform sample of its contexts, each sorted by score: the weakest band first."""
+    model_names: tuple[str, ...]
+
+    def show(self, tokenizer: Any, n: int = 3) -> str:
+        """The first `n` examples of the top and of each band as text, with both models' shares at the peak."""
+        lines = [f"latent {self.latent}: on in {self.n_contexts} contexts"]
+        n_bands = len(self.quantiles)
+        groups = [("top", self.top)]
+        groups += [(f"quantile {n_bands - q} of {n_bands}", band) for q, band in enumerate(reversed(self.quantiles))]
+        for title, examples in groups:
+            lines += [title] if examples else []
+            for example in examples[:n]:
+                parts = zip(self.model_names, example.shares[example.peak].tolist(), strict=True)
+                shares = ", ".join(f"{name} {share:+.2f}" for name, share in parts)
+                lines.append(f"  {example.score:.2f} ({shares})  {example.text(tokenizer)}")
+        return "\n".join(lines)
+
+
+class ExamplesFile:
+    """A file of `collect_examples`: `examples[latent]` reads that latent and nothing else.
+
+    Raises:
+        ValueError: for a path that is no such file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ValueError(f"There is no file {str(path)!r}: make one with slc.collect_examples.")
+        try:
+            self._file: Any = safe_open(self.path, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no file of examples ({error}): make one with slc.collect_examples.") from error
+        self.manifest: dict[str, Any] = json.loads((self._file.metadata() or {}).get("manifest", "{}"))
+        if self.manifest.get("examples_format") != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has examples_format={self.manifest.get('examples_format')}, but this version reads "
+                f"{FORMAT_VERSION}: make the file again with slc.collect_examples."
+            )
+
+    def __len__(self) -> int:
+        """Number of latents, also of those without examples."""
+        return self._file.get_slice("n_contexts").get_shape()[0]
+
+    def __getitem__(self, latent: int) -> LatentExamples:
+        if not 0 <= latent < len(self):
+            raise IndexError(f"There is no latent {latent}: the crosscoder has latents 0 to {len(self) - 1}.")
+        rows = {name: self._file.get_slice(name)[latent : latent + 1][0] for name in self._file.keys()}  # noqa: SIM118
+        n_top, n_quantiles = self.manifest["n_top"], self.manifest["n_quantiles"]
+        top = self._examples(rows, slice(0, n_top))
+        sample = self._examples(rows, slice(n_top, None))
+        bands: list[list[Example]] = [[] for _ in range(n_quantiles)]
+        for rank, example in enumerate(sample):
+            bands[rank * n_quantiles // len(sample)].append(example)
+        return LatentExamples(
+            latent=latent,
+            n_contexts=int(rows["n_contexts"]),
+            b_enc=float(rows["b_enc"]),
+            top=tuple(top),
+            quantiles=tuple(map(tuple, bands)),
+            model_names=StackedLayout(tuple(self.manifest["d_models"])).names,
+        )
+
+    def _examples(self, rows: Mapping[str, Tensor], slots: slice) -> list[Example]:
+        before, context_size = self.manifest["window"][0], self.manifest["context_size"]
+        examples: list[Example] = []
+        names = ("token", "token_ids", "scores", "shares")
+        for token, token_ids, scores, shares in zip(*(rows[name][slots] for name in names), strict=True):
+            if token < 0:  # an empty slot, and so are all after it
+                break
+            prompt, position = divmod(int(token), context_size)
+            there = token_ids >= 0
+            peak = int(there[:before].sum())
+            examples.append(Example(prompt, position, peak, token_ids[there], scores[there], shares[there]))
+        return examples
+
+
+def write_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[str, Any]) -> None:
+    """A file that `read_examples` reads, whole or not at all."""
+    described = {"examples_format": FORMAT_VERSION, **manifest}
+    save_whole(dict(tensors), path, {"manifest": json.dumps(described)})
+
+
+def read_examples(path: str | Path) -> ExamplesFile:
+    """The examples in a file of `collect_examples`, as `examples[latent]`."""
+    return ExamplesFile(path)
