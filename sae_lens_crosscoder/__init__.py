@@ -14,6 +14,7 @@ from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
+from sae_lens_crosscoder.causal.generation import Responses, generate_patched, generate_responses
 from sae_lens_crosscoder.causal.patched import patched
 from sae_lens_crosscoder.causal.resume import resume_from
 from sae_lens_crosscoder.crosscoders.batchtopk import (
@@ -33,7 +34,7 @@ from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
 from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.report import write_report
+from sae_lens_crosscoder.report import write_effects, write_report
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.edits import edited
@@ -64,6 +65,7 @@ __all__ = [
     "NonFiniteError",
     "ReLUCrosscoder",
     "ReLUCrosscoderConfig",
+    "Responses",
     "StackedLayout",
     "agreement",
     "cache_activations",
@@ -73,6 +75,8 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "edited",
+    "generate_patched",
+    "generate_responses",
     "kl_to_chat",
     "load",
     "patched",
@@ -83,6 +87,7 @@ __all__ = [
     "resume_from",
     "save_dictionary_learning",
     "train_on_one_stream",
+    "write_effects",
     "write_latents",
     "write_report",
 ]
