@@ -13,10 +13,13 @@ from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
+from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
 from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
 from sae_lens_crosscoder.causal.generation import Responses, generate_patched, generate_responses
+from sae_lens_crosscoder.causal.latent_effects import latent_effects, logit_attribution
 from sae_lens_crosscoder.causal.patched import patched
 from sae_lens_crosscoder.causal.resume import resume_from
+from sae_lens_crosscoder.causal.splice import splice_evals
 from sae_lens_crosscoder.crosscoders.batchtopk import (
     BatchTopKCrosscoderTrainingConfig,
     BatchTopKTrainingCrosscoder,
@@ -78,7 +81,10 @@ __all__ = [
     "generate_patched",
     "generate_responses",
     "kl_to_chat",
+    "latent_effects",
     "load",
+    "logit_attribution",
+    "next_tokens",
     "patched",
     "plan",
     "read_foreign_latents",
@@ -86,6 +92,8 @@ __all__ = [
     "register_architectures",
     "resume_from",
     "save_dictionary_learning",
+    "splice_evals",
+    "token_kl",
     "train_on_one_stream",
     "write_effects",
     "write_latents",

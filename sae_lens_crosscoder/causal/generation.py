@@ -121,8 +121,8 @@ def _refuse_long_prompts(prompts: Sequence[ChatTokens], max_new_tokens: int, n_c
     longest = max(len(prompt.input_ids) for prompt in prompts)
     if longest + max_new_tokens > n_ctx:
         raise ValueError(
-            f"The longest prompt has {longest} tokens and max_new_tokens={max_new_tokens}, but the chat model reads only "
-            f"{n_ctx}: leave out long prompts, or lower max_new_tokens."
+            f"The longest prompt has {longest} tokens and max_new_tokens={max_new_tokens}, but the chat model reads "
+            f"only {n_ctx}: leave out long prompts, or lower max_new_tokens."
         )
 
 
