@@ -75,9 +75,7 @@ def latent_effects(
 
 
 @torch.no_grad()
-def logit_attribution(
-    model: Any, directions: Float[Tensor, "latent d_model"]
-) -> Float[Tensor, "latent d_vocab"]:
+def logit_attribution(model: Any, directions: Float[Tensor, "latent d_model"]) -> Float[Tensor, "latent d_vocab"]:
     """What directions of the residual stream come to in the vocabulary, seen through the final norm's gain.
 
     The norm's division by the residual stream's size is left out: it is the same for all tokens.
