@@ -15,9 +15,13 @@ from sae_lens_crosscoder.analysis.example_file import read_examples
 from sae_lens_crosscoder.analysis.examples import collect_examples
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
+from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
 from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
+from sae_lens_crosscoder.causal.generation import Responses, generate_patched, generate_responses
+from sae_lens_crosscoder.causal.latent_effects import latent_effects, logit_attribution
 from sae_lens_crosscoder.causal.patched import patched
 from sae_lens_crosscoder.causal.resume import resume_from
+from sae_lens_crosscoder.causal.splice import splice_evals
 from sae_lens_crosscoder.crosscoders.batchtopk import (
     BatchTopKCrosscoderTrainingConfig,
     BatchTopKTrainingCrosscoder,
@@ -35,7 +39,7 @@ from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
 from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.report import write_report
+from sae_lens_crosscoder.report import write_effects, write_report
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.edits import edited
@@ -66,6 +70,7 @@ __all__ = [
     "NonFiniteError",
     "ReLUCrosscoder",
     "ReLUCrosscoderConfig",
+    "Responses",
     "StackedLayout",
     "agreement",
     "cache_activations",
@@ -76,8 +81,13 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "edited",
+    "generate_patched",
+    "generate_responses",
     "kl_to_chat",
+    "latent_effects",
     "load",
+    "logit_attribution",
+    "next_tokens",
     "patched",
     "plan",
     "read_examples",
@@ -86,7 +96,10 @@ __all__ = [
     "register_architectures",
     "resume_from",
     "save_dictionary_learning",
+    "splice_evals",
+    "token_kl",
     "train_on_one_stream",
+    "write_effects",
     "write_latents",
     "write_report",
 ]

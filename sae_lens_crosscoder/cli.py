@@ -17,6 +17,7 @@ from simple_parsing import ArgumentParser, DashVariant
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.demo import REPORT_FILENAME, SUMMARY_FILENAME, DemoConfig, run_demo
+from sae_lens_crosscoder.experiment import EFFECTS_FILENAME, PAGE_FILENAME, CausalConfig, run_causal
 from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
 from sae_lens_crosscoder.loading.foreign import ForeignOptions
 from sae_lens_crosscoder.loading.load import load
@@ -169,6 +170,17 @@ def _diagnose(args: Sequence[str]) -> None:
     print(write_latents(table, cfg.output_path or cfg.crosscoder))
 
 
+def _causal(args: Sequence[str]) -> None:
+    """Patch latents from the chat into the base model, and say how much nearer that comes to the chat model."""
+    cfg = _parse(CausalConfig, args, "causal")
+    effects = run_causal(cfg)
+    shown = effects[effects.window.isin(["all", "tokens 2-10"])]
+    short = shown.pivot_table("kl_nats", ["setup", "variant"], ["crosscoder", "window"], sort=False)
+    print(f"\nKL in nats per token of the answer, from the chat model:\n\n{short.round(3).to_string()}\n")
+    for name in (EFFECTS_FILENAME, PAGE_FILENAME):
+        print(Path(cfg.output_path, name))
+
+
 @dataclass(kw_only=True)
 class ConvertConfig(ForeignOptions):
     """Whose crosscoder to convert, and to what."""
@@ -267,5 +279,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "plan": _plan,
     "train": _train,
     "diagnose": _diagnose,
+    "causal": _causal,
     "convert": _convert,
 }

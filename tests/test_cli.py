@@ -30,7 +30,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def test_help_names_every_command(capsys):
     assert main([]) == main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("demo", "plan", "train", "diagnose"))
+    assert all(name in shown for name in ("demo", "plan", "train", "diagnose", "causal"))
 
 
 def test_flags_are_field_names_with_either_separator():
@@ -82,6 +82,45 @@ def test_a_sweep_trains_one_crosscoder_per_value(capsys):
     assert re.search(r"^k=2 .*\b2\.0 ", table, flags=re.M)
     l0 = {name: slc.read_latents(f"out/{name}").attrs["l0"] for name in ("k=2", "k=8")}
     assert l0["k=2"] < l0["k=8"]
+
+
+def test_causal_takes_a_crosscoder_or_a_folder_of_several(capsys):
+    assert main(["train", *TINY, "--output_path", "out", "--sweep", "k=4,8"]) == 0
+    small = ["--n_conversations", "4", "--pool_size", "24"]
+    for given, names in (("out", {"k=4", "k=8"}), ("out/k=8", {"k=8"})):
+        capsys.readouterr()
+        assert main(["causal", "--crosscoder", given, "--output-path", "effects", *small]) == 0
+        shown = capsys.readouterr().out
+        assert shown.splitlines()[-2:] == ["effects/effects.json", "effects/effects.html"]
+        rows = pd.DataFrame(json.loads(Path("effects/effects.json").read_text())["rows"])
+        assert set(rows.crosscoder) == names
+        assert set(rows) == {
+            *("crosscoder", "setup", "variant", "window", "kl_nats", "ci_low", "ci_high", "n_tokens"),
+            "n_conversations",
+        }
+        assert {"none", "all", "error", "chat", "template", "top_nu", "bottom_delta_norm"} <= set(rows.setup)
+        assert set(rows.variant[rows.setup == "top_nu"]) == {"replace", "add"}
+        assert (rows.n_conversations == 4).all()
+        whole = rows[rows.window == "all"].set_index(["crosscoder", "setup"])
+        for name in names:
+            assert abs(whole.kl_nats[name, "chat"]) < 1e-6
+            none = whole.loc[(name, "none")]
+            assert 0 < none.ci_low <= none.kl_nats <= none.ci_high
+            assert f"{none.kl_nats:.3f}" in shown
+        page = re.sub(r"<script>.*?</script>", "", Path("effects/effects.html").read_text(), flags=re.S)
+        assert all(f"<h3>{name}</h3>" in page for name in names)
+        assert "http" not in page.replace("http-equiv", "")
+
+
+def test_causal_runs_on_the_first_prompts_of_a_file():
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    asked = ["so what does anna eat ?", "", "hello where does ben live ?", "so what does anna eat ?"]
+    Path("asked.txt").write_text("\n".join([*asked, "an unknown word"]))
+    prompts = ["--prompts", "asked.txt", "--n_conversations", "2", "--pool_size", "24"]
+    assert main(["causal", "--crosscoder", "out", "--output-path", "effects", *prompts]) == 0
+    rows = pd.DataFrame(json.loads(Path("effects/effects.json").read_text())["rows"])
+    answers = ["food of anna is bread . <eot>", "home of ben is ? . <eot>"]
+    assert set(rows.n_tokens[rows.window == "all"]) == {sum(len(answer.split()) for answer in answers)}
 
 
 def test_plan_takes_trains_flags_and_what_training_wrote_alike(capsys):
@@ -140,6 +179,7 @@ def test_plan_reads_sweeps(capsys):
         (["plan", "out", "--sweep", "k=1,2"], "--sweep goes with flags"),
         (["plan", *TINY, "--memory_gib", "-1"], "memory_gib=-1.0 must be positive"),
         (["plan", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "is in layer 9, but tiny-base has 4 layers"),
+        (["causal", "--crosscoder", "nowhere"], "nowhere is no crosscoder folder and holds none"),
         (["diagnose", "nowhere"], "'nowhere' is neither a folder here nor a Hub id"),
     ],
 )

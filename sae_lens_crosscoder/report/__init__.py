@@ -1,6 +1,7 @@
-"""What an analysis found, as one HTML file that needs no network, and its two figures on their own."""
+"""What an analysis or the causal experiment found, as HTML files that need no network, and their figures alone."""
 
+from sae_lens_crosscoder.report.effects import effects_bars, write_effects
 from sae_lens_crosscoder.report.figures import delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.html import write_report
 
-__all__ = ["delta_norm_histogram", "nu_scatter", "write_report"]
+__all__ = ["delta_norm_histogram", "effects_bars", "nu_scatter", "write_effects", "write_report"]

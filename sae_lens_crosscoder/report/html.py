@@ -49,11 +49,12 @@ def write_report(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # newline: the policy names the scripts by hash, and "\r\n" would change it.
-    path.write_text(_page(title, _body(tables, comparison, concepts, title, notes)), encoding="utf-8", newline="\n")
+    path.write_text(page(title, _body(tables, comparison, concepts, title, notes)), encoding="utf-8", newline="\n")
     return path
 
 
-def _page(title: str, body: str) -> str:
+def page(title: str, body: str) -> str:
+    """A whole HTML page around a body, with its policy, style and scripts."""
     from plotly.offline import get_plotlyjs
 
     scripts = [get_plotlyjs().replace("\r\n", "\n"), _resource("page.js")]
@@ -98,11 +99,11 @@ def _body(
         "<h2>How to read the numbers</h2>",
         _how_to_read(),
         "<h2>On which model latents write</h2>",
-        _figure(delta_norm_histogram(tables)),
+        figure_block(delta_norm_histogram(tables)),
         "<h2>Which chat-only latents are genuine</h2>",
         "<p>Each coloured point is a chat-only latent; those in the box are neither artifact, those that are rare "
         "fired too seldom to be judged. Base-only and other latents are not drawn.</p>",
-        _figure(nu_scatter(tables), "two" if len(tables) > 1 else ""),
+        figure_block(nu_scatter(tables), "two" if len(tables) > 1 else ""),
     ]
     if concepts is not None:
         parts += ["<h2>Known concepts</h2>", _concepts(concepts)]
@@ -167,7 +168,8 @@ def _concepts(concepts: pd.DataFrame) -> str:
     return html_table(frame) if len(frame) else "<p>none</p>"
 
 
-def _figure(figure: Any, css_class: str = "") -> str:
+def figure_block(figure: Any, css_class: str = "") -> str:
+    """A figure as the HTML element that the page's script draws it in."""
     data = figure.to_json()  # plotly writes < and > as escapes, so that no string ends the script element
     height = figure.layout.height
     return (

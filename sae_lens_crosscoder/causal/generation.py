@@ -1,0 +1,166 @@
+"""What models write: the chat model's own answers to prompts, and continuations by either model of a patched pair."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens import HookedTransformer
+from transformer_lens.model_bridge import TransformerBridge
+
+from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
+from sae_lens_crosscoder.causal.interventions import ModelName
+from sae_lens_crosscoder.models.hook_access import device_of
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Conversations that the chat model answered, padded on the right: what `causal_effects` takes."""
+
+    tokens: Int[Tensor, "conversation pos"]
+    response: Bool[Tensor, "conversation pos"]
+    """The answers, each with the token that ends its turn, unless it was cut off."""
+    template: Bool[Tensor, "conversation pos"]
+    """The template's tokens, as `ChatTokens.template` marks them; an answer's end of turn is one of them."""
+
+
+@torch.no_grad()
+def generate_responses(
+    pair: HookedModelPair, conversations: Sequence[Messages], *, max_new_tokens: int = 64, batch_size: int = 32
+) -> Responses:
+    """The chat model's most likely answer to every conversation, word by word, with masks of its tokens.
+
+    The host generates, with its cache of keys and values. Only prompts of one length are batched together: then there
+    is no padding while it generates, and an answer does not depend on the prompts beside it.
+
+    Args:
+        conversations: messages (`role`, `content`), the last one the user's; the chat template is applied.
+        max_new_tokens: where an answer that does not end is cut off.
+
+    Raises:
+        ValueError: for no conversations, a tokenizer without a chat template or an end of turn, models that cannot
+            generate, or prompts that leave no room for the answer.
+    """
+    model, tokenizer = pair.chat, pair.tokenizer
+    if not conversations:
+        raise ValueError("conversations is empty, so there is nothing to answer: give at least one.")
+    if not isinstance(model, HookedTransformer | TransformerBridge):
+        raise ValueError(
+            f"A {type(model).__name__} does not generate: load the models with model_class_name='HookedTransformer' "
+            "or 'TransformerBridge'."
+        )
+    prompts = [chat_tokens(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
+    ends = _ends_of_turn(tokenizer, conversations[0])
+    _refuse_long_prompts(prompts, max_new_tokens, int(model.cfg.n_ctx))
+    lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts])
+    answers: dict[int, Tensor] = {}
+    with tqdm(total=len(prompts), desc="Answering", unit="prompt", leave=False) as bar:
+        for length in lengths.unique():
+            for rows in (lengths == length).nonzero().flatten().split(batch_size):
+                ids = torch.stack([prompts[row].input_ids for row in rows.tolist()])
+                written = _generate(model, ids, ends, max_new_tokens)
+                answers.update(zip(rows.tolist(), written, strict=True))
+                bar.update(len(rows))
+    return _as_responses(prompts, [answers[row] for row in range(len(prompts))], ends)
+
+
+def _generate(model: Any, prompts: Tensor, ends: Sequence[int], max_new_tokens: int) -> list[Tensor]:
+    """Each prompt's answer, up to and including the first token that ends a turn."""
+    written = model.generate(
+        prompts.to(device_of(model)),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(ends),
+        do_sample=False,
+        prepend_bos=False,
+        return_type="tokens",
+        verbose=False,
+    )
+    return [_to_the_end(answer, ends) for answer in written[:, prompts.shape[1] :].cpu()]
+
+
+def _to_the_end(answer: Int[Tensor, " pos"], ends: Sequence[int]) -> Int[Tensor, " _"]:
+    over = torch.isin(answer, torch.tensor(list(ends), dtype=answer.dtype)).nonzero().flatten()
+    return answer if len(over) == 0 else answer[: int(over[0]) + 1]
+
+
+def _as_responses(prompts: Sequence[ChatTokens], answers: Sequence[Tensor], ends: Sequence[int]) -> Responses:
+    shape = (len(prompts), max(len(p.input_ids) + len(a) for p, a in zip(prompts, answers, strict=True)))
+    tokens = torch.full(shape, ends[0])
+    response, template = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        start, stop = len(prompt.input_ids), len(prompt.input_ids) + len(answer)
+        tokens[row, :start], tokens[row, start:stop] = prompt.input_ids, answer
+        response[row, start:stop] = True
+        template[row, :start] = prompt.template
+        template[row, start:stop] = torch.isin(answer, torch.tensor(list(ends)))
+    return Responses(tokens, response, template)
+
+
+def _ends_of_turn(tokenizer: Any, conversation: Messages) -> list[int]:
+    """What the template writes after an answer, and the tokenizer's own end of text."""
+    # The answer repeats the user's words, because these are sure to be in the vocabulary.
+    answered = chat_tokens(tokenizer, [*conversation, {"role": "assistant", "content": conversation[-1]["content"]}])
+    closing = answered.input_ids[answered.response & answered.template][-1:].tolist()
+    ends = dict.fromkeys([*closing, tokenizer.eos_token_id])
+    ends.pop(None, None)
+    if not ends:
+        raise ValueError(
+            "Neither the chat template nor the tokenizer has a token that ends a turn, so answers would not end: set "
+            "tokenizer.eos_token."
+        )
+    return list(ends)
+
+
+def _refuse_long_prompts(prompts: Sequence[ChatTokens], max_new_tokens: int, n_ctx: int) -> None:
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    if longest + max_new_tokens > n_ctx:
+        raise ValueError(
+            f"The longest prompt has {longest} tokens and max_new_tokens={max_new_tokens}, but the chat model reads "
+            f"only {n_ctx}: leave out long prompts, or lower max_new_tokens."
+        )
+
+
+@torch.no_grad()
+def generate_patched(
+    pair: HookedModelPair,
+    tokens: Int[Tensor, "prompt pos"],
+    writer: ModelName = "chat",
+    *,
+    max_new_tokens: int = 16,
+    end: int | None = None,
+) -> Int[Tensor, "prompt new"]:
+    """What one model of the pair writes after prompts, token by token the most likely one, under the pair's patches.
+
+    Inside `with patched(pair, ...)` every token comes from a full pass of both models, because latents are read from
+    both: made for short answers. Outside, it is what the model writes by itself.
+
+    Args:
+        tokens: prompts of one length, without padding.
+        writer: whose next token is taken. Both models read it; with `read_by="chat"` the chat model writes from the
+            base model's patched activations.
+        end: the token that ends an answer, by default the tokenizer's `eos_token_id`.
+
+    Returns:
+        The new tokens; an answer that ended is filled up with `end`.
+    """
+    if writer not in ("base", "chat"):
+        raise ValueError(f"writer={writer!r} is not one of 'base', 'chat'.")
+    if end is None:
+        end = getattr(pair.tokenizer, "eos_token_id", None)
+    m = 0 if writer == "base" else -1
+    n_read, over = tokens.shape[1], torch.zeros(len(tokens), dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        following = pair(tokens)[:, -1, m].argmax(dim=-1).to(tokens)
+        if end is not None:
+            following[over.to(tokens.device)] = end
+            over |= (following == end).cpu()
+        tokens = torch.cat([tokens, following[:, None]], dim=1)
+        if bool(over.all()):
+            break
+    return tokens[:, n_read:]

@@ -1,0 +1,113 @@
+"""Laws of generation: the most likely token by full passes, one prompt at a time; masks as of any conversation."""
+
+from inspect import unwrap
+
+import pytest
+import torch
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.models.tiny import dialogues
+from tests.causal.conftest import LATENTS, Case, random_crosscoder
+from tests.causal.test_patched import by_hand
+from tests.models.small_models import gemma2, random_hooked_transformer, save_pair
+
+ASKED = [messages[:1] for messages in dialogues(12, seed=3, split="held_out")]
+
+
+@pytest.fixture(scope="module", params=["tiny", "TransformerBridge"])
+def pair(request, tmp_path_factory):
+    if request.param == "tiny":
+        return slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+    folders = save_pair(tmp_path_factory.mktemp("models"), gemma2)
+    return slc.HookedModelPair.from_pretrained(*folders, model_class_name="TransformerBridge")
+
+
+def greedy(model, prompt, end, n):
+    """Token by token, every one from a full pass over the prompt so far."""
+    written = []
+    while len(written) < n and end not in written:
+        written.append(int(model(torch.tensor([prompt + written]))[0, -1].argmax()))
+    return written
+
+
+class TestResponses:
+    def test_every_answer_is_the_most_likely_one_by_itself(self, pair):
+        said = slc.generate_responses(pair, ASKED, max_new_tokens=12, batch_size=3)
+        end = pair.tokenizer.eos_token_id
+        prompts = [slc.chat_tokens(pair.tokenizer, messages, add_generation_prompt=True) for messages in ASKED]
+        assert len({len(prompt.input_ids) for prompt in prompts}) > 1
+        for row, prompt in enumerate(prompts):
+            ids = prompt.input_ids.tolist()
+            answer = greedy(pair.chat, ids, end, 12)
+            n = len(ids) + len(answer)
+            assert said.tokens[row, :n].tolist() == ids + answer
+            places = said.response[row].nonzero().flatten().tolist()
+            assert places == list(range(len(ids), n))
+            assert said.template[row, : len(ids)].tolist() == prompt.template.tolist()
+            assert said.template[row, len(ids) :].tolist() == [i == n - 1 and answer[-1] == end for i in
+                                                              range(len(ids), said.tokens.shape[1])]  # fmt: skip
+
+    def test_the_masks_are_those_of_the_conversation_with_its_answer(self):
+        pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+        conversations = dialogues(12, seed=3, split="held_out")
+        said = slc.generate_responses(pair, [messages[:1] for messages in conversations], max_new_tokens=16)
+        n_as_trained = 0
+        for row, messages in enumerate(conversations):
+            chat = slc.chat_tokens(pair.tokenizer, messages[:2])
+            if said.tokens[row, : len(chat.input_ids)].tolist() == chat.input_ids.tolist():
+                n_as_trained += 1
+                for mask in ("response", "template"):
+                    of_row = getattr(said, mask)[row]
+                    assert of_row[: len(chat.input_ids)].tolist() == getattr(chat, mask).tolist()
+                    assert not of_row[len(chat.input_ids) :].any()
+        assert n_as_trained >= 10
+
+    @pytest.mark.parametrize(
+        ("conversations", "n", "message"), [([], 4, "is empty"), (ASKED, 60, r"max_new_tokens=60, but .* only 64")]
+    )
+    def test_refusals(self, pair, conversations, n, message):
+        with pytest.raises(ValueError, match=message):
+            slc.generate_responses(pair, conversations, max_new_tokens=n)
+
+    def test_a_model_that_cannot_be_asked_is_refused(self):
+        pair = slc.HookedModelPair(*[random_hooked_transformer(8, seed=seed) for seed in (1, 2)])
+        with pytest.raises(ValueError, match="no chat template"):
+            slc.generate_responses(pair, ASKED)
+
+
+class TestPatched:
+    @pytest.mark.parametrize(("writer", "m"), [("base", 0), ("chat", 1)])
+    @pytest.mark.parametrize("how", ["add", "ablate"])
+    def test_every_token_is_that_of_models_patched_by_hand(self, case, writer, m, how):
+        prompt = case.tokens[:, :5]
+        with slc.patched(case.pair, case.crosscoder, LATENTS, how, coefficient=3.0):
+            written = slc.generate_patched(case.pair, prompt, writer, max_new_tokens=4, end=-1)
+        models = (0,) if how == "add" else (0, 1)
+        read = prompt
+        for _ in range(4):
+            logits = by_hand(Case(case.pair, case.crosscoder, read), LATENTS, how, models, coefficient=3.0)
+            read = torch.cat([read, logits[:, -1, m].argmax(dim=-1)[:, None]], dim=1)
+        assert torch.equal(written, read[:, 5:])
+
+    @pytest.mark.parametrize("writer", ["base", "chat"])
+    def test_without_patches_it_is_what_the_model_writes(self, case, writer):
+        model, prompt = getattr(case.pair, writer), case.tokens[:, :5]
+        end = greedy(model, prompt[0].tolist(), None, 3)[2]
+        written = slc.generate_patched(case.pair, prompt, writer, max_new_tokens=6, end=end)
+        for row, ids in zip(written.tolist(), prompt.tolist(), strict=True):
+            answer = greedy(model, ids, end, 6)
+            assert row == answer + [end] * (len(row) - len(answer))
+
+    def test_an_unknown_writer_is_refused(self, case):
+        with pytest.raises(ValueError, match="writer='user' is not one of"):
+            unwrap(slc.generate_patched)(case.pair, case.tokens, "user")
+
+
+def test_tiny_crosscoder_of_nothing_changes_no_answer():
+    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+    said = slc.generate_responses(pair, ASKED[:1], max_new_tokens=12)
+    prompt = said.tokens[:, : int(said.response[0].long().argmax())]
+    crosscoder = random_crosscoder((96, 96), dtype="float32")
+    with slc.patched(pair, crosscoder, [], "ablate"):
+        written = slc.generate_patched(pair, prompt, max_new_tokens=12)
+    assert written[0].tolist() == said.tokens[0][said.response[0]].tolist()
