@@ -9,6 +9,8 @@ from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
 from sae_lens_crosscoder.analysis.agreement import agreement
+from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
+from sae_lens_crosscoder.analysis.decoupling import activation_divergence
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
@@ -65,11 +67,13 @@ __all__ = [
     "ReLUCrosscoder",
     "ReLUCrosscoderConfig",
     "StackedLayout",
+    "activation_divergence",
     "agreement",
     "cache_activations",
     "causal_effects",
     "chat_tokens",
     "crosscoder_huggingface_loader",
+    "decoupled_pairs",
     "delta_norm",
     "diagnose",
     "edited",
