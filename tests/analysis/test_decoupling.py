@@ -11,13 +11,21 @@ from sae_lens_crosscoder.analysis.decoupling import ActivationDivergence
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder
 from tests.reference import decoupling as ref
 
+def alike_crosscoder():
+    """A random one whose latents fire on much the same tokens."""
+    crosscoder = random_crosscoder()
+    with torch.no_grad():
+        crosscoder.W_enc[0] += 3
+    return crosscoder
+
+
 PAIRS = pd.DataFrame({"chat_latent": [0, 4, 2, 0], "base_latent": [1, 1, 3, 5]})
 
 
 @pytest.mark.parametrize("thresholds", [(0.7, 0.3), (0.4, 0.1), (0.5, 0.5)])
 @pytest.mark.parametrize("given", [False, True])
 def test_divergence_is_its_naive_definition(thresholds, given):
-    crosscoder, x = random_crosscoder(), random_activations(400)
+    crosscoder, x = alike_crosscoder(), random_activations(400)
     high, low = thresholds
     f = crosscoder.encode(x).T.tolist()
     highest = [0.6 * max(scores) for scores in f] if given else [max(scores) for scores in f]
@@ -30,12 +38,12 @@ def test_divergence_is_its_naive_definition(thresholds, given):
         expected = ref.divergence(f[i], f[j], max(highest[i], highest[j]), high, low)
         assert (row.divergence, row.n_high, row.n_only_chat, row.n_only_base) == pytest.approx(expected)
         assert (row.chat_max, row.base_max) == pytest.approx((highest[i], highest[j]))
-    assert (found.n_high > 5).all()
-    assert found.divergence.between(0.01, 0.99).any()
+    assert (found.n_high > 3).all()
+    assert found.divergence.between(0.1, 0.9).any()
 
 
 def test_dense_and_sparse_activations_in_any_cut_count_the_same():
-    crosscoder, x = random_crosscoder(), random_activations(100)
+    crosscoder, x = alike_crosscoder(), random_activations(100)
     indices, highest = torch.tensor(PAIRS.to_numpy()), torch.full((4,), 5.0)
     dense, sparse = ActivationDivergence(indices, highest), ActivationDivergence(indices, highest)
     dense.add(crosscoder.encode(x))
@@ -73,7 +81,7 @@ def test_planted_decoupled_concepts_diverge_and_shared_ones_that_were_split_do_n
     assert (found.base_label == "base_only").all()
     assert found.divergence[: len(decoupled)].min() > 0.95
     assert found.divergence[len(decoupled) :].max() < 0.05
-    assert found.n_high.min() > 5
+    assert found.n_high.min() >= 3
 
 
 @pytest.mark.parametrize("q", [0.0, 0.5, 1.0])
