@@ -1,4 +1,4 @@
-"""What nu is when it should mean nothing: of directions and activations that do not belong together."""
+"""Nu along directions that are not the latent's own: what of it is owed to the direction, what to the activations?"""
 
 import pandas as pd
 import torch
@@ -25,10 +25,14 @@ def nu_controls(
 ) -> pd.DataFrame:
     """Both nu of every latent's own decoder, beside those of two controls that keep its activations.
 
+    A latent that both models write alike has nu that scatter around 1 along any direction, and one that the chat model
+    alone writes nu around 0. Where controls disagree with the real nu, as for a latent that fine-tuning rotated, it is
+    the direction that tells the models apart.
+
     Args:
         pair, tokens, activations: data as `diagnose` takes it.
-        significant: nan where the denominator may be 0, as it is for most directions that a latent does not write;
-            see `LatentScaling.nu`.
+        significant: nan where the denominator may be 0, as it is along directions orthogonal to the latent's; see
+            `LatentScaling.nu`.
 
     Returns:
         A row per latent: `nu_error` and `nu_reconstruction` of its own chat decoder, those ending in

@@ -11,6 +11,7 @@ from sae_lens_crosscoder.analysis.decoupling import ActivationDivergence
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder
 from tests.reference import decoupling as ref
 
+
 def alike_crosscoder():
     """A random one whose latents fire on much the same tokens."""
     crosscoder = random_crosscoder()
