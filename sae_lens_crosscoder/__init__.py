@@ -9,6 +9,8 @@ from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
 from sae_lens_crosscoder.analysis.agreement import agreement
+from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
+from sae_lens_crosscoder.analysis.decoupling import activation_divergence
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.example_file import read_examples
@@ -72,12 +74,14 @@ __all__ = [
     "ReLUCrosscoderConfig",
     "Responses",
     "StackedLayout",
+    "activation_divergence",
     "agreement",
     "cache_activations",
     "causal_effects",
     "chat_tokens",
     "collect_examples",
     "crosscoder_huggingface_loader",
+    "decoupled_pairs",
     "delta_norm",
     "diagnose",
     "edited",

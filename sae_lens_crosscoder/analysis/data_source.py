@@ -1,6 +1,6 @@
 """Where a diagnosis gets its activations: batches, of which those it has seen before can be left out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
 import torch
@@ -8,9 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
+from sae_lens_crosscoder.activations.checks import require_finite
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.analysis.checkpoint import fingerprint
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
 from sae_lens_crosscoder.models.pair import HookedModelPair
+
+# Tokens encoded at a time, and (at least) in one of the blocks that a bootstrap resamples.
+_BATCH_TOKENS = 2048
+_SHARD_BLOCK = 256
 
 Batches = Iterable[Float[Tensor, "_ d_in"]]
 
@@ -63,3 +69,49 @@ class GivenActivations:
 
 
 DataSource = HarvestedActivations | GivenActivations
+
+
+def data_source(
+    crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair | None,
+    tokens: Tensor | None,
+    activations: Float[Tensor, "token d_in"] | Batches | None,
+    batch_size_prompts: int,
+    purpose: str,
+) -> DataSource:
+    """Whichever was given, a pair with tokens or activations, or a ValueError if that is neither or both."""
+    if activations is not None:
+        if pair is not None or tokens is not None:
+            raise ValueError("Give either a pair with tokens or activations, not both.")
+        if isinstance(activations, ActivationCache):
+            metadata = crosscoder.cfg.metadata
+            activations.require_of((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
+        return GivenActivations(activations, _BATCH_TOKENS)
+    if pair is None or tokens is None:
+        raise ValueError(f"{purpose} needs data: give pair= and tokens= (batch, pos), or activations=.")
+    metadata = crosscoder.cfg.metadata
+    pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
+    return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts)
+
+
+def encoded(
+    batch: Float[Tensor, "_ d_in"], crosscoder: InferenceCrosscoder, n_seen: int
+) -> Iterator[tuple[Float[Tensor, "token d_in"], Float[Tensor, "token d_sae"]]]:
+    """Parts of a batch that are small enough to encode, each with its sparse activations of latents.
+
+    Raises:
+        ValueError: for activations that are NaN or infinite; `n_seen` tokens before them were not.
+    """
+    require_finite(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {n_seen}")
+    for part in batch.split(_BATCH_TOKENS):
+        part = part.to(crosscoder.W_dec)  # which may overflow
+        yield part, crosscoder.encode_sparse(part)
+
+
+def shard_block(tokens: Tensor | None) -> int:
+    """How many consecutive tokens a bootstrap keeps together, whole contexts if they are known.
+
+    Tokens of one context are not independent, so a context must not be spread over shards.
+    """
+    context_size = 1 if tokens is None else tokens.shape[-1]
+    return max(1, _SHARD_BLOCK // context_size) * context_size

@@ -6,7 +6,7 @@ put back. Only the dot products of active (token, latent) pairs are formed, and 
 no per-latent residual is ever needed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -36,10 +36,22 @@ class LatentScaling:
 
     Everything is in the space the crosscoder was trained in; `space="raw"` gives that of the raw activations.
     For models of different width, or more than two, every beta and nu is nan: there is no common direction to probe.
+
+    Args:
+        probes: directions to probe instead of the decoders, one array per model, as controls do.
     """
 
-    def __init__(self, crosscoder: InferenceCrosscoder, n_shards: int = 50, block_size: int = 256) -> None:
+    def __init__(
+        self,
+        crosscoder: InferenceCrosscoder,
+        n_shards: int = 50,
+        block_size: int = 256,
+        probes: Sequence[Float[Tensor, "d_sae d_model"]] | None = None,
+    ) -> None:
         self.crosscoder = crosscoder
+        self.is_control = probes is not None
+        """Whether other directions than the decoders are probed."""
+        self._probes = [probe.detach() for probe in (crosscoder.decoders if probes is None else probes)]
         self.comparable = crosscoder.layout.same_width and crosscoder.layout.n_models == 2
         self.n_tokens = 0
         self._block_size = block_size
@@ -53,12 +65,15 @@ class LatentScaling:
         """sum f <d^probe, y^model>: (probe, model, activation or reconstruction, shard, d_sae)."""
         self._products = zeros.new_full((2, 2, d_sae), torch.nan)
         """<d^probe, d^model>: (probe, model, d_sae)."""
+        self._probe_squares = self._products[0].clone()
+        """|d^probe|^2: (probe, d_sae)."""
         self._mean_products = self._products.clone()
         """<d^probe, mean^model>, of what was subtracted from the activations in training."""
         if self.comparable:
             decoders = crosscoder.layout.split(crosscoder.W_dec.detach().double())
             means = crosscoder.layout.split(crosscoder.activation_means.double())
-            for probe, direction in enumerate(decoders):
+            for probe, direction in enumerate(direction.double() for direction in self._probes):
+                self._probe_squares[probe] = direction.square().sum(dim=-1)
                 for model, (decoder, mean) in enumerate(zip(decoders, means, strict=True)):
                     self._products[probe, model] = (direction * decoder).sum(dim=-1)
                     self._mean_products[probe, model] = direction @ mean
@@ -89,11 +104,11 @@ class LatentScaling:
             return
         # Dot products of half-precision numbers lose digits.
         precision = torch.promote_types(torch.promote_types(activations.dtype, self.crosscoder.dtype), torch.float32)
-        decoders = [decoder.detach().to(precision) for decoder in self.crosscoder.decoders]
+        probes = [direction.to(precision) for direction in self._probes]
         for t, target in enumerate((activations, reconstruction)):
             for model, part in enumerate(self.crosscoder.layout.split(target.to(precision))):
-                for probe, decoder in enumerate(decoders):
-                    dots = gather_dot(part, decoder, pairs.token, pairs.latent)
+                for probe, direction in enumerate(probes):
+                    dots = gather_dot(part, direction, pairs.token, pairs.latent)
                     self._dots[probe, model, t].view(-1).index_add_(0, place, f * dots)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -180,7 +195,7 @@ class LatentScaling:
         space: Space,
     ) -> Float[Tensor, "latent resample"]:
         """beta of shards counted so often; 0 / 0 is nan, as it should be."""
-        energy = self.f2[:, latents].T @ counts.T * self._products[probe, probe, latents, None]
+        energy = self.f2[:, latents].T @ counts.T * self._probe_squares[probe, latents, None]
         numerator = self._numerators(target, model, probe, latents, space).T @ counts.T
         return self._space_factor(model, probe, space) * numerator / energy
 

@@ -20,13 +20,28 @@ def target_of(name, j, m, h, f, decoders, b_dec):
 
 def beta(name, j, m, probe, tokens, acts, decoders, b_dec):
     """argmin over beta of sum_i |y_i - beta f_ij d_j|^2, in closed form; nan where nothing is asked."""
-    direction = decoders[j][probe]
+    return beta_along(decoders[j][probe], name, j, m, tokens, acts, decoders, b_dec)
+
+
+def beta_along(direction, name, j, m, tokens, acts, decoders, b_dec):
+    """The same for any direction in place of d_j."""
     numerator = denominator = 0.0
     for h, f in zip(tokens, acts, strict=True):
         y = target_of(name, j, m, h, f, decoders, b_dec)
         numerator += f[j] * dot(direction, y)
         denominator += f[j] * f[j] * dot(direction, direction)
     return numerator / denominator if denominator > 0 else float("nan")
+
+
+def improvement(factor, name, j, m, probe, tokens, acts, decoders, b_dec):
+    """By which share the mean squared error of the prediction factor * f_ij d_j is below that of predicting 0."""
+    with_it = without = 0.0
+    for h, f in zip(tokens, acts, strict=True):
+        y = target_of(name, j, m, h, f, decoders, b_dec)
+        rest = [value - factor * f[j] * d for value, d in zip(y, decoders[j][probe], strict=True)]
+        with_it += dot(rest, rest)
+        without += dot(y, y)
+    return (without - with_it) / without
 
 
 def free_direction(j, m, tokens, acts, decoders, b_dec):
