@@ -8,6 +8,7 @@ from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
+from sae_lens_crosscoder.activations.token_groups import TokenGroups, token_groups
 from sae_lens_crosscoder.analysis.agreement import agreement
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
@@ -65,6 +66,7 @@ __all__ = [
     "ReLUCrosscoder",
     "ReLUCrosscoderConfig",
     "StackedLayout",
+    "TokenGroups",
     "agreement",
     "cache_activations",
     "causal_effects",
@@ -82,6 +84,7 @@ __all__ = [
     "register_architectures",
     "resume_from",
     "save_dictionary_learning",
+    "token_groups",
     "train_on_one_stream",
     "write_latents",
     "write_report",
