@@ -10,9 +10,12 @@ from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
 from sae_lens_crosscoder.activations.token_groups import TokenGroups, token_groups
 from sae_lens_crosscoder.analysis.agreement import agreement
+from sae_lens_crosscoder.analysis.correlations import correlations
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
+from sae_lens_crosscoder.analysis.nu_by_group import nu_by_group
+from sae_lens_crosscoder.analysis.statistics import latent_statistics
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
 from sae_lens_crosscoder.causal.patched import patched
@@ -71,12 +74,15 @@ __all__ = [
     "cache_activations",
     "causal_effects",
     "chat_tokens",
+    "correlations",
     "crosscoder_huggingface_loader",
     "delta_norm",
     "diagnose",
     "edited",
     "kl_to_chat",
+    "latent_statistics",
     "load",
+    "nu_by_group",
     "patched",
     "plan",
     "read_foreign_latents",

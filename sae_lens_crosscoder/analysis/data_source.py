@@ -1,18 +1,25 @@
-"""Where a diagnosis gets its activations: batches, of which those it has seen before can be left out."""
+"""Where an analysis gets its activations: batches, of which those it has seen before can be left out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
+from sae_lens_crosscoder.activations.checks import require_finite
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.analysis.checkpoint import fingerprint
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 Batches = Iterable[Float[Tensor, "_ d_in"]]
+Activations = Float[Tensor, "token d_in"] | Batches
+
+# Tokens encoded at a time.
+BATCH_TOKENS = 2048
 
 
 class HarvestedActivations:
@@ -42,7 +49,7 @@ class GivenActivations:
         batch_size: tokens in a batch of a tensor.
     """
 
-    def __init__(self, activations: Float[Tensor, "token d_in"] | Batches, batch_size: int) -> None:
+    def __init__(self, activations: Activations, batch_size: int = BATCH_TOKENS) -> None:
         self.n_tokens = len(activations) if isinstance(activations, Tensor | ActivationCache) else None
         self._batches = iter(activations.split(batch_size) if isinstance(activations, Tensor) else activations)
 
@@ -63,3 +70,46 @@ class GivenActivations:
 
 
 DataSource = HarvestedActivations | GivenActivations
+
+
+def data_source(
+    crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair | None,
+    tokens: Tensor | None,
+    activations: Activations | None,
+    batch_size_prompts: int,
+    purpose: str,
+) -> DataSource:
+    """Whichever of the two was given, if it is what the crosscoder was trained on; a ValueError otherwise."""
+    metadata = crosscoder.cfg.metadata
+    if activations is not None:
+        if pair is not None or tokens is not None:
+            raise ValueError("Give either a pair with tokens or activations, not both.")
+        if isinstance(activations, ActivationCache):
+            activations.require_of((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
+        return GivenActivations(activations)
+    if pair is None or tokens is None:
+        raise ValueError(f"{purpose} needs data: give pair= and tokens= (batch, pos), or activations=.")
+    pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
+    return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts)
+
+
+class Encoded(NamedTuple):
+    """Tokens, and what a crosscoder makes of them."""
+
+    activations: Float[Tensor, "token d_in"]
+    feature_acts: Float[Tensor, "token d_sae"]
+    """Sparse."""
+    reconstruction: Float[Tensor, "token d_in"]
+
+
+def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "token d_in"], n_before: int) -> Iterator[Encoded]:
+    """A batch in parts of at most `BATCH_TOKENS` tokens, in the crosscoder's precision and on its device.
+
+    Raises a NonFiniteError, which says that `n_before` tokens were fine, for activations that are or become so.
+    """
+    require_finite(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {n_before}")
+    for part in batch.split(BATCH_TOKENS):
+        part = part.to(crosscoder.W_dec)  # which may overflow
+        feature_acts = crosscoder.encode_sparse(part)
+        yield Encoded(part, feature_acts, crosscoder.decode(feature_acts))

@@ -1,31 +1,27 @@
 """One table with everything that is known about every latent."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.cache import ActivationCache
-from sae_lens_crosscoder.activations.checks import require_finite
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.checkpoint import SumsCheckpoint, fingerprint
-from sae_lens_crosscoder.analysis.data_source import DataSource, GivenActivations, HarvestedActivations
+from sae_lens_crosscoder.analysis.data_source import Activations, DataSource, data_source, encoded
 from sae_lens_crosscoder.analysis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.latent_columns import latent_table, one_sided_latents
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.null_runs import require_nulls
 from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, conclusion, require_bounds
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
-# Tokens encoded at a time, and (at least) in one of the blocks that the bootstrap resamples.
-_BATCH_TOKENS = 2048
+# Tokens, at least, in one of the blocks that the bootstrap resamples.
 _SHARD_BLOCK = 256
 
 
@@ -34,7 +30,7 @@ def diagnose(
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
-    activations: Float[Tensor, "token d_in"] | Iterable[Float[Tensor, "_ d_in"]] | None = None,
+    activations: Activations | None = None,
     null: pd.DataFrame | Sequence[pd.DataFrame] | None = None,
     free_directions: Literal["model_specific", "all"] = "model_specific",
     min_active: int = MIN_ACTIVE,
@@ -78,7 +74,7 @@ def diagnose(
     if free_directions not in ("model_specific", "all"):
         raise ValueError(f"free_directions={free_directions!r} is not one of 'model_specific', 'all'.")
     nulls = require_nulls(null, crosscoder)
-    source = _data_source(crosscoder, pair, tokens, activations, batch_size_prompts)
+    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "diagnose")
     # Tokens of one context are not independent, so a context must not be spread over shards.
     context_size = 1 if tokens is None else tokens.shape[-1]
     block_size = max(1, _SHARD_BLOCK // context_size) * context_size
@@ -117,38 +113,13 @@ def _stream(
     total, seen = source.n_tokens, scaling.n_tokens
     with tqdm(total=total, initial=seen, desc="Diagnosing", unit="token", unit_scale=True, leave=False) as bar:
         for n_batches, batch in enumerate(source.after(n_seen), start=n_seen + 1):
-            require_finite(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {scaling.n_tokens}")
-            for part in batch.split(_BATCH_TOKENS):
-                part = part.to(crosscoder.W_dec)  # which may overflow
-                feature_acts = crosscoder.encode_sparse(part)
-                reconstruction = crosscoder.decode(feature_acts)
+            for part, feature_acts, reconstruction in encoded(crosscoder, batch, scaling.n_tokens):
                 scaling.add(part, feature_acts, reconstruction)
                 free.add(part, feature_acts, reconstruction)
                 fve.add(part, reconstruction)
                 bar.update(len(part))
             if checkpoint is not None:
                 checkpoint.save_if_due(n_batches)
-
-
-def _data_source(
-    crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair | None,
-    tokens: Tensor | None,
-    activations: Float[Tensor, "token d_in"] | Iterable[Float[Tensor, "_ d_in"]] | None,
-    batch_size_prompts: int,
-) -> DataSource:
-    if activations is not None:
-        if pair is not None or tokens is not None:
-            raise ValueError("Give either a pair with tokens or activations, not both.")
-        if isinstance(activations, ActivationCache):
-            metadata = crosscoder.cfg.metadata
-            activations.require_of((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
-        return GivenActivations(activations, _BATCH_TOKENS)
-    if pair is None or tokens is None:
-        raise ValueError("diagnose needs data: give pair= and tokens= (batch, pos), or activations=.")
-    metadata = crosscoder.cfg.metadata
-    pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
-    return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts)
 
 
 def _manifest(
