@@ -8,7 +8,9 @@ from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
+from sae_lens_crosscoder.activations.token_groups import TokenGroups, token_groups
 from sae_lens_crosscoder.analysis.agreement import agreement
+from sae_lens_crosscoder.analysis.correlations import correlations
 from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling import activation_divergence
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm
@@ -16,6 +18,8 @@ from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.example_file import read_examples
 from sae_lens_crosscoder.analysis.examples import collect_examples
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
+from sae_lens_crosscoder.analysis.nu_by_group import nu_by_group
+from sae_lens_crosscoder.analysis.statistics import latent_statistics
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
 from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
@@ -74,12 +78,14 @@ __all__ = [
     "ReLUCrosscoderConfig",
     "Responses",
     "StackedLayout",
+    "TokenGroups",
     "activation_divergence",
     "agreement",
     "cache_activations",
     "causal_effects",
     "chat_tokens",
     "collect_examples",
+    "correlations",
     "crosscoder_huggingface_loader",
     "decoupled_pairs",
     "delta_norm",
@@ -89,9 +95,11 @@ __all__ = [
     "generate_responses",
     "kl_to_chat",
     "latent_effects",
+    "latent_statistics",
     "load",
     "logit_attribution",
     "next_tokens",
+    "nu_by_group",
     "patched",
     "plan",
     "read_examples",
@@ -101,6 +109,7 @@ __all__ = [
     "resume_from",
     "save_dictionary_learning",
     "splice_evals",
+    "token_groups",
     "token_kl",
     "train_on_one_stream",
     "write_effects",

@@ -22,6 +22,8 @@ class ChatTokens:
     """Role of every message, such as ("user", "assistant")."""
     bos: Bool[Tensor, " pos"]
     """The beginning-of-sequence token, which is counted neither as template nor as content."""
+    n_before: Int[Tensor, " pos"]
+    """How many messages' contents have ended before the token, which tells the template's places apart."""
 
     @property
     def template(self) -> Bool[Tensor, " pos"]:
@@ -63,14 +65,17 @@ def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generati
     spans = _content_spans(text, around, marks, [message["content"] for message in messages])
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = torch.tensor(encoded["input_ids"])
-    owners = [_owner(start, end, spans) for start, end in encoded["offset_mapping"]]
+    # Byte-level tokenizers trim a space from the start of a token's offsets, so that a space alone seems empty.
+    offsets = [(start - 1 if start == end else start, end) for start, end in encoded["offset_mapping"]]
+    owners = [_owner(start, end, spans) for start, end in offsets]
+    n_before = [sum(content_end <= start for _, content_end in spans) for start, _ in offsets]
     roles = tuple(message["role"] for message in messages)
     bos_id = tokenizer.bos_token_id
     message = torch.tensor(owners)
     bos = (message == TEMPLATE) & (ids == bos_id) if bos_id is not None else torch.zeros_like(message, dtype=torch.bool)
     if bos_id == tokenizer.eos_token_id:  # as GPT-2 has it: only the first one begins anything
         bos[1:] = False
-    return ChatTokens(ids, message, roles, bos)
+    return ChatTokens(ids, message, roles, bos, torch.tensor(n_before))
 
 
 def _content_spans(text: str, around: str, marks: Sequence[str], contents: Sequence[str]) -> list[tuple[int, int]]:
@@ -102,8 +107,6 @@ def _content_spans(text: str, around: str, marks: Sequence[str], contents: Seque
 
 def _owner(start: int, end: int, spans: Sequence[tuple[int, int]]) -> int:
     """The content that a token's characters reach into; a token that straddles a border belongs to the content."""
-    if start == end:  # a space, which byte-level tokenizers trim from the start of a token's offsets
-        start -= 1
     for index, (content_start, content_end) in enumerate(spans):
         if start < content_end and end > content_start:
             return index

@@ -1,7 +1,8 @@
-"""Where a diagnosis gets its activations: batches, of which those it has seen before can be left out."""
+"""Where an analysis gets its activations: batches, of which those it has seen before can be left out."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,10 +16,11 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, requi
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 # Tokens encoded at a time, and (at least) in one of the blocks that a bootstrap resamples.
-_BATCH_TOKENS = 2048
+BATCH_TOKENS = 2048
 _SHARD_BLOCK = 256
 
 Batches = Iterable[Float[Tensor, "_ d_in"]]
+Activations = Float[Tensor, "token d_in"] | Batches
 
 
 class HarvestedActivations:
@@ -48,7 +50,7 @@ class GivenActivations:
         batch_size: tokens in a batch of a tensor.
     """
 
-    def __init__(self, activations: Float[Tensor, "token d_in"] | Batches, batch_size: int) -> None:
+    def __init__(self, activations: Activations, batch_size: int = BATCH_TOKENS) -> None:
         self.n_tokens = len(activations) if isinstance(activations, Tensor | ActivationCache) else None
         self._batches = iter(activations.split(batch_size) if isinstance(activations, Tensor) else activations)
 
@@ -75,7 +77,7 @@ def data_source(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair | None,
     tokens: Tensor | None,
-    activations: Float[Tensor, "token d_in"] | Batches | None,
+    activations: Activations | None,
     batch_size_prompts: int,
     purpose: str,
 ) -> DataSource:
@@ -86,7 +88,7 @@ def data_source(
         if isinstance(activations, ActivationCache):
             metadata = crosscoder.cfg.metadata
             activations.require_of((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
-        return GivenActivations(activations, _BATCH_TOKENS)
+        return GivenActivations(activations)
     if pair is None or tokens is None:
         raise ValueError(f"{purpose} needs data: give pair= and tokens= (batch, pos), or activations=.")
     metadata = crosscoder.cfg.metadata
@@ -94,18 +96,26 @@ def data_source(
     return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts)
 
 
-def encoded(
-    batch: Float[Tensor, "_ d_in"], crosscoder: InferenceCrosscoder, n_seen: int
-) -> Iterator[tuple[Float[Tensor, "token d_in"], Float[Tensor, "token d_sae"]]]:
-    """Parts of a batch that are small enough to encode, each with its sparse activations of latents.
+class Encoded(NamedTuple):
+    """Tokens, and what a crosscoder makes of them."""
+
+    activations: Float[Tensor, "token d_in"]
+    feature_acts: Float[Tensor, "token d_sae"]
+    """Sparse."""
+    reconstruction: Float[Tensor, "token d_in"]
+
+
+def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_seen: int) -> Iterator[Encoded]:
+    """A batch in parts that are small enough to encode, in the crosscoder's precision and on its device.
 
     Raises:
         ValueError: for activations that are NaN or infinite; `n_seen` tokens before them were not.
     """
     require_finite(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {n_seen}")
-    for part in batch.split(_BATCH_TOKENS):
+    for part in batch.split(BATCH_TOKENS):
         part = part.to(crosscoder.W_dec)  # which may overflow
-        yield part, crosscoder.encode_sparse(part)
+        feature_acts = crosscoder.encode_sparse(part)
+        yield Encoded(part, feature_acts, crosscoder.decode(feature_acts))
 
 
 def shard_block(tokens: Tensor | None) -> int:

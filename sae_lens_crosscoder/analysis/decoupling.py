@@ -128,9 +128,9 @@ def _encoded_stream(source: DataSource, crosscoder: InferenceCrosscoder, descrip
     n_seen = 0
     with tqdm(total=source.n_tokens, desc=description, unit="token", unit_scale=True, leave=False) as bar:
         for batch in source.after(0):
-            for part, feature_acts in encoded(batch, crosscoder, n_seen):
-                yield feature_acts
-                bar.update(len(part))
+            for part in encoded(crosscoder, batch, n_seen):
+                yield part.feature_acts
+                bar.update(len(part.activations))
             n_seen += len(batch)
     if n_seen == 0:
         raise ValueError("There was nothing to compare pairs on: the data source gave no tokens.")

@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.checkpoint import SumsCheckpoint, fingerprint
-from sae_lens_crosscoder.analysis.data_source import Batches, DataSource, data_source, encoded, shard_block
+from sae_lens_crosscoder.analysis.data_source import Activations, DataSource, data_source, encoded, shard_block
 from sae_lens_crosscoder.analysis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.latent_columns import latent_table, one_sided_latents
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
@@ -28,7 +27,7 @@ def diagnose(
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
-    activations: Float[Tensor, "token d_in"] | Batches | None = None,
+    activations: Activations | None = None,
     null: pd.DataFrame | Sequence[pd.DataFrame] | None = None,
     free_directions: Literal["model_specific", "all"] = "model_specific",
     min_active: int = MIN_ACTIVE,
@@ -109,8 +108,7 @@ def _stream(
     total, seen = source.n_tokens, scaling.n_tokens
     with tqdm(total=total, initial=seen, desc="Diagnosing", unit="token", unit_scale=True, leave=False) as bar:
         for n_batches, batch in enumerate(source.after(n_seen), start=n_seen + 1):
-            for part, feature_acts in encoded(batch, crosscoder, scaling.n_tokens):
-                reconstruction = crosscoder.decode(feature_acts)
+            for part, feature_acts, reconstruction in encoded(crosscoder, batch, scaling.n_tokens):
                 scaling.add(part, feature_acts, reconstruction)
                 free.add(part, feature_acts, reconstruction)
                 fve.add(part, reconstruction)

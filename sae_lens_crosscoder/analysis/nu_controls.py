@@ -57,8 +57,7 @@ def nu_controls(
     source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "nu_controls")
     with tqdm(total=source.n_tokens, desc="Nu controls", unit="token", unit_scale=True, leave=False) as bar:
         for batch in source.after(0):
-            for part, feature_acts in encoded(batch, crosscoder, scalings[""].n_tokens):
-                reconstruction = crosscoder.decode(feature_acts)
+            for part, feature_acts, reconstruction in encoded(crosscoder, batch, scalings[""].n_tokens):
                 for scaling in scalings.values():
                     scaling.add(part, feature_acts, reconstruction)
                 bar.update(len(part))

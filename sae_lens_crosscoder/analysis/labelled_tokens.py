@@ -1,0 +1,95 @@
+"""Encoded tokens with a label each, of which some are left out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens_crosscoder.activations.token_groups import LEFT_OUT, TokenGroups
+from sae_lens_crosscoder.analysis.data_source import BATCH_TOKENS, DataSource, Encoded, encoded
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.kernels import indices_of
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A cell for every token, one for each source and group: sums over cells are sums over either, or both."""
+
+    labels: Int[Tensor, " token"] | None
+    """Source times the number of groups plus group, or -1 for tokens that are left out; None if all are in cell 0."""
+    n_groups: int
+    n_sources: int
+    places: dict[str, Bool[Tensor, " cell"]]
+    """The cells of what has a name: `all`, each source, each group."""
+
+    @classmethod
+    def of(cls, tokens: Tensor | None, groups: TokenGroups | None, sources: Sequence[str] | None) -> "Cells":
+        """Raises a ValueError for labels that do not fit the tokens or one another.
+
+        Args:
+            sources: one for each row of the tokens or groups; without either, one for each token.
+        """
+        names = () if groups is None else groups.names
+        source_names = tuple(sorted(set(sources or ())))
+        if clashing := {name for name in names if name in (ALL, *source_names)} | ({ALL} & set(source_names)):
+            raise ValueError(f"{sorted(clashing)} name a group and something else: give every place its own name.")
+        n_groups, n_sources = max(1, len(names)), max(1, len(source_names))
+        group = torch.arange(n_groups).repeat(n_sources)
+        source = torch.arange(n_sources).repeat_interleave(n_groups)
+        places = {ALL: torch.ones_like(group, dtype=torch.bool)}
+        places |= {name: source == s for s, name in enumerate(source_names)}
+        places |= {name: group == g for g, name in enumerate(names)}
+        return cls(_labels(tokens, groups, sources, source_names), n_groups, n_sources, places)
+
+
+def _labels(
+    tokens: Tensor | None, groups: TokenGroups | None, sources: Sequence[str] | None, source_names: tuple[str, ...]
+) -> Int[Tensor, " token"] | None:
+    shapes = [tuple(each.shape) for each in (tokens, None if groups is None else groups.labels) if each is not None]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"tokens are {shapes[0]}, but the groups' labels {shapes[1]}: every token needs a label.")
+    if groups is None and sources is None:
+        return None
+    n_groups = 1 if groups is None else len(groups.names)
+    shape = shapes[0] if shapes else (len(sources or ()), 1)
+    labels = torch.zeros(shape, dtype=torch.int64) if groups is None else groups.labels.cpu().long()
+    if sources is not None:
+        if len(sources) != len(labels):
+            raise ValueError(f"There are {len(sources)} sources for {len(labels)} rows: give every row its own.")
+        source = torch.tensor([source_names.index(name) for name in sources])[:, None]
+        labels = torch.where(labels == LEFT_OUT, LEFT_OUT, labels + n_groups * source)
+    return labels.flatten()
+
+
+@torch.no_grad()
+def labelled_parts(
+    source: DataSource, crosscoder: InferenceCrosscoder, labels: Int[Tensor, " token"] | None, description: str
+) -> Iterator[tuple[Encoded, Int[Tensor, " token"]]]:
+    """All tokens but those labelled -1, with their labels; None stands for 0 everywhere.
+
+    Raises a ValueError when there are not as many tokens as labels: before anything runs, if the source knows.
+    """
+    n = 0
+    if source.n_tokens is not None:
+        _require_as_many(source.n_tokens, labels)
+    with tqdm(total=source.n_tokens, desc=description, unit="token", unit_scale=True, leave=False) as bar:
+        for batch in source.after(0):
+            here = batch.new_zeros(len(batch), dtype=torch.int64) if labels is None else labels[n : n + len(batch)]
+            if len(here) < len(batch):
+                raise ValueError(f"There are more tokens than the {n + len(here)} labels: every token needs one.")
+            kept = indices_of(here != LEFT_OUT)
+            here, chosen = here[kept].to(crosscoder.W_dec.device), batch[kept.to(batch.device)]
+            yield from zip(encoded(crosscoder, chosen, n), here.split(BATCH_TOKENS), strict=True)
+            n += len(batch)
+            bar.update(len(batch))
+    _require_as_many(n, labels)
+
+
+def _require_as_many(n_tokens: int, labels: Int[Tensor, " token"] | None) -> None:
+    if labels is not None and n_tokens != len(labels):
+        raise ValueError(f"There are {n_tokens} tokens for {len(labels)} labels: every token needs one.")
