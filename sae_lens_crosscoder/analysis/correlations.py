@@ -26,7 +26,7 @@ def correlations(table: pd.DataFrame, nus: Sequence[str] = _NUS, others: Sequenc
         ValueError: for a column that is not in the table.
 
     >>> table = pd.DataFrame({"nu_error": [0.1, 0.2, 0.9], "frequency": [1.0, 2.0, 3.0]})
-    >>> correlations(table, ["nu_error"], ["frequency"]).spearman.tolist()
+    >>> correlations(table, ["nu_error"], ["frequency"]).spearman.round(6).tolist()
     [1.0]
     """
     missing = [column for column in (*nus, *others) if column not in table]
