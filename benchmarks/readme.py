@@ -208,6 +208,41 @@ def speed() -> str:
     return "\n\n".join([markdown(rows), *commands])
 
 
+def causal() -> str:
+    """How much of the difference between the models the latents of the built-in pair's crosscoders carry."""
+    frame, source = read("causal_tiny_pair.json")
+    refusals = pd.DataFrame(json.loads((RESULTS / "causal_tiny_pair.json").read_text())["refusals"])
+    frame = frame[(frame.variant != "add") & (frame.window == "all")]
+    setups = {
+        "all": "all latents",
+        "template": "chat activations at template tokens",
+        "top_nu": "the half of the chat-leaning latents that nu ranks best",
+        "bottom_nu": "the other half",
+        "random_same_number": "as many random latents",
+        "random_same_energy": "random latents of the same energy",
+    }
+    of_name = {name: group.set_index("setup") for name, group in frame.groupby("crosscoder")}
+    rows = [["patched into the base model", *(f"share of the KL removed, {name}" for name in of_name)]]
+    for setup, shown in setups.items():
+        cells = [of_name[name].loc[setup] for name in of_name]
+        rows.append([shown, *(f"{c.reduction:.3f} ({c.reduction_low:.3f} to {c.reduction_high:.3f})" for c in cells)])
+    none = frame[frame.setup == "none"].iloc[0]
+
+    def refused(patch: str, answered_by: str) -> str:
+        chosen = refusals[(refusals.patch == patch) & (refusals.answered_by == answered_by)]
+        shares = chosen.set_index("crosscoder").frac_refused_harmful
+        return " and ".join(f"{shares[name]:.0%} ({name})" for name in of_name)
+
+    return (
+        f"{markdown(rows)}\n\nOf {none.kl_nats:.2f} nats per token, with 95 % intervals that are paired over "
+        f"conversations. Harmful requests that the chat model refuses word by word once its refusal latents are "
+        f"ablated: {refused('refusal ablated', 'chat')}; random latents: {refused('random ablated', 'chat')}. Adding "
+        f"the refusal latents to the base activation does not switch refusals on: "
+        f"{refused('refusal added', 'chat reads base half')}, because the plan for another answer is still in it; with "
+        f"all latents replaced they are on: {refused('all replaced', 'chat reads base half')}. {source}"
+    )
+
+
 PASSAGES: Mapping[str, Callable[[], str]] = {
     "claims": claims,
     "bends": bends,
@@ -215,6 +250,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "convergence": convergence,
     "intervals": intervals,
     "speed": speed,
+    "causal": causal,
 }
 
 
