@@ -318,8 +318,7 @@ def claims_figure() -> Any:
 
 def speed_figure() -> Any:
     """Time of a training step against the number of latents, and against L0."""
-    frame, _ = read("training_step.json")
-    frame = frame[frame.name.str.startswith("curve")]
+    frame, _ = read("training_step_curve.json")
     series = {
         "dictionary_learning": ("dictionary_learning", "bfloat16", "peer_ms", "#8a5fb8", "diamond"),
         "SAELens": ("sae_lens", "bfloat16", "peer_ms", "#d9601a", "circle"),
@@ -344,7 +343,7 @@ def speed_figure() -> Any:
         ticks = sorted(of_panel[column].unique())
         figure.update_xaxes(
             title={"d_sae": "latents", "k": "k, active latents per token"}[column], type="log", tickvals=ticks,
-            ticktext=[f"{tick:,}" for tick in ticks], gridcolor="#e4e7eb", row=1, col=col,
+            ticktext=[f"{tick:,.0f}" for tick in ticks], gridcolor="#e4e7eb", row=1, col=col,
         )  # fmt: skip
     figure.update_yaxes(title="ms per step", type="log", gridcolor="#e4e7eb", dtick=1)
     figure.update_layout(
