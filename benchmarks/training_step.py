@@ -284,7 +284,8 @@ def memory_rows(checkout: str | None) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", default=ROWS[:-1], choices=[*ROWS, *SIZES], metavar="ROW", help=", ".join(ROWS))
+    choices: dict[str, Any] = {"choices": [*ROWS, *SIZES], "metavar": "ROW", "help": ", ".join(ROWS)}
+    parser.add_argument("--rows", nargs="+", default=ROWS[:-1], **choices)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--dictionary-learning", metavar="CHECKOUT")
     parser.add_argument("--output", type=Path, default=Path("training_step.json"))
