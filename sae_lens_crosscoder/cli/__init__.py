@@ -1,0 +1,47 @@
+"""The command line, `sae-lens-crosscoder COMMAND`; each command is the `run` of the module named after it."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from sae_lens.training._interruption import InterruptedException
+
+from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, plan, train
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": demo.run,
+    "plan": plan.run,
+    "train": train.run,
+    "diagnose": diagnose.run,
+    "causal": causal.run,
+    "convert": convert.run,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a mistake of the caller's prints as one line, and gives exit code 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    command = COMMANDS.get(args[0])
+    if command is None:
+        print(f"sae-lens-crosscoder: {args[0]!r} is not a command.\n\n{_usage()}", file=sys.stderr)
+        return 2
+    try:
+        command(args[1:])
+    except (KeyboardInterrupt, InterruptedException):
+        print(
+            f"sae-lens-crosscoder {args[0]}: interrupted. With a checkpoint_path, training was saved there; go on with "
+            "--resume_from_checkpoint latest.",
+            file=sys.stderr,
+        )
+        return 130
+    except (ValueError, OSError) as error:  # OSError: a hub, a dataset or a folder that cannot be reached
+        print(f"sae-lens-crosscoder {args[0]}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "usage: sae-lens-crosscoder COMMAND [--help] [--field value ...]\n\n" + "\n".join(lines)

@@ -1,0 +1,21 @@
+"""`demo`: the whole analysis on the built-in pair."""
+
+from collections.abc import Sequence
+
+from sae_lens_crosscoder.cli.flags import parse
+from sae_lens_crosscoder.demo import REPORT_FILENAME, SUMMARY_FILENAME, DemoConfig, run_demo
+
+
+def run(args: Sequence[str]) -> None:
+    """Train L1 and BatchTopK on the built-in pair, diagnose both, write a report: no download, under five minutes."""
+    cfg = parse(DemoConfig, args, "demo")
+    result = run_demo(cfg)
+    print(f"\n{result.comparison.to_string()}\n")
+    for name, table in result.tables.items():
+        print(f"{name}: {table.attrs['conclusion']}")
+    print()
+    print("The best latent of every known concept, chosen on one half of matched prompts and scored on the other:\n")
+    print(result.concepts.round(2).to_string())
+    print()
+    for name in (SUMMARY_FILENAME, REPORT_FILENAME, *result.tables):
+        print(result.output_path / name)

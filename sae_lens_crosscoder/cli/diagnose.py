@@ -1,0 +1,51 @@
+"""`diagnose`: the verdict on every latent of a trained crosscoder, again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import simple_parsing
+from sae_lens.constants import RUNNER_CFG_FILENAME
+
+from sae_lens_crosscoder.analysis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.table import read_latents, write_latents
+from sae_lens_crosscoder.cli.flags import parse, read_runner_config
+from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
+
+
+@dataclass
+class DiagnoseConfig:
+    """Which crosscoder to diagnose, and on what."""
+
+    crosscoder: str = simple_parsing.field(positional=True)
+    """A crosscoder folder or Hub id."""
+    n_held_out_rows: int | None = None
+    """Contexts to diagnose on, from those that training held out; by default all of them."""
+    null: list[str] = field(default_factory=list)
+    """Folders of null runs: the same training on a pair in which nothing differs. They give q-values."""
+    output_path: str | None = None
+    """Where latents.parquet goes; by default the crosscoder's own folder."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Diagnose a trained crosscoder again, on the rows that its training held out."""
+    cfg = parse(DiagnoseConfig, args, "diagnose")
+    crosscoder = load(cfg.crosscoder)
+    nulls = [read_latents(folder) for folder in cfg.null]
+    if not Path(cfg.crosscoder, RUNNER_CFG_FILENAME).exists():
+        raise ValueError(
+            f"{cfg.crosscoder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: use slc.diagnose with "
+            "a pair and tokens of your own."
+        )
+    runner_cfg = read_runner_config(cfg.crosscoder)
+    if cfg.n_held_out_rows is not None and cfg.n_held_out_rows > runner_cfg.n_held_out_rows:
+        raise ValueError(
+            f"Training held out {runner_cfg.n_held_out_rows} rows, so n_held_out_rows={cfg.n_held_out_rows} would "
+            "diagnose on training data."
+        )
+    runner = CrosscoderTrainingRunner(runner_cfg)
+    crosscoder.to(runner_cfg.device)
+    table = diagnose(crosscoder, runner.pair, runner.held_out_tokens[: cfg.n_held_out_rows], null=nulls)
+    print(table.attrs["conclusion"])
+    print(write_latents(table, cfg.output_path or cfg.crosscoder))
