@@ -10,6 +10,7 @@ from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAECon
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
+from sae_lens_crosscoder.integrity import SEAL, refuse_as_folder_name
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig, default_dead_feature_window
 
 _BATCHES_IN_BUFFER = 16
@@ -67,6 +68,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         if self.saes is not None:
             if not self.saes:
                 raise ValueError("saes is empty: name at least one crosscoder.")
+            for name in self.saes:
+                refuse_as_folder_name(name, "saes")
             # SAELens's own code reads cfg.sae for the stacked width and the run's name.
             self.sae = next(iter(self.saes.values()))
         self._refuse_what_cannot_run()
@@ -128,7 +131,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     @override
     def from_dict(cls, cfg_dict: dict[str, Any]) -> "CrosscoderRunnerConfig":
         """The inverse of `to_dict`; an unknown key is an error."""
-        cfg_dict = {key: value for key, value in cfg_dict.items() if key != "tokens_per_buffer"}
+        cfg_dict = {key: value for key, value in cfg_dict.items() if key not in ("tokens_per_buffer", SEAL)}
         refuse_unknown_keys(cfg_dict, cls)
         saes: Mapping[str, Any] | None = cfg_dict.get("saes")
         if saes is not None:

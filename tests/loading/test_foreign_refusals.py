@@ -138,7 +138,7 @@ def _saved(tmp_path, tensors):
 def test_a_file_that_is_cut_off_is_refused(tmp_path, name, n_bytes):
     path = Layout(main_tensors(), name=name).write(tmp_path) / name
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(ValueError, match=r"cannot be read as weights|Nothing was run"):
+    with pytest.raises(ValueError, match=r"cannot be read as|Nothing was run"):
         slc.load(tmp_path)
 
 

@@ -61,6 +61,7 @@ def test_a_missing_file_is_named(saved, name):
 
 def test_an_unknown_key_is_refused_instead_of_dropped(saved):
     cfg = json.loads((saved / "cfg.json").read_text())
+    del cfg["sha256"]
     (saved / "cfg.json").write_text(json.dumps({**cfg, "scores": "sum"}))
     with pytest.raises(ValueError, match=r"no field 'scores'. Did you mean 'score'\?"):
         slc.load(saved)
