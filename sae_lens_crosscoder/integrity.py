@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -114,6 +115,19 @@ def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, LookupError, AttributeError) as error:  # the last two: a dtype that torch lacks
         raise ValueError(f"{path} cannot be read as safetensors; it may be cut off. ({error!s:.200})") from error
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table in a Parquet file, or in a CSV file whose first column is the index; a ValueError if there is none."""
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        table = pd.read_csv(path)
+        if not isinstance(table.index, pd.RangeIndex):
+            raise ValueError("its rows are longer than its first line")
+        return table.set_index(table.columns[0])
+    except Exception as error:  # what damaged bytes make the readers below raise has no end
+        raise ValueError(f"{path} cannot be read as a table, so it is damaged: {error!s:.200}") from error
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:

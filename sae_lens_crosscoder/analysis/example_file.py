@@ -104,12 +104,15 @@ class ExamplesFile:
                 f"{path} has examples_format={self.manifest.get('examples_format')}, but this version reads "
                 f"{FORMAT_VERSION}: make the file again with slc.collect_examples."
             )
-        if set(self._file.keys()) != {*_PER_LATENT, _CHECKSUM}:
-            raise ValueError(f"{path} is damaged: it holds {listed(self._file.keys())}. Make it again.")
+        names = set(self._file.keys())
+        if names != {*_PER_LATENT, _CHECKSUM}:
+            raise ValueError(f"{path} is damaged: it holds {listed(names)}. Make it again.")
+        if any(self._file.get_slice(name).get_shape()[:1] != [len(self)] for name in names):
+            raise ValueError(f"{path} is damaged: it does not hold examples of {len(self)} latents. Make it again.")
 
     def __len__(self) -> int:
         """Number of latents, also of those without examples."""
-        return self._file.get_slice("n_contexts").get_shape()[0]
+        return self.manifest["n_latents"]
 
     def __getitem__(self, latent: int) -> LatentExamples:
         if not 0 <= latent < len(self):
@@ -153,8 +156,9 @@ class ExamplesFile:
 
 def write_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[str, Any]) -> None:
     """A file that `read_examples` reads, whole or not at all."""
-    described = seal({"examples_format": FORMAT_VERSION, **manifest})
-    rows = ({name: tensors[name][latent] for name in _PER_LATENT} for latent in range(len(tensors["n_contexts"])))
+    n_latents = len(tensors["n_contexts"])
+    described = seal({"examples_format": FORMAT_VERSION, "n_latents": n_latents, **manifest})
+    rows = ({name: tensors[name][latent] for name in _PER_LATENT} for latent in range(n_latents))
     checksums = torch.stack([_checksum(latent, row) for latent, row in enumerate(rows)])
     save_whole({**tensors, _CHECKSUM: checksums}, path, {"manifest": json.dumps(described)})
 

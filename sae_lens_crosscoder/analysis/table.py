@@ -8,7 +8,7 @@ import pandas as pd
 from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
-from sae_lens_crosscoder.integrity import SEAL, digest, read_json
+from sae_lens_crosscoder.integrity import SEAL, digest, read_json, read_table
 
 LATENTS_FILENAME = "latents.parquet"
 
@@ -38,7 +38,7 @@ def read_latents(folder: str | Path) -> pd.DataFrame:
     path = Path(folder) / LATENTS_FILENAME
     if not path.exists():
         raise ValueError(f"{folder} has no {LATENTS_FILENAME}: make one with slc.diagnose and write_latents.")
-    table = read_parquet(path)
+    table = read_table(path)
     if "delta_norm" not in table or not table.attrs:
         raise ValueError(f"{path} is not a latent table of this package: it has no delta_norm or no manifest.")
     sha256: Any = table.attrs.pop(SEAL, None)
@@ -47,16 +47,6 @@ def read_latents(folder: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path} is damaged: it does not hold what was written (SHA-256). Diagnose again.")
     _refuse_other_weights(table, path)
     return table
-
-
-def read_parquet(path: Path) -> pd.DataFrame:
-    """The table in a file; a ValueError that names it if it holds none."""
-    try:
-        return pd.read_parquet(path)
-    except Exception as error:  # what damaged bytes make the readers below raise has no end
-        raise ValueError(
-            f"{path} cannot be read as a table, so it is damaged ({error!s:.200}): make it anew."
-        ) from error
 
 
 def _checksum(table: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
+from sae_lens.registry import get_sae_training_class
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
@@ -135,10 +136,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         refuse_unknown_keys(cfg_dict, cls)
         saes: Mapping[str, Any] | None = cfg_dict.get("saes")
         if saes is not None:
-            cfg_dict["saes"] = {name: TrainingSAEConfig.from_dict(cfg) for name, cfg in saes.items()}
+            cfg_dict["saes"] = {name: _crosscoder_config(cfg) for name, cfg in saes.items()}
             cfg_dict["sae"] = None
         elif cfg_dict.get("sae") is not None:
-            cfg_dict["sae"] = TrainingSAEConfig.from_dict(cfg_dict["sae"])
+            cfg_dict["sae"] = _crosscoder_config(cfg_dict["sae"])
         if "seqpos_slice" in cfg_dict:
             cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])  # JSON knows no tuples
         if isinstance(cfg_dict.get("logger"), dict):
@@ -147,6 +148,11 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         # The constructor appends a random id, which a config that was written out already has.
         cfg.checkpoint_path = cfg_dict.get("checkpoint_path", cfg.checkpoint_path)
         return cfg
+
+
+def _crosscoder_config(fields: dict[str, Any]) -> TrainingSAEConfig:
+    """By the class of its own architecture, as `TrainingSAEConfig.from_dict` drops what that class refuses."""
+    return get_sae_training_class(fields["architecture"])[1].from_dict(fields)
 
 
 def _same_device(first: str, second: str) -> bool:
