@@ -89,7 +89,9 @@ def _loaders(
     """A function per model that gives it, and the models' names."""
     if isinstance(models, HookedModelPair):
         if loading:
-            raise ValueError(f"loading={dict(loading)} is for models given by name: this pair is loaded already.")
+            raise ValueError(
+                f"loading ({', '.join(loading)}) is for models given by name: this pair is loaded already."
+            )
         return [lambda member=member: member for member in models.members], models.model_names
     if isinstance(models, str) or len(models) < 2:
         raise ValueError(f"models={models!r} must be a pair, or the names of the base and the chat model.")

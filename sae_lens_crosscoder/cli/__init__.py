@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from sae_lens.training._interruption import InterruptedException
 
 from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, plan, train
+from sae_lens_crosscoder.keys import without_keys
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     except (ValueError, OSError) as error:  # OSError: a hub, a dataset or a folder that cannot be reached
-        print(f"sae-lens-crosscoder {args[0]}: {error}", file=sys.stderr)
+        print(f"sae-lens-crosscoder {args[0]}: {without_keys(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -144,7 +144,8 @@ def _recognise(file: ForeignFile) -> ForeignFormat:
 
 def _download(hub_id: str, force_download: bool = False) -> Path:
     parts = hub_id.split("/")
-    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
+    # A wildcard would download whatever it fits, a backslash leads out of the folder on Windows.
+    if len(parts) < 2 or any(part in ("", ".", "..") or set(part) & set("*?[]\\\0") for part in parts):
         raise ValueError(
             f"{hub_id!r} is neither a folder here nor a Hub id: a Hub id reads 'owner/name' or 'owner/name/folder'."
         )

@@ -3,15 +3,17 @@
 import html
 from typing import Any
 
-_INVISIBLE = [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_BIDIRECTIONAL = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_SURROGATES = range(0xD800, 0xE000)  # which no file in UTF-8 can hold
+_INVISIBLE = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *_BIDIRECTIONAL, *_SURROGATES]
 _ESCAPES = {code: f"\\u{code:04x}" for code in _INVISIBLE}
 
 
 def inert(text: Any) -> str:
     r"""A value as HTML text that cannot be markup, and cannot reorder the text around it.
 
-    Plotly reads HTML entities and a few tags in its texts, so the same escape serves both. Control characters and
-    Unicode's bidirectional controls become visible escapes.
+    Plotly reads HTML entities and a few tags in its texts, so the same escape serves both. Control characters,
+    Unicode's bidirectional controls and halves of characters become visible escapes.
 
     >>> print(inert('<b onclick="x">'))
     &lt;b onclick=&#34;x&#34;&gt;

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
 from sae_lens_crosscoder.integrity import SEAL, refuse_as_folder_name
+from sae_lens_crosscoder.keys import refuse_keys
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig, default_dead_feature_window
 
 _BATCHES_IN_BUFFER = 16
@@ -77,6 +78,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         if self.prefetch_llm_batches is None:
             self.prefetch_llm_batches = self._has_a_device_for_the_models  # pyright: ignore[reportIncompatibleVariableOverride]
         super().__post_init__()
+        refuse_keys(self.to_dict())
 
     @property
     def _has_a_device_for_the_models(self) -> bool:

@@ -1,4 +1,4 @@
-"""No mutated file gives a wrong result or a crash of another kind; a few of each kind, see benchmarks/mutated_files.py."""
+"""No mutated file gives a wrong result or a crash of another kind; benchmarks/mutated_files.py tries many more."""
 
 from collections import Counter
 
@@ -16,4 +16,4 @@ def test_every_loader_refuses_by_name_or_loads_right(name, tmp_path):
     for kind, outcome, found in outcomes(name, N_PER_KIND * len(KINDS), seed=0, folder=tmp_path):
         assert outcome in ("refused", "loaded_right"), (kind, outcome, found)
         counts[outcome] += 1
-    assert counts["refused"] > counts["loaded_right"] or name == "foreign_table"
+    assert counts["refused"] >= len(KINDS)

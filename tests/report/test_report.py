@@ -17,7 +17,7 @@ from sae_lens_crosscoder.analysis.verdict import verdict
 from sae_lens_crosscoder.report import delta_norm_histogram, nu_scatter, write_report
 from sae_lens_crosscoder.report.figures import CLASS_BORDERS, REGIONS
 
-HOSTILE = "<script>alert(1)</script>\"'&quot;\u202egpj</b><img src=http://x onerror=alert(2)>"
+HOSTILE = "<script>alert(1)</script>\"'&quot;\u202e\0\ud800gpj</b><img src=http://x onerror=alert(2)>"
 BIDI = "\u202e"
 
 
@@ -282,7 +282,7 @@ def test_the_policy_lets_the_two_scripts_run_and_nothing_else(hostile_page):
 def test_hostile_names_come_out_as_text(hostile_page):
     page = Page(hostile_page)
     assert [tag for tag, _ in page.elements].count("script") == 4  # plotly.js, two figures, page.js
-    assert page.text.count(HOSTILE.replace(BIDI, r"\u202e")) >= 10
+    assert page.text.count(HOSTILE.replace(BIDI, r"\u202e").replace("\0", r"\u0000").replace("\ud800", r"\ud800")) >= 10
     ours = hostile_page.replace(get_plotlyjs(), "")
     assert len(ours) < len(hostile_page)
     assert "<script>alert" not in ours
