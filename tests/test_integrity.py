@@ -109,5 +109,5 @@ def test_listed_names_are_short_and_print():
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../a", "/a", "a\\b", "c:", "a\0", "x" * 101, "\u202ea", "*"])
 def test_names_that_lead_out_of_a_folder_are_no_folder_names(name):
-    with pytest.raises(ValueError, match="saes has the name .* no plain folder name"):
+    with pytest.raises(ValueError, match="no plain folder name: use letters"):
         refuse_as_folder_name(name, "saes")

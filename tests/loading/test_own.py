@@ -34,7 +34,8 @@ def test_saelens_reads_what_we_sealed_and_saves_what_we_read(saved, tmp_path):
     assert ours.cfg.to_dict() == theirs.cfg.to_dict()
     assert not {"sha256", "crosscoder_sha256"} & set(theirs.cfg.to_dict())
     theirs.save_model(tmp_path / "again")
-    assert (tmp_path / "again" / "cfg.json").read_text() == (saved / "cfg.json").read_text()
+    again, first = (json.loads((folder / "cfg.json").read_text()) for folder in (tmp_path / "again", saved))
+    assert again == first
     assert torch.equal(slc.load(tmp_path / "again")(x), ours(x))
 
 
@@ -111,11 +112,11 @@ def test_without_checksums_weights_that_cannot_be_are_refused_all_the_same(saved
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"d_sae": "11"}, "TypeError|d_sae"),
+        ({"d_sae": "11"}, "cannot hold"),
         ({"d_sae": 10**30}, "describes"),
         ({"d_models": None, "d_in": 7, "d_model": None}, "is odd"),
-        ({"d_models": [3, "x"]}, "invalid literal"),
-        ({"dtype": ["float32"]}, "TypeError"),
+        ({"d_models": [3, "x"]}, "cannot hold"),
+        ({"dtype": ["float32"]}, "cannot hold"),
         ({"metadata": {"self": 1, "sae_lens_version": "6.54.12"}}, "TypeError"),
         ({"metadata": []}, "AttributeError"),
         ({"metadata": {"sae_lens_version": "6.54.12", "hook_name": ["x"]}}, "metadata.hook_name must be a name"),
