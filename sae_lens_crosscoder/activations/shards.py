@@ -108,7 +108,7 @@ class CacheManifest:
         names = self.model_names or ()
         checksums = [text for shard in self.shards for text in (*shard.sha256, *shard.sha256.values())]
         sizes = [self.context_size, *self.d_models, *(shard.n_tokens for shard in self.shards)]
-        texts = [self.hook_name, self.tokens_sha256, self.dataset or "", *names, *checksums]
+        texts: list[object] = [self.hook_name, self.tokens_sha256, self.dataset or "", *names, *checksums]
         if not all(type(size) is int and 0 < size < 2**48 for size in sizes):
             raise ValueError(f"It must count in whole numbers above 0, not in {sizes!r:.200}.")
         if not all(isinstance(text, str) for text in texts):
