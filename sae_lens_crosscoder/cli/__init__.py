@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, doctor, plan, train
+from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, doctor, plan, publish, train
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,
@@ -14,6 +14,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "diagnose": diagnose.run,
     "causal": causal.run,
     "convert": convert.run,
+    "publish": publish.run,
     "doctor": doctor.run,
 }
 
