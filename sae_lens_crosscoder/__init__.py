@@ -45,6 +45,7 @@ from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
 from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.publishing import push_to_hub, write_model_card
 from sae_lens_crosscoder.report import write_effects, write_report
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
@@ -102,6 +103,7 @@ __all__ = [
     "nu_by_group",
     "patched",
     "plan",
+    "push_to_hub",
     "read_examples",
     "read_foreign_latents",
     "read_latents",
@@ -114,5 +116,6 @@ __all__ = [
     "train_on_one_stream",
     "write_effects",
     "write_latents",
+    "write_model_card",
     "write_report",
 ]

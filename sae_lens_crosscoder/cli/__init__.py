@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, plan, train
+from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, doctor, plan, publish, train
 from sae_lens_crosscoder.keys import without_keys
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -15,6 +15,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "diagnose": diagnose.run,
     "causal": causal.run,
     "convert": convert.run,
+    "publish": publish.run,
+    "doctor": doctor.run,
 }
 
 

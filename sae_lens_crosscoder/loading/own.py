@@ -60,9 +60,11 @@ def _described(folder: Path, cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{folder} holds a {architecture!r}, which is no crosscoder; SAE.load_from_disk may read it.")
     described: Any = cfg_class.from_dict(handle_config_defaulting(dict(cfg)))
     metadata = described.metadata
-    for name in ("model_name", "chat_model_name", "hook_name"):
+    for name in ("model_name", "chat_model_name", "hook_name", "dataset_path"):
         if not isinstance(getattr(metadata, name), str | None):
             raise ValueError(f"metadata.{name} must be a name.")
+    if not isinstance(metadata.training_architecture_details, dict | None):
+        raise ValueError("metadata.training_architecture_details must hold settings by name.")
     d_in, d_sae = described.d_in, described.d_sae
     if type(d_sae) is not int:
         raise ValueError(f"d_sae={d_sae!r} must be a number of latents.")

@@ -12,12 +12,17 @@ _ESCAPES = {code: f"\\u{code:04x}" for code in _INVISIBLE}
 def inert(text: Any) -> str:
     r"""A value as HTML text that cannot be markup, and cannot reorder the text around it.
 
-    Plotly reads HTML entities and a few tags in its texts, so the same escape serves both. Control characters,
-    Unicode's bidirectional controls and halves of characters become visible escapes.
+    Plotly reads HTML entities and a few tags in its texts, so the same escape serves both. What is not
+    seen becomes an escape that is.
 
     >>> print(inert('<b onclick="x">'))
     &lt;b onclick=&#34;x&#34;&gt;
     >>> print(inert("l1\u202egpj"))
     l1\u202egpj
     """
-    return html.escape(str(text).translate(_ESCAPES)).replace("&quot;", "&#34;")  # plotly knows no &quot;
+    return html.escape(visible(text)).replace("&quot;", "&#34;")  # plotly knows no &quot;
+
+
+def visible(text: Any) -> str:
+    """A value as text whose control and bidirectional characters, and halves of characters, are escapes to be seen."""
+    return str(text).translate(_ESCAPES)

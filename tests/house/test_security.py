@@ -44,7 +44,9 @@ def test_no_file_runs_what_it_reads(path):
 
 
 def test_only_the_command_that_is_asked_to_uploads():
-    package = [path for path in FILES if "sae_lens_crosscoder" in path.parts and path.stem != "push"]
+    package = [
+        path for path in FILES if "sae_lens_crosscoder" in path.parts and path.stem not in ("publish", "publishing")
+    ]
     assert {path.name: uploads(path.read_text()) for path in package if uploads(path.read_text())} == {}
 
 
