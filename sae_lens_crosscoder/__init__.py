@@ -22,7 +22,7 @@ from sae_lens_crosscoder.analysis.nu_by_group import nu_by_group
 from sae_lens_crosscoder.analysis.statistics import latent_statistics
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
-from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
+from sae_lens_crosscoder.causal.effects import causal_effects, effect_contrasts, kl_to_chat
 from sae_lens_crosscoder.causal.generation import Responses, generate_patched, generate_responses
 from sae_lens_crosscoder.causal.latent_effects import latent_effects, logit_attribution
 from sae_lens_crosscoder.causal.patched import patched
@@ -91,6 +91,7 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "edited",
+    "effect_contrasts",
     "generate_patched",
     "generate_responses",
     "kl_to_chat",

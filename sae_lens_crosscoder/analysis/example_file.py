@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.checkpoint import save_whole
+from sae_lens_crosscoder.activations.checkpoint import save_whole
 from sae_lens_crosscoder.stacking import StackedLayout
 
 FORMAT_VERSION = 1

@@ -1,15 +1,23 @@
 """Patching in a notebook: an intervention that holds inside a `with` block."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from sae_lens_crosscoder.causal.interventions import How, Intervention, Latents, ModelName, intervention
+from sae_lens_crosscoder.causal.interventions import (
+    How,
+    Intervention,
+    Latents,
+    MaxActivation,
+    ModelName,
+    intervention,
+)
+from sae_lens_crosscoder.causal.requirements import require_pair_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
 from sae_lens_crosscoder.models.hook_access import refuse_hook
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -29,7 +37,8 @@ def patched(
     model: ModelName | None = None,
     positions: Bool[Tensor, "batch pos"] | None = None,
     coefficient: float = 1.0,
-    max_activation: float | Sequence[float] | Float[Tensor, " chosen"] | None = None,
+    max_activation: MaxActivation = None,
+    with_bias: bool = False,
     read_by: Literal["own", "chat"] = "own",
 ) -> Generator[Any]:
     """Run `host` with an intervention on latents; every way of running it inside the block sees the edited activations.
@@ -41,7 +50,7 @@ def patched(
         host: the pair, which costs a pass of both models up to the hook before the answering pass. `steer` needs no
             activations, so it also takes one model alone (then `model` says which), and holds while that model
             generates, with a cache of keys and values or without.
-        latents, how, model, coefficient, max_activation: see `intervention`.
+        latents, how, model, coefficient, max_activation, with_bias: see `intervention`.
         positions: the positions that are edited, of the shape of the tokens, such as the masks that `chat_tokens`
             makes; None means all.
         read_by: whose later layers read the patched base activation: `own`, every model its own activation; `chat`,
@@ -51,18 +60,20 @@ def patched(
         ValueError: for what cannot work: one model alone with an intervention that needs both models' activations,
             a pair the crosscoder was not trained on, a hook that the host does not have, positions of another shape.
     """
-    edit = intervention(crosscoder, latents, how, model=model, coefficient=coefficient, max_activation=max_activation)
-    hook_name = require_hook_name(crosscoder)
-    refuse_hook(hook_name, host.hook_dict)
+    options: dict[str, Any] = {"coefficient": coefficient, "max_activation": max_activation, "with_bias": with_bias}
+    edit = intervention(crosscoder, latents, how, model=model, **options)
+    if positions is not None and positions.dtype != torch.bool:
+        raise ValueError(f"positions must be a mask of bools, not of {positions.dtype}: give mask.bool().")
     if isinstance(host, HookedModelPair):
-        metadata = crosscoder.cfg.metadata
-        host.require_trained_on(metadata.model_name, metadata.chat_model_name)
+        hook_name = require_pair_of(crosscoder, host)
         _refuse_reader(crosscoder.layout, read_by)
         context = host.hook_dict[hook_name].ctx
         outermost = _UNEDITED not in context
         context.setdefault(_UNEDITED)
         hook = _edit_of_pair(crosscoder.layout, edit, positions, read_by, outermost)
     else:
+        hook_name = require_hook_name(crosscoder)
+        refuse_hook(hook_name, host.hook_dict)
         _refuse_one_model(how, model, read_by)
         outermost, context = False, {}
         hook = _edit_of_model(edit.deltas(None)[crosscoder.layout.names.index(str(model))], positions)
@@ -100,6 +111,11 @@ def _added(activation: Tensor, delta: Tensor | None, positions: Tensor | None) -
     """A new tensor: the hosts go on using the one they hand to hooks."""
     if delta is None:
         return activation
+    if delta.shape[-1] != activation.shape[-1]:
+        raise ValueError(
+            f"The crosscoder writes {delta.shape[-1]} numbers, but the model's activation is {activation.shape[-1]} "
+            "wide: it was trained on another model, or model= names the wrong one."
+        )
     delta = delta.to(activation)
     if positions is not None:
         if positions.shape != activation.shape[:-1]:
