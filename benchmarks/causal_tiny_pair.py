@@ -4,8 +4,9 @@ sae-lens-crosscoder demo --output_path demo
 python benchmarks/causal_tiny_pair.py --crosscoder demo --output benchmarks/results/causal_tiny_pair.json
 
 `rows` are those of `sae-lens-crosscoder causal`, with the reduction against the setup `none`, whose intervals are
-paired between setups, and `contrasts` are the tests between halves and against random latents. `splice` is what each model loses by its own reconstruction. `refusals` are greedy answers to
-matched harmful and harmless requests that no model was trained on, under patches on groups of latents:
+paired between setups, and `contrasts` are the tests between halves and against random latents. `splice` is what each
+model loses by its own reconstruction. `refusals` are greedy answers to matched harmful and harmless requests that no
+model was trained on, under patches on groups of latents:
 
 - refusal: chat-leaning (Delta_norm at least 0.6), and more active at the decision token of harmful requests than of
   harmless ones (AUROC at least 0.7, on prompts that are not scored here);
