@@ -1,4 +1,4 @@
-"""What models write: the chat model's own answers to prompts, and continuations by either model of a patched pair."""
+"""Answered conversations: the chat model's own answers to prompts, or given ones, with masks of their tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
-from sae_lens_crosscoder.causal.interventions import ModelName
 from sae_lens_crosscoder.models.hook_access import device_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -150,43 +149,3 @@ def _refuse_long(chats: Sequence[ChatTokens], max_new_tokens: int, n_ctx: int) -
             f"The longest conversation has {longest} tokens{room}, but the chat model reads only {n_ctx}: leave out "
             f"long ones{', or lower max_new_tokens' if max_new_tokens else ''}."
         )
-
-
-@torch.no_grad()
-def generate_patched(
-    pair: HookedModelPair,
-    tokens: Int[Tensor, "prompt pos"],
-    writer: ModelName = "chat",
-    *,
-    max_new_tokens: int = 16,
-    end: int | None = None,
-) -> Int[Tensor, "prompt new"]:
-    """What one model of the pair writes after prompts, token by token the most likely one, under the pair's patches.
-
-    Inside `with patched(pair, ...)` every token comes from a full pass of both models, because latents are read from
-    both: made for short answers. Outside, it is what the model writes by itself.
-
-    Args:
-        tokens: prompts of one length, without padding.
-        writer: whose next token is taken. Both models read it; with `read_by="chat"` the chat model writes from the
-            base model's patched activations.
-        end: the token that ends an answer, by default the tokenizer's `eos_token_id`.
-
-    Returns:
-        The new tokens; an answer that ended is filled up with `end`.
-    """
-    if writer not in ("base", "chat"):
-        raise ValueError(f"writer={writer!r} is not one of 'base', 'chat'.")
-    if end is None:
-        end = getattr(pair.tokenizer, "eos_token_id", None)
-    m = 0 if writer == "base" else -1
-    n_read, over = tokens.shape[1], torch.zeros(len(tokens), dtype=torch.bool)
-    for _ in range(max_new_tokens):
-        following = pair(tokens)[:, -1, m].argmax(dim=-1).to(tokens)
-        if end is not None:
-            following[over.to(tokens.device)] = end
-            over |= (following == end).cpu()
-        tokens = torch.cat([tokens, following[:, None]], dim=1)
-        if bool(over.all()):
-            break
-    return tokens[:, n_read:]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Bool
@@ -23,6 +23,8 @@ from sae_lens_crosscoder.models.hook_access import refuse_hook
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.stacking import StackedLayout
 
+N_BEFORE: Final = "sae_lens_crosscoder.n_before"
+"""Where a hook point says how many tokens were read before those that come now, while a pair generates."""
 # Where the outermost patch at a hook point leaves the activations as they were before all patches, for nested ones.
 _UNEDITED = "sae_lens_crosscoder.unedited"
 
@@ -52,7 +54,7 @@ def patched(
             generates, with a cache of keys and values or without.
         latents, how, model, coefficient, max_activation, with_bias: see `intervention`.
         positions: the positions that are edited, of the shape of the tokens, such as the masks that `chat_tokens`
-            makes; None means all.
+            makes; None means all. What `generate_patched` writes after masked prompts is not edited.
         read_by: whose later layers read the patched base activation: `own`, every model its own activation; `chat`,
             the chat model the base model's, as in the paper's experiment. The chat model's logits are `[:, :, -1]`.
 
@@ -92,7 +94,8 @@ def _edit_of_pair(
         if outermost:
             hook.ctx[_UNEDITED] = stacked
         deltas = edit.deltas(hook.ctx[_UNEDITED])
-        parts = [_added(part, delta, positions) for part, delta in zip(layout.split(stacked), deltas, strict=True)]
+        now = _of_this_pass(positions, hook.ctx.get(N_BEFORE, 0), stacked)
+        parts = [_added(part, delta, now) for part, delta in zip(layout.split(stacked), deltas, strict=True)]
         if read_by == "chat":
             parts[-1] = parts[0]
         return layout.stack(parts)
@@ -105,6 +108,14 @@ def _edit_of_model(delta: Tensor | None, positions: Tensor | None) -> Callable[.
         return _added(activation, delta, positions)
 
     return hook_function
+
+
+def _of_this_pass(positions: Tensor | None, n_before: int, stacked: Tensor) -> Tensor | None:
+    """Of a mask of prompts, what the tokens after the first `n_before` are marked as."""
+    if positions is None or n_before == 0:
+        return positions
+    written = positions.new_zeros(len(positions), max(0, n_before + stacked.shape[1] - positions.shape[1]))
+    return torch.cat([positions, written], dim=1)[:, n_before : n_before + stacked.shape[1]]
 
 
 def _added(activation: Tensor, delta: Tensor | None, positions: Tensor | None) -> Tensor:
@@ -121,8 +132,8 @@ def _added(activation: Tensor, delta: Tensor | None, positions: Tensor | None) -
         if positions.shape != activation.shape[:-1]:
             raise ValueError(
                 f"positions has shape {tuple(positions.shape)}, but the tokens are {tuple(activation.shape[:-1])}: "
-                "mark every position of every prompt. While a model generates, its tokens come one at a time: edit "
-                "all positions (positions=None)."
+                "mark every position of every prompt. While one model generates, its tokens come one at a time: edit "
+                "all positions (positions=None), or use generate_patched on the pair."
             )
         delta = torch.where(positions.to(delta.device)[..., None], delta, 0)
     return activation + delta
