@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,7 +67,7 @@ def generate_patched(
 
 
 @contextmanager
-def _having_read(pair: HookedModelPair, n_read: int) -> Iterator[None]:
+def _having_read(pair: HookedModelPair, n_read: int) -> Generator[None]:
     """Inside, the pair's hook points say how many tokens were read before."""
     hooked = [hook_point for hook_point in pair.hook_dict.values() if hook_point.has_hooks(dir="fwd")]
     for hook_point in hooked:
