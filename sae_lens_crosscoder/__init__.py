@@ -22,10 +22,11 @@ from sae_lens_crosscoder.analysis.nu_by_group import nu_by_group
 from sae_lens_crosscoder.analysis.statistics import latent_statistics
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
-from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
-from sae_lens_crosscoder.causal.generation import Responses, generate_patched, generate_responses
+from sae_lens_crosscoder.causal.effects import causal_effects, effect_contrasts, kl_to_chat
+from sae_lens_crosscoder.causal.generation import Responses, generate_responses, given_responses
 from sae_lens_crosscoder.causal.latent_effects import latent_effects, logit_attribution
 from sae_lens_crosscoder.causal.patched import patched
+from sae_lens_crosscoder.causal.patched_generation import generate_patched
 from sae_lens_crosscoder.causal.resume import resume_from
 from sae_lens_crosscoder.causal.splice import splice_evals
 from sae_lens_crosscoder.crosscoders.batchtopk import (
@@ -92,8 +93,10 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "edited",
+    "effect_contrasts",
     "generate_patched",
     "generate_responses",
+    "given_responses",
     "kl_to_chat",
     "latent_effects",
     "latent_statistics",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.activations.checkpoint import SumsCheckpoint
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.analysis.checkpoint import SumsCheckpoint
 from sae_lens_crosscoder.analysis.data_source import Activations, DataSource, data_source, encoded, shard_block
 from sae_lens_crosscoder.analysis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.latent_columns import latent_table, one_sided_latents
@@ -83,7 +83,7 @@ def diagnose(
         sums = {"scaling": scaling, "free": free, "fve": fve}
         options = f"block_size={block_size}, free_directions={free_directions}"
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "data source": source.fingerprint()}
-        checkpoint = SumsCheckpoint(checkpoint_path, sums, {**origin, "set of options": options})
+        checkpoint = SumsCheckpoint(checkpoint_path, "diagnosis", sums, {**origin, "set of options": options})
     _stream(source, crosscoder, scaling, free, fve, checkpoint)
     if scaling.n_tokens == 0:
         raise ValueError("There was nothing to diagnose on: the data source gave no tokens.")

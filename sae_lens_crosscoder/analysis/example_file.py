@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.checkpoint import save_whole
+from sae_lens_crosscoder.activations.checkpoint import save_whole
 from sae_lens_crosscoder.integrity import blaming, digest, listed, named_fingerprint, parse_json, seal, unseal
 from sae_lens_crosscoder.stacking import StackedLayout
 

@@ -18,6 +18,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "publish": publish.run,
     "doctor": doctor.run,
 }
+_GO_ON = {
+    "train": "With a checkpoint_path, training was saved there; go on with --resume_from_checkpoint latest.",
+    "causal": "What is done is kept in the output folder; the same command goes on from there.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,11 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command(args[1:])
     except (KeyboardInterrupt, InterruptedException):
-        print(
-            f"sae-lens-crosscoder {args[0]}: interrupted. With a checkpoint_path, training was saved there; go on with "
-            "--resume_from_checkpoint latest.",
-            file=sys.stderr,
-        )
+        print(f"sae-lens-crosscoder {args[0]}: interrupted. {_GO_ON.get(args[0], '')}".rstrip(), file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:  # OSError: a hub, a dataset or a folder that cannot be reached
         print(f"sae-lens-crosscoder {args[0]}: {without_keys(str(error))}", file=sys.stderr)

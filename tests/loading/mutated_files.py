@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.checkpoint import SumsCheckpoint
+from sae_lens_crosscoder.activations.checkpoint import SumsCheckpoint
 from sae_lens_crosscoder.cli.flags import read_runner_config
 from sae_lens_crosscoder.integrity import seal
 from tests.analysis.conftest import random_activations, random_crosscoder
@@ -196,7 +196,7 @@ class _Sums(dict):
 
 
 def _checkpoint(folder, sums):
-    return SumsCheckpoint(folder / "sums.safetensors", sums, {"crosscoder": "one", "data source": "another"})
+    return SumsCheckpoint(folder / "sums.safetensors", "diagnosis", sums, {"crosscoder": "one", "data source": "another"})
 
 
 def _make_checkpoint(folder, rng):

@@ -1,4 +1,4 @@
-"""Sums of a diagnosis on disk, from which one that was interrupted goes on as if nothing had happened."""
+"""Sums on disk, from which work that was interrupted goes on as if nothing had happened."""
 
 import os
 import time
@@ -27,13 +27,17 @@ class SumsCheckpoint:
     """A file that holds sums, how many batches are in them, and what they are of.
 
     Args:
-        path: where; nothing, or what a diagnosis of the same left there.
+        path: where; nothing, or what the same work left there.
+        work: what adds the sums up, in words, such as "diagnosis".
         sums: what to save and load, by name.
         origin: what the sums are of, such as the crosscoder and the data; a file of anything else is refused.
     """
 
-    def __init__(self, path: str | Path, sums: Mapping[str, StreamedSums], origin: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: str | Path, work: str, sums: Mapping[str, StreamedSums], origin: Mapping[str, str]
+    ) -> None:
         self._path = Path(path)
+        self._work = work
         self._sums = sums
         self._origin = origin
         self._saved_at = time.monotonic()
@@ -47,9 +51,7 @@ class SumsCheckpoint:
         try:
             tensors, stored = read_tensors(self._path)
         except ValueError as error:
-            raise ValueError(
-                f"checkpoint_path={str(self._path)!r} is no checkpoint of a diagnosis: {error} Give another path."
-            ) from error
+            raise ValueError(f"{self._not_ours}: {error} Give another path.") from error
         self._refuse_other_origins(stored)
         if stored.pop(SEAL, None) != _checksum(tensors, stored):
             raise ValueError(
@@ -67,7 +69,7 @@ class SumsCheckpoint:
             return
         states = {name: part.state_dict() for name, part in self._sums.items()}
         tensors = {f"{name}.{key}": total.cpu() for name, state in states.items() for key, total in state.items()}
-        described = {**self._origin, "n_batches": str(n_batches)}
+        described = {**self._origin, "work": self._work, "n_batches": str(n_batches)}
         save_whole(tensors, self._path, {**described, SEAL: _checksum(tensors, described)})
         self._saved_at = time.monotonic()
 
@@ -75,11 +77,17 @@ class SumsCheckpoint:
         """When the sums are no longer needed."""
         self._path.unlink(missing_ok=True)
 
+    @property
+    def _not_ours(self) -> str:
+        return f"checkpoint_path={str(self._path)!r} is no checkpoint of a {self._work}"
+
     def _refuse_other_origins(self, stored: Mapping[str, str]) -> None:
+        if stored.get("work") != self._work:
+            raise ValueError(f"{self._not_ours}, but of {stored.get('work', 'something else')}: give another path.")
         for name, value in self._origin.items():
             if stored.get(name) != value:
                 raise ValueError(
-                    f"checkpoint_path={str(self._path)!r} was left by a diagnosis with another {name}, so its sums "
+                    f"checkpoint_path={str(self._path)!r} was left by a {self._work} with another {name}, so its sums "
                     "cannot be gone on with: delete the file to start anew, or give another path."
                 )
 
