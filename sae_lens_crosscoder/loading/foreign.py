@@ -155,7 +155,7 @@ def state_assumptions(cfg: dict[str, Any], path: Path) -> None:
 def require_tensors(
     file: ForeignFile, required: tuple[str, ...], optional: tuple[str, ...] = (), may_be_nan: tuple[str, ...] = ()
 ) -> None:
-    """Raise a ValueError if a tensor is missing, unknown, or not finite."""
+    """Raise a ValueError if a tensor is missing, unknown, of another kind of number, or not finite."""
     missing = [name for name in required if name not in file.tensors]
     if missing:
         raise ValueError(
@@ -171,7 +171,8 @@ def require_tensors(
     for name, tensor in file.tensors.items():
         if not tensor.is_floating_point() and (name in required or tensor.is_complex() or tensor.dtype == torch.bool):
             raise ValueError(f"{file.path}: {name} holds {tensor.dtype}, which no crosscoder's does.")
-        if name not in may_be_nan and not bool(tensor.isfinite().all()):
+        allowed = ~tensor.isinf() if name in may_be_nan else tensor.isfinite()
+        if not bool(allowed.all()):
             raise ValueError(f"{file.path}: {name} holds NaN or infinite numbers, so the file is damaged.")
 
 

@@ -58,7 +58,9 @@ def _described(folder: Path, cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     sae_class, cfg_class = SAE_CLASS_REGISTRY.get(str(architecture), (None, None))
     if sae_class is None or cfg_class is None or not issubclass(sae_class, InferenceCrosscoder):
         raise ValueError(f"{folder} holds a {architecture!r}, which is no crosscoder; SAE.load_from_disk may read it.")
-    described: Any = cfg_class.from_dict(handle_config_defaulting(dict(cfg)))
+    if handle_config_defaulting(cfg) is not cfg:  # by which SAELens drops whatever it does not know
+        raise ValueError("metadata.sae_lens_version is missing or below 6, before which there were no crosscoders.")
+    described: Any = cfg_class.from_dict(cfg)
     metadata = described.metadata
     for name in ("model_name", "chat_model_name", "hook_name", "dataset_path"):
         if not isinstance(getattr(metadata, name), str | None):
