@@ -196,7 +196,9 @@ class _Sums(dict):
 
 
 def _checkpoint(folder, sums):
-    return SumsCheckpoint(folder / "sums.safetensors", "diagnosis", sums, {"crosscoder": "one", "data source": "another"})
+    return SumsCheckpoint(
+        folder / "sums.safetensors", "diagnosis", sums, {"crosscoder": "one", "data source": "another"}
+    )
 
 
 def _make_checkpoint(folder, rng):
