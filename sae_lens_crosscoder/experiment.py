@@ -1,8 +1,10 @@
 """The paper's causal experiment on saved crosscoders: prompts, the chat model's answers, effects, one page."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import simple_parsing
@@ -62,7 +64,8 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     latents = {name: read_latents(folder) for name, folder in folders.items()}
     requests = _requests(cfg, next(iter(crosscoders.values())))
     output_path.mkdir(parents=True, exist_ok=True)  # fails now rather than after the experiment
-    pair = _pair_of(cfg, crosscoders)
+    options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
+    pair = pair_of(crosscoders, cfg.crosscoder, **options)
     messages = [[{"role": "user", "content": request}] for request in requests]
     said = generate_responses(pair, messages, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.batch_size)
     effects = {name: _effects(cfg, pair, crosscoders[name], latents[name], said) for name in crosscoders}
@@ -106,16 +109,16 @@ def _requests(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> list[str]:
     return requests
 
 
-def _pair_of(cfg: CausalConfig, crosscoders: dict[str, InferenceCrosscoder]) -> HookedModelPair:
+def pair_of(crosscoders: Mapping[str, InferenceCrosscoder], folder: str, **options: Any) -> HookedModelPair:
+    """The pair that all crosscoders of a folder are of, loaded with options of `HookedModelPair.from_pretrained`."""
     metadatas = [crosscoder.cfg.metadata for crosscoder in crosscoders.values()]
     names = {(metadata.model_name, metadata.chat_model_name) for metadata in metadatas}
     base, chat = names.pop()
     if names or base is None or chat is None:
         raise ValueError(
-            f"{cfg.crosscoder} must hold crosscoders of one pair of models that they name, not of "
+            f"{folder} must hold crosscoders of one pair of models that they name, not of "
             f"{[(base, chat), *names]}: give the folder of one of them."
         )
-    options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
     return HookedModelPair.from_pretrained(base, chat, **options)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, plan, train
+from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, paper_report, plan, train
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,
@@ -13,6 +13,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train.run,
     "diagnose": diagnose.run,
     "causal": causal.run,
+    "paper-report": paper_report.run,
     "convert": convert.run,
 }
 
@@ -43,5 +44,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<13} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "usage: sae-lens-crosscoder COMMAND [--help] [--field value ...]\n\n" + "\n".join(lines)

@@ -83,7 +83,7 @@ def _class_histogram(
         live = table[~table["dead"].astype(bool)]
         known = live[live[column].notna()]
         sizes = [f"{label} {count(int((known['label'] == label).sum()))}" for label in reversed(CLASSES)]
-        left_out = f"{count(len(table) - len(live))} dead, {count(len(live) - len(known))} without a value left out"
+        left_out = f"left out: {count(len(table) - len(live))} dead, {count(len(live) - len(known))} without a value"
         panel_title(figure, row, col, name, [", ".join(sizes), left_out], shift=6)
         for label in CLASSES:
             _add_line(figure, row, col, known.loc[known["label"] == label, column], edges, label, in_legend)
@@ -117,6 +117,7 @@ def _add_line(
         x=np.repeat(edges, 2),
         y=heights,
         mode="lines",
+        cliponaxis=False,
         line={"color": COLOURS[label], "width": 2, "dash": _DASHES.get(label, "solid")},
         fill="tozeroy" if label == "shared" else None,
         fillcolor="rgba(141,148,158,0.18)",

@@ -8,7 +8,16 @@ import pandas as pd
 from sae_lens_crosscoder.analysis.artifacts import counts_below, rank_overlap
 from sae_lens_crosscoder.analysis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.report.inert import inert
-from sae_lens_crosscoder.report.panels import LINES, count, panel_grid, panel_text, panel_title, require_tables, style
+from sae_lens_crosscoder.report.panels import (
+    LINES,
+    count,
+    count_axis,
+    panel_grid,
+    panel_text,
+    panel_title,
+    require_tables,
+    style,
+)
 from sae_lens_crosscoder.report.paper_numbers import most_chat_leaning
 
 if TYPE_CHECKING:
@@ -22,23 +31,23 @@ def threshold_curves(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_object
         tables: tables of `diagnose` by crosscoder name; each is counted by the `bounds` in its manifest.
     """
     require_tables(tables, ("label", "dead", "nu_error", "nu_reconstruction"))
-    figure, layout = panel_grid(1, 2)
-    is_empty = True
+    figure, layout = panel_grid(1, 2, header=36)
+    most = 0
     for i, (name, table) in enumerate(tables.items()):
         curve = counts_below(table, bounds=table.attrs.get("bounds", "signed"))
-        is_empty = is_empty and not curve["n"].any()
+        most = max(most, int(curve["n"].max()))
         for col, column in enumerate(("n", "frac"), start=1):
             _add_curve(figure, col, i, name, curve.index, curve[column], "below %{x:.2f}: %{y:,.3~f}")
     for col, title in enumerate(("chat_only latents with both nu below pi", "share of those with both nu"), start=1):
         panel_title(figure, 1, col, title, [], shift=6)
-        if is_empty:
+        if most == 0:
             panel_text(figure, 1, col, "chat_only latents with both nu below 1: none")
     figure.update_xaxes(range=[0, 1], dtick=0.25, zeroline=False, title={"text": "limit pi of both nu", "standoff": 8})
     for limit in (NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT):
         figure.add_vline(x=limit, line={"color": "rgba(128,128,128,0.55)", "width": 1, "dash": "dot"})
-    figure.update_yaxes(rangemode="tozero", zeroline=False)
-    figure.update_yaxes(title={"text": "latents", "standoff": 6}, tickformat=",d", row=1, col=1)
-    figure.update_yaxes(title={"text": "share", "standoff": 6}, range=[0, 1.02], row=1, col=2)
+    count_axis(figure, 1, 1, most)
+    figure.update_yaxes(title={"text": "latents", "standoff": 6}, row=1, col=1)
+    figure.update_yaxes(title={"text": "share", "standoff": 6}, range=[0, 1.02], zeroline=False, row=1, col=2)
     style(figure, **layout)
     return figure
 

@@ -230,7 +230,7 @@ def draw_box(figure: Any, row: int, col: int, table: pd.DataFrame) -> None:
         y1=NU_RECONSTRUCTION_LIMIT,
         line={"color": COLOURS["chat_specific"], "width": 1.2, "dash": "dot"},
         fillcolor="rgba(128,128,128,0.07)",
-        layer="below",
+        layer="above",  # or the grid hides its edges
         row=row,
         col=col,
     )

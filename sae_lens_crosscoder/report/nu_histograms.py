@@ -12,6 +12,7 @@ from sae_lens_crosscoder.report.figures import NU_RANGE
 from sae_lens_crosscoder.report.panels import (
     COLOURS,
     count,
+    count_axis,
     panel_grid,
     panel_places,
     panel_text,
@@ -46,7 +47,7 @@ def overlap_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objec
     """
     require_tables(tables, ("label", "dead", "nu_reconstruction"))
     places = panel_places(len(tables))
-    figure, layout = panel_grid(places[-1][0], min(2, len(tables)), header=82)
+    figure, layout = panel_grid(places[-1][0], min(2, len(tables)), header=90)
     for (row, col), (name, table) in zip(places, tables.items(), strict=True):
         _add_overlap(figure, row, col, name, table)
     figure.update_xaxes(range=NU_RANGE, dtick=0.5, zeroline=False)
@@ -75,9 +76,10 @@ def template_nu_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_o
                 _add_band(figure, row, col, bars[column], band, in_legend)
             if known.empty:
                 panel_text(figure, row, col, f"live chat_only latents with {column}: none")
+            count_axis(figure, row, col, int(np.histogram(known[column], bins=NU_EDGES)[0].max()))
             figure.update_xaxes(title={"text": column, "standoff": 8}, row=row, col=col)
     figure.update_xaxes(range=NU_RANGE, dtick=0.5, zeroline=False)
-    figure.update_yaxes(rangemode="tozero", tickformat=",d", zeroline=False, title={"text": "latents", "standoff": 6})
+    figure.update_yaxes(title={"text": "latents", "standoff": 6})
     style(figure, **layout, barmode="stack", bargap=0.08)
     return figure
 
@@ -143,8 +145,8 @@ def _add_overlap(figure: Any, row: int, col: int, name: str, table: pd.DataFrame
         place = {"x0": float(ends.iloc[0]), "x1": float(ends.iloc[1]), "row": row, "col": col}
         figure.add_vrect(**place, fillcolor="rgba(47,111,181,0.12)", line_width=0, layer="below")
     inside = overlap_with_shared(table, _COVERAGES)
-    shares = [f"{share:.1%} of chat_only in its central {coverage:.0%}" for coverage, share in inside.items()]
-    said.append(", ".join(shares) if inside.notna().all() else "no overlap to measure")
+    shares = [f"in its central {100 * coverage:.0f} %: {100 * share:.1f} %" for coverage, share in inside.items()]
+    said.append("chat_only " + ", ".join(shares) if inside.notna().all() else "no overlap to measure")
     panel_title(figure, row, col, name, said, shift=6)
 
 
@@ -192,6 +194,7 @@ def _add_boxes(figure: Any, row: int, col: int, improvements: pd.DataFrame, labe
         line={"width": 1.5},
         name=label,
         legendgroup=label,
+        offsetgroup=label,
         showlegend=label not in in_legend,
     )
     in_legend.add(label)

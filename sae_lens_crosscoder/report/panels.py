@@ -96,6 +96,12 @@ def panel_title(figure: Any, row: int, col: int, name: str, lines: list[str], sh
     )
 
 
+def count_axis(figure: Any, row: int, col: int, most: int) -> None:
+    """A vertical axis for counts up to `most`, with no tick between two whole numbers."""
+    dtick = 1 if most < 6 else None
+    figure.update_yaxes(rangemode="tozero", zeroline=False, tickformat=",d", dtick=dtick, row=row, col=col)
+
+
 def panel_text(figure: Any, row: int, col: int, text: str, y: float = 0.7) -> None:
     """A text in the middle of a panel, for when there is nothing to draw."""
     place = above_panel(figure, row, col, x=0.5, xanchor="center", align="center")

@@ -95,7 +95,7 @@ def _section(
 
 
 def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as texts, under heads that tell ours from the paper's; a column of the paper's without any is left out."""
+    """Numbers as texts, under heads that tell ours from the paper's; of those, a column without any is left out."""
     shown = {
         f"{of}: {name}": [number(value) for value in numbers[of, name]]
         for of, name in numbers.columns
@@ -158,9 +158,9 @@ SECTIONS = (
     ),
     Section(
         "Two artifacts: nu of chat-only latents",
-        "A high nu_error is Complete Shrinkage: base has the latent, and its decoder norm there was shrunk away. A high "
-        "nu_reconstruction is Latent Decoupling: other latents write it into base. In the paper many chat-only latents "
-        "of L1 have a high nu, and next to none of BatchTopK.",
+        "A high nu_error is Complete Shrinkage: base has the latent, and its decoder norm there was shrunk away. A "
+        "high nu_reconstruction is Latent Decoupling: other latents write it into base. In the paper many chat-only "
+        "latents of L1 have a high nu, and next to none of BatchTopK.",
         ("nu_chat_only",),
     ),
     Section(
@@ -177,8 +177,8 @@ SECTIONS = (
     ),
     Section(
         "Overlap with the shared latents",
-        "A chat-only latent with the nu_reconstruction of a shared one is decoupled. Shaded: where the central 95 % and "
-        "50 % of the shared latents lie.",
+        "A chat-only latent with the nu_reconstruction of a shared one is decoupled. Shaded: where the central 95 % "
+        "and 50 % of the shared latents lie. Latents that fire on few tokens have noisy nu and widen both.",
         ("overlap",),
         "overlap",
     ),
