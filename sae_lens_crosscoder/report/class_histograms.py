@@ -89,6 +89,7 @@ def _class_histogram(
             _add_line(figure, row, col, known.loc[known["label"] == label, column], edges, label, in_legend)
         if known.empty:
             panel_text(figure, row, col, "live latents with a value: none")
+            figure.update_yaxes(range=[0, 1], row=row, col=col)
     figure.update_xaxes(range=[edges[0], edges[-1]], zeroline=False)
     figure.update_yaxes(rangemode="tozero", zeroline=False, title={"text": "share of the class", "standoff": 6})
     style(figure, **layout)

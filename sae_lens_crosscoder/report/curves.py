@@ -68,6 +68,8 @@ def rank_curves(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Fig
         said.append(f"{inert(name)}: {count(len(curve))}")
         share = curve.index / max(1, len(curve))
         _add_curve(figure, 1, i, name, share, curve["frac_common"], "best %{x:.3f}: %{y:.3f} in common")
+    if not any(len(most_chat_leaning(table)) for table in tables.values()):
+        panel_text(figure, 1, 1, "live latents to rank: none")
     chance = {"color": "#8d949e", "width": 1.2, "dash": "dot"}
     figure.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=chance, name="by chance", hoverinfo="skip"))
     panel_title(figure, 1, 1, "The most chat-leaning latents, ranked", [f"ranked: {', '.join(said)}"], shift=6)

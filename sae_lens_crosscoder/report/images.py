@@ -43,7 +43,7 @@ def write_images(
             "opts": {
                 "format": kind,
                 "width": WIDTH,
-                "height": figure.layout.height,
+                "height": figure.layout["height"],
                 "scale": _SCALE if kind == "png" else 1,
             },
         }

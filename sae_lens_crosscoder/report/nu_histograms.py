@@ -107,8 +107,9 @@ def mse_improvement_boxes(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_o
             said.append(f"{label}: {count(n_known)} judged, {count(n_worse)} at 0 or below for some target")
             _add_boxes(figure, row, col, improvements, label, in_legend)
         panel_title(figure, row, col, name, said, shift=6)
-        if not (live[columns] > 0).any(axis=None):
-            panel_text(figure, row, col, "latents that improve anything: none")
+        if not (live.loc[live["label"].isin(["shared", "chat_only"]), columns] > 0).any(axis=None):
+            panel_text(figure, row, col, "shared and chat_only latents that improve anything: none")
+            figure.update_yaxes(range=[-6, 0], row=row, col=col)
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=_target_texts(), tickangle=-40)
     figure.update_yaxes(type="log", dtick=1, exponentformat="power", title={"text": "MSE improvement", "standoff": 6})
     style(figure, **layout, boxmode="group")
@@ -145,7 +146,7 @@ def _add_overlap(figure: Any, row: int, col: int, name: str, table: pd.DataFrame
         place = {"x0": float(ends.iloc[0]), "x1": float(ends.iloc[1]), "row": row, "col": col}
         figure.add_vrect(**place, fillcolor="rgba(47,111,181,0.12)", line_width=0, layer="below")
     inside = overlap_with_shared(table, _COVERAGES)
-    shares = [f"in its central {100 * coverage:.0f} %: {100 * share:.1f} %" for coverage, share in inside.items()]
+    shares = [f"in its central {100 * c:.0f} %: {100 * s:.1f} %" for c, s in zip(_COVERAGES, inside, strict=True)]
     said.append("chat_only " + ", ".join(shares) if inside.notna().all() else "no overlap to measure")
     panel_title(figure, row, col, name, said, shift=6)
 

@@ -70,11 +70,11 @@ def _place(figure: Any, row: int, col: int, n_columns: int, drawn: int) -> None:
         figure.get_subplot(r, c) for r, c in ((2 * row - 1, 2 * col - 1), (2 * row, 2 * col - 1), (2 * row, 2 * col))
     )
     above.xaxis.update(domain=main_x, matches=main.yaxis.anchor, showticklabels=False)
-    above.yaxis.update(domain=[y[1], y[0]], rangemode="tozero")
+    above.yaxis.update(domain=[y[1], y[0]])
     nu = {"range": NU_RANGE, "dtick": 0.5, "zeroline": False}
     main.xaxis.update(domain=main_x, title={"text": _NUS[0], "standoff": 8}, **nu)
     main.yaxis.update(domain=[y[3], y[2]], title={"text": _NUS[1], "standoff": 4}, **nu)
-    side.xaxis.update(domain=side_x, rangemode="tozero")
+    side.xaxis.update(domain=side_x)
     side.yaxis.update(domain=[y[3], y[2]], matches=main.xaxis.anchor, showticklabels=False)
 
 
@@ -120,4 +120,5 @@ def _add_margin(figure: Any, row: int, col: int, values: pd.Series, label: str) 
     figure.add_trace(bars, row=row, col=col)
     counts_axis = figure.get_subplot(row, col).yaxis if is_above else figure.get_subplot(row, col).xaxis
     # The highest count alone: a 0 would stand on the last number of the scatter's own axis.
-    counts_axis.update(tickvals=[int(n.max())], ticktext=[f"{n.max():,}"], range=[0, 1.08 * max(1, n.max())])
+    most = int(n.max())
+    counts_axis.update(tickvals=[most] if most else [], ticktext=[f"{most:,}"], range=[0, 1.08 * max(1, most)])

@@ -98,12 +98,16 @@ def panel_title(figure: Any, row: int, col: int, name: str, lines: list[str], sh
 
 def count_axis(figure: Any, row: int, col: int, most: int) -> None:
     """A vertical axis for counts up to `most`, with no tick between two whole numbers."""
-    dtick = 1 if most < 6 else None
-    figure.update_yaxes(rangemode="tozero", zeroline=False, tickformat=",d", dtick=dtick, row=row, col=col)
+    ticks = {"tickformat": ",d", "dtick": 1 if most < 6 else None}
+    figure.update_yaxes(range=[0, 1.08 * max(1, most)], zeroline=False, **ticks, row=row, col=col)
 
 
 def panel_text(figure: Any, row: int, col: int, text: str, y: float = 0.7) -> None:
     """A text in the middle of a panel, for when there is nothing to draw."""
+    import plotly.graph_objects as go
+
+    # A panel without any trace is not drawn, and the texts that are placed by it go astray.
+    figure.add_trace(go.Scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip"), row=row, col=col)
     place = above_panel(figure, row, col, x=0.5, xanchor="center", align="center")
     figure.add_annotation(text=text, **{**place, "y": y, "yanchor": "middle"}, font={"size": 13})
 

@@ -27,7 +27,7 @@ def write_tables(folder: Path, tables: Mapping[str, PaperTables], numbers: pd.Da
     In the JSON, `numbers` are those of `paper_numbers`, ours apart from the paper's, and `crosscoders` hold by name the
     manifest and the tables behind the curves, the correlations, the pairs and the MSE check. null is an unknown number.
     """
-    ours, theirs = _records(numbers[OURS]), _records(numbers[THEIRS])
+    ours, theirs = _records(pd.DataFrame(numbers[OURS])), _records(pd.DataFrame(numbers[THEIRS]))
     rows = [
         {"section": section, "quantity": quantity, "this_crosscoder": our, "paper_gemma_2_2b": their}
         for (section, quantity), our, their in zip(numbers.index, ours, theirs, strict=True)
@@ -48,8 +48,8 @@ def _small_tables(tables: PaperTables) -> dict[str, Any]:
         "pairs": tables.pairs,
         "mse_improvement": mse_quantiles(latents),
     }
-    manifest = pd.Series([latents.attrs], dtype=object).to_json(orient="values", double_precision=15)
-    return {"manifest": json.loads(manifest)[0], **{name: _records(frame) for name, frame in frames.items()}}
+    manifest = pd.DataFrame({"manifest": [latents.attrs]})
+    return {**_records(manifest)[0], **{name: _records(frame) for name, frame in frames.items()}}
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ def paper_numbers(tables: Mapping[str, PaperTables]) -> pd.DataFrame:
 def most_chat_leaning(latents: pd.DataFrame) -> pd.DataFrame:
     """The latents with the highest Delta_norm, as large a share of all as the paper's 3,176, without dead ones."""
     pool = latents.nlargest(round(POOL_SHARE * len(latents)), "delta_norm")
-    return pool[~pool["dead"].astype(bool)]
+    return pool.loc[~pool["dead"].astype(bool)]
 
 
 def paper_correlations(latents: pd.DataFrame) -> pd.DataFrame:

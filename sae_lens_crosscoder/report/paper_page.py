@@ -85,11 +85,11 @@ def _section(
     parts = [f"<h2>{inert(section.title)}</h2>", f"<p>{section.text}</p>"]
     parts += [figure_block(figures[name], "two" if len(tables) > 1 else "") for name in section.figures]
     if section.numbers is not None:
-        parts.append(html_table(_shown(numbers.loc[section.numbers]), corner="", css_class="comparison"))
+        parts.append(html_table(_shown(pd.DataFrame(numbers.loc[section.numbers])), corner="", css_class="comparison narrow"))
     if section.table is not None:
         for name, each in tables.items():
             frame = section.table(each)
-            shown = html_table(frame) if len(frame) else "<p>none</p>"
+            shown = html_table(frame, corner="", css_class="comparison narrow") if len(frame) else "<p>none</p>"
             parts.append(f"<h3>{inert(name)}</h3>{shown}")
     return "\n".join(parts)
 
@@ -118,22 +118,28 @@ def number(value: Any) -> str:
     return text.replace("-", "\u2212")
 
 
+def _correlations(tables: PaperTables) -> pd.DataFrame:
+    found = paper_correlations(tables.latents)
+    return _texts(found.set_axis([f"{nu} with {other}, {latents}" for latents, nu, other in found.index]))
+
+
+def _pairs(tables: PaperTables) -> pd.DataFrame:
+    pairs = tables.pairs.sort_values("cosine", ascending=False, kind="stable").head(_MAX_PAIRS)
+    names = [f"{chat} and {base}" for chat, base in zip(pairs["chat_latent"], pairs["base_latent"], strict=True)]
+    columns = ("cosine", "isolated", "divergence", "n_high", "n_only_chat", "n_only_base", "chat_max", "base_max")
+    return _texts(pairs.set_axis(names).filter(columns))
+
+
+def _mse(tables: PaperTables) -> pd.DataFrame:
+    quantiles = mse_quantiles(tables.latents)
+    targets = [f"{target}, {label}" for target, label in zip(quantiles["target"], quantiles["class"], strict=True)]
+    return _texts(quantiles.set_axis(targets).drop(columns=["target", "class"]))
+
+
 def _texts(frame: pd.DataFrame) -> pd.DataFrame:
     """A table whose small numbers, such as p-values, keep their digits."""
     floats = frame.select_dtypes("float").columns
     return frame.assign(**{column: [number(value) for value in frame[column]] for column in floats})
-
-
-def _correlations(tables: PaperTables) -> pd.DataFrame:
-    return _texts(paper_correlations(tables.latents).reset_index())
-
-
-def _mse(tables: PaperTables) -> pd.DataFrame:
-    return _texts(mse_quantiles(tables.latents))
-
-
-def _pairs(tables: PaperTables) -> pd.DataFrame:
-    return _texts(tables.pairs.sort_values("cosine", ascending=False, kind="stable").head(_MAX_PAIRS))
 
 
 _INTRODUCTION = (
