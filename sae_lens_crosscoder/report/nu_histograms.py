@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 NU_EDGES = np.linspace(*NU_RANGE, 41)
 """Bins of every histogram of nu."""
 BANDS = {
-    "below a third on the template": (-0.01, 1 / 3, "#f0b48c"),
+    "below a third on the template": (0.0, 1 / 3, "#f0b48c"),
     "a third to a half": (1 / 3, 0.5, "#d9601a"),
-    "more than half": (0.5, 1.01, "#7a2f05"),
+    "half or more": (0.5, float("inf"), "#7a2f05"),
 }
-"""Template shares that are told apart: from, to, colour. The paper's thresholds: at least a third, mostly."""
+"""Template shares that are told apart, as the paper does: from, up to, colour."""
 UNKNOWN_BAND = "template share unknown"
 TARGETS = tuple(
     f"{target}_{model}" for target in ("activation", "reconstruction", "error") for model in ("base", "chat")
@@ -154,7 +154,7 @@ def _add_overlap(figure: Any, row: int, col: int, name: str, table: pd.DataFrame
 def _by_band(latents: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Latents by template share."""
     share = latents["frac_template"] if "frac_template" in latents else pd.Series(np.nan, latents.index)
-    bands = {band: latents[(share >= low) & (share <= high)] for band, (low, high, _) in BANDS.items()}
+    bands = {band: latents[(share >= low) & (share < high)] for band, (low, high, _) in BANDS.items()}
     return {**bands, UNKNOWN_BAND: latents[share.isna()]}
 
 

@@ -69,7 +69,8 @@ def paper_report(
     write_tables(folder, tables, numbers)
     write_page(folder / PAGE_FILENAME, tables, numbers, figures)
     try:
-        write_images(figures, folder / FIGURES_FOLDER, images)
+        if images:
+            write_images(figures, folder / FIGURES_FOLDER, images)
     except ValueError as error:
         warnings.warn(f"{folder} has everything but static images. {error}", stacklevel=2)
     return tables

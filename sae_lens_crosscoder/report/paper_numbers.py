@@ -61,15 +61,14 @@ def paper_correlations(latents: pd.DataFrame) -> pd.DataFrame:
 def mse_quantiles(latents: pd.DataFrame) -> pd.DataFrame:
     """Quantiles of the MSE improvement per class and target, over the live latents for which it is known."""
     live = latents[~latents["dead"].astype(bool)]
-    columns = [column for column in latents if str(column).startswith(MSE_PREFIX)]
     rows: list[dict[str, Any]] = []
     for label in ("shared", "chat_only"):
-        for column in columns:
-            values = live.loc[live["label"] == label, column].dropna()
-            q05, median, q95 = values.quantile([0.05, 0.5, 0.95]) if len(values) else (float("nan"),) * 3
-            row = {"class": label, "target": str(column).removeprefix(MSE_PREFIX), "n_latents": len(values)}
-            frac = float((values > 0).mean()) if len(values) else float("nan")
-            rows.append({**row, "frac_improving": frac, "q05": q05, "median": median, "q95": q95})
+        for column, improvements in live.loc[live["label"] == label].filter(like=MSE_PREFIX).items():
+            known = improvements.dropna()
+            row = {"class": label, "target": str(column).removeprefix(MSE_PREFIX), "n_latents": len(known)}
+            row["frac_improving"] = float((known > 0).mean())
+            quantiles = {name: float(known.quantile(q)) for name, q in (("q05", 0.05), ("median", 0.5), ("q95", 0.95))}
+            rows.append({**row, **quantiles})
     return pd.DataFrame(rows)
 
 

@@ -85,7 +85,9 @@ def _section(
     parts = [f"<h2>{inert(section.title)}</h2>", f"<p>{section.text}</p>"]
     parts += [figure_block(figures[name], "two" if len(tables) > 1 else "") for name in section.figures]
     if section.numbers is not None:
-        parts.append(html_table(_shown(pd.DataFrame(numbers.loc[section.numbers])), corner="", css_class="comparison narrow"))
+        parts.append(
+            html_table(_shown(pd.DataFrame(numbers.loc[section.numbers])), corner="", css_class="comparison narrow")
+        )
     if section.table is not None:
         for name, each in tables.items():
             frame = section.table(each)
