@@ -7,9 +7,11 @@ order in which an analysis uses them.
 from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.checks import NonFiniteError
+from sae_lens_crosscoder.activations.labelled_rows import LabelledRows, labelled_rows
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
 from sae_lens_crosscoder.activations.token_groups import TokenGroups, token_groups
 from sae_lens_crosscoder.analysis.agreement import agreement
+from sae_lens_crosscoder.analysis.artifacts import counts_below, overlap_with_shared, rank_overlap
 from sae_lens_crosscoder.analysis.correlations import correlations
 from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling import activation_divergence
@@ -18,7 +20,10 @@ from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.example_file import read_examples
 from sae_lens_crosscoder.analysis.examples import collect_examples
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
+from sae_lens_crosscoder.analysis.mse_improvement import TargetEnergies, mse_improvement
 from sae_lens_crosscoder.analysis.nu_by_group import nu_by_group
+from sae_lens_crosscoder.analysis.nu_controls import nu_controls
+from sae_lens_crosscoder.analysis.paper_tables import PaperTables, paper_tables
 from sae_lens_crosscoder.analysis.statistics import latent_statistics
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
@@ -47,7 +52,7 @@ from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.publishing import push_to_hub, write_model_card
-from sae_lens_crosscoder.report import write_effects, write_report
+from sae_lens_crosscoder.report import paper_report, write_effects, write_report
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.edits import edited
@@ -74,12 +79,15 @@ __all__ = [
     "JumpReLUCrosscoderConfig",
     "L1CrosscoderTrainingConfig",
     "L1TrainingCrosscoder",
+    "LabelledRows",
     "LatentScaling",
     "NonFiniteError",
+    "PaperTables",
     "ReLUCrosscoder",
     "ReLUCrosscoderConfig",
     "Responses",
     "StackedLayout",
+    "TargetEnergies",
     "TokenGroups",
     "activation_divergence",
     "agreement",
@@ -88,6 +96,7 @@ __all__ = [
     "chat_tokens",
     "collect_examples",
     "correlations",
+    "counts_below",
     "crosscoder_huggingface_loader",
     "decoupled_pairs",
     "delta_norm",
@@ -98,15 +107,22 @@ __all__ = [
     "generate_responses",
     "given_responses",
     "kl_to_chat",
+    "labelled_rows",
     "latent_effects",
     "latent_statistics",
     "load",
     "logit_attribution",
+    "mse_improvement",
     "next_tokens",
     "nu_by_group",
+    "nu_controls",
+    "overlap_with_shared",
+    "paper_report",
+    "paper_tables",
     "patched",
     "plan",
     "push_to_hub",
+    "rank_overlap",
     "read_examples",
     "read_foreign_latents",
     "read_latents",

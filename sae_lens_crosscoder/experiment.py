@@ -1,6 +1,7 @@
 """The paper's causal experiment on saved crosscoders: prompts, the chat model's answers, effects, one page."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +77,9 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     latents = {name: read_latents(folder) for name, folder in folders.items()}
     conversations = _conversations(cfg, next(iter(crosscoders.values())))
     output_path.mkdir(parents=True, exist_ok=True)  # fails now rather than after the experiment
-    pair = _pair_of(cfg, crosscoders)
+    models = {"model_name": cfg.model_name, "chat_model_name": cfg.chat_model_name}
+    devices = {"device": cfg.device, "chat_device": cfg.chat_device, "dtype": cfg.dtype}
+    pair = pair_of(crosscoders, cfg.crosscoder, **models, **devices, model_class_name=cfg.model_class_name)
     weights = {name: fingerprint(crosscoder.state_dict().values()) for name, crosscoder in crosscoders.items()}
     tables = {name: table.to_json() for name, table in latents.items()}
     run = UnfinishedRun(output_path / UNFINISHED_FOLDER, [asdict(cfg), conversations, weights, tables])
@@ -149,16 +152,30 @@ def _answered(cfg: CausalConfig, pair: HookedModelPair, conversations: list[Mess
     return generate_responses(pair, conversations, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.batch_size)
 
 
-def _pair_of(cfg: CausalConfig, crosscoders: dict[str, InferenceCrosscoder]) -> HookedModelPair:
+def pair_of(
+    crosscoders: Mapping[str, InferenceCrosscoder],
+    folder: str,
+    model_name: str | None = None,
+    chat_model_name: str | None = None,
+    model_class_name: str | None = None,
+    **options: Any,
+) -> HookedModelPair:
+    """The pair that all crosscoders of a folder are of, from where it was in training or from where it is said to be.
+
+    Args:
+        folder: of the crosscoders, for error messages.
+        model_class_name: by default as in training.
+        options: as for `HookedModelPair.from_pretrained`.
+    """
     metadatas = [crosscoder.cfg.metadata for crosscoder in crosscoders.values()]
     names = {(metadata.model_name, metadata.chat_model_name) for metadata in metadatas}
     base, chat = names.pop()
     if names or base is None or chat is None:
         raise ValueError(
-            f"{cfg.crosscoder} must hold crosscoders of one pair of models that they name, not of "
+            f"{folder} must hold crosscoders of one pair of models that they name, not of "
             f"{[(base, chat), *names]}: give the folder of one of them."
         )
-    where = (cfg.model_name or base, cfg.chat_model_name or chat)
+    where = (model_name or base, chat_model_name or chat)
     for name in where:
         if Path(name).is_absolute() and not Path(name).is_dir():
             raise ValueError(
@@ -167,10 +184,8 @@ def _pair_of(cfg: CausalConfig, crosscoders: dict[str, InferenceCrosscoder]) -> 
             )
     pair = HookedModelPair.from_pretrained(
         *where,
-        device=cfg.device,
-        chat_device=cfg.chat_device,
-        dtype=cfg.dtype,
-        model_class_name=cfg.model_class_name or metadatas[0].model_class_name or "HookedTransformer",
+        model_class_name=model_class_name or metadatas[0].model_class_name or "HookedTransformer",
+        **options,
     )
     pair.model_names = (base, chat)  # wherever they are now
     return pair

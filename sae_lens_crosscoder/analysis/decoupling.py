@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.analysis.data_source import Batches, DataSource, data_source, encoded
+from sae_lens_crosscoder.activations.token_groups import TokenGroups
+from sae_lens_crosscoder.analysis.data_source import Batches, DataSource, data_source
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm, label
+from sae_lens_crosscoder.analysis.labelled_tokens import Cells, labelled_parts
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.crosscoders.kernels import indices_of
 from sae_lens_crosscoder.crosscoders.sparse import pairs_of
@@ -26,6 +27,7 @@ def activation_divergence(
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
+    groups: TokenGroups | None = None,
     activations: Float[Tensor, "token d_in"] | Batches | None = None,
     max_activation: pd.Series | None = None,
     high: float = 0.7,
@@ -41,6 +43,7 @@ def activation_divergence(
     Args:
         latent_pairs: rows of `chat_latent` and `base_latent`, as `decoupled_pairs` returns; other pairs do as well.
         pair, tokens, activations: data as `diagnose` takes it, which the crosscoder was not trained on.
+        groups: tokens labelled -1 in them, such as padding, are left out.
         max_activation: highest score of every latent, such as the column of a table that `diagnose` made on training
             data. Without it a first pass over the data finds it.
         high, low: the paper's 0.7 and 0.3; its authors' code uses 0.4 and 0.1.
@@ -57,9 +60,11 @@ def activation_divergence(
     crosscoder = require_inference(crosscoder, "activation_divergence")
     indices = _pair_indices(latent_pairs, crosscoder)
     _require_thresholds(high, low)
+    labels = Cells.of(tokens, groups, None).labels
 
-    def source() -> DataSource:
-        return data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "activation_divergence")
+    def stream(description: str) -> Iterator[Tensor]:
+        source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "activation_divergence")
+        return _encoded_stream(source, crosscoder, labels, description)
 
     if max_activation is not None:
         highest = torch.tensor(max_activation.to_numpy(dtype=float), device=indices.device)
@@ -74,10 +79,10 @@ def activation_divergence(
             "max_activation=, or a tensor, a list of batches or an ActivationCache."
         )
     else:
-        highest = _highest_scores(source(), crosscoder)
+        highest = _highest_scores(stream("Highest scores"), crosscoder)
     maxima = highest[indices]
     sums = ActivationDivergence(indices, maxima.amax(dim=-1), high, low)
-    for feature_acts in _encoded_stream(source(), crosscoder, "Comparing pairs"):
+    for feature_acts in stream("Comparing pairs"):
         sums.add(feature_acts)
     return _evidence(latent_pairs, crosscoder, maxima, sums)
 
@@ -123,22 +128,21 @@ class ActivationDivergence:
         return self.n_only.sum(dim=-1).double() / self.n_high
 
 
-def _encoded_stream(source: DataSource, crosscoder: InferenceCrosscoder, description: str) -> Iterator[Tensor]:
-    """Sparse activations of all tokens, part by part."""
-    n_seen = 0
-    with tqdm(total=source.n_tokens, desc=description, unit="token", unit_scale=True, leave=False) as bar:
-        for batch in source.after(0):
-            for part in encoded(crosscoder, batch, n_seen):
-                yield part.feature_acts
-                bar.update(len(part.activations))
-            n_seen += len(batch)
-    if n_seen == 0:
-        raise ValueError("There was nothing to compare pairs on: the data source gave no tokens.")
+def _encoded_stream(
+    source: DataSource, crosscoder: InferenceCrosscoder, labels: Int[Tensor, " token"] | None, description: str
+) -> Iterator[Float[Tensor, "token d_sae"]]:
+    """Sparse activations of all tokens that are not left out, part by part."""
+    n = 0
+    for part, _ in labelled_parts(source, crosscoder, labels, description):
+        yield part.feature_acts
+        n += len(part.activations)
+    if n == 0:
+        raise ValueError("There was nothing to compare pairs on: the data source gave no tokens, or all were left out.")
 
 
-def _highest_scores(source: DataSource, crosscoder: InferenceCrosscoder) -> Float[Tensor, " d_sae"]:
+def _highest_scores(stream: Iterator[Tensor], crosscoder: InferenceCrosscoder) -> Float[Tensor, " d_sae"]:
     highest = crosscoder.W_dec.new_zeros(crosscoder.cfg.d_sae)
-    for feature_acts in _encoded_stream(source, crosscoder, "Highest scores"):
+    for feature_acts in stream:
         active, values = pairs_of(feature_acts)
         highest.scatter_reduce_(0, active.latent, values, "amax")
     return highest.double()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -10,14 +10,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.checkpoint import SumsCheckpoint
-from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.data_source import Activations, DataSource, data_source, encoded, shard_block
-from sae_lens_crosscoder.analysis.free_direction import FreeDirections
-from sae_lens_crosscoder.analysis.latent_columns import latent_table, one_sided_latents
-from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
-from sae_lens_crosscoder.analysis.manifest import provenance
+from sae_lens_crosscoder.analysis.diagnosis_sums import DiagnosisSums
 from sae_lens_crosscoder.analysis.null_runs import require_nulls
-from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, conclusion, require_bounds
+from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, require_bounds
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.integrity import named_fingerprint
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -74,22 +70,14 @@ def diagnose(
     nulls = require_nulls(null, crosscoder)
     source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "diagnose")
     block_size = shard_block(tokens)
-    scaling = LatentScaling(crosscoder, block_size=block_size)
-    everything = torch.arange(crosscoder.cfg.d_sae)
-    free = FreeDirections(crosscoder, everything if free_directions == "all" else one_sided_latents(crosscoder))
-    fve = VarianceExplained(crosscoder.layout)
+    sums = DiagnosisSums(crosscoder, block_size, free_directions)
     checkpoint = None
     if checkpoint_path is not None:
-        sums = {"scaling": scaling, "free": free, "fve": fve}
         options = f"block_size={block_size}, free_directions={free_directions}"
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "data source": source.fingerprint()}
-        checkpoint = SumsCheckpoint(checkpoint_path, "diagnosis", sums, {**origin, "set of options": options})
-    _stream(source, crosscoder, scaling, free, fve, checkpoint)
-    if scaling.n_tokens == 0:
-        raise ValueError("There was nothing to diagnose on: the data source gave no tokens.")
-    table = latent_table(crosscoder, scaling, free, nulls, min_active, bounds)
-    manifest = _manifest(crosscoder, scaling, fve, min_active, bounds)
-    table.attrs.update({"conclusion": conclusion(table), **manifest, "n_null_runs": len(nulls)})
+        checkpoint = SumsCheckpoint(checkpoint_path, "diagnosis", sums.parts, {**origin, "set of options": options})
+    _stream(source, crosscoder, sums, checkpoint)
+    table = sums.table(nulls, min_active, bounds)
     if checkpoint is not None:
         checkpoint.remove()
     return table
@@ -97,35 +85,15 @@ def diagnose(
 
 @torch.no_grad()
 def _stream(
-    source: DataSource,
-    crosscoder: InferenceCrosscoder,
-    scaling: LatentScaling,
-    free: FreeDirections,
-    fve: VarianceExplained,
-    checkpoint: SumsCheckpoint | None,
+    source: DataSource, crosscoder: InferenceCrosscoder, sums: DiagnosisSums, checkpoint: SumsCheckpoint | None
 ) -> None:
     """Add all tokens, or those that the checkpoint does not hold."""
     n_seen = 0 if checkpoint is None else checkpoint.resume()
-    total, seen = source.n_tokens, scaling.n_tokens
+    total, seen = source.n_tokens, sums.scaling.n_tokens
     with tqdm(total=total, initial=seen, desc="Diagnosing", unit="token", unit_scale=True, leave=False) as bar:
         for n_batches, batch in enumerate(source.after(n_seen), start=n_seen + 1):
-            for part, feature_acts, reconstruction in encoded(crosscoder, batch, scaling.n_tokens):
-                scaling.add(part, feature_acts, reconstruction)
-                free.add(part, feature_acts, reconstruction)
-                fve.add(part, reconstruction)
-                bar.update(len(part))
+            for part in encoded(crosscoder, batch, sums.scaling.n_tokens):
+                sums.add(part)
+                bar.update(len(part.activations))
             if checkpoint is not None:
                 checkpoint.save_if_due(n_batches)
-
-
-def _manifest(
-    crosscoder: InferenceCrosscoder, scaling: LatentScaling, fve: VarianceExplained, min_active: int, bounds: NuBounds
-) -> dict[str, Any]:
-    return {
-        **provenance(crosscoder),
-        "n_tokens": scaling.n_tokens,
-        "min_active": min_active,
-        "bounds": bounds,
-        "fve": {**fve.per_model(), "pooled": fve.pooled()},
-        "l0": float(scaling.n_active.sum()) / scaling.n_tokens,
-    }

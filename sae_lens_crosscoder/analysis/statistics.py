@@ -1,7 +1,6 @@
 """How often and how strongly every latent fires: everywhere, per data source, and per token group."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import torch
@@ -24,7 +23,7 @@ def latent_statistics(
     tokens: Tensor | None = None,
     *,
     groups: TokenGroups | None = None,
-    sources: Sequence[str] | None = None,
+    sources: Sequence[str] | TokenGroups | None = None,
     activations: Activations | None = None,
     batch_size_prompts: int = 32,
 ) -> pd.DataFrame:
@@ -36,7 +35,8 @@ def latent_statistics(
         crosscoder: an inference crosscoder, whose activations are scores.
         pair, tokens: the two models, and token ids of shape (batch, pos).
         groups: each token's group, as `slc.token_groups` makes them; tokens labelled -1 are left out of everything.
-        sources: where each row of the tokens comes from, such as "web" or "chat".
+        sources: where each row of the tokens comes from, such as "web" or "chat"; for rows that hold several documents,
+            a `TokenGroups` that says it of every token.
         activations: instead of a pair and tokens, raw stacked activations, as `diagnose` takes them. `groups` are then
             those of the tokens they were made from, and without groups there is one source per token.
 
@@ -54,37 +54,31 @@ def latent_statistics(
     crosscoder = require_inference(crosscoder, "latent_statistics")
     cells = Cells.of(tokens, groups, sources)
     source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "latent_statistics")
-    sums = _Sums(crosscoder, cells.n_groups * cells.n_sources)
+    sums = StatisticsSums(crosscoder, cells)
     fve = VarianceExplained(crosscoder.layout)
     for (part, feature_acts, reconstruction), cell in labelled_parts(source, crosscoder, cells.labels, "Counting"):
         sums.add(feature_acts, cell)
         fve.add(part, reconstruction)
     if fve.n_tokens == 0:
         raise ValueError("There was nothing to count: the data source gave no tokens, or all were left out.")
-    columns: dict[str, Tensor] = {}
-    attrs: dict[str, Any] = {"n_tokens": {}, "l0": {}, "fve": {**fve.per_model(), "pooled": fve.pooled()}}
-    for name, place in cells.places.items():
-        columns |= {f"{column}_{name}": values for column, values in sums.of(place).items()}
-        n_tokens, n_active = int(sums.n_tokens[place].sum()), float(columns[f"n_active_{name}"].sum())
-        attrs["n_tokens"][name], attrs["l0"][name] = n_tokens, n_active / n_tokens if n_tokens else float("nan")
-    if groups is not None and any(groups.is_template):
-        columns["frac_template"] = _frac_template(sums, groups)
-    table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
-    table.index.name = "latent"
-    table.attrs.update(attrs)
+    table = sums.table(groups)
+    table.attrs["fve"] = {**fve.per_model(), "pooled": fve.pooled()}
     return table
 
 
-class _Sums:
-    """What the statistics are made of, per cell and latent, in float64."""
+class StatisticsSums:
+    """Streams what the statistics are made of, per cell and latent, in float64."""
 
-    def __init__(self, crosscoder: InferenceCrosscoder, n_cells: int) -> None:
+    def __init__(self, crosscoder: InferenceCrosscoder, cells: Cells) -> None:
+        self._places = cells.places
+        n_cells = cells.n_groups * cells.n_sources
         zeros = torch.zeros(n_cells, crosscoder.cfg.d_sae, dtype=torch.float64, device=crosscoder.W_dec.device)
         self.n_tokens = zeros.new_zeros(n_cells, dtype=torch.int64)
         self.n_active = torch.zeros_like(zeros, dtype=torch.int64)
         self.score, self.max_score = zeros, zeros.clone()
 
     def add(self, feature_acts: Float[Tensor, "token d_sae"], cell: Int[Tensor, " token"]) -> None:
+        """Add tokens, each to its cell."""
         pairs, values = pairs_of(feature_acts)
         score, place = values.double(), cell[pairs.token] * pairs.d_sae + pairs.latent
         self.n_tokens += counts(cell, len(self.n_tokens))
@@ -92,7 +86,24 @@ class _Sums:
         self.score.view(-1).index_add_(0, place, score)
         self.max_score.view(-1).scatter_reduce_(0, place, score, "amax")
 
-    def of(self, place: Bool[Tensor, " cell"]) -> dict[str, Float[Tensor, " d_sae"] | Tensor]:
+    def table(self, groups: TokenGroups | None) -> pd.DataFrame:
+        """The columns of `latent_statistics`, with the numbers of tokens and the L0 of every place in `.attrs`."""
+        columns: dict[str, Tensor] = {}
+        n_tokens: dict[str, int] = {}
+        l0: dict[str, float] = {}
+        for name, place in self._places.items():
+            columns |= {f"{column}_{name}": values for column, values in self._of(place).items()}
+            n_tokens[name] = int(self.n_tokens[place].sum())
+            n_active = float(columns[f"n_active_{name}"].sum())
+            l0[name] = n_active / n_tokens[name] if n_tokens[name] else float("nan")
+        if groups is not None and any(groups.is_template):
+            columns["frac_template"] = _frac_template(self, groups)
+        table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+        table.index.name = "latent"
+        table.attrs.update({"n_tokens": n_tokens, "l0": l0})
+        return table
+
+    def _of(self, place: Bool[Tensor, " cell"]) -> dict[str, Float[Tensor, " d_sae"] | Tensor]:
         """The statistics of some cells together, on the CPU."""
         place = place.to(self.score.device)
         n_tokens, n_active = self.n_tokens[place].sum(), self.n_active[place].sum(dim=0)
@@ -106,7 +117,7 @@ class _Sums:
         return {name: values.cpu() for name, values in statistics.items()}
 
 
-def _frac_template(sums: _Sums, groups: TokenGroups) -> Float[Tensor, " d_sae"]:
+def _frac_template(sums: StatisticsSums, groups: TokenGroups) -> Float[Tensor, " d_sae"]:
     """Active template tokens over active tokens but BOS, in the sources that have a template; nan if there are none."""
     n_groups = len(groups.names)
     template = torch.tensor(groups.is_template)

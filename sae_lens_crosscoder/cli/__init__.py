@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, doctor, plan, publish, train
+from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, doctor, paper_report, plan, publish, train
 from sae_lens_crosscoder.keys import without_keys
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -14,6 +14,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train.run,
     "diagnose": diagnose.run,
     "causal": causal.run,
+    "paper-report": paper_report.run,
     "convert": convert.run,
     "publish": publish.run,
     "doctor": doctor.run,
@@ -46,5 +47,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<13} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "usage: sae-lens-crosscoder COMMAND [--help] [--field value ...]\n\n" + "\n".join(lines)

@@ -3,5 +3,15 @@
 from sae_lens_crosscoder.report.effects import effects_bars, write_effects
 from sae_lens_crosscoder.report.figures import delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.html import write_report
+from sae_lens_crosscoder.report.images import write_images
+from sae_lens_crosscoder.report.paper import paper_report
 
-__all__ = ["delta_norm_histogram", "effects_bars", "nu_scatter", "write_effects", "write_report"]
+__all__ = [
+    "delta_norm_histogram",
+    "effects_bars",
+    "nu_scatter",
+    "paper_report",
+    "write_effects",
+    "write_images",
+    "write_report",
+]

@@ -168,26 +168,27 @@ def _add_scatter(figure: Any, row: int, col: int, name: str, table: pd.DataFrame
         if label == "shared":
             if len(latents) > MAX_SHARED_DRAWN:
                 drawn = f"{MAX_SHARED_DRAWN:,} of {len(latents):,} drawn"
-            _add_points(figure, row, col, _thinned(latents), "shared", in_legend)
+            add_points(figure, row, col, thinned(latents), "shared", in_legend)
         else:
             for verdict, group in latents.groupby("verdict", dropna=False):
-                _add_points(figure, row, col, group, str(verdict), in_legend)
+                add_points(figure, row, col, group, str(verdict), in_legend)
             if latents.empty:
                 panel_text(figure, row, col, "chat_only latents with both nu: none")
         summary.append(f"{label}: {drawn}, {count(int((~has_nu).sum()))} without nu")
         beyond.append(f"{count(n_beyond)} {label}")
     panel_title(figure, row, col, name, [*summary, f"beyond the axes: {', '.join(beyond)}"], shift=6)
-    _draw_box(figure, row, col, table)
+    draw_box(figure, row, col, table)
 
 
-def _thinned(latents: pd.DataFrame) -> pd.DataFrame:
+def thinned(latents: pd.DataFrame) -> pd.DataFrame:
     """At most `MAX_SHARED_DRAWN` of the rows, evenly spaced: latents are in no order, so this is a fair sample."""
     if len(latents) <= MAX_SHARED_DRAWN:
         return latents
     return latents.iloc[np.linspace(0, len(latents) - 1, MAX_SHARED_DRAWN).astype(int)]
 
 
-def _add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: str, in_legend: set[str]) -> None:
+def add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: str, in_legend: set[str]) -> None:
+    """Draw latents at their nu, with the colour and symbol of a verdict, or as the cloud of `shared` ones."""
     import plotly.graph_objects as go
 
     if latents.empty:
@@ -215,7 +216,7 @@ def _add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: s
     figure.add_trace(points, row=row, col=col)
 
 
-def _draw_box(figure: Any, row: int, col: int, table: pd.DataFrame) -> None:
+def draw_box(figure: Any, row: int, col: int, table: pd.DataFrame) -> None:
     """Frame where the verdict is chat_specific: down to the lowest nu, or as far down as up with bounds "absolute"."""
     chat_only = table.loc[table["label"] == "chat_only"]
     corners = {"x0": -NU_ERROR_LIMIT, "y0": -NU_RECONSTRUCTION_LIMIT}
@@ -229,7 +230,7 @@ def _draw_box(figure: Any, row: int, col: int, table: pd.DataFrame) -> None:
         y1=NU_RECONSTRUCTION_LIMIT,
         line={"color": COLOURS["chat_specific"], "width": 1.2, "dash": "dot"},
         fillcolor="rgba(128,128,128,0.07)",
-        layer="below",
+        layer="above",  # or the grid hides its edges
         row=row,
         col=col,
     )

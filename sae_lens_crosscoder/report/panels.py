@@ -1,4 +1,4 @@
-"""What the panels of both figures share: colours, titles, style, and what a table must have to be drawn."""
+"""What the panels of all figures share: colours, titles, style, and what a table must have to be drawn."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -23,6 +23,9 @@ COLOURS = {
     "dead": "rgba(141,148,158,0.5)",
 }
 """By class and verdict: a hue for base, one for chat, grey for what is shared or unknown; neither for artifacts."""
+
+LINES = (("#d9601a", "solid"), ("#2f6fb5", "dash"), ("#1b9a83", "dot"), ("#8a5fb8", "dashdot"), ("#b03a6b", "longdash"))
+"""How curves of several crosscoders are told apart, in colour and in print."""
 
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 13, "color": "#24292f"}
 _GRID = "#e4e7eb"
@@ -50,6 +53,41 @@ def count(n: int) -> str:
     return f"{n:,}" if n else "none"
 
 
+def panel_grid(
+    n_rows: int, n_columns: int, panel: int = 240, header: int = 64, footer: int = 58, legend: int = 40
+) -> tuple[Any, dict[str, Any]]:
+    """A figure of panels in rows, and the layout that `style` wants for it.
+
+    Args:
+        panel, header, footer, legend: heights in pixels of a panel, of the title above and the axis labels below each,
+            and of the legend at the bottom.
+    """
+    from plotly.subplots import make_subplots
+
+    drawn = n_rows * (header + panel + footer) - header - footer
+    figure = make_subplots(
+        rows=n_rows,
+        cols=n_columns,
+        horizontal_spacing=0.09 if n_columns > 1 else 0,
+        vertical_spacing=(header + footer) / drawn if n_rows > 1 else 0,
+    )
+    layout = {
+        "height": drawn + header + footer + legend,
+        "margin": {"t": header, "b": footer + legend, "l": 60, "r": 16},
+        "legend": {"orientation": "h", "x": 0, "y": -footer / drawn, "yanchor": "top", "itemsizing": "constant"},
+    }
+    return figure, layout
+
+
+def panel_places(n: int) -> list[tuple[int, int]]:
+    """Row and column of n panels, two in a row.
+
+    >>> panel_places(3)
+    [(1, 1), (1, 2), (2, 1)]
+    """
+    return [(i // 2 + 1, i % 2 + 1) for i in range(n)]
+
+
 def panel_title(figure: Any, row: int, col: int, name: str, lines: list[str], shift: int) -> None:
     """A panel's title, flush left, `shift` pixels above it."""
     text = "<br>".join([f"<b>{inert(name)}</b>", *(f"<span style='font-size:12px'>{line}</span>" for line in lines)])
@@ -58,10 +96,20 @@ def panel_title(figure: Any, row: int, col: int, name: str, lines: list[str], sh
     )
 
 
-def panel_text(figure: Any, row: int, col: int, text: str) -> None:
+def count_axis(figure: Any, row: int, col: int, most: int) -> None:
+    """A vertical axis for counts up to `most`, with no tick between two whole numbers."""
+    ticks = {"tickformat": ",d", "dtick": 1 if most < 6 else None}
+    figure.update_yaxes(range=[0, 1.08 * max(1, most)], zeroline=False, **ticks, row=row, col=col)
+
+
+def panel_text(figure: Any, row: int, col: int, text: str, y: float = 0.7) -> None:
     """A text in the middle of a panel, for when there is nothing to draw."""
+    import plotly.graph_objects as go
+
+    # A panel without any trace is not drawn, and the texts that are placed by it go astray.
+    figure.add_trace(go.Scatter(x=[None], y=[None], showlegend=False, hoverinfo="skip"), row=row, col=col)
     place = above_panel(figure, row, col, x=0.5, xanchor="center", align="center")
-    figure.add_annotation(text=text, **{**place, "y": 0.7, "yanchor": "middle"}, font={"size": 13})
+    figure.add_annotation(text=text, **{**place, "y": y, "yanchor": "middle"}, font={"size": 13})
 
 
 def above_panel(figure: Any, row: int, col: int, x: float, xanchor: str, align: str) -> dict[str, Any]:
@@ -80,7 +128,7 @@ def above_panel(figure: Any, row: int, col: int, x: float, xanchor: str, align: 
 
 
 def style(figure: Any, **layout: Any) -> None:
-    """The look of both figures: legible on white; the report's stylesheet recolours it for a dark page."""
+    """The look of all figures: legible on white; the report's stylesheet recolours it for a dark page."""
     figure.update_layout(
         template="none",
         font=_FONT,

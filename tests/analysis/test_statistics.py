@@ -200,6 +200,23 @@ def test_correlations_without_spread_or_latents_are_undefined():
         slc.correlations(table)
 
 
+def test_sources_of_rows_are_sources_of_their_tokens():
+    crosscoder, x, groups, sources = labelled_world()
+    names = ("chat", "web")
+    per_token = torch.tensor([names.index(source) for source in sources])[:, None].expand(N_ROWS, N_POS).clone()
+    by_token = slc.TokenGroups(per_token, names)
+    expected = slc.latent_statistics(crosscoder, groups=groups, sources=sources, activations=x)
+    found = slc.latent_statistics(crosscoder, groups=groups, sources=by_token, activations=x)
+    pd.testing.assert_frame_equal(found, expected)
+    # A token without a source is left out like one without a group.
+    per_token[groups.labels == 0] = -1
+    left_out = slc.latent_statistics(
+        crosscoder, groups=groups, sources=slc.TokenGroups(per_token, names), activations=x
+    )
+    assert left_out.attrs["n_tokens"]["bos"] == 0 < expected.attrs["n_tokens"]["bos"]
+    assert left_out.n_active_user.equals(expected.n_active_user)
+
+
 def test_labels_that_do_not_fit_are_refused_by_name():
     crosscoder, x, groups, sources = labelled_world()
     tokens = torch.zeros(N_ROWS, N_POS + 1, dtype=torch.long)

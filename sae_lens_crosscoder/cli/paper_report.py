@@ -1,0 +1,16 @@
+"""`paper-report`: everything the paper reports, for any crosscoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae_lens_crosscoder.cli.flags import parse
+from sae_lens_crosscoder.paper import PaperReportConfig, run_paper_report
+
+
+def run(args: Sequence[str]) -> None:
+    """Make every table and figure of the paper for any crosscoder, each beside the paper's own."""
+    cfg = parse(PaperReportConfig, args, "paper-report")
+    for name, tables in run_paper_report(cfg).items():
+        print(f"{name}: {tables.latents.attrs['conclusion']}")
+    for path in sorted(Path(cfg.output_path).iterdir()):
+        print(path)

@@ -1,0 +1,110 @@
+"""One pass for everything says what each analysis says on its own."""
+
+import pandas as pd
+import pytest
+import torch
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis.paper_tables import MSE_PREFIX
+from tests.analysis.conftest import D_SAE, random_activations, random_crosscoder, relu_crosscoder, scaling_of
+
+N_ROWS, N_POS = 30, 20
+GROUPS = slc.TokenGroups(
+    torch.randint(-1, 3, (N_ROWS, N_POS), generator=torch.Generator().manual_seed(3)), ("bos", "template", "user")
+)
+SOURCES = ["chat", "web"] * (N_ROWS // 2)
+
+
+def decoupled_crosscoder():
+    """Latents 0 and 1 write one direction, one into each model; two more pairs of them are not that close."""
+    W_dec = torch.randn(D_SAE, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    W_dec[0, :3], W_dec[1, 3:] = 1e-3 * W_dec[0, :3], 1e-3 * W_dec[1, 3:]
+    W_dec[1, :3] = W_dec[0, 3:] + 0.01
+    return relu_crosscoder(W_dec)
+
+
+def batches(x, size=100):
+    return list(x.split(size))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    crosscoders = {"a": random_crosscoder(), "b": decoupled_crosscoder()}
+    x = random_activations(N_ROWS * N_POS)
+    x[GROUPS.labels.flatten() < 0] *= 3  # what is left out would show
+    return crosscoders, x, slc.paper_tables(crosscoders, groups=GROUPS, sources=SOURCES, activations=batches(x))
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_the_columns_are_those_of_diagnose_and_of_the_statistics(measured, name):
+    crosscoders, x, tables = measured
+    latents = tables[name].latents
+    diagnosed = slc.diagnose(crosscoders[name], activations=x[GROUPS.labels.flatten() >= 0])
+    pd.testing.assert_frame_equal(latents[diagnosed.columns], diagnosed, check_like=True)
+    for key, value in diagnosed.attrs.items():
+        assert latents.attrs[key] == (pytest.approx(value) if key == "fve" else value), key
+    options = {"groups": GROUPS, "sources": SOURCES, "activations": batches(x)}
+    statistics = slc.latent_statistics(crosscoders[name], **options)
+    pd.testing.assert_frame_equal(latents[statistics.columns], statistics)
+    assert latents.attrs["n_tokens_per_place"] == statistics.attrs["n_tokens"]
+    assert latents.attrs["fve"] == pytest.approx(statistics.attrs["fve"])
+
+
+def test_the_mse_improvement_is_fitted_on_every_second_batch_and_judged_on_the_others(measured):
+    crosscoders, x, tables = measured
+    kept = [batch[label >= 0] for batch, label in zip(x.split(100), GROUPS.labels.flatten().split(100), strict=True)]
+    fit, judge = torch.cat(kept[0::2]), torch.cat(kept[1::2])
+    for name, crosscoder in crosscoders.items():
+        energies = slc.TargetEnergies(crosscoder)
+        energies.add(judge, crosscoder.decode(crosscoder.encode(judge)))
+        expected = slc.mse_improvement(scaling_of(crosscoder, fit), scaling_of(crosscoder, judge), energies)
+        assert expected.notna().any(axis=None)
+        found = tables[name].latents.filter(like=MSE_PREFIX)
+        pd.testing.assert_frame_equal(found, expected.add_prefix(MSE_PREFIX))
+
+
+def test_pairs_come_with_their_divergence_on_the_tokens_that_count(measured):
+    crosscoders, x, tables = measured
+    assert tables["a"].pairs.empty
+    pairs = tables["b"].pairs
+    assert pairs[["chat_latent", "base_latent"]].to_numpy().tolist() == [[0, 1]]
+    kept = x[GROUPS.labels.flatten() >= 0]
+    expected = slc.activation_divergence(crosscoders["b"], pairs[["chat_latent", "base_latent"]], activations=kept)
+    pd.testing.assert_frame_equal(pairs[expected.columns], expected)
+    everything = slc.activation_divergence(crosscoders["b"], pairs[["chat_latent", "base_latent"]], activations=x)
+    assert everything.chat_max[0] > expected.chat_max[0]
+    assert expected.n_high[0] > 0
+
+
+def test_crosscoders_do_not_depend_on_their_neighbours(measured):
+    crosscoders, x, tables = measured
+    alone = slc.paper_tables({"b": crosscoders["b"]}, groups=GROUPS, sources=SOURCES, activations=batches(x))
+    pd.testing.assert_frame_equal(alone["b"].latents, tables["b"].latents)
+
+
+def test_widths_without_a_common_direction_have_classes_but_no_nu_and_no_pairs():
+    crosscoder = random_crosscoder(d_models=(3, 5))
+    table = slc.paper_tables({"w": crosscoder}, activations=random_activations(200, d_in=8))["w"]
+    assert table.pairs.empty
+    assert table.latents[["nu_error", "cos_sim"]].isna().all(axis=None)
+    assert table.latents.delta_norm.notna().all()
+    assert 0 < table.latents.frequency.max() <= 1
+
+
+def test_what_cannot_be_measured_together_is_refused_before_anything_runs():
+    crosscoder, other = random_crosscoder(), random_crosscoder(1)
+    other.cfg.metadata.hook_name = "elsewhere"
+    x = random_activations()
+    unchecked = getattr(slc.paper_tables, "__wrapped__", slc.paper_tables)
+    with pytest.raises(ValueError, match="no crosscoders to measure"):
+        slc.paper_tables({}, activations=x)
+    with pytest.raises(ValueError, match="'b' is of None, None, elsewhere"):
+        slc.paper_tables({"a": crosscoder, "b": other}, activations=x)
+    with pytest.raises(ValueError, match="can be read only once"):
+        slc.paper_tables({"a": crosscoder}, activations=iter([x]))
+    with pytest.raises(ValueError, match="needs an inference crosscoder"):
+        unchecked({"a": torch.nn.Linear(1, 1)}, activations=x)
+    with pytest.raises(ValueError, match="paper_tables needs data"):
+        slc.paper_tables({"a": crosscoder})
+    with pytest.raises(ValueError, match="40 tokens for 600 labels"):
+        slc.paper_tables({"a": crosscoder}, groups=GROUPS, activations=x)
