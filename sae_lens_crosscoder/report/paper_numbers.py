@@ -66,9 +66,8 @@ def mse_quantiles(latents: pd.DataFrame) -> pd.DataFrame:
         for column, improvements in live.loc[live["label"] == label].filter(like=MSE_PREFIX).items():
             known = improvements.dropna()
             row = {"class": label, "target": str(column).removeprefix(MSE_PREFIX), "n_latents": len(known)}
-            row["frac_improving"] = float((known > 0).mean())
             quantiles = {name: float(known.quantile(q)) for name, q in (("q05", 0.05), ("median", 0.5), ("q95", 0.95))}
-            rows.append({**row, **quantiles})
+            rows.append({**row, "frac_improving": float((known > 0).mean()), **quantiles})
     return pd.DataFrame(rows)
 
 

@@ -225,6 +225,10 @@ class TestContrasts:
         assert set(zip(table.against, table.variant, strict=True)) == {("better", "add"), ("worse", "add")}
         assert math.isnan(table[table.window == "tokens 11+"].p_value.iloc[0])
 
+    def test_what_holds_in_every_conversation_is_as_sure_as_so_many_exchanges_can_tell(self, differences):
+        row = self.sums(differences.abs().repeat(4)).contrasts([("worse", "better")], n_resamples=99).iloc[0]
+        assert row.p_value == pytest.approx(1 / 100)
+
     def test_what_is_the_same_is_no_difference(self, differences):
         row = self.sums(differences).contrasts([("better", "same")]).iloc[0]
         assert (row.kl_nats_difference, row.p_value) == (0.0, 1.0)
