@@ -74,7 +74,8 @@ class CaseMaker:
     ) -> list[Item]:
         texts = [plain_text(example.token_ids, self._tokenizer) for example in scored]
         free = off.nonzero().flatten().tolist()
-        drawn: list[int] = random.permutation(free)[: len(texts)].astype(int).tolist()
+        n_drawn = min(len(texts), (len(free) + 1) // 2)  # where there are few, both kinds get some
+        drawn: list[int] = random.permutation(free)[:n_drawn].astype(int).tolist()
         off = off.clone()
         off[drawn] = False
         similarity = unit_embeddings(self._embed, texts) @ self._embeddings.T

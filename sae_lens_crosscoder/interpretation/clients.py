@@ -14,6 +14,7 @@ from sae_lens_crosscoder.interpretation.prompts import Prompt
 OPENAI_URL = "https://api.openai.com/v1"
 # Too early, too many requests, conflicts and time-outs pass; so does what happens to a server.
 _PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
+_UNREACHABLE = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 _LONGEST_WAIT_SECONDS = 60.0
 
 
@@ -107,7 +108,7 @@ class EndpointClient:
             response = requests.post(
                 url, json=body, auth=self._authorise, timeout=self.timeout_seconds, allow_redirects=False
             )
-        except (requests.ConnectionError, requests.Timeout) as error:
+        except _UNREACHABLE as error:
             raise PassingError(f"{url} cannot be reached: {error}") from error
         said = f"{url} answered {response.status_code} to a request for {self.model!r}: {response.text[:300]}"
         if response.status_code in _PASSING:
@@ -122,7 +123,7 @@ class EndpointClient:
 
     def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         # As an `auth`, because requests would otherwise put what ~/.netrc says in its place.
-        key = os.environ.get(self.api_key_variable)
+        key = os.environ.get(self.api_key_variable, "").strip()  # a line break in it would be refused, and shown
         if key:
             request.headers["Authorization"] = f"Bearer {key}"
         return request
