@@ -104,7 +104,7 @@ class EndpointClient:
         url = f"{self.base_url.rstrip('/')}/chat/completions"
         body = {**self.settings, "model": self.model, "messages": list(prompt)}
         try:
-            # A redirect is not followed, because the key would go along.
+            # A redirect is not followed: it would become a GET, and could lead the key elsewhere.
             response = requests.post(
                 url, json=body, auth=self._authorise, timeout=self.timeout_seconds, allow_redirects=False
             )

@@ -61,8 +61,8 @@ def interpret(
         texts_per_prompt: texts judged in one answer: more are cheaper and harder to judge.
 
     Returns:
-        A row per latent: `explanation` (missing if there was nothing to explain or no answer of the form asked for); the
-        balanced accuracies, which are AUROCs, `detection_random` and `detection_hard` (in which texts is it active,
+        A row per latent: `explanation` (missing if there was nothing to explain, or no answer of the form asked for);
+        the balanced accuracies, which are AUROCs, `detection_random` and `detection_hard` (in which texts is it active,
         against random texts and against similar ones in which it is not) and `fuzzing` (are its own tokens marked, or
         others), each with its 95 % interval `_low`, `_high`: 1 is perfect, 1/2 says nothing, nan if nothing was judged;
         `n_judged` texts with a verdict; `n_unparsable` answers without the form asked for, which count neither as

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.interpretation.choice import CaseMaker
 from sae_lens_crosscoder.interpretation.embedding import unit_embeddings
-from sae_lens_crosscoder.interpretation.windows import draw_windows
+from sae_lens_crosscoder.interpretation.windows import DrawnWindows, draw_windows
 from tests.analysis.conftest import relu_crosscoder
 from tests.interpretation.conftest import DEAD, EVERYWHERE, HOOK, PLANTED, RULES, WINDOW, make_cases, marked_words
 from tests.models.small_models import random_hooked_transformer, some_tokens
@@ -163,6 +164,20 @@ def test_examples_of_another_crosscoder_are_refused(planted):
 def test_an_embedder_that_gives_no_row_per_text_is_refused(made):
     with pytest.raises(ValueError, match="it must give a row of finite numbers per text"):
         unit_embeddings(lambda texts: made, ["one text"])
+
+
+def test_a_text_that_is_known_to_activate_the_latent_elsewhere_is_no_negative(planted):
+    """As when what decides is in front of the window."""
+    examples = planted.examples[0]
+    known = [tuple(example.token_ids.tolist()) for example in examples.top]
+    fillers = [tuple(planted.tokens[row, 5:9].tolist()) for row in range(15)]
+    windows = DrawnWindows((*known, *fillers), torch.zeros(len(known) + 15, 1, dtype=torch.bool))
+    embed = slc.sentence_embedder("words")
+    maker = CaseMaker(windows, planted.pair.tokenizer, embed, n_shown=5, n_scored=20, seed=0)
+    case = maker.case(examples, 0)
+    negatives = {*texts(case, "random"), *texts(case, "hard")}
+    assert negatives == {planted.pair.tokenizer.decode(ids) for ids in fillers}
+    assert len(texts(case, "random")) == 8  # half of what there is, so that hard ones are left
 
 
 def test_the_window_is_the_examples(cases):

@@ -88,7 +88,7 @@ def test_a_changed_prompt_misses_the_recorded_answers_loudly(cases, cases_of_ano
 
     replayed = answers(tmp_path, refuse, recorded_only=True)
     pd.testing.assert_frame_equal(slc.interpret(cases, replayed), first)
-    with pytest.raises(ValueError, match="has no answer of 'rules' .* to 120 of 120 prompts"):
+    with pytest.raises(ValueError, match=r"has no answer of 'rules' .* to 120 of 120 prompts"):
         slc.interpret(cases, replayed, texts_per_prompt=10)
     with pytest.raises(ValueError, match="The prompts, the texts in them"):
         slc.interpret(cases_of_another_seed, replayed)
