@@ -62,8 +62,8 @@ def interpretation_cases(
         documents: as for `collect_examples`.
 
     Raises:
-        ValueError: for a training crosscoder, another pair or other examples, latents that do not exist or come twice,
-            or numbers below 1; all before the models run.
+        ValueError: for a training crosscoder, another pair or one without a tokenizer, other examples, latents that do
+            not exist or come twice, or numbers below 1; all before the models run.
     """
     crosscoder = require_inference(crosscoder, "interpretation_cases")
     sizes = {"n_shown": n_shown, "n_scored": n_scored, "n_windows": n_windows}
@@ -72,6 +72,8 @@ def interpretation_cases(
     metadata = crosscoder.cfg.metadata
     pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
     pair.require_hook(require_hook_name(crosscoder))
+    if pair.tokenizer is None:
+        raise ValueError("The pair has no tokenizer, so its tokens cannot be shown as text: load models that have one.")
     sha256 = fingerprint(crosscoder.state_dict().values())
     if file.manifest["crosscoder_sha256"] != sha256:
         raise ValueError(

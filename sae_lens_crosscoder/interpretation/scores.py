@@ -36,4 +36,4 @@ def balanced_accuracy(positives: Sequence[bool], negatives: Sequence[bool]) -> S
         shares += share
         below += (share - interval.low) ** 2
         above += (interval.high - share) ** 2
-    return Score(shares / 2, (shares - below**0.5) / 2, (shares + above**0.5) / 2)
+    return Score(shares / 2, float(shares - below**0.5) / 2, float(shares + above**0.5) / 2)

@@ -47,7 +47,7 @@ def test_hard_negatives_are_by_the_embedders_cosine(planted):
 
     def by_length(batch):
         angles = torch.tensor([len(text) / 200 for text in batch])
-        return 5 * torch.stack([angles.cos(), angles.sin()], dim=1)  # which has to be normalised
+        return torch.stack([angles.cos(), angles.sin()], dim=1) * angles[:, None]  # longer, the longer the text
 
     (case,) = make_cases(planted, latents=[0], embed=by_length, n_scored=3).cases
     lengths = sorted(len(text) for text in texts(case, "active"))
@@ -158,6 +158,12 @@ def test_examples_of_another_crosscoder_are_refused(planted):
     other.cfg.metadata.hook_name = HOOK
     with pytest.raises(ValueError, match="are of another crosscoder"):
         slc.interpretation_cases(other, planted.pair, planted.tokens, planted.examples, [0], lambda texts: None)
+
+
+def test_a_pair_without_a_tokenizer_is_refused(planted, monkeypatch):
+    monkeypatch.setattr(planted.pair, "tokenizer", None)
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        make_cases(planted)
 
 
 @pytest.mark.parametrize("made", [torch.zeros(3, 2), torch.zeros(1), torch.full((1, 2), torch.nan)])
