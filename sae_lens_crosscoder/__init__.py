@@ -25,7 +25,7 @@ from sae_lens_crosscoder.analysis.nu_by_group import nu_by_group
 from sae_lens_crosscoder.analysis.nu_controls import nu_controls
 from sae_lens_crosscoder.analysis.paper_tables import PaperTables, paper_tables
 from sae_lens_crosscoder.analysis.statistics import latent_statistics
-from sae_lens_crosscoder.analysis.table import read_latents, write_latents
+from sae_lens_crosscoder.analysis.table import read_latents, write_interpretations, write_latents
 from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
 from sae_lens_crosscoder.causal.effects import causal_effects, effect_contrasts, kl_to_chat
 from sae_lens_crosscoder.causal.generation import Responses, generate_responses, given_responses
@@ -47,6 +47,14 @@ from sae_lens_crosscoder.crosscoders.inference import (
 )
 from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig, L1TrainingCrosscoder
 from sae_lens_crosscoder.crosscoders.registration import register_architectures
+from sae_lens_crosscoder.interpretation.answers import Answers
+from sae_lens_crosscoder.interpretation.cases import interpretation_cases
+from sae_lens_crosscoder.interpretation.clients import CallableClient, EndpointClient
+from sae_lens_crosscoder.interpretation.cost import interpretation_cost
+from sae_lens_crosscoder.interpretation.delphi import export_delphi_cache
+from sae_lens_crosscoder.interpretation.embedding import sentence_embedder
+from sae_lens_crosscoder.interpretation.interpret import interpret
+from sae_lens_crosscoder.interpretation.local_client import LocalClient
 from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
 from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
@@ -66,13 +74,16 @@ register_architectures()
 
 __all__ = [
     "ActivationCache",
+    "Answers",
     "BatchTopKCrosscoderTrainingConfig",
     "BatchTopKTrainingCrosscoder",
+    "CallableClient",
     "ChatTokens",
     "CrosscoderRunnerConfig",
     "CrosscoderTrainer",
     "CrosscoderTrainerConfig",
     "CrosscoderTrainingRunner",
+    "EndpointClient",
     "HookedModelPair",
     "InferenceCrosscoder",
     "JumpReLUCrosscoder",
@@ -81,6 +92,7 @@ __all__ = [
     "L1TrainingCrosscoder",
     "LabelledRows",
     "LatentScaling",
+    "LocalClient",
     "NonFiniteError",
     "PaperTables",
     "ReLUCrosscoder",
@@ -103,9 +115,13 @@ __all__ = [
     "diagnose",
     "edited",
     "effect_contrasts",
+    "export_delphi_cache",
     "generate_patched",
     "generate_responses",
     "given_responses",
+    "interpret",
+    "interpretation_cases",
+    "interpretation_cost",
     "kl_to_chat",
     "labelled_rows",
     "latent_effects",
@@ -129,11 +145,13 @@ __all__ = [
     "register_architectures",
     "resume_from",
     "save_dictionary_learning",
+    "sentence_embedder",
     "splice_evals",
     "token_groups",
     "token_kl",
     "train_on_one_stream",
     "write_effects",
+    "write_interpretations",
     "write_latents",
     "write_model_card",
     "write_report",

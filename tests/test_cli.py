@@ -198,7 +198,7 @@ def test_an_unknown_flag_is_refused(capsys):
 def test_diagnosing_on_more_rows_than_were_held_out_is_refused(capsys):
     assert main(["train", *TINY, "--output_path", "out"]) == 0
     assert main(["diagnose", "out", "--n_held_out_rows", "9"]) == 2
-    assert "would diagnose on training data" in capsys.readouterr().err
+    assert "reach into training data" in capsys.readouterr().err
 
 
 def test_the_demo_in_small_is_the_same_twice():

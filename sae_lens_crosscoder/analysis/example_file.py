@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.checkpoint import save_whole
+from sae_lens_crosscoder.analysis.example_text import marked_text
 from sae_lens_crosscoder.integrity import blaming, digest, listed, named_fingerprint, parse_json, seal, unseal
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -40,15 +41,14 @@ class Example:
         """The highest score of the whole context."""
         return float(self.scores[self.peak])
 
+    @property
+    def is_strong(self) -> Bool[Tensor, " pos"]:
+        """Where the score is at least half the peak's."""
+        return self.scores >= self.score / 2
+
     def text(self, tokenizer: Any) -> str:
-        """The window on one line, with every token in «» whose score is at least half the peak's."""
-        pieces: list[str] = []
-        ids, n_shown = self.token_ids.tolist(), 0
-        for n, score in enumerate(self.scores.tolist(), start=1):
-            text: str = tokenizer.decode(ids[:n])  # a token alone would lose the space before it
-            piece, n_shown = text[n_shown:].replace("\n", "\\n"), len(text)
-            pieces.append(f"«{piece}»" if score >= self.score / 2 else piece)
-        return "".join(pieces)
+        """The window on one line, with every strong token in «»."""
+        return marked_text(self.token_ids, self.is_strong, tokenizer)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Latent tables on disk, with the manifest that says what they are of."""
+"""Latent tables on disk, with the manifest that says what they are of, and what was said about latents since."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,10 @@ from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.integrity import SEAL, digest, read_json, read_table
 
 LATENTS_FILENAME = "latents.parquet"
+INTERPRETATIONS_FILENAME = "interpretations.parquet"
+
+# What tells crosscoders apart, of what a manifest says about them.
+_IDENTITY = ("architecture", "models", "hook_name", "dataset_path", "seed", "space", "score", "training")
 
 
 def write_latents(table: pd.DataFrame, folder: str | Path) -> Path:
@@ -31,6 +35,9 @@ def write_latents(table: pd.DataFrame, folder: str | Path) -> Path:
 def read_latents(folder: str | Path) -> pd.DataFrame:
     """The table in a crosscoder's folder; its manifest is in `.attrs`.
 
+    Where latents were interpreted, `explanation` and its scores are further columns (missing for other latents), and
+    the manifest of that is `.attrs["interpretation"]`.
+
     Raises:
         ValueError: without a table, for one that is damaged, and for one of other weights than those in the folder. A
             table in a folder without a crosscoder is read whatever it is of.
@@ -46,7 +53,8 @@ def read_latents(folder: str | Path) -> pd.DataFrame:
     if (sha256 is not None or CROSSCODER_SHA256 in table.attrs) and sha256 != _checksum(table):
         raise ValueError(f"{path} is damaged: it does not hold what was written (SHA-256). Diagnose again.")
     _refuse_other_weights(table, path)
-    return table
+    explained = Path(folder) / INTERPRETATIONS_FILENAME
+    return _joined(table, explained) if explained.exists() else table
 
 
 def _checksum(table: pd.DataFrame) -> str:
@@ -65,3 +73,34 @@ def _refuse_other_weights(table: pd.DataFrame, path: Path) -> None:
             f"{path} and the crosscoder beside it do not belong together: the table is of other weights, or of these "
             "in another precision. Diagnose this crosscoder, or keep the table in a folder of its own."
         )
+
+
+def write_interpretations(table: pd.DataFrame, folder: str | Path) -> Path:
+    """Write a table of `interpret` to a crosscoder's folder, where `read_latents` finds it.
+
+    Latents that were interpreted before, and are not in the table, stay if they are of the same crosscoder.
+    """
+    path = Path(folder) / INTERPRETATIONS_FILENAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attrs = table.attrs
+    if path.exists():
+        before = read_table(path)
+        if before.attrs.get("crosscoder_sha256") == attrs["crosscoder_sha256"]:
+            others = before.drop(index=table.index, errors="ignore")
+            table = pd.concat([others, table] if len(others) else [table]).sort_index()
+            table.attrs.update(attrs)
+    table.to_parquet(path)
+    return path
+
+
+def _joined(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    interpretations = read_table(path)
+    differing = [name for name in _IDENTITY if table.attrs.get(name) != interpretations.attrs.get(name)]
+    if differing or not interpretations.index.isin(table.index).all():
+        raise ValueError(
+            f"{path} is of another crosscoder than the {LATENTS_FILENAME} beside it: they differ in "
+            f"{', '.join(differing) or 'how many latents there are'}. Delete it, or interpret these latents."
+        )
+    joined = table.drop(columns=interpretations.columns, errors="ignore").join(interpretations)
+    joined.attrs.update({**table.attrs, "interpretation": interpretations.attrs})
+    return joined

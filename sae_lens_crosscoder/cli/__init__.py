@@ -5,7 +5,18 @@ from collections.abc import Callable, Sequence
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, doctor, paper_report, plan, publish, train
+from sae_lens_crosscoder.cli import (
+    causal,
+    convert,
+    demo,
+    diagnose,
+    doctor,
+    interpret,
+    paper_report,
+    plan,
+    publish,
+    train,
+)
 from sae_lens_crosscoder.keys import without_keys
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -15,6 +26,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "diagnose": diagnose.run,
     "causal": causal.run,
     "paper-report": paper_report.run,
+    "interpret": interpret.run,
     "convert": convert.run,
     "publish": publish.run,
     "doctor": doctor.run,

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import simple_parsing
-from sae_lens.constants import RUNNER_CFG_FILENAME
 
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
-from sae_lens_crosscoder.cli.flags import parse, read_runner_config
+from sae_lens_crosscoder.cli.flags import parse
+from sae_lens_crosscoder.cli.held_out import held_out_runner
 from sae_lens_crosscoder.loading.load import load
-from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 
 
 @dataclass
@@ -33,19 +31,9 @@ def run(args: Sequence[str]) -> None:
     cfg = parse(DiagnoseConfig, args, "diagnose")
     crosscoder = load(cfg.crosscoder)
     nulls = [read_latents(folder) for folder in cfg.null]
-    if not Path(cfg.crosscoder, RUNNER_CFG_FILENAME).exists():
-        raise ValueError(
-            f"{cfg.crosscoder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: use slc.diagnose with "
-            "a pair and tokens of your own."
-        )
-    runner_cfg = read_runner_config(cfg.crosscoder)
-    if cfg.n_held_out_rows is not None and cfg.n_held_out_rows > runner_cfg.n_held_out_rows:
-        raise ValueError(
-            f"Training held out {runner_cfg.n_held_out_rows} rows, so n_held_out_rows={cfg.n_held_out_rows} would "
-            "diagnose on training data."
-        )
-    runner = CrosscoderTrainingRunner(runner_cfg)
-    crosscoder.to(runner_cfg.device)
+    instead = "use slc.diagnose with a pair and tokens of your own."
+    runner = held_out_runner(cfg.crosscoder, cfg.n_held_out_rows, instead)
+    crosscoder.to(runner.cfg.device)
     table = diagnose(crosscoder, runner.pair, runner.held_out_tokens[: cfg.n_held_out_rows], null=nulls)
     print(table.attrs["conclusion"])
     print(write_latents(table, cfg.output_path or cfg.crosscoder))

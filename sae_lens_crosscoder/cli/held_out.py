@@ -1,0 +1,29 @@
+"""A trained crosscoder's pair and held-out tokens, from what its training wrote."""
+
+from pathlib import Path
+
+from sae_lens.constants import RUNNER_CFG_FILENAME
+
+from sae_lens_crosscoder.cli.flags import read_runner_config
+from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
+
+
+def held_out_runner(crosscoder: str, n_held_out_rows: int | None, instead: str) -> CrosscoderTrainingRunner:
+    """The runner that trained a crosscoder, which gives its pair and held-out tokens.
+
+    Args:
+        n_held_out_rows: how many of these will be used, None for all.
+        instead: what to do for a crosscoder that was not trained here.
+
+    Raises:
+        ValueError: for a folder without its run's config, or more rows than were held out.
+    """
+    if not Path(crosscoder, RUNNER_CFG_FILENAME).exists():
+        raise ValueError(f"{crosscoder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: {instead}")
+    cfg = read_runner_config(crosscoder)
+    if n_held_out_rows is not None and n_held_out_rows > cfg.n_held_out_rows:
+        raise ValueError(
+            f"Training held out {cfg.n_held_out_rows} rows: n_held_out_rows={n_held_out_rows} would reach into "
+            "training data."
+        )
+    return CrosscoderTrainingRunner(cfg)

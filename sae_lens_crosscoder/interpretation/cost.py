@@ -1,0 +1,82 @@
+"""What interpreting will cost, before anything is asked."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sae_lens_crosscoder.interpretation.answers import Answers
+from sae_lens_crosscoder.interpretation.cases import InterpretationCases
+from sae_lens_crosscoder.interpretation.interpret import interpreted
+from sae_lens_crosscoder.interpretation.prompts import Prompt
+
+# As long as explanations are; scoring prompts repeat it.
+_ASSUMED_EXPLANATION = "EXPLANATION: " + " ".join(["word"] * 30)
+
+
+@dataclass(frozen=True)
+class InterpretationCost:
+    """What is left to be asked, in tokens and in money."""
+
+    n_prompts: int
+    n_recorded: int
+    """Prompts that were asked before, and cost nothing."""
+    n_prompt_tokens: int
+    n_answer_tokens: int
+    price: float
+    """In the currency of the prices; nan without prices."""
+
+    def __str__(self) -> str:
+        tokens = f"{self.n_prompt_tokens:,} tokens in them and about {self.n_answer_tokens:,} in the answers"
+        price = "no prices given" if self.price != self.price else f"about {self.price:.2f} at these prices"
+        return f"{self.n_prompts:,} prompts to ask ({self.n_recorded:,} more are recorded), {tokens}: {price}"
+
+
+def about_four_bytes(text: str) -> int:
+    """How many tokens a text has if each has four bytes, as English has with most tokenizers.
+
+    >>> about_four_bytes("to be or not")
+    3
+    """
+    return -(-len(text.encode()) // 4)
+
+
+def interpretation_cost(
+    cases: InterpretationCases,
+    answers: Answers,
+    *,
+    price_per_million_prompt_tokens: float = float("nan"),
+    price_per_million_answer_tokens: float = float("nan"),
+    tokens_per_answer: int = 100,
+    count_tokens: Callable[[str], int] = about_four_bytes,
+    explanations: Mapping[int, str] | None = None,
+    texts_per_prompt: int = 5,
+) -> InterpretationCost:
+    """What `interpret` with the same arguments would ask. Nothing is asked, and nothing is written.
+
+    Prompts are counted exactly, but for explanations that are not there yet, taken to be 30 words long.
+
+    Args:
+        tokens_per_answer: what an answer has on average; models that think first write many times as much.
+        count_tokens: of a text, for instance `lambda text: len(tokenizer(text).input_ids)`.
+    """
+    counted = _Counted(answers)
+    for _ in interpreted(cases.cases, counted, explanations or {}, texts_per_prompt):
+        pass
+    n_prompt_tokens = sum(count_tokens(message["content"]) for prompt in counted.prompts for message in prompt)
+    n_answer_tokens = tokens_per_answer * len(counted.prompts)
+    price = n_prompt_tokens * price_per_million_prompt_tokens + n_answer_tokens * price_per_million_answer_tokens
+    return InterpretationCost(len(counted.prompts), counted.n_recorded, n_prompt_tokens, n_answer_tokens, price / 1e6)
+
+
+class _Counted:
+    """Recorded answers, and for prompts without one an assumed answer and a note of what would be asked."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self.prompts: list[Prompt] = []
+        self.n_recorded = 0
+
+    def ask(self, prompts: Sequence[Prompt], description: str) -> list[str]:
+        recorded = [self._answers.recorded(prompt) for prompt in prompts]
+        self.prompts += [prompt for prompt, answer in zip(prompts, recorded, strict=True) if answer is None]
+        self.n_recorded += sum(answer is not None for answer in recorded)
+        return [_ASSUMED_EXPLANATION if answer is None else answer for answer in recorded]

@@ -1,0 +1,100 @@
+"""Activations in the cache format of delphi (github.com/EleutherAI/delphi), whose explainers and scorers read it."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.numpy import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens_crosscoder.activations.checks import require_finite
+from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
+from sae_lens_crosscoder.crosscoders.sparse import pairs_of
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+
+def export_delphi_cache(
+    crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair,
+    tokens: Tensor,
+    folder: str | Path,
+    *,
+    n_splits: int = 5,
+    batch_size_prompts: int = 32,
+) -> Path:
+    """Write where every latent is on, and how strongly, as delphi 0.1 caches it: its `LatentDataset(raw_dir=folder)`.
+
+    In `folder/HOOK_NAME/`, a file `FIRST_LAST.safetensors` for every range of latents holds `locations` (prompt,
+    position, latent minus FIRST), `activations` in float16 and `tokens`; `config.json` names the model whose tokenizer
+    delphi loads. All active pairs are held in memory, 14 bytes each.
+
+    Args:
+        tokens: ids of shape (batch, pos).
+        n_splits: files.
+
+    Returns:
+        The folder of the hook.
+
+    Raises:
+        ValueError: for a training crosscoder, a pair it was not trained on, more splits than latents, or scores beyond
+            float16.
+    """
+    crosscoder = require_inference(crosscoder, "export_delphi_cache")
+    d_sae = crosscoder.cfg.d_sae
+    if not 1 <= n_splits <= d_sae:
+        raise ValueError(f"n_splits={n_splits} must be between 1 and the {d_sae} latents.")
+    metadata = crosscoder.cfg.metadata
+    pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
+    hook_name = require_hook_name(crosscoder)
+    locations, activations = _active(crosscoder, pair, tokens, hook_name, batch_size_prompts)
+    target = Path(folder) / hook_name
+    target.mkdir(parents=True, exist_ok=True)
+    borders = torch.linspace(0, d_sae, n_splits + 1).long().tolist()
+    for first, end in pairwise(borders):
+        inside = (locations[:, 2] >= first) & (locations[:, 2] < end)
+        places = locations[inside] - torch.tensor([0, 0, first], dtype=torch.int32)
+        fits = max(*tokens.shape, end - first) <= 2**16
+        arrays = {
+            "locations": places.numpy().astype("uint16" if fits else "uint32"),
+            "activations": activations[inside].numpy(),
+            "tokens": tokens.cpu().numpy(),
+        }
+        save_file(arrays, target / f"{first}_{end - 1}.safetensors")
+    config = {
+        "dataset_repo": metadata.dataset_path or "",
+        "dataset_split": "train",
+        "dataset_name": "",
+        "dataset_column": "text",
+        "batch_size": batch_size_prompts,
+        "cache_ctx_len": tokens.shape[1],
+        "n_tokens": tokens.numel(),
+        "n_splits": n_splits,
+        "model_name": metadata.chat_model_name or "",
+    }
+    (target / "config.json").write_text(json.dumps(config, indent=4) + "\n")
+    return target
+
+
+@torch.no_grad()
+def _active(
+    crosscoder: InferenceCrosscoder, pair: HookedModelPair, tokens: Tensor, hook_name: str, batch_size_prompts: int
+) -> tuple[Int[Tensor, "pairs 3"], Float[Tensor, " pairs"]]:
+    """Prompt, position and latent of every active pair, in this order, and its score."""
+    locations: list[Tensor] = []
+    activations: list[Tensor] = []
+    starts = range(0, len(tokens), batch_size_prompts)
+    batches = harvest(pair, tokens, hook_name, batch_size_prompts)
+    for start, batch in zip(tqdm(starts, desc="Caching", unit="batch", leave=False), batches, strict=True):
+        batch = batch.to(crosscoder.W_dec)
+        require_finite(batch, crosscoder.layout, f"after the first {start} prompts")
+        pairs, scores = pairs_of(crosscoder.encode_sparse(batch))
+        prompt, position = start + pairs.token // tokens.shape[1], pairs.token % tokens.shape[1]
+        locations.append(torch.stack([prompt, position, pairs.latent], dim=1).int().cpu())
+        activations.append(scores.half().cpu())
+        if not bool(torch.isfinite(activations[-1]).all()):
+            raise ValueError(f"A score of {float(scores.max()):.0f} is beyond float16, in which delphi keeps scores.")
+    return torch.cat(locations), torch.cat(activations)
