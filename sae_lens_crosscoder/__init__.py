@@ -8,6 +8,7 @@ from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
+from sae_lens_crosscoder.activations.mix import DataMix, MixSource
 from sae_lens_crosscoder.activations.token_groups import TokenGroups, token_groups
 from sae_lens_crosscoder.analysis.agreement import agreement
 from sae_lens_crosscoder.analysis.correlations import correlations
@@ -45,6 +46,7 @@ from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
 from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.models.token_replacements import TOKEN_REPLACEMENTS
 from sae_lens_crosscoder.report import write_effects, write_report
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
@@ -58,6 +60,7 @@ from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 register_architectures()
 
 __all__ = [
+    "TOKEN_REPLACEMENTS",
     "ActivationCache",
     "BatchTopKCrosscoderTrainingConfig",
     "BatchTopKTrainingCrosscoder",
@@ -66,6 +69,7 @@ __all__ = [
     "CrosscoderTrainer",
     "CrosscoderTrainerConfig",
     "CrosscoderTrainingRunner",
+    "DataMix",
     "HookedModelPair",
     "InferenceCrosscoder",
     "JumpReLUCrosscoder",
@@ -73,6 +77,7 @@ __all__ = [
     "L1CrosscoderTrainingConfig",
     "L1TrainingCrosscoder",
     "LatentScaling",
+    "MixSource",
     "NonFiniteError",
     "ReLUCrosscoder",
     "ReLUCrosscoderConfig",

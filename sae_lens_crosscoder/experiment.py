@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import simple_parsing
@@ -107,7 +108,7 @@ def _requests(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> list[str]:
 
 
 def _pair_of(cfg: CausalConfig, crosscoders: dict[str, InferenceCrosscoder]) -> HookedModelPair:
-    metadatas = [crosscoder.cfg.metadata for crosscoder in crosscoders.values()]
+    metadatas: list[Any] = [crosscoder.cfg.metadata for crosscoder in crosscoders.values()]
     names = {(metadata.model_name, metadata.chat_model_name) for metadata in metadatas}
     base, chat = names.pop()
     if names or base is None or chat is None:
@@ -116,7 +117,7 @@ def _pair_of(cfg: CausalConfig, crosscoders: dict[str, InferenceCrosscoder]) -> 
             f"{[(base, chat), *names]}: give the folder of one of them."
         )
     options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
-    return HookedModelPair.from_pretrained(base, chat, **options)
+    return HookedModelPair.from_pretrained(base, chat, token_replacements=metadatas[0].token_replacements, **options)
 
 
 def _effects(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from sae_lens import SAE
 from sae_lens.config import HfDataset
 from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
@@ -23,7 +23,6 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.util import temporary_seed
 from torch import Tensor
 
-from sae_lens_crosscoder.activations.datasets import hold_out, load_rows
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
@@ -37,6 +36,7 @@ from sae_lens_crosscoder.training.checkpoints import (
     signals_interrupt,
 )
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.training.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
@@ -71,28 +71,11 @@ class CrosscoderTrainingRunner:
         for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
             refuse_missing_device(device)
         _seed_everything(cfg.seed)
-        self.pair = override_model or HookedModelPair.from_pretrained(
-            cfg.model_name,
-            cfg.chat_model_name,
-            device=cfg.llm_device or cfg.device,
-            chat_device=cfg.chat_device,
-            dtype=cfg.model_dtype,
-            model_class_name=cfg.model_class_name,
-            **(cfg.model_from_pretrained_kwargs or {}),
-        )
+        given_tokenizer = None if override_model is None else override_model.tokenizer
+        self.rows = RunRows(cfg, override_dataset, given_tokenizer)
+        self.pair = override_model or load_pair(cfg)
         self._refuse_wrong_widths()
-        rows: Any = override_dataset
-        if rows is None:
-            rows = load_rows(
-                cfg.dataset_path,
-                streaming=cfg.streaming,
-                # The shuffling buffer is filled before the first batch leaves it.
-                n_tokens=cfg.training_tokens + 2 * cfg.n_batches_in_buffer * cfg.context_size,
-                n_held_out_rows=cfg.n_held_out_rows,
-                seed=cfg.seed,
-            )
-        training_rows, self._held_out_rows = hold_out(rows, cfg.n_held_out_rows)
-        self.activations_store = PairActivationsStore.from_config(self.pair, cfg, override_dataset=training_rows)
+        self.activations_store = PairActivationsStore.from_config(self.pair, cfg, override_dataset=self.rows.training)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}
@@ -133,12 +116,22 @@ class CrosscoderTrainingRunner:
 
     @cached_property
     def held_out_tokens(self) -> Int[Tensor, "batch pos"]:
-        """The held-out rows as SAELens packs them: contexts that training never saw."""
+        """The held-out rows as contexts, which training never saw."""
         return torch.stack(list(self._held_out_store.iterable_sequences))
 
     @property
+    def held_out_kept(self) -> Bool[Tensor, "batch pos"]:
+        """Which of `held_out_tokens` training would use: not padding, and nothing that the config leaves out."""
+        return self._held_out_store.kept(self.held_out_tokens)
+
+    @cached_property
+    def held_out_sources(self) -> list[str]:
+        """The source that each row of `held_out_tokens` comes from, by name."""
+        return [row["source"] for row in self.rows.held_out]
+
+    @property
     def _held_out_store(self) -> PairActivationsStore:
-        return PairActivationsStore.from_config(self.pair, self.cfg, override_dataset=self._held_out_rows)
+        return PairActivationsStore.from_config(self.pair, self.cfg, override_dataset=self.rows.held_out)
 
     def _refuse_wrong_widths(self) -> None:
         found = self.pair.layout_at(self.cfg.hook_name).d_models
@@ -160,11 +153,15 @@ class CrosscoderTrainingRunner:
                 crosscoder = sae_class(cfg)
         metadata = crosscoder.cfg.metadata
         metadata.model_name, metadata.chat_model_name = self.pair.model_names or (None, None)
+        settings = self.cfg.to_dict()
         for key in (
+            "token_replacements",
             "hook_name",
             "hook_head_index",
             "model_class_name",
             "dataset_path",
+            "mix",
+            "packing",
             "context_size",
             "seqpos_slice",
             "prepend_bos",
@@ -173,7 +170,7 @@ class CrosscoderTrainingRunner:
             "disable_concat_sequences",
             "seed",
         ):
-            setattr(metadata, key, getattr(self.cfg, key))
+            setattr(metadata, key, settings[key])
         return crosscoder.to(self.cfg.device)
 
     def _new_trainer(self, name: str) -> CrosscoderTrainer:
@@ -244,6 +241,20 @@ class CrosscoderTrainingRunner:
         self._write_config(path)
         saved = SAE.load_from_disk(path, device=self.cfg.device)
         return saved
+
+
+def load_pair(cfg: CrosscoderRunnerConfig) -> HookedModelPair:
+    """The pair of models that a run is of."""
+    return HookedModelPair.from_pretrained(
+        cfg.model_name,
+        cfg.chat_model_name,
+        device=cfg.llm_device or cfg.device,
+        chat_device=cfg.chat_device,
+        dtype=cfg.model_dtype,
+        model_class_name=cfg.model_class_name,
+        token_replacements=cfg.token_replacements,
+        **(cfg.model_from_pretrained_kwargs or {}),
+    )
 
 
 def _seed_everything(seed: int) -> None:
