@@ -20,7 +20,8 @@ def padding_id(cfg: Any, tokenizer: Any) -> int:
     found = cfg.padding_token
     if found is None:
         found = getattr(tokenizer, "pad_token_id", None)
-    documents_hold = {getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")} - {None}
+    ends = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+    documents_hold = {int(token) for token in ends if token is not None}
     if found is None or found in documents_hold:
         raise ValueError(
             f"packing='one_document' needs an id for padding that no document holds, but this one is {found} "

@@ -134,7 +134,7 @@ class _Documents:
             else:
                 yield tokens
 
-    def _messages(self, value: Any) -> list[dict[str, str]]:
+    def _messages(self, value: Any) -> list[dict[str, Any]]:
         if isinstance(value, str):
             return [{"role": "user", "content": value}]  # as SAELens has it
         role, content, roles = self.source.role_key, self.source.content_key, self.source.roles

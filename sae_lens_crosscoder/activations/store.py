@@ -1,15 +1,12 @@
 """SAELens's activations store with a buffer that is refilled in place."""
 
-import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from sae_lens import ActivationsStore
 from sae_lens.config import HfDataset
-from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
@@ -22,15 +19,10 @@ class PairActivationsStore(ActivationsStore):
     """Streams stacked activations of a pair; tokens, epochs, filters and checkpoints are SAELens's.
 
     Different are what lies between the models and the batches: activations are converted once, to the store's `dtype`
-    (SAELens's are float32 whatever it says), and mixed in place, in an order that depends on `seed` alone. Its place in
-    the data is exact, and found again without reading what came before, where rows are contexts of token ids.
+    (SAELens's are float32 whatever it says), and mixed in place, in an order that depends on `seed` alone.
     """
 
     seed: int = 0
-    _start: Any = None
-    """Where the present pass over the data began, in the words of `datasets`; None for the first row."""
-    _begun: bool = False
-    """Whether a row of the present pass was read: before, the dataset's own state is that of an earlier look at it."""
 
     @classmethod
     @override
@@ -40,8 +32,6 @@ class PairActivationsStore(ActivationsStore):
         """As SAELens's, for a runner config, with the config's seed, and without padding."""
         store: Any = super().from_config(model, cfg, override_dataset=override_dataset)
         store.seed = cfg.seed
-        if isinstance(store.dataset, Dataset):
-            store.dataset = store.dataset.to_iterable_dataset()
         excluded = excluded_tokens(cfg, model.tokenizer)
         store.exclude_special_tokens = None if excluded is None else excluded.to(store.device)
         return store
@@ -71,34 +61,3 @@ class PairActivationsStore(ActivationsStore):
             dtype=self.dtype,
             device=self.device,
         )
-
-    @override
-    def state_dict(self) -> dict[str, Tensor]:
-        """The place in the data: behind the last context that was read."""
-        rows: Any = self.dataset
-        place = json.dumps(rows.state_dict() if self._begun else self._start).encode()
-        return {
-            "n_dataset_processed": torch.tensor(self.n_dataset_processed),
-            "rows": torch.frombuffer(bytearray(place), dtype=torch.uint8),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on behind the context after which the state was taken, in the same data."""
-        self._start, self._begun = json.loads(bytes(state["rows"].tolist())), False
-        self.n_dataset_processed = int(state["n_dataset_processed"])
-        self.iterable_sequences = self._iterate_tokenized_sequences()
-
-    @override
-    def load(self, file_path: str) -> None:
-        self.load_state_dict(load_file(file_path))
-
-    @override
-    def _iterate_raw_dataset(self) -> Generator[Any]:
-        """One pass over the data, from where it is to begin; the next one begins at the start."""
-        rows: Any = self.dataset
-        rows.load_state_dict(self._start)
-        for row in rows:
-            self._begun = True
-            self.n_dataset_processed += 1
-            yield row[self.tokens_column]
-        self._start, self._begun = None, False

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, plan, train
+from sae_lens_crosscoder.cli import cache, causal, convert, demo, diagnose, plan, train
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,
     "plan": plan.run,
     "train": train.run,
+    "cache": cache.run,
     "diagnose": diagnose.run,
     "causal": causal.run,
     "convert": convert.run,

@@ -46,6 +46,6 @@ def run(args: Sequence[str]) -> None:
         )
     runner = CrosscoderTrainingRunner(runner_cfg)
     crosscoder.to(runner_cfg.device)
-    table = diagnose(crosscoder, runner.pair, runner.held_out_tokens[: cfg.n_held_out_rows], null=nulls)
+    table = diagnose(crosscoder, **runner.held_out_data(cfg.n_held_out_rows), null=nulls)
     print(table.attrs["conclusion"])
     print(write_latents(table, cfg.output_path or cfg.crosscoder))

@@ -6,14 +6,12 @@ import random
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
 from sae_lens import SAE
 from sae_lens.config import HfDataset
 from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
@@ -21,9 +19,7 @@ from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.util import temporary_seed
-from torch import Tensor
 
-from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -36,7 +32,7 @@ from sae_lens_crosscoder.training.checkpoints import (
     signals_interrupt,
 )
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
-from sae_lens_crosscoder.training.run_rows import RunRows
+from sae_lens_crosscoder.training.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
@@ -44,7 +40,7 @@ from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 METRICS_FILENAME = "metrics.jsonl"
 
 
-class CrosscoderTrainingRunner:
+class CrosscoderTrainingRunner(RunData):
     """SAELens's `LanguageModelSAETrainingRunner` for a pair of models.
 
     Everything is checked, and everything random is seeded from `cfg.seed`, before any long work starts.
@@ -65,17 +61,12 @@ class CrosscoderTrainingRunner:
         override_dataset: HfDataset | None = None,
         override_model: HookedModelPair | None = None,
     ) -> None:
-        self.cfg = cfg
         for folder in (cfg.output_path, cfg.checkpoint_path):
             refuse_unwritable(folder)
         for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
             refuse_missing_device(device)
         _seed_everything(cfg.seed)
-        given_tokenizer = None if override_model is None else override_model.tokenizer
-        self.rows = RunRows(cfg, override_dataset, given_tokenizer)
-        self.pair = override_model or load_pair(cfg)
-        self._refuse_wrong_widths()
-        self.activations_store = PairActivationsStore.from_config(self.pair, cfg, override_dataset=self.rows.training)
+        super().__init__(cfg, override_dataset, override_model)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}
@@ -114,34 +105,6 @@ class CrosscoderTrainingRunner:
         rows = {name or "crosscoder": trainer.history.iloc[-1] for name, trainer in self.trainers.items()}
         return pd.DataFrame(rows).T
 
-    @cached_property
-    def held_out_tokens(self) -> Int[Tensor, "batch pos"]:
-        """The held-out rows as contexts, which training never saw."""
-        return torch.stack(list(self._held_out_store.iterable_sequences))
-
-    @property
-    def held_out_kept(self) -> Bool[Tensor, "batch pos"]:
-        """Which of `held_out_tokens` training would use: not padding, and nothing that the config leaves out."""
-        return self._held_out_store.kept(self.held_out_tokens)
-
-    @cached_property
-    def held_out_sources(self) -> list[str]:
-        """The source that each row of `held_out_tokens` comes from, by name."""
-        return [row["source"] for row in self.rows.held_out]
-
-    @property
-    def _held_out_store(self) -> PairActivationsStore:
-        return PairActivationsStore.from_config(self.pair, self.cfg, override_dataset=self.rows.held_out)
-
-    def _refuse_wrong_widths(self) -> None:
-        found = self.pair.layout_at(self.cfg.hook_name).d_models
-        for name, cfg in self.cfg.crosscoder_configs.items():
-            if cfg.layout.d_models != found:  # pyright: ignore[reportAttributeAccessIssue]
-                raise ValueError(
-                    f"Crosscoder {name!r} is configured for models of widths {cfg.layout.d_models}, "  # pyright: ignore[reportAttributeAccessIssue]
-                    f"but at {self.cfg.hook_name} these models are {found} wide: set d_models={found}."
-                )
-
     def _new_crosscoder(self, name: str) -> TrainingCrosscoder:
         cfg = copy.deepcopy(self.cfg.crosscoder_configs[name])  # training writes into it
         sae_class, _ = get_sae_training_class(cfg.architecture())
@@ -152,7 +115,7 @@ class CrosscoderTrainingRunner:
             with temporary_seed(self.cfg.seed):  # so that a crosscoder does not depend on its neighbours
                 crosscoder = sae_class(cfg)
         metadata = crosscoder.cfg.metadata
-        metadata.model_name, metadata.chat_model_name = self.pair.model_names or (None, None)
+        metadata.model_name, metadata.chat_model_name = self.model_names
         settings = self.cfg.to_dict()
         for key in (
             "token_replacements",
@@ -177,13 +140,7 @@ class CrosscoderTrainingRunner:
         trainer_cfg: CrosscoderTrainerConfig = self.cfg.to_sae_trainer_config()
         if self.cfg.output_path is not None:
             trainer_cfg.metrics_path = str(Path(self.cfg.output_path, name, METRICS_FILENAME))
-        evaluator: Any = LLMSaeEvaluator(
-            model=self.pair,
-            activations_store=self._held_out_store,
-            eval_batch_size_prompts=self.cfg.eval_batch_size_prompts,
-            n_eval_batches=self.cfg.n_eval_batches,
-            model_kwargs=self.cfg.model_kwargs,
-        )
+        evaluator: Any = None if self.reads_cache else self._evaluator()
         return CrosscoderTrainer(
             trainer_cfg,
             self.training_crosscoders[name],
@@ -191,6 +148,15 @@ class CrosscoderTrainingRunner:
             evaluator=evaluator,
             save_checkpoint_fn=self._save_run_state,
             name=name,
+        )
+
+    def _evaluator(self) -> LLMSaeEvaluator[Any]:
+        return LLMSaeEvaluator(
+            model=self.pair,
+            activations_store=self.held_out_store,
+            eval_batch_size_prompts=self.cfg.eval_batch_size_prompts,
+            n_eval_batches=self.cfg.n_eval_batches,
+            model_kwargs=self.cfg.model_kwargs,
         )
 
     @contextmanager
@@ -209,7 +175,8 @@ class CrosscoderTrainingRunner:
     def _save_run_state(self, checkpoint_path: Path | None) -> None:
         """What a checkpoint needs beside the crosscoder: the place in the data, and the config."""
         if checkpoint_path is not None:
-            self.activations_store.save_to_checkpoint(checkpoint_path)
+            if not self.reads_cache:
+                self.activations_store.save_to_checkpoint(checkpoint_path)
             self._write_config(checkpoint_path)
 
     def _write_config(self, folder: Path) -> None:
@@ -226,7 +193,8 @@ class CrosscoderTrainingRunner:
             trainer.sae.load_weights_from_checkpoint(folder)
             past = trainer.n_training_samples
             trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n > past]
-            self.activations_store.load_from_checkpoint(folder)
+            if not self.reads_cache:
+                self.activations_store.load_from_checkpoint(folder)
 
     def _save(self, name: str) -> InferenceCrosscoder:
         crosscoder = self.training_crosscoders[name]
@@ -241,20 +209,6 @@ class CrosscoderTrainingRunner:
         self._write_config(path)
         saved = SAE.load_from_disk(path, device=self.cfg.device)
         return saved
-
-
-def load_pair(cfg: CrosscoderRunnerConfig) -> HookedModelPair:
-    """The pair of models that a run is of."""
-    return HookedModelPair.from_pretrained(
-        cfg.model_name,
-        cfg.chat_model_name,
-        device=cfg.llm_device or cfg.device,
-        chat_device=cfg.chat_device,
-        dtype=cfg.model_dtype,
-        model_class_name=cfg.model_class_name,
-        token_replacements=cfg.token_replacements,
-        **(cfg.model_from_pretrained_kwargs or {}),
-    )
 
 
 def _seed_everything(seed: int) -> None:

@@ -41,7 +41,8 @@ def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
     sources: list[Any] = given.get("sources", [])
     for source in sources:
         refuse_unknown_keys(source, MixSource)
-    return DataMix(**{**given, "sources": [MixSource(**source) for source in sources]})
+    fields: dict[str, Any] = {**given, "sources": [MixSource(**source) for source in sources]}
+    return DataMix(**fields)
 
 
 @dataclass
@@ -70,6 +71,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     mix: Any = simple_parsing.field(default=None, type=mix_from)
     """Instead of `dataset_path`: a `DataMix` of several sources of text and conversations. On the command line, and
     wherever a mix is read, JSON of its fields, or the name of a JSON file."""
+    use_cached_activations: bool = False
+    """Train on the activations that `cache` wrote to `cached_activations_path`, without the language models."""
     packing: PackingRule = "concatenated"
     """`concatenated`: documents follow one another, as SAELens packs them, and are cut where a context ends; attention
     reaches from one into those before it in the context, and so do windows around a token. `one_document`: a context
