@@ -37,7 +37,7 @@ def excluded_tokens(cfg: Any, tokenizer: Any) -> Int[Tensor, " excluded"] | None
         excluded += get_special_token_ids(tokenizer)
     elif cfg.exclude_special_tokens:
         excluded += cfg.exclude_special_tokens
-    if cfg.packing == "one_document":
+    if getattr(cfg, "packing", None) == "one_document":  # which SAELens's own configs know nothing of
         excluded.append(padding_id(cfg, tokenizer))
     return torch.tensor(sorted(set(excluded))) if excluded else None
 

@@ -97,7 +97,7 @@ class _Documents:
                 "give a chat model that has one."
             )
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         values = batch[self.source.column]
         if self.source.kind == "tokens":
             contexts = [self.tokens(value) for value in values]
@@ -125,7 +125,7 @@ class _Documents:
         has_bos = len(ids) > 0 and int(ids[0]) == self.tokenizer.bos_token_id
         return ids[1:] if has_bos else ids
 
-    def _readable(self, values: list[Any]) -> Iterator[Int[Tensor, "_"]]:
+    def _readable(self, values: Iterable[Any]) -> Iterator[Int[Tensor, "_"]]:
         for value in values:
             try:
                 tokens = self.tokens(value)
