@@ -76,15 +76,18 @@ class TestShares:
         for side, part in ((rows.held_out, texts[:20]), (rows.training, texts[20:])):
             assert ids(side) == reference.concatenated(words(part), 16, bos=BOS, separator=BOS)
 
-    def test_looking_at_held_out_rows_does_not_move_the_training_rows(self, tmp_path):
-        rows = rows_of(mix=text_and_chat(tmp_path))
+    def test_looking_at_held_out_rows_does_not_move_the_training_rows(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("sae_lens_crosscoder.activations.packing._DOCUMENTS_AT_ONCE", 10)
+        for number in range(10):  # small files, because the place is kept by file
+            text_file(tmp_path, n=20, seed=number, name=f"web-{number}.jsonl")
+        mix = slc.DataMix([slc.MixSource(str(tmp_path / "web-*.jsonl"))])
+        rows, again = rows_of(mix=mix), rows_of(mix=mix).training
         untouched = ids(rows.training)
         stream = iter(rows.training)
-        first = ids(islice(stream, 7))
+        first = ids(islice(stream, 50))
         list(rows.held_out)
-        state = rows.training.state_dict()
-        again = rows_of(mix=text_and_chat(tmp_path)).training
-        again.load_state_dict(state)
+        first += ids(islice(stream, 50))
+        again.load_state_dict(rows.training.state_dict())
         assert first + ids(again) == first + ids(stream) == untouched
 
 
