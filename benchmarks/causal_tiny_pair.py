@@ -4,8 +4,9 @@ sae-lens-crosscoder demo --output_path demo
 python benchmarks/causal_tiny_pair.py --crosscoder demo --output benchmarks/results/causal_tiny_pair.json
 
 `rows` are those of `sae-lens-crosscoder causal`, with the reduction against the setup `none`, whose intervals are
-paired between setups. `splice` is what each model loses by its own reconstruction. `refusals` are greedy answers to
-matched harmful and harmless requests that no model was trained on, under patches on groups of latents:
+paired between setups, and `contrasts` are the tests between halves and against random latents. `splice` is what each
+model loses by its own reconstruction. `refusals` are greedy answers to matched harmful and harmless requests that no
+model was trained on, under patches on groups of latents:
 
 - refusal: chat-leaning (Delta_norm at least 0.6), and more active at the decision token of harmful requests than of
   harmless ones (AUROC at least 0.7, on prompts that are not scored here);
@@ -41,12 +42,15 @@ Patch = tuple[list[int], str, dict[str, Any]]
 
 def effect_rows(
     name: str, pair: Any, crosscoder: Any, latents: pd.DataFrame, said: slc.Responses
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the experiment, and of its contrasts."""
     effects = slc.causal_effects(
         pair, crosscoder, said.tokens, said.response, latents, template=said.template, batch_size=32
     )
+    contrasts = slc.effect_contrasts(effects)
     effects = effects.rename(columns={"kl_nats_low": "ci_low", "kl_nats_high": "ci_high"})
-    return [{"crosscoder": name, **row} for row in effects.to_dict("records")]
+    rows, tested = ([{"crosscoder": name, **row} for row in frame.to_dict("records")] for frame in (effects, contrasts))
+    return rows, tested
 
 
 @torch.no_grad()
@@ -130,11 +134,13 @@ def main() -> None:
     requests = dict.fromkeys(d[0]["content"] for d in dialogues(2 * N_CONVERSATIONS, 0, "held_out"))
     asked = [[{"role": "user", "content": request}] for request in list(requests)[:N_CONVERSATIONS]]
     said = slc.generate_responses(pair, asked, max_new_tokens=32)
-    found: dict[str, list[dict[str, Any]]] = {"rows": [], "splice": [], "refusals": []}
+    found: dict[str, list[dict[str, Any]]] = {"rows": [], "contrasts": [], "splice": [], "refusals": []}
     chosen: dict[str, dict[str, list[int]]] = {}
     for name, folder in crosscoder_folders(args.crosscoder).items():
         crosscoder, latents = slc.load(folder), slc.read_latents(folder)
-        found["rows"] += effect_rows(name, pair, crosscoder, latents, said)
+        rows, contrasts = effect_rows(name, pair, crosscoder, latents, said)
+        found["rows"] += rows
+        found["contrasts"] += contrasts
         splice = slc.splice_evals(pair, crosscoder, said.tokens, said.response, batch_size=64)
         found["splice"] += [{"crosscoder": name, "model": model, **row} for model, row in splice.T.items()]
         g = groups(pair, crosscoder, latents)

@@ -27,6 +27,22 @@ README = ROOT / "README.md"
 DEMO_PICTURE, CLAIMS_PICTURE = ROOT / "examples/demo_report.png", RESULTS / "planted_claims.png"
 SPEED_PICTURE = RESULTS / "training_step.png"
 WIDTH = 1100
+WORKLOADS = {
+    "step/base": "training step, 2 x 256 wide, 8,192 latents, k 32, batch 1,024",
+    "step/dead5": "the same with 5 % dead latents",
+    "step/large": "training step, 2 x 512 wide, 16,384 latents, k 64",
+    "step/tiny": "training step, 2 x 32 wide, 512 latents, k 16, batch 256",
+    "step/memory": "memory of the first of these steps",
+    "train/end_to_end": "whole training, harvesting included",
+    "train/end_to_end tiny pair": "the same on the built-in pair",
+    "scaling/default": "Latent Scaling, 4,096 latents",
+    "scaling/all": "Latent Scaling of all 2,048 latents",
+    "harvest": "harvesting both models",
+    "buffer/64k": "shuffling buffer of 65,536 tokens",
+    "cache/bf16": "activation cache on disk",
+    "patch/L6of12": "32 interventions in layer 6 of 12",
+    "patch/L6of12/shared_prefix": "the same on prompts that share their beginning",
+}
 
 
 def read(name: str) -> tuple[pd.DataFrame, str]:
@@ -174,38 +190,55 @@ def intervals() -> str:
 
 
 def speed() -> str:
-    """Ours beside what a user would pick today, a line per measured row."""
-    what = {
-        "step/base": "training step, 2 x 256 wide, 8,192 latents, k 32, batch 1,024",
-        "step/dead5": "the same with 5 % dead latents",
-        "step/large": "training step, 2 x 512 wide, 16,384 latents, k 64",
-        "step/tiny": "training step, 2 x 32 wide, 512 latents, k 16, batch 256",
-        "step/memory": "memory of the first of these steps",
-        "train/end_to_end": "whole training, harvesting included",
-        "scaling/default": "Latent Scaling, 4,096 latents",
-        "scaling/all": "Latent Scaling of all 2,048 latents",
-        "harvest": "harvesting both models",
-        "buffer/64k": "shuffling buffer of 65,536 tokens",
-        "cache/bf16": "activation cache on disk",
-        "patch/L6of12": "32 interventions in layer 6 of 12",
-    }
-    peers = {"sae_lens": "SAELens", "dictionary_learning": "dictionary_learning"}
-    rows = [["what", "against", "ours", "theirs", "ratio", "target"]]
+    """Ours beside what a user would pick today: a line per measured variant, with both allocators' ratios."""
+    rows = [["what", "ours", "the encoder's product alone", "SAELens", "another peer"]]
     commands: list[str] = []
     for name in ("training_step.json", "latent_scaling.json", "activation_path.json", "patching.json"):
         frame, source = read(name)
         commands.append(source)
-        frame = frame[frame.status.eq("measured") & frame.allocator.eq("default") & frame.name.isin(list(what))]
-        for row in frame.to_dict(orient="records"):
-            if str(row["peer"]).startswith("floor"):
-                continue
-            mode = row.get("screening") or row.get("mode")
-            shown = what[row["name"]] + (f" ({mode})" if isinstance(mode, str) else "")
-            unit = "mib" if row["name"] == "step/memory" else "ms"
-            numbers = [f"{row[f'{side}_{unit}']:,.3g} {unit.replace('mib', 'MiB')}" for side in ("ours", "peer")]
-            met = {True: "met", False: "**missed**"}.get(row["met"], "")
-            rows.append([shown, peers.get(row["peer"], row["peer"]), *numbers, f"{row['ratio']:.1f} x", met])
+        frame = frame[frame.status.eq("measured") & frame.name.isin(list(WORKLOADS))]
+        frame["shown"] = [WORKLOADS[row["name"]] + _variant(row) for row in frame.to_dict(orient="records")]
+        rows += [_speed_row(str(shown), group) for shown, group in frame.groupby("shown", sort=False)]
     return "\n\n".join([markdown(rows), *commands])
+
+
+def _variant(row: dict[str, Any]) -> str:
+    """What tells a row from others of the same workload."""
+    words = [row.get("screening"), row.get("dtype"), row.get("variant"), row.get("checksums_read")]
+    words += [f"{row['chunk_tokens']:,.0f} tokens at a time"] if row.get("chunk_tokens", 0) > 0 else []
+    said = {"ours": "float32", "ours, bfloat16": "bfloat16", "never": "checksums not read", "on_first_read": "all read"}
+    known = [said.get(word, word) for word in words if isinstance(word, str)]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _speed_row(shown: str, group: pd.DataFrame) -> list[str]:
+    """One line; a peer's cell is its time, and the ratio under glibc's default and under a retaining allocator."""
+    unit = "mib" if group.name.iloc[0] == "step/memory" else "ms"
+    peers = list(dict.fromkeys(group.peer))
+    precision = group.screening.iloc[0] if "screening" in group else None
+    cells = {peer: _peer_cell(group[group.peer == peer], unit) for peer in peers}
+    others = {peer: cell for peer, cell in cells.items() if not peer.startswith("floor") and "sae_lens" not in peer}
+    return [
+        shown,
+        _amount(group[f"ours_{unit}"].iloc[0], unit),
+        cells.get(f"floor ({precision} product)", ""),
+        next((cell for peer, cell in cells.items() if "sae_lens" in peer), ""),
+        "; ".join(f"{peer} {cell}" for peer, cell in others.items()),
+    ]
+
+
+def _peer_cell(rows: pd.DataFrame, unit: str) -> str:
+    is_floor = rows.peer.iloc[0].startswith("floor")
+    ratios = " / ".join(f"{ratio:.1f}" for ratio in (rows.times_the_floor if is_floor else rows.ratio))
+    missed = f", **target {rows.target.iloc[0].split()[-1]} missed**" if (rows.met == False).any() else ""  # noqa: E712
+    relation = "of which ours is " if is_floor else ""
+    return f"{_amount(rows[f'peer_{unit}'].iloc[0], unit)}, {relation}{ratios} x{missed}"
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "mib":
+        return f"{value:.0f} MiB"
+    return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
 
 
 def causal() -> str:

@@ -23,10 +23,11 @@ from sae_lens_crosscoder.analysis.nu_by_group import nu_by_group
 from sae_lens_crosscoder.analysis.statistics import latent_statistics
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
-from sae_lens_crosscoder.causal.effects import causal_effects, kl_to_chat
-from sae_lens_crosscoder.causal.generation import Responses, generate_patched, generate_responses
+from sae_lens_crosscoder.causal.effects import causal_effects, effect_contrasts, kl_to_chat
+from sae_lens_crosscoder.causal.generation import Responses, generate_responses, given_responses
 from sae_lens_crosscoder.causal.latent_effects import latent_effects, logit_attribution
 from sae_lens_crosscoder.causal.patched import patched
+from sae_lens_crosscoder.causal.patched_generation import generate_patched
 from sae_lens_crosscoder.causal.resume import resume_from
 from sae_lens_crosscoder.causal.splice import splice_evals
 from sae_lens_crosscoder.crosscoders.batchtopk import (
@@ -47,6 +48,7 @@ from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import TOKEN_REPLACEMENTS
+from sae_lens_crosscoder.publishing import push_to_hub, write_model_card
 from sae_lens_crosscoder.report import write_effects, write_report
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
@@ -96,8 +98,10 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "edited",
+    "effect_contrasts",
     "generate_patched",
     "generate_responses",
+    "given_responses",
     "kl_to_chat",
     "latent_effects",
     "latent_statistics",
@@ -107,6 +111,7 @@ __all__ = [
     "nu_by_group",
     "patched",
     "plan",
+    "push_to_hub",
     "read_examples",
     "read_foreign_latents",
     "read_latents",
@@ -119,5 +124,6 @@ __all__ = [
     "train_on_one_stream",
     "write_effects",
     "write_latents",
+    "write_model_card",
     "write_report",
 ]

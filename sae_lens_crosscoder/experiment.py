@@ -1,18 +1,20 @@
 """The paper's causal experiment on saved crosscoders: prompts, the chat model's answers, effects, one page."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import simple_parsing
 from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_crosscoder.analysis.table import read_latents
-from sae_lens_crosscoder.causal.effects import causal_effects
-from sae_lens_crosscoder.causal.generation import Responses, generate_responses
+from sae_lens_crosscoder.causal.effects import causal_effects, effect_contrasts
+from sae_lens_crosscoder.causal.generation import Messages, Responses, generate_responses, given_responses
+from sae_lens_crosscoder.causal.unfinished import UnfinishedRun
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.integrity import fingerprint
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import TINY_MODELS, dialogues
@@ -20,6 +22,7 @@ from sae_lens_crosscoder.report import write_effects
 
 EFFECTS_FILENAME = "effects.json"
 PAGE_FILENAME = "effects.html"
+UNFINISHED_FOLDER = "unfinished"
 COLUMNS = ("crosscoder", "setup", "variant", "window", "kl_nats", "ci_low", "ci_high", "n_tokens", "n_conversations")
 
 
@@ -30,10 +33,13 @@ class CausalConfig:
     crosscoder: str = simple_parsing.field(default="demo")
     """A diagnosed crosscoder's folder, or a folder of several of one pair, such as the demo writes."""
     output_path: str = "causal"
-    """Folder for effects.json and effects.html."""
+    """Folder for effects.json and effects.html, and, until these are written, for what an interrupted run has done."""
     prompts: str | None = None
-    """A text file with a user's request in every line, held out from training; the chat model answers them. The
-    built-in pair has its own."""
+    """A text file with a user's request in every line, held out from training, or a .jsonl file with a conversation in
+    every line: a list of messages with `role` and `content`, or an object with such `messages`. The built-in pair has
+    its own."""
+    answers: Literal["generated", "given"] = "generated"
+    """`generated`: the chat model answers the last request; `given`: the conversations' own answers are scored."""
     n_conversations: int = 600
     """How many prompts are used at most, the first ones."""
     max_new_tokens: int = 32
@@ -43,9 +49,14 @@ class CausalConfig:
     batch_size: int = 32
     """Conversations at a time."""
     device: str = "cpu"
+    chat_device: str | None = None
+    """The chat model's device, when it is not the base model's."""
     dtype: str = "float32"
-    model_class_name: str = "HookedTransformer"
-    """HookedTransformer or TransformerBridge."""
+    model_name: str | None = None
+    """Where the base model is, when not where it was when the crosscoder was trained."""
+    chat_model_name: str | None = None
+    model_class_name: str | None = None
+    """HookedTransformer or TransformerBridge; by default as in training."""
     seed: int = 0
     """Of random controls, intervals and the built-in prompts."""
 
@@ -53,26 +64,34 @@ class CausalConfig:
 def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     """Run `causal_effects` for every crosscoder, on the same answers, and write effects.json and effects.html.
 
+    An interrupted run goes on where it was when it is started again with the same config.
+
     Returns:
         What effects.json holds: a row per crosscoder, setup, variant and window, with the mean KL per token in nats and
-        its 95 % interval over conversations.
+        its 95 % interval over conversations. The file's `contrasts` are those of `effect_contrasts`.
     """
     output_path = Path(cfg.output_path)
     folders = crosscoder_folders(cfg.crosscoder)
     crosscoders = {name: load(folder, device=cfg.device) for name, folder in folders.items()}
     latents = {name: read_latents(folder) for name, folder in folders.items()}
-    requests = _requests(cfg, next(iter(crosscoders.values())))
+    conversations = _conversations(cfg, next(iter(crosscoders.values())))
     output_path.mkdir(parents=True, exist_ok=True)  # fails now rather than after the experiment
     pair = _pair_of(cfg, crosscoders)
-    messages = [[{"role": "user", "content": request}] for request in requests]
-    said = generate_responses(pair, messages, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.batch_size)
-    effects = {name: _effects(cfg, pair, crosscoders[name], latents[name], said) for name in crosscoders}
-    table = pd.concat(effects, names=["crosscoder"]).reset_index(level=0)
-    table = table.rename(columns={"kl_nats_low": "ci_low", "kl_nats_high": "ci_high"})[list(COLUMNS)]
-    rows = json.loads(table.to_json(orient="records", double_precision=15))  # nan becomes null
-    (output_path / EFFECTS_FILENAME).write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    write_effects(output_path / PAGE_FILENAME, effects)
-    return table
+    weights = {name: fingerprint(crosscoder.state_dict().values()) for name, crosscoder in crosscoders.items()}
+    tables = {name: table.to_json() for name, table in latents.items()}
+    run = UnfinishedRun(output_path / UNFINISHED_FOLDER, [asdict(cfg), conversations, weights, tables])
+    said = run.answers(lambda: _answered(cfg, pair, conversations))
+    effects = {
+        name: run.table(name, lambda name=name: _effects(cfg, pair, crosscoders[name], latents[name], said, run, name))
+        for name in crosscoders
+    }
+    contrasts = {name: pd.DataFrame(table.attrs["contrasts"]) for name, table in effects.items()}
+    rows = _joined(effects).rename(columns={"kl_nats_low": "ci_low", "kl_nats_high": "ci_high"})[list(COLUMNS)]
+    document = {"rows": _records(rows), "contrasts": _records(_joined(contrasts))}
+    (output_path / EFFECTS_FILENAME).write_text(json.dumps(document, indent=1) + "\n")
+    write_effects(output_path / PAGE_FILENAME, effects, contrasts)
+    run.remove()
+    return rows
 
 
 def crosscoder_folders(path: str | Path) -> dict[str, Path]:
@@ -89,22 +108,45 @@ def crosscoder_folders(path: str | Path) -> dict[str, Path]:
     return folders
 
 
-def _requests(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> list[str]:
-    """Different requests, of which none was trained on."""
+def _conversations(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> list[Messages]:
+    """Different conversations, of which none was trained on, that end with a request unless answers are given."""
     if cfg.prompts is not None:
-        lines = Path(cfg.prompts).read_text(encoding="utf-8").splitlines()
-        requests = [line for line in lines if line.strip()]
+        found = _read_conversations(Path(cfg.prompts))
     elif crosscoder.cfg.metadata.chat_model_name in TINY_MODELS:
-        requests = [messages[0]["content"] for messages in dialogues(2 * cfg.n_conversations, cfg.seed, "held_out")]
+        found = dialogues(2 * cfg.n_conversations, cfg.seed, "held_out")
+        if cfg.answers == "generated":
+            found = [messages[:1] for messages in found]
     else:
         raise ValueError(
             f"prompts must name a file of requests to {crosscoder.cfg.metadata.chat_model_name}, one in every line: "
             "only the built-in pair has requests of its own."
         )
-    requests = list(dict.fromkeys(requests))[: cfg.n_conversations]
-    if len(requests) < 2:
-        raise ValueError(f"{len(requests)} different requests are too few for an interval: give at least 2.")
-    return requests
+    if cfg.answers == "generated":
+        found = [messages[: _n_asked(messages)] for messages in found]
+    different = {json.dumps(messages): messages for messages in found if messages}
+    chosen = list(different.values())[: cfg.n_conversations]
+    if len(chosen) < 2:
+        raise ValueError(f"{len(chosen)} different requests are too few for an interval: give at least 2.")
+    return chosen
+
+
+def _read_conversations(path: Path) -> list[Messages]:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix != ".jsonl":
+        return [[{"role": "user", "content": line}] for line in lines]
+    parsed: list[Any] = [json.loads(line) for line in lines]
+    return [line["messages"] if isinstance(line, dict) else line for line in parsed]
+
+
+def _n_asked(messages: Messages) -> int:
+    """How many messages there are up to the last one of the user's."""
+    return max((i + 1 for i, message in enumerate(messages) if message["role"] == "user"), default=0)
+
+
+def _answered(cfg: CausalConfig, pair: HookedModelPair, conversations: list[Messages]) -> Responses:
+    if cfg.answers == "given":
+        return given_responses(pair, conversations)
+    return generate_responses(pair, conversations, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.batch_size)
 
 
 def _pair_of(cfg: CausalConfig, crosscoders: dict[str, InferenceCrosscoder]) -> HookedModelPair:
@@ -116,14 +158,36 @@ def _pair_of(cfg: CausalConfig, crosscoders: dict[str, InferenceCrosscoder]) -> 
             f"{cfg.crosscoder} must hold crosscoders of one pair of models that they name, not of "
             f"{[(base, chat), *names]}: give the folder of one of them."
         )
-    options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
-    return HookedModelPair.from_pretrained(base, chat, token_replacements=metadatas[0].token_replacements, **options)
+    where = (cfg.model_name or base, cfg.chat_model_name or chat)
+    for name in where:
+        if Path(name).is_absolute() and not Path(name).is_dir():
+            raise ValueError(
+                f"The crosscoder was trained on the models {base} and {chat}, but there is no folder {name} here: say "
+                "with model_name and chat_model_name where they are."
+            )
+    pair = HookedModelPair.from_pretrained(
+        *where,
+        device=cfg.device,
+        chat_device=cfg.chat_device,
+        dtype=cfg.dtype,
+        model_class_name=cfg.model_class_name or metadatas[0].model_class_name or "HookedTransformer",
+        token_replacements=metadatas[0].token_replacements,
+    )
+    pair.model_names = (base, chat)  # wherever they are now
+    return pair
 
 
 def _effects(
-    cfg: CausalConfig, pair: HookedModelPair, crosscoder: InferenceCrosscoder, latents: pd.DataFrame, said: Responses
+    cfg: CausalConfig,
+    pair: HookedModelPair,
+    crosscoder: InferenceCrosscoder,
+    latents: pd.DataFrame,
+    said: Responses,
+    run: UnfinishedRun,
+    name: str,
 ) -> pd.DataFrame:
-    return causal_effects(
+    """The table of `causal_effects`, with the rows of `effect_contrasts` in `.attrs`."""
+    table = causal_effects(
         pair,
         crosscoder,
         said.tokens,
@@ -133,4 +197,15 @@ def _effects(
         pool_size=cfg.pool_size,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
+        checkpoint_path=run.folder / f"{name}.sums",
     )
+    table.attrs = {"contrasts": effect_contrasts(table, seed=cfg.seed).to_dict("records")}
+    return table
+
+
+def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([table.assign(crosscoder=name) for name, table in tables.items()], ignore_index=True)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return json.loads(table.to_json(orient="records", double_precision=15))  # nan becomes null

@@ -108,7 +108,9 @@ def _loaders(
     """A function per model that gives it, the models' names, and what the base model reads in place of some tokens."""
     if isinstance(models, HookedModelPair):
         if loading:
-            raise ValueError(f"loading={dict(loading)} is for models given by name: this pair is loaded already.")
+            raise ValueError(
+                f"loading ({', '.join(loading)}) is for models given by name: this pair is loaded already."
+            )
         return (
             [lambda member=member: member for member in models.members],
             models.model_names,

@@ -46,8 +46,9 @@ def hold_out(rows: Rows, n_held_out_rows: int) -> tuple[IterableDataset, Iterabl
         raise ValueError(f"n_held_out_rows={n_held_out_rows} must not be negative.")
     if next(iter(rows), None) is None:
         raise ValueError("The dataset is empty: it has no rows to train on.")
-    # An iterable dataset also spares SAELens's warning that compares a number of rows with a number of tokens.
-    iterable = rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset()
+    # An iterable dataset also spares SAELens's warning that compares a number of rows with a number of tokens. It takes
+    # no format of selected columns, which is what SAELens's own runner leaves on a dataset it was given.
+    iterable = rows if isinstance(rows, IterableDataset) else rows.with_format(None).to_iterable_dataset()
     # A copy, because `datasets` keeps the place of an iteration in what both would share.
     train, held_out = iterable.skip(n_held_out_rows), copy.deepcopy(iterable).take(n_held_out_rows)
     if next(iter(train), None) is None:

@@ -9,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.integrity import blaming, read_sealed, seal
 from sae_lens_crosscoder.stacking import StackedLayout
 
 CacheDtype = Literal["bfloat16", "float32"]
@@ -88,24 +89,40 @@ class CacheManifest:
 
     def write(self, folder: Path) -> None:
         with atomic_file(folder / MANIFEST_FILENAME) as file:
-            file.write(json.dumps(dataclasses.asdict(self), indent=1).encode())
+            file.write(json.dumps(seal(dataclasses.asdict(self)), indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> "CacheManifest":
         path = folder / MANIFEST_FILENAME
         if not path.exists():
             raise ValueError(f"{folder} is no activation cache: it has no {MANIFEST_FILENAME}. Make one first.")
-        fields: dict[str, Any] = json.loads(path.read_text())
+        fields = read_sealed(path)
         if fields.get("format_version") != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has format_version={fields.get('format_version')}, but this version reads {FORMAT_VERSION}: "
                 "make the cache again."
             )
-        if fields["model_names"] is not None:
-            fields["model_names"] = tuple(fields["model_names"])
-        fields["d_models"] = tuple(fields["d_models"])
-        fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
-        return cls(**fields)
+        with blaming(path):
+            if fields["model_names"] is not None:
+                fields["model_names"] = tuple(fields["model_names"])
+            fields["d_models"] = tuple(fields["d_models"])
+            fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
+            manifest = cls(**fields)
+            manifest.refuse_wrong_types()
+        return manifest
+
+    def refuse_wrong_types(self) -> None:
+        """Raise a ValueError for what no cache that was written has, as a manifest that was edited may."""
+        names = self.model_names or ()
+        checksums = [text for shard in self.shards for text in (*shard.sha256, *shard.sha256.values())]
+        sizes = [self.context_size, *self.d_models, *(shard.n_tokens for shard in self.shards)]
+        texts: list[object] = [self.hook_name, self.tokens_sha256, self.dataset or "", *names, *checksums]
+        if not all(type(size) is int and 0 < size < 2**48 for size in sizes):
+            raise ValueError(f"It must count in whole numbers above 0, not in {sizes!r:.200}.")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"Its names must be texts, not {texts!r:.200}.")
+        if self.dtype not in DTYPES or len(names) not in (0, self.layout.n_models):
+            raise ValueError(f"dtype={self.dtype!r} or {len(names)} names of models for {self.d_models} fit no cache.")
 
 
 def part_path(folder: Path, shard: int, name: str) -> Path:

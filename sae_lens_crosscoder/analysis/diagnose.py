@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.activations.checkpoint import SumsCheckpoint
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.analysis.checkpoint import SumsCheckpoint, fingerprint
 from sae_lens_crosscoder.analysis.data_source import Activations, DataSource, data_source, encoded, shard_block
 from sae_lens_crosscoder.analysis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.latent_columns import latent_table, one_sided_latents
@@ -19,6 +19,7 @@ from sae_lens_crosscoder.analysis.manifest import provenance
 from sae_lens_crosscoder.analysis.null_runs import require_nulls
 from sae_lens_crosscoder.analysis.verdict import MIN_ACTIVE, NuBounds, conclusion, require_bounds
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.integrity import named_fingerprint
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -83,8 +84,8 @@ def diagnose(
     if checkpoint_path is not None:
         sums = {"scaling": scaling, "free": free, "fve": fve}
         options = f"block_size={block_size}, free_directions={free_directions}"
-        origin = {"crosscoder": fingerprint(crosscoder.state_dict().values()), "data source": source.fingerprint()}
-        checkpoint = SumsCheckpoint(checkpoint_path, sums, {**origin, "set of options": options})
+        origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "data source": source.fingerprint()}
+        checkpoint = SumsCheckpoint(checkpoint_path, "diagnosis", sums, {**origin, "set of options": options})
     _stream(source, crosscoder, scaling, free, fve, checkpoint)
     if scaling.n_tokens == 0:
         raise ValueError("There was nothing to diagnose on: the data source gave no tokens.")

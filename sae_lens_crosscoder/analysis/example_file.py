@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.checkpoint import save_whole
+from sae_lens_crosscoder.activations.checkpoint import save_whole
+from sae_lens_crosscoder.integrity import blaming, digest, listed, named_fingerprint, parse_json, seal, unseal
 from sae_lens_crosscoder.stacking import StackedLayout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_PER_LATENT = ("b_enc", "n_contexts", "scores", "shares", "token", "token_ids")
+_CHECKSUM = "sha256"
+"""The tensor that holds every latent's checksum, so that a latent can be checked without reading all others."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class ExamplesFile:
     """A file of `collect_examples`: `examples[latent]` reads that latent and nothing else.
 
     Raises:
-        ValueError: for a path that is no such file.
+        ValueError: for a path that is no such file, or one that is damaged; what is damaged in one latent's examples is
+            noticed when they are read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -90,21 +96,35 @@ class ExamplesFile:
             self._file: Any = safe_open(self.path, "pt")
         except SafetensorError as error:
             raise ValueError(f"{path} is no file of examples ({error}): make one with slc.collect_examples.") from error
-        self.manifest: dict[str, Any] = json.loads((self._file.metadata() or {}).get("manifest", "{}"))
+        with blaming(self.path):
+            stored = parse_json((self._file.metadata() or {}).get("manifest", "{}"))
+        self.manifest: dict[str, Any] = unseal(stored, self.path)
         if self.manifest.get("examples_format") != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has examples_format={self.manifest.get('examples_format')}, but this version reads "
                 f"{FORMAT_VERSION}: make the file again with slc.collect_examples."
             )
+        names = set(self._file.keys())
+        if names != {*_PER_LATENT, _CHECKSUM}:
+            raise ValueError(f"{path} is damaged: it holds {listed(names)}. Make it again.")
+        if any(self._file.get_slice(name).get_shape()[:1] != [len(self)] for name in names):
+            raise ValueError(f"{path} is damaged: it does not hold examples of {len(self)} latents. Make it again.")
 
     def __len__(self) -> int:
         """Number of latents, also of those without examples."""
-        return self._file.get_slice("n_contexts").get_shape()[0]
+        return self.manifest["n_latents"]
 
     def __getitem__(self, latent: int) -> LatentExamples:
         if not 0 <= latent < len(self):
             raise IndexError(f"There is no latent {latent}: the crosscoder has latents 0 to {len(self) - 1}.")
-        rows = {name: self._file.get_slice(name)[latent : latent + 1][0] for name in self._file.keys()}  # noqa: SIM118
+        with blaming(self.path):
+            rows = {name: self._file.get_slice(name)[latent : latent + 1][0] for name in _PER_LATENT}
+            checksum = self._file.get_slice(_CHECKSUM)[latent : latent + 1][0]
+        if not torch.equal(checksum, _checksum(latent, rows)):
+            raise ValueError(
+                f"{self.path} is damaged: the examples of latent {latent} are not what was written (SHA-256). Make the "
+                "file again with slc.collect_examples."
+            )
         n_top, n_quantiles = self.manifest["n_top"], self.manifest["n_quantiles"]
         top = self._examples(rows, slice(0, n_top))
         sample = self._examples(rows, slice(n_top, None))
@@ -136,8 +156,16 @@ class ExamplesFile:
 
 def write_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[str, Any]) -> None:
     """A file that `read_examples` reads, whole or not at all."""
-    described = {"examples_format": FORMAT_VERSION, **manifest}
-    save_whole(dict(tensors), path, {"manifest": json.dumps(described)})
+    n_latents = len(tensors["n_contexts"])
+    described = seal({"examples_format": FORMAT_VERSION, "n_latents": n_latents, **manifest})
+    rows = ({name: tensors[name][latent] for name in _PER_LATENT} for latent in range(n_latents))
+    checksums = torch.stack([_checksum(latent, row) for latent, row in enumerate(rows)])
+    save_whole({**tensors, _CHECKSUM: checksums}, path, {"manifest": json.dumps(described)})
+
+
+def _checksum(latent: int, rows: Mapping[str, Tensor]) -> UInt8[Tensor, "32"]:
+    """The SHA-256 of a latent's rows, its number included."""
+    return torch.tensor([*bytes.fromhex(digest([latent, named_fingerprint(rows)]))], dtype=torch.uint8)
 
 
 def read_examples(path: str | Path) -> ExamplesFile:

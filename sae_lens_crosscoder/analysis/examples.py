@@ -7,11 +7,11 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.checks import require_finite
 from sae_lens_crosscoder.activations.harvest import harvest
-from sae_lens_crosscoder.analysis.checkpoint import fingerprint
 from sae_lens_crosscoder.analysis.example_file import ExamplesFile, read_examples, write_examples
 from sae_lens_crosscoder.analysis.example_windows import ExampleWindows, TokenSpans
 from sae_lens_crosscoder.analysis.manifest import provenance
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
+from sae_lens_crosscoder.integrity import fingerprint
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -83,7 +83,6 @@ def collect_examples(
         "n_tokens": windows.n_tokens,
         "tokens_sha256": fingerprint([tokens]),
         "documents_sha256": None if documents is None else fingerprint([documents]),
-        "crosscoder_sha256": fingerprint(crosscoder.state_dict().values()),
     }
     write_examples(windows.tensors(), Path(path), manifest)
     return read_examples(path)

@@ -4,13 +4,16 @@ from importlib.metadata import version
 from typing import Any
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
+from sae_lens_crosscoder.integrity import named_fingerprint
 
 
 def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
-    """The versions of the packages, and what the crosscoder says about itself."""
+    """The versions of the packages, the weights' checksum, and what the crosscoder says about itself."""
     metadata = crosscoder.cfg.metadata
     return {
         "versions": {name: version(name) for name in ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch")},
+        CROSSCODER_SHA256: named_fingerprint(crosscoder.state_dict()),
         "architecture": crosscoder.cfg.architecture(),
         "models": [metadata.model_name, metadata.chat_model_name],
         "hook_name": metadata.hook_name,

@@ -1,4 +1,4 @@
-"""What models write: the chat model's own answers to prompts, and continuations by either model of a patched pair."""
+"""Answered conversations: the chat model's own answers to prompts, or given ones, with masks of their tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
-from sae_lens_crosscoder.causal.interventions import ModelName
 from sae_lens_crosscoder.models.hook_access import device_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -21,13 +21,33 @@ Messages = Sequence[dict[str, str]]
 
 @dataclass(frozen=True)
 class Responses:
-    """Conversations that the chat model answered, padded on the right: what `causal_effects` takes."""
+    """Answered conversations, padded on the right: what `causal_effects` takes."""
 
     tokens: Int[Tensor, "conversation pos"]
     response: Bool[Tensor, "conversation pos"]
     """The answers, each with the token that ends its turn, unless it was cut off."""
     template: Bool[Tensor, "conversation pos"]
     """The template's tokens, as `ChatTokens.template` marks them; an answer's end of turn is one of them."""
+
+
+def given_responses(pair: HookedModelPair, conversations: Sequence[Messages]) -> Responses:
+    """Conversations as they are, whoever wrote the answers, with masks of the assistant's tokens.
+
+    Args:
+        conversations: messages (`role`, `content`), with one of the assistant's at least; the chat template is applied.
+
+    Raises:
+        ValueError: for no conversations, a tokenizer without a chat template, a conversation without an answer, or
+            one that is longer than what the chat model reads.
+    """
+    _refuse_nothing(conversations)
+    for messages in conversations:
+        if all(message["role"] != "assistant" for message in messages):
+            raise ValueError(f"A conversation has no answer to score: {messages}. Leave it out, or generate answers.")
+    chats = [chat_tokens(pair.tokenizer, messages) for messages in conversations]
+    _refuse_long(chats, 0, int(pair.chat.cfg.n_ctx))
+    columns = ([getattr(chat, name) for chat in chats] for name in ("input_ids", "response", "template"))
+    return Responses(*[pad_sequence(column, batch_first=True) for column in columns])
 
 
 @torch.no_grad()
@@ -48,8 +68,7 @@ def generate_responses(
             generate, or prompts that leave no room for the answer.
     """
     model, tokenizer = pair.chat, pair.tokenizer
-    if not conversations:
-        raise ValueError("conversations is empty, so there is nothing to answer: give at least one.")
+    _refuse_nothing(conversations)
     if not isinstance(model, HookedTransformer | TransformerBridge):
         raise ValueError(
             f"A {type(model).__name__} does not generate: load the models with model_class_name='HookedTransformer' "
@@ -57,7 +76,7 @@ def generate_responses(
         )
     prompts = [chat_tokens(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
     ends = _ends_of_turn(tokenizer, conversations[0])
-    _refuse_long_prompts(prompts, max_new_tokens, int(model.cfg.n_ctx))
+    _refuse_long(prompts, max_new_tokens, int(model.cfg.n_ctx))
     lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts])
     answers: dict[int, Tensor] = {}
     with tqdm(total=len(prompts), desc="Answering", unit="prompt", leave=False) as bar:
@@ -117,50 +136,16 @@ def _ends_of_turn(tokenizer: Any, conversation: Messages) -> list[int]:
     return list(ends)
 
 
-def _refuse_long_prompts(prompts: Sequence[ChatTokens], max_new_tokens: int, n_ctx: int) -> None:
-    longest = max(len(prompt.input_ids) for prompt in prompts)
+def _refuse_nothing(conversations: Sequence[Messages]) -> None:
+    if not conversations:
+        raise ValueError("conversations is empty, so there is nothing to answer: give at least one.")
+
+
+def _refuse_long(chats: Sequence[ChatTokens], max_new_tokens: int, n_ctx: int) -> None:
+    longest = max(len(chat.input_ids) for chat in chats)
     if longest + max_new_tokens > n_ctx:
+        room = f" and max_new_tokens={max_new_tokens}" if max_new_tokens else ""
         raise ValueError(
-            f"The longest prompt has {longest} tokens and max_new_tokens={max_new_tokens}, but the chat model reads "
-            f"only {n_ctx}: leave out long prompts, or lower max_new_tokens."
+            f"The longest conversation has {longest} tokens{room}, but the chat model reads only {n_ctx}: leave out "
+            f"long ones{', or lower max_new_tokens' if max_new_tokens else ''}."
         )
-
-
-@torch.no_grad()
-def generate_patched(
-    pair: HookedModelPair,
-    tokens: Int[Tensor, "prompt pos"],
-    writer: ModelName = "chat",
-    *,
-    max_new_tokens: int = 16,
-    end: int | None = None,
-) -> Int[Tensor, "prompt new"]:
-    """What one model of the pair writes after prompts, token by token the most likely one, under the pair's patches.
-
-    Inside `with patched(pair, ...)` every token comes from a full pass of both models, because latents are read from
-    both: made for short answers. Outside, it is what the model writes by itself.
-
-    Args:
-        tokens: prompts of one length, without padding.
-        writer: whose next token is taken. Both models read it; with `read_by="chat"` the chat model writes from the
-            base model's patched activations.
-        end: the token that ends an answer, by default the tokenizer's `eos_token_id`.
-
-    Returns:
-        The new tokens; an answer that ended is filled up with `end`.
-    """
-    if writer not in ("base", "chat"):
-        raise ValueError(f"writer={writer!r} is not one of 'base', 'chat'.")
-    if end is None:
-        end = getattr(pair.tokenizer, "eos_token_id", None)
-    m = 0 if writer == "base" else -1
-    n_read, over = tokens.shape[1], torch.zeros(len(tokens), dtype=torch.bool)
-    for _ in range(max_new_tokens):
-        following = pair(tokens)[:, -1, m].argmax(dim=-1).to(tokens)
-        if end is not None:
-            following[over.to(tokens.device)] = end
-            over |= (following == end).cpu()
-        tokens = torch.cat([tokens, following[:, None]], dim=1)
-        if bool(over.all()):
-            break
-    return tokens[:, n_read:]

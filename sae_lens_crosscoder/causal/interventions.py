@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,8 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, requi
 from sae_lens_crosscoder.stacking import StackedLayout
 
 Latents = Sequence[int] | Int[Tensor, " chosen"] | pd.Index | None
-How = Literal["replace", "add", "ablate", "scale", "steer"]
+MaxActivation = float | Sequence[float] | Float[Tensor, " chosen"] | pd.Series | None
+How = Literal["replace", "add", "ablate", "scale", "steer", "reconstruct"]
 ModelName = Literal["base", "chat"]
 CARRIES: Final = ("replace", "add")
 """The interventions that carry what latents write in one model into the other."""
@@ -21,18 +23,20 @@ CARRIES: Final = ("replace", "add")
 
 @dataclass(frozen=True)
 class Intervention:
-    """Adds `sum_j f_j directions_j^m + constant^m` to the activation of every model m that it touches.
+    """Adds `sum_j f_j directions_j^m + constant^m + own^m h^m` to the activation h^m of every model m that it touches.
 
     f are the activations of the chosen latents on unedited activations. Only the chosen latents are encoded, and
-    nothing is reconstructed, so what the crosscoder fails to explain stays as it is. One entry per model, None for
-    a model that is not touched.
+    where `own` is 0 nothing is reconstructed, so what the crosscoder fails to explain stays as it is. One entry per
+    model, None for a model that is not touched.
     """
 
+    layout: StackedLayout
     W_enc: Float[Tensor, "d_in chosen"]
     b_enc: Float[Tensor, " chosen"]
     threshold: Float[Tensor, " chosen"]
     directions: tuple[Float[Tensor, "chosen _"] | None, ...]
     constants: tuple[Float[Tensor, " _"] | None, ...]
+    own: tuple[float, ...]
 
     @property
     def reads_activations(self) -> bool:
@@ -55,7 +59,15 @@ class Intervention:
             assert stacked is not None
             f = self.feature_acts(stacked)
             written = [None if direction is None else f @ direction for direction in self.directions]
+            for m, part in enumerate(self.layout.split(stacked)):
+                if self.own[m] != 0:
+                    written[m] = _sum_present(written[m], self.own[m] * part.to(f))
         return tuple(_sum_present(*parts) for parts in zip(written, self.constants, strict=True))
+
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
+        optional = [*self.directions, *self.constants]
+        return [self.W_enc, self.b_enc, self.threshold, *(tensor for tensor in optional if tensor is not None)]
 
 
 def intervention(
@@ -65,7 +77,7 @@ def intervention(
     *,
     model: ModelName | None = None,
     coefficient: float = 1.0,
-    max_activation: float | Sequence[float] | Float[Tensor, " chosen"] | None = None,
+    max_activation: MaxActivation = None,
     with_bias: bool = False,
 ) -> Intervention:
     """The intervention that a name stands for, with `C_m = sum_S f_j d_j^m` what the latents write into model m.
@@ -79,11 +91,13 @@ def intervention(
             - `ablate`: `-coefficient * C_m`
             - `scale`: `(coefficient - 1) * C_m`, so that they write `coefficient` times as much
             - `steer`: `coefficient * sum_S max_activation_j d_j^m` at every position, whatever f is
+            - `reconstruct`: `coefficient * (C_m + b_m - h_m)`, so that only what the latents explain is left
         model: which model is edited. By default the base model for `replace` and `add`, and every model for the others.
         coefficient: 1 is the plain intervention; for `scale` it is the factor.
         max_activation: for `steer` only, one for all or one per latent, as in the column of `diagnose`: with
             coefficient 1, exactly what the latents write where they are strongest is added.
-        with_bias: for `replace` only, also `coefficient * (b_o - b_m)`, the difference of the decoder biases.
+        with_bias: for `replace` also `coefficient * (b_o - b_m)`, the difference of the decoder biases; for `ablate`
+            also `-coefficient * b_m`, so that ablating all latents leaves only what the crosscoder does not explain.
 
     Raises:
         ValueError: for an unknown or meaningless combination, latents that do not exist or repeat, or `replace` and
@@ -110,29 +124,34 @@ def intervention(
             constants[m] = coefficient * (_amounts(max_activation, W_dec[m]) @ W_dec[m])
         else:
             directions[m] = _direction(W_dec, m, how, coefficient)
-        if with_bias:
-            constants[m] = coefficient * (b_dec[1 - m] - b_dec[m])
+        if with_bias or how == "reconstruct":
+            constants[m] = _direction(b_dec, m, how, coefficient)
     threshold: Any = getattr(crosscoder, "threshold", torch.zeros_like(crosscoder.b_enc))
+    own = -coefficient if how == "reconstruct" else 0.0
     return Intervention(
+        layout=crosscoder.layout,
         W_enc=crosscoder.W_enc.detach()[:, chosen],
         b_enc=crosscoder.b_enc.detach()[chosen],
         threshold=threshold.detach()[chosen],
         directions=tuple(directions),
         constants=tuple(constants),
+        own=tuple(own if m in targets else 0.0 for m in range(len(W_dec))),
     )
 
 
-def _direction(W_dec: Sequence[Tensor], m: int, how: How, coefficient: float) -> Tensor:
-    """What every latent adds to model m per unit of activation."""
+def _direction(decoders: Sequence[Tensor], m: int, how: How, coefficient: float) -> Tensor:
+    """What every latent adds to model m per unit of activation; the biases are one more latent, always on."""
     match how:
         case "replace":
-            return coefficient * (W_dec[1 - m] - W_dec[m])
+            return coefficient * (decoders[1 - m] - decoders[m])
         case "add":
-            return coefficient * W_dec[1 - m]
+            return coefficient * decoders[1 - m]
         case "ablate":
-            return -coefficient * W_dec[m]
+            return -coefficient * decoders[m]
+        case "scale":
+            return (coefficient - 1) * decoders[m]
         case _:
-            return (coefficient - 1) * W_dec[m]
+            return coefficient * decoders[m]
 
 
 def _targets(layout: StackedLayout, how: How, model: ModelName | None) -> Sequence[int]:
@@ -144,15 +163,12 @@ def _targets(layout: StackedLayout, how: How, model: ModelName | None) -> Sequen
 def _chosen(latents: Any, crosscoder: InferenceCrosscoder) -> slice | Tensor:
     if latents is None:
         return slice(None)  # which copies no weights
-    chosen = latents if isinstance(latents, Tensor) else torch.as_tensor(list(latents))
+    chosen = latents if isinstance(latents, Tensor) else _numbers(latents)
     chosen = chosen.to(crosscoder.W_dec.device)
-    if chosen.numel() == 0:
-        return chosen.flatten().long()
+    if chosen.ndim == 1 and len(chosen) == 0:
+        return chosen.long()
     if chosen.ndim != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
-        raise ValueError(
-            f"latents must be indices, but are {chosen.dtype} of shape {tuple(chosen.shape)}. Turn a mask into indices "
-            "with mask.nonzero().flatten(), or take the index of a table: table[table.verdict == ...].index."
-        )
+        raise ValueError(f"latents must be indices, but are {chosen.dtype} of shape {tuple(chosen.shape)}. {_INDICES}")
     outside = chosen[(chosen < 0) | (chosen >= crosscoder.cfg.d_sae)]
     if len(outside):
         raise ValueError(f"There is no latent {int(outside[0])}: this crosscoder has {crosscoder.cfg.d_sae}, from 0.")
@@ -161,8 +177,24 @@ def _chosen(latents: Any, crosscoder: InferenceCrosscoder) -> slice | Tensor:
     return chosen
 
 
+_INDICES = (
+    "Give a list such as [5], turn a mask into indices with mask.nonzero().flatten(), or take the index of a table: "
+    "table[table.verdict == ...].index."
+)
+
+
+def _numbers(latents: Any) -> Tensor:
+    values = np.array(latents)
+    if values.size == 0:
+        return torch.zeros(values.shape, dtype=torch.long)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"latents must be indices, but are a {type(latents).__name__} of {values.dtype}. {_INDICES}")
+    return torch.from_numpy(values.astype(np.int64) if values.dtype.kind in "iu" else values)
+
+
 def _amounts(max_activation: Any, W_dec: Tensor) -> Tensor:
-    amounts = torch.as_tensor(max_activation).to(W_dec)
+    values = max_activation if isinstance(max_activation, Tensor) else np.array(max_activation, dtype=np.float64)
+    amounts = torch.as_tensor(values).to(W_dec)
     if amounts.ndim and len(amounts) != len(W_dec):
         raise ValueError(
             f"max_activation holds {len(amounts)} numbers for {len(W_dec)} latents: give one for each, in the order of "
@@ -189,8 +221,8 @@ def _refuse_combination(
             "max_activation goes with how='steer', which adds what the latents write at that activation: take it from "
             "the column max_activation of diagnose. The other interventions use the activations on the tokens."
         )
-    if with_bias and how != "replace":
-        raise ValueError(f"with_bias=True belongs to how='replace', the only one to carry over biases, not {how!r}.")
+    if with_bias and how not in ("replace", "ablate"):
+        raise ValueError(f"with_bias=True belongs to how='replace' and how='ablate', not {how!r}.")
 
 
 def _sum_present(*parts: Tensor | None) -> Tensor | None:

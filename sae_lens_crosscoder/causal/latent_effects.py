@@ -1,7 +1,7 @@
 """What single latents do: their effect on the KL, on the next tokens, and what they write in the vocabulary."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -9,12 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.causal.effects import kl_to_chat
-from sae_lens_crosscoder.causal.interventions import Intervention, intervention
-from sae_lens_crosscoder.causal.resume import resume_from
-from sae_lens_crosscoder.causal.setups import Setup
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
-from sae_lens_crosscoder.models.hook_access import device_of
+from sae_lens_crosscoder.causal.answered import AnsweredBatch, answered_batches
+from sae_lens_crosscoder.causal.interventions import intervention
+from sae_lens_crosscoder.causal.requirements import require_answers
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -31,10 +29,13 @@ def latent_effects(
 ) -> pd.DataFrame:
     """What each latent by itself does to the chat model's later layers, and which tokens it speaks for.
 
+    These layers run only for conversations in which a latent is on, several latents and conversations at a time.
+
     Args:
         tokens, response: answered conversations, as for `causal_effects`.
         latents: such as `table[table.verdict == "chat_specific"].index`.
         k: how many tokens are named.
+        batch_size: conversations at a time, and edited conversations at a time: what bounds the memory.
 
     Returns:
         A row per latent. `kl_change_added` is how much `KL(p_chat || p_patched)` per token changes when the latent is
@@ -46,32 +47,104 @@ def latent_effects(
         norm's gain but before its division by the activation's size, as (text, logits per unit of activation).
 
     Raises:
-        ValueError: as `causal_effects`, and for latents that do not exist or repeat.
+        ValueError: as `causal_effects`, and for no latents, or latents that do not exist or repeat.
     """
     crosscoder = require_inference(crosscoder, "latent_effects")
     latents = [int(j) for j in latents]
-    intervention(crosscoder, latents, "ablate")  # refuses unknown latents before anything runs
-    added = [intervention(crosscoder, [j], "add") for j in latents]
-    removed = [intervention(crosscoder, [j], "ablate", model="chat") for j in latents]
-    setups = [Setup("none")]
-    setups += [Setup("added", "base", edit) for edit in added]
-    setups += [Setup("removed", "chat", edit) for edit in removed]
-    sums = kl_to_chat(pair, crosscoder, tokens, response, setups, batch_size=batch_size)
-    none, *kl = (sums.totals[:, 0].sum(dim=-1) / sums.n_tokens[0].sum()).tolist()
-    changes, n_active = _logit_changes(pair, crosscoder, tokens, response, removed, batch_size)
+    if not latents:
+        raise ValueError("latents is empty, so there is nothing to measure: give at least one index.")
+    added, removed = (intervention(crosscoder, latents, "add"), intervention(crosscoder, latents, "ablate"))
+    require_answers(pair, crosscoder, tokens, response)
+    sums = _Sums(len(latents))
+    batches = answered_batches(pair, crosscoder, tokens, response, batch_size)
+    for batch in tqdm(batches, "Latents", -(-len(tokens) // batch_size), unit="batch", leave=False):
+        f = added.feature_acts(batch.stacked).to(batch.tokens.device)
+        sums.add(batch, f, _present(added.directions[0]), _present(removed.directions[-1]), batch_size)
+    kl_change = {name: total / int(response.sum()) for name, total in sums.kl_change.items()}
+    changes = sums.logit_change / sums.n_active[:, None]
     direct = logit_attribution(pair.chat, crosscoder.decoders[-1].detach()[latents])
     rows: dict[int, dict[str, Any]] = {}
     for i, j in enumerate(latents):
         rows[j] = {
-            "kl_change_added": kl[i] - none,
-            "kl_change_removed": kl[len(latents) + i],
-            "n_active": int(n_active[i]),
-            "raises": _named(pair, changes[i], k) if n_active[i] else [],
-            "lowers": _named(pair, -changes[i], k, sign=-1) if n_active[i] else [],
+            "kl_change_added": float(kl_change["added"][i]),
+            "kl_change_removed": float(kl_change["removed"][i]),
+            "n_active": int(sums.n_active[i]),
+            "raises": _named(pair, changes[i], k) if sums.n_active[i] else [],
+            "lowers": _named(pair, -changes[i], k, sign=-1) if sums.n_active[i] else [],
             "writes": _named(pair, direct[i], k),
             "writes_against": _named(pair, -direct[i], k, sign=-1),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("latent")
+
+
+class _Sums:
+    """Over conversations, in float64 on the CPU, one entry per latent."""
+
+    def __init__(self, n_latents: int) -> None:
+        zeros = torch.zeros(n_latents, dtype=torch.float64)
+        self.kl_change = {"added": zeros, "removed": zeros.clone()}
+        self.n_active = zeros.clone()
+        self.logit_change: Any = 0.0
+        """(latent, d_vocab): the chat model's logits less those without the latent, where it is on."""
+
+    def add(
+        self,
+        batch: AnsweredBatch,
+        f: Float[Tensor, "row pos latent"],
+        to_base: Float[Tensor, "latent d_model"],
+        from_chat: Float[Tensor, "latent d_model"],
+        batch_size: int,
+    ) -> None:
+        """Add a batch's; a latent adds `to_base`, or removes `from_chat`, per unit of its activation `f`."""
+        n_scored = batch.predicts.sum(dim=-1).tolist()
+        chat, base = batch.chat_logits(), batch.logits(batch.parts[0])
+        none = torch.stack([part.sum() for part in _kl(chat, base).split(n_scored)])
+        own = chat.split(n_scored)
+        is_on = (f > 0)[batch.predicts].split(n_scored)
+        self.n_active += torch.cat(is_on).sum(dim=0).cpu()
+        if isinstance(self.logit_change, float):
+            self.logit_change = torch.zeros(len(self.n_active), chat.shape[-1], dtype=torch.float64)
+        for row, latent, logits in _one_latent_each(batch, batch.parts[0], f, to_base, batch_size):
+            self.kl_change["added"][latent] += float(_kl(own[row], logits).sum() - none[row])
+        for row, latent, logits in _one_latent_each(batch, batch.parts[-1], f, from_chat, batch_size):
+            self.kl_change["removed"][latent] += float(_kl(own[row], logits).sum())
+            on = is_on[row][:, latent]
+            self.logit_change[latent] += (own[row] - logits)[on].double().sum(dim=0).cpu()
+
+
+class _Edited(NamedTuple):
+    row: int
+    latent: int
+    logits: Float[Tensor, "selected d_vocab"]
+
+
+def _one_latent_each(
+    batch: AnsweredBatch,
+    start: Float[Tensor, "row pos d_model"],
+    f: Float[Tensor, "row pos latent"],
+    directions: Float[Tensor, "latent d_model"],
+    batch_size: int,
+) -> Iterator[_Edited]:
+    """The logits of every conversation with every latent that is on where it can matter, `batch_size` at a time."""
+    scored_later = batch.predicts.flip(1).cummax(dim=1).values.flip(1)
+    rows, latents = ((f > 0) & scored_later[..., None]).any(dim=1).nonzero(as_tuple=True)
+    n_scored = batch.predicts.sum(dim=-1)
+    for some in torch.arange(len(rows), device=rows.device).split(batch_size):
+        row, latent = rows[some], latents[some]
+        written = f[row, :, latent][..., None] * directions.to(f)[latent][:, None]
+        logits = batch.logits(start[row] + written.to(start), row).split(n_scored[row].tolist())
+        yield from map(_Edited, row.tolist(), latent.tolist(), logits)
+
+
+def _kl(chat: Float[Tensor, "selected d_vocab"], patched: Float[Tensor, "selected d_vocab"]) -> Tensor:
+    """`KL(p_chat || p_patched)` at every position, from logits."""
+    log_p, log_q = chat.log_softmax(dim=-1), patched.log_softmax(dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def _present(direction: Tensor | None) -> Tensor:
+    assert direction is not None
+    return direction
 
 
 @torch.no_grad()
@@ -104,34 +177,6 @@ def _gain(norm: Any, W_U: Float[Tensor, "d_model d_vocab"]) -> tuple[Float[Tenso
     up, down, flat = (norm(x[None, None])[0, 0] for x in (signs, -signs, torch.ones_like(signs)))
     bias = (up + down) / 2
     return (up - down) / 2 * signs, bool((flat - bias).abs().max() < 0.1 * (up - bias).abs().max())
-
-
-def _logit_changes(
-    pair: HookedModelPair,
-    crosscoder: InferenceCrosscoder,
-    tokens: Tensor,
-    response: Tensor,
-    removed: Sequence[Intervention],
-    batch_size: int,
-) -> tuple[Float[Tensor, "latent d_vocab"], Float[Tensor, " latent"]]:
-    """The chat model's logits minus those without each latent, averaged over the positions on which it is on."""
-    hook_name, device = require_hook_name(crosscoder), device_of(pair.chat)
-    totals: list[Any] = [0.0] * len(removed)
-    n_active = torch.zeros(len(removed), dtype=torch.float64)
-    for rows in tqdm(torch.arange(len(tokens)).split(batch_size), desc="Latents", unit="batch", leave=False):
-        predicts = response[rows].roll(-1, dims=1)  # no response at position 0, so nothing wraps around
-        stacked = pair.activations(tokens[rows], hook_name)
-        chat = crosscoder.layout.split(stacked)[-1].to(device)
-        own = resume_from(pair.chat, chat[None], hook_name, tokens[rows], predicts, progress=False)[0].float().cpu()
-        for i, edit in enumerate(removed):
-            delta = edit.deltas(stacked)[-1]
-            assert delta is not None
-            patched = chat + delta.to(chat)
-            without = resume_from(pair.chat, patched[None], hook_name, tokens[rows], predicts, progress=False)[0]
-            is_on = (edit.feature_acts(stacked)[..., 0] > 0).cpu()[predicts]
-            totals[i] = totals[i] + (own - without.float().cpu())[is_on].double().sum(dim=0)
-            n_active[i] += is_on.sum()
-    return torch.stack(totals) / n_active[:, None], n_active
 
 
 def _named(pair: HookedModelPair, scores: Float[Tensor, " d_vocab"], k: int, sign: int = 1) -> list[tuple[str, float]]:

@@ -43,6 +43,10 @@ class Setup:
         delta = None if self.edit is None else self.edit.deltas(stacked)[m]
         return parts[m] if delta is None else parts[m] + delta.to(parts[m])
 
+    def tensors(self) -> list[Tensor]:
+        """What its edit is made of."""
+        return [] if self.edit is None else self.edit.tensors()
+
 
 def plain_setups(crosscoder: InferenceCrosscoder, has_template: bool, with_bias: bool = False) -> list[Setup]:
     """The setups that choose no latents.
@@ -101,6 +105,22 @@ def chat_leaning_halves(latents: pd.DataFrame, pool_size: int | None = None) -> 
         "top_nu": by_nu[:half],
         "bottom_nu": by_nu[-half:],
     }
+
+
+def threshold_sets(latents: pd.DataFrame) -> dict[str, list[int]]:
+    """The living latents that thresholds choose: `chat_only` by Delta_norm alone, `chat_specific` by the verdict too.
+
+    A set that no latent is in is left out: carrying over nothing is the setup `none`.
+
+    Args:
+        latents: the table of `diagnose`.
+    """
+    alive = latents[~latents.dead]
+    sets = {
+        "chat_only": alive.index[alive.label == "chat_only"].tolist(),
+        "chat_specific": alive.index[alive.verdict == "chat_specific"].tolist(),
+    }
+    return {name: chosen for name, chosen in sets.items() if chosen}
 
 
 def random_controls(

@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.harvest import require_tokens
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
+from sae_lens_crosscoder.causal.requirements import require_pair_of
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.hook_access import device_of, writing
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -45,8 +46,7 @@ def splice_evals(
             to score.
     """
     crosscoder = require_inference(crosscoder, "splice_evals")
-    hook_name = require_hook_name(crosscoder)
-    pair.require_trained_on(crosscoder.cfg.metadata.model_name, crosscoder.cfg.metadata.chat_model_name)
+    hook_name = require_pair_of(crosscoder, pair)
     require_tokens(tokens)
     predicts = _predicting(tokens, scored)
     layout = crosscoder.layout

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.cli import cache, causal, convert, demo, diagnose, plan, train
+from sae_lens_crosscoder.cli import cache, causal, convert, demo, diagnose, doctor, plan, publish, train
+from sae_lens_crosscoder.keys import without_keys
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,
@@ -15,6 +16,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "diagnose": diagnose.run,
     "causal": causal.run,
     "convert": convert.run,
+    "publish": publish.run,
+    "doctor": doctor.run,
+}
+_GO_ON = {
+    "train": "With a checkpoint_path, training was saved there; go on with --resume_from_checkpoint latest.",
+    "causal": "What is done is kept in the output folder; the same command goes on from there.",
 }
 
 
@@ -31,14 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command(args[1:])
     except (KeyboardInterrupt, InterruptedException):
-        print(
-            f"sae-lens-crosscoder {args[0]}: interrupted. With a checkpoint_path, training was saved there; go on with "
-            "--resume_from_checkpoint latest.",
-            file=sys.stderr,
-        )
+        print(f"sae-lens-crosscoder {args[0]}: interrupted. {_GO_ON.get(args[0], '')}".rstrip(), file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:  # OSError: a hub, a dataset or a folder that cannot be reached
-        print(f"sae-lens-crosscoder {args[0]}: {error}", file=sys.stderr)
+        print(f"sae-lens-crosscoder {args[0]}: {without_keys(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,6 +1,5 @@
 """Flags from config classes: every field is a flag, written with `_` or `-`."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from simple_parsing import ArgumentParser, DashVariant
 
+from sae_lens_crosscoder.integrity import blaming, read_sealed
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 T = TypeVar("T")
@@ -38,7 +38,9 @@ def read_runner_config(path: str) -> CrosscoderRunnerConfig:
     file = Path(path, RUNNER_CFG_FILENAME) if Path(path).is_dir() else Path(path)
     if not file.exists():
         raise ValueError(f"There is no {file}: give a {RUNNER_CFG_FILENAME} that training wrote, or its folder.")
-    return CrosscoderRunnerConfig.from_dict(json.loads(file.read_text()))
+    fields = read_sealed(file)
+    with blaming(file):
+        return CrosscoderRunnerConfig.from_dict(fields)
 
 
 def train_config_class() -> type[CrosscoderRunnerConfig]:

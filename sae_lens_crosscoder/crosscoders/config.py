@@ -12,11 +12,13 @@ from sae_lens.saes.sae import SAEMetadata
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
+from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
+from sae_lens_crosscoder.integrity import SEAL
 from sae_lens_crosscoder.stacking import StackedLayout
 
 HOST_NORMALISERS = ("none", "expected_average_only_in")
-# What SAELens's own loaders add to a config they read; it means nothing for a crosscoder.
-HOST_KEYS = ("finetuning_scaling_factor",)
+# What SAELens's own loaders add to a config they read, and the checksums that only `slc.load` reads.
+_BESIDE_FIELDS = ("finetuning_scaling_factor", CROSSCODER_SHA256, SEAL)
 
 
 def _numbers(kind: type) -> Any:
@@ -122,7 +124,7 @@ def resolve_widths(d_model: int | None, d_models: Any, d_in: int) -> tuple[int, 
 
 def refuse_unknown_keys(config_dict: Mapping[str, Any], cls: type) -> None:
     """Raise on a key that `cls` has no field for, and name the nearest field."""
-    known = {known_field.name for known_field in fields(cls)} | {"architecture", *HOST_KEYS}
+    known = {known_field.name for known_field in fields(cls)} | {"architecture", *_BESIDE_FIELDS}
     for key in config_dict:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

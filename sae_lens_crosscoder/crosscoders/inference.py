@@ -4,6 +4,7 @@ import math
 from abc import ABC
 from dataclasses import dataclass, fields
 from itertools import chain
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.crosscoders.screening import pairs_above, screening_precision
+from sae_lens_crosscoder.crosscoders.sealing import seal_folder
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 
 
@@ -105,6 +107,13 @@ class InferenceCrosscoder(CrosscoderViews):
         precision = "float32" if is_half else screening_precision("auto", sae_in.device)
         pairs, pre = pairs_above(sae_in, self.W_enc, self.b_enc, self.thresholds, precision)
         return pairs.as_tensor(pre)
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """SAELens's folder, with checksums in its config."""
+        weights_path, cfg_path = super().save_model(path)
+        seal_folder(weights_path, cfg_path)
+        return weights_path, cfg_path
 
     def to_jumprelu_sae(self) -> JumpReLUSAE:
         """The same function as a plain SAELens `jumprelu` SAE of the stack, for people without this package.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +20,7 @@ from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.initialisation import Initialisation, geometric_median, initial_decoder
 from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
 from sae_lens_crosscoder.crosscoders.screening import ScreeningChoice
+from sae_lens_crosscoder.crosscoders.sealing import seal_folder
 from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -209,6 +211,13 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         state_dict["W_enc"] = state_dict["W_enc"].contiguous()  # safetensors keeps no views
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """SAELens's folder of the inference crosscoder, with checksums in its config."""
+        weights_path, cfg_path = super().save_inference_model(path)
+        seal_folder(weights_path, cfg_path)
+        return weights_path, cfg_path
 
     @override
     @torch.no_grad()

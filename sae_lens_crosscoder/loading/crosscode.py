@@ -57,12 +57,19 @@ def _read(
         format=format,
         weights=weights,
         layout=layout,
-        hook_name=file.settings.get("hook_point", HOOK),
+        hook_name=_hook_name(file),
         dropped_tokens=dropped_tokens,
         scales=scales,
         assumptions=assumptions,
         details={},
     )
+
+
+def _hook_name(file: ForeignFile) -> str:
+    name = file.settings.get("hook_point", HOOK)
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) < 200:
+        raise ValueError(f"The config beside {file.path} says hook_point={name!r:.80}, which is no hook's name.")
+    return name
 
 
 def _require_relu(file: ForeignFile, options: ForeignOptions) -> None:
@@ -71,7 +78,9 @@ def _require_relu(file: ForeignFile, options: ForeignOptions) -> None:
     activation = file.settings.get("activation_fn")
     name = activation.get("classname") if isinstance(activation, dict) else activation
     if name is not None and str(name).lower().removesuffix("activation") != "relu":
-        raise ValueError(f"The config beside {file.path} names the activation {name}: only ReLU can be converted.")
+        raise ValueError(
+            f"The config beside {file.path} names the activation {name!s:.80}: only ReLU can be converted."
+        )
 
 
 def _weights(file: ForeignFile) -> tuple[StackedLayout, Weights]:

@@ -23,6 +23,7 @@ from sae_lens_crosscoder.loading.foreign import (
     require_pair,
     require_shapes,
     require_tensors,
+    scalar,
 )
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -55,7 +56,7 @@ def read_dictionary_learning(file: ForeignFile, options: ForeignOptions) -> Fore
         weights=weights,
         layout=layout,
         # Their layer n is the output of block n, counted from 0.
-        hook_name=f"blocks.{file.settings.get('layer', PAPER_LAYER)}.hook_resid_post",
+        hook_name=f"blocks.{_layer(file)}.hook_resid_post",
         model_names=PAPER_MODELS if is_of_paper else None,
         dropped_tokens="none (BOS and chat template were kept)",
         score_norm=score_norm,
@@ -63,8 +64,22 @@ def read_dictionary_learning(file: ForeignFile, options: ForeignOptions) -> Fore
         scales=scales,
         means=means,
         assumptions=assumptions,
-        details={"k": int(file.tensors["k"])} if "k" in file.tensors else {},
+        details={"k": _whole_number(file, "k")} if "k" in file.tensors else {},
     )
+
+
+def _whole_number(file: ForeignFile, name: str) -> int:
+    value = scalar(file, name)
+    if not value.is_integer():
+        raise ValueError(f"{file.path}: {name} is {value:g}, but it must be a whole number.")
+    return int(value)
+
+
+def _layer(file: ForeignFile) -> int:
+    layer = file.settings.get("layer", PAPER_LAYER)
+    if type(layer) is not int or not 0 <= layer < 10_000:
+        raise ValueError(f"The config beside {file.path} says layer={layer!r:.80}, which is no layer of a model.")
+    return layer
 
 
 def _weights(file: ForeignFile, assumptions: list[str]) -> tuple[StackedLayout, Weights]:
@@ -95,7 +110,7 @@ def _weights(file: ForeignFile, assumptions: list[str]) -> tuple[StackedLayout, 
 
 def _score_norm(file: ForeignFile, assumptions: list[str]) -> Score:
     tensors = file.tensors
-    norm_id = int(tensors["code_normalization_id"]) if "code_normalization_id" in tensors else None
+    norm_id = _whole_number(file, "code_normalization_id") if "code_normalization_id" in tensors else None
     if norm_id == DECOUPLED_ID or tensors.get("threshold", torch.zeros(())).numel() > 1:
         raise ValueError(
             f"{file.path} is a decoupled crosscoder (code_normalization_id 5): its latents have an activation and a "
@@ -124,7 +139,7 @@ def _theta(file: ForeignFile, options: ForeignOptions, assumptions: list[str]) -
         if not is_batchtopk:
             raise ValueError(f"{file.path} has no threshold: it is an L1 crosscoder, for which theta means nothing.")
         return options.theta
-    theta = float(tensors["threshold"]) if "threshold" in tensors else math.nan
+    theta = scalar(file, "threshold")
     if not is_batchtopk:
         return None
     if 0 <= theta < math.inf:
@@ -160,7 +175,8 @@ def _normaliser(
         raise ValueError(
             f"{file.path} has half a normaliser: activation_mean and activation_global_scale must be whole."
         )
-    require_shapes(file, {"activation_mean": (tuple(mean.shape), shape)})
+    found = {name: tuple(tensor.shape) for name, tensor in (("mean", mean), ("std", std)) if tensor is not None}
+    require_shapes(file, {f"activation_{name}": (shape_found, shape) for name, shape_found in found.items()})
     if scale.shape not in ((), (layout.n_models,)):
         raise ValueError(
             f"{file.path}: activation_global_scale has shape {tuple(scale.shape)}, but only one factor, or one per "
@@ -178,7 +194,7 @@ def _refuse_per_coordinate(file: ForeignFile, std: Tensor, scale: Tensor) -> Non
             f"{file.path}: activation_mean is set but activation_std is NaN, for which the authors' code does not "
             "normalise at all. Set both, or make both NaN."
         )
-    rms = float(file.tensors.get("target_rms", torch.ones(())))
+    rms = scalar(file, "target_rms", default=1.0)
     of_variances = rms / std.double().square().sum().sqrt().item()
     left_at_one = bool((scale == 1).all()) and not math.isclose(of_variances, 1, rel_tol=1e-3)
     in_coordinates = left_at_one and not torch.allclose(std, torch.ones_like(std), atol=1e-3)

@@ -1,5 +1,6 @@
 """What every converter of other people's crosscoders shares: what they read, and the canonical form of it."""
 
+import math
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales, fold_scores
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig, ReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
+from sae_lens_crosscoder.integrity import listed
 from sae_lens_crosscoder.stacking import StackedLayout
 
 ForeignFormat = Literal["dictionary_learning", "kissane", "crosscode"]
@@ -91,7 +93,7 @@ def canonical_state(
     `score_norm`, and its threshold becomes one per latent, so that the same latents are on.
     """
     layout, weights = foreign.layout, foreign.weights
-    norms = score_norms(weights.W_dec, layout, "sum")
+    norms = _norms(weights, layout, "sum")
     folded = fold_scores(weights, norms)
     if foreign.scales is not None:
         scales = torch.tensor(foreign.scales, dtype=torch.float64)
@@ -100,9 +102,14 @@ def canonical_state(
     cfg_class = ReLUCrosscoderConfig
     if foreign.theta is not None:
         cfg_class = JumpReLUCrosscoderConfig
-        own = score_norms(weights.W_dec, layout, foreign.score_norm)
+        own = _norms(weights, layout, foreign.score_norm)
         # A latent that writes nothing was folded to silence: any threshold keeps it so.
         state["threshold"] = foreign.theta * torch.where(norms > 0, norms / own, torch.ones_like(norms))
+    if not all(bool(tensor.isfinite().all()) for tensor in (norms, *state.values())):
+        raise ValueError(
+            f"The numbers of this crosscoder ({foreign.format}) are too large to be folded into canonical form: they "
+            "would become infinite. The file is damaged, or must be loaded with dtype='float64'."
+        )
     means = None if foreign.means is None else [mean.tolist() for mean in layout.split(foreign.means)]
     cfg = cfg_class(
         d_models=layout.d_models,
@@ -114,6 +121,11 @@ def canonical_state(
         metadata=SAEMetadata(**_metadata(foreign, options)),
     )
     return cfg.to_dict(), state
+
+
+def _norms(weights: Weights, layout: StackedLayout, score: Score) -> Float[Tensor, " d_sae"]:
+    """In float64 meanwhile, in which no square of theirs is lost."""
+    return score_norms(weights.W_dec.double(), layout, score).to(weights.W_dec)
 
 
 def _metadata(foreign: ForeignCrosscoder, options: ForeignOptions) -> dict[str, Any]:
@@ -143,21 +155,24 @@ def state_assumptions(cfg: dict[str, Any], path: Path) -> None:
 def require_tensors(
     file: ForeignFile, required: tuple[str, ...], optional: tuple[str, ...] = (), may_be_nan: tuple[str, ...] = ()
 ) -> None:
-    """Raise a ValueError if a tensor is missing, unknown, or not finite."""
+    """Raise a ValueError if a tensor is missing, unknown, of another kind of number, or not finite."""
     missing = [name for name in required if name not in file.tensors]
     if missing:
         raise ValueError(
             f"{file.path} is only part of a crosscoder: it has no {', '.join(missing)}. It holds "
-            f"{', '.join(sorted(file.tensors))}; get the whole file."
+            f"{listed(file.tensors)}; get the whole file."
         )
     unknown = sorted(set(file.tensors) - {*required, *optional})
     if unknown:
         raise ValueError(
-            f"{file.path} has tensors that this converter does not know, {', '.join(unknown)}: what they change would "
+            f"{file.path} has tensors that this converter does not know, {listed(unknown)}: what they change would "
             "be lost without a word. It may be another kind of dictionary, or newer than this package."
         )
     for name, tensor in file.tensors.items():
-        if name not in may_be_nan and not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point() and (name in required or tensor.is_complex() or tensor.dtype == torch.bool):
+            raise ValueError(f"{file.path}: {name} holds {tensor.dtype}, which no crosscoder's does.")
+        allowed = ~tensor.isinf() if name in may_be_nan else tensor.isfinite()
+        if not bool(allowed.all()):
             raise ValueError(f"{file.path}: {name} holds NaN or infinite numbers, so the file is damaged.")
 
 
@@ -169,6 +184,16 @@ def require_shapes(file: ForeignFile, shapes: dict[str, tuple[tuple[int, ...], t
                 f"{file.path}: {name} has shape {found}, but the other tensors ask for {expected}. The file is damaged "
                 "or mixes two crosscoders."
             )
+
+
+def scalar(file: ForeignFile, name: str, default: float = math.nan) -> float:
+    """The one number of a tensor; `default` without the tensor."""
+    tensor = file.tensors.get(name)
+    if tensor is None:
+        return default
+    if tensor.numel() != 1:
+        raise ValueError(f"{file.path}: {name} has shape {tuple(tensor.shape)}, but it must be one number.")
+    return float(tensor)
 
 
 def require_pair(file: ForeignFile, n_models: int) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae_lens_crosscoder.integrity import blaming, read_table
+
 # Ours -> theirs: the paper's `feature_df.csv`, then the later toolkit's; the first one present is taken.
 _COLUMNS = {
     "dec_norm_base": ("dec_base_norm",),
@@ -37,15 +39,23 @@ def read_foreign_latents(path: str | Path) -> pd.DataFrame:
     their names. The index is the latent.
 
     Raises:
-        ValueError: for a table without `dec_norm_diff`, one whose direction its own norms contradict, tags that are
-            not known, or an index that does not count latents.
+        ValueError: for a table without `dec_norm_diff`, one whose direction its own norms contradict, values that
+            are no numbers or outside their range, tags that are not known, or an index that does not count latents.
     """
     path = Path(path)
-    theirs = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, index_col=0)
+    theirs = read_table(path)
+    with blaming(path):
+        return _with_our_columns(theirs, path)
+
+
+def _with_our_columns(theirs: pd.DataFrame, path: Path) -> pd.DataFrame:
     if "dec_norm_diff" not in theirs:
         raise ValueError(f"{path} is no latent table of the paper's authors: it has no column dec_norm_diff.")
     if not pd.api.types.is_integer_dtype(theirs.index) or not theirs.index.is_unique:
         raise ValueError(f"The first column of {path} must hold every latent's number, each once.")
+    differences = theirs["dec_norm_diff"]
+    if not pd.api.types.is_numeric_dtype(differences) or not differences.dropna().between(0, 1).all():
+        raise ValueError("dec_norm_diff must hold numbers between 0 and 1, or nothing for a latent without norms.")
     present = {name: next((c for c in candidates if c in theirs), None) for name, candidates in _COLUMNS.items()}
     table = theirs.rename(columns={column: name for name, column in present.items() if column is not None})
     table.insert(0, "delta_norm", 1 - table.pop("dec_norm_diff"))

@@ -1,6 +1,5 @@
 """Reads saved crosscoders, ours and other people's, from a folder or the Hub."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
-from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.util import str_to_dtype
-from safetensors import safe_open
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.integrity import listed
 from sae_lens_crosscoder.loading.crosscode import TENSORS as CROSSCODE_TENSORS
 from sae_lens_crosscoder.loading.crosscode import read_crosscode, read_kissane
 from sae_lens_crosscoder.loading.dictionary_learning import MAIN_TENSORS, read_dictionary_learning
@@ -27,6 +23,7 @@ from sae_lens_crosscoder.loading.foreign import (
     canonical_state,
     state_assumptions,
 )
+from sae_lens_crosscoder.loading.own import read_own
 
 CONVERTERS = {
     "dictionary_learning": read_dictionary_learning,
@@ -125,8 +122,7 @@ def _read(
                 f"{path} has none of the files that other people's crosscoders have ({', '.join(WEIGHTS_NAMES)}); "
                 f"for a crosscoder of this package {', '.join(options.given)} would change what it was trained on."
             )
-        _require_own(path)
-        return sae_lens_disk_loader(path, device, cfg_overrides)
+        return read_own(path, device, cfg_overrides)
     overrides = cfg_overrides or {}
     file = read_foreign_file(weights_path, str_to_dtype(overrides.get("dtype", "float32")))
     cfg, state = canonical_state(CONVERTERS[options.format or _recognise(file)](file, options), options)
@@ -141,37 +137,15 @@ def _recognise(file: ForeignFile) -> ForeignFormat:
         # The same tensors; but those of Kissane et al. were saved before their scales were folded in.
         return "kissane" if file.path.name == "cc_weights.pt" else "crosscode"
     raise ValueError(
-        f"{file.path} is in no layout known here: it holds {', '.join(sorted(file.tensors)) or 'nothing'}. Known are "
+        f"{file.path} is in no layout known here: it holds {listed(file.tensors) or 'nothing'}. Known are "
         f"dictionary_learning ({', '.join(MAIN_TENSORS)}), kissane and crosscode ({', '.join(CROSSCODE_TENSORS)})."
     )
 
 
-def _require_own(folder: Path) -> None:
-    """Raise unless `folder` holds an inference crosscoder of this package."""
-    cfg_path, weights_path = folder / SAE_CFG_FILENAME, folder / SAE_WEIGHTS_FILENAME
-    for path in (cfg_path, weights_path):
-        if not path.exists():
-            raise ValueError(
-                f"{folder} is not a crosscoder folder: it has no {path.name}, nor anybody else's "
-                f"{', '.join(WEIGHTS_NAMES)}."
-            )
-    cfg: dict[str, Any] = json.loads(cfg_path.read_text())
-    architecture = cfg.get("architecture")
-    with safe_open(weights_path, framework="pt") as weights:
-        if "input_scales" in weights.keys():  # noqa: SIM118  (not a dict)
-            raise ValueError(
-                f"{folder} is a training checkpoint ({architecture}). Resume it with resume_from_checkpoint, or save "
-                "the inference crosscoder with save_inference_model(path) and load that."
-            )
-    sae_class, cfg_class = SAE_CLASS_REGISTRY.get(str(architecture), (None, None))
-    if sae_class is None or cfg_class is None or not issubclass(sae_class, InferenceCrosscoder):
-        raise ValueError(f"{folder} holds a {architecture!r}, which is no crosscoder; SAE.load_from_disk may read it.")
-    refuse_unknown_keys(cfg, cfg_class)
-
-
 def _download(hub_id: str, force_download: bool = False) -> Path:
     parts = hub_id.split("/")
-    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
+    # A wildcard would download whatever it fits, a backslash leads out of the folder on Windows.
+    if len(parts) < 2 or any(part in ("", ".", "..") or set(part) & set("*?[]\\\0") for part in parts):
         raise ValueError(
             f"{hub_id!r} is neither a folder here nor a Hub id: a Hub id reads 'owner/name' or 'owner/name/folder'."
         )

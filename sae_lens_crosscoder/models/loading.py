@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from sae_lens.load_model import load_model as load_host_model
 from sae_lens.util import str_to_dtype
 from torch import nn
+from transformer_lens.loading_from_pretrained import NEED_REMOTE_CODE_MODELS, get_official_model_name
 
 from sae_lens_crosscoder.models.tiny import TINY_MODELS, load_tiny_model, tiny_tokenizer
 
@@ -33,9 +35,13 @@ def load_model(
     if jitter:
         return jittered(load_model(name, device, dtype, model_class_name, model_from_pretrained_kwargs), jitter)
     refuse_unloadable(name, model_class_name)
+    if model_from_pretrained_kwargs.get("trust_remote_code"):
+        raise ValueError(f"trust_remote_code=True would run code that comes with {name!r}; it is not supported.")
     if name in TINY_MODELS:
         return load_tiny_model(name, device=device, dtype=dtype)
     kwargs: dict[str, Any] = {"dtype": str_to_dtype(dtype), **model_from_pretrained_kwargs}
+    if model_class_name == "AutoModelForCausalLM":
+        kwargs["trust_remote_code"] = False  # left open, transformers asks whoever sits at the terminal
     if model_class_name == "TransformerBridge":
         from transformer_lens.model_bridge import TransformerBridge
 
@@ -52,10 +58,8 @@ def load_tokenizer(name: str, model_class_name: str) -> Any:
     from transformers import AutoTokenizer
 
     if model_class_name == "HookedTransformer":
-        from transformer_lens.loading_from_pretrained import get_official_model_name
-
         name = get_official_model_name(name)  # which has short names of its own for models on the Hub
-    return AutoTokenizer.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def without_jitter(name: str) -> tuple[str, float]:
@@ -74,11 +78,22 @@ def refuse_unloadable(name: str, model_class_name: str) -> None:
         raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
     if name.startswith("tiny-") and name not in TINY_MODELS:
         raise ValueError(f"There is no built-in model {name!r}: those are {', '.join(TINY_MODELS)}.")
+    if model_class_name == "HookedTransformer" and _host_runs_code_of(name):
+        raise ValueError(
+            f"HookedTransformer runs code that comes with {name!r} (it sets trust_remote_code=True for it). Say "
+            "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM', which run none."
+        )
     if model_class_name == "HookedTransformer" and name not in TINY_MODELS and os.path.isdir(name):
         raise ValueError(
             f"HookedTransformer loads models by their Hub name only, and {name!r} is a local folder. Say "
             "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM'."
         )
+
+
+def _host_runs_code_of(name: str) -> bool:
+    with suppress(ValueError):  # a name that TransformerLens does not know, as it will say itself
+        return get_official_model_name(name).startswith(NEED_REMOTE_CODE_MODELS)
+    return False
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from sae_lens.util import temporary_seed
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
+from sae_lens_crosscoder.integrity import seal
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.checkpoints import (
@@ -180,7 +181,7 @@ class CrosscoderTrainingRunner(RunData):
             self._write_config(checkpoint_path)
 
     def _write_config(self, folder: Path) -> None:
-        (folder / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict(), indent=1))
+        (folder / RUNNER_CFG_FILENAME).write_text(json.dumps(seal(self.cfg.to_dict()), indent=1))
 
     def _resume(self, checkpoint: Path) -> None:
         for name, trainer in self.trainers.items():

@@ -11,11 +11,14 @@ import simple_parsing
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from sae_lens.config import dict_field
+from sae_lens.registry import get_sae_training_class
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.mix import DataMix, MixSource
 from sae_lens_crosscoder.activations.packing import PackingRule
 from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
+from sae_lens_crosscoder.integrity import SEAL, refuse_as_folder_name
+from sae_lens_crosscoder.keys import refuse_keys
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig, default_dead_feature_window
 
 _BATCHES_IN_BUFFER = 16
@@ -36,12 +39,14 @@ def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
             raise ValueError(
                 f"The mix is no JSON ({error}): give its fields, or the name of a file of them."
             ) from error
-    assert isinstance(given, Mapping)
+    sources: Any = given.get("sources") if isinstance(given, Mapping) else None
+    if not isinstance(sources, list) or not all(isinstance(source, Mapping) for source in sources):
+        raise ValueError(f"A mix has a list of sources, each with its fields by name, unlike {given!r:.200}.")
     refuse_unknown_keys(given, DataMix)
-    sources: list[Any] = given.get("sources", [])
     for source in sources:
         refuse_unknown_keys(source, MixSource)
-    fields: dict[str, Any] = {**given, "sources": [MixSource(**source) for source in sources]}
+    settings: list[dict[str, Any]] = [{"path": "", **source} for source in sources]
+    fields: dict[str, Any] = {**given, "sources": [MixSource(**each) for each in settings]}
     return DataMix(**fields)
 
 
@@ -111,6 +116,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         if self.saes is not None:
             if not self.saes:
                 raise ValueError("saes is empty: name at least one crosscoder.")
+            for name in self.saes:
+                refuse_as_folder_name(name, "saes")
             # SAELens's own code reads cfg.sae for the stacked width and the run's name.
             self.sae = next(iter(self.saes.values()))
         self.mix = mix_from(self.mix)
@@ -119,6 +126,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         if self.prefetch_llm_batches is None:
             self.prefetch_llm_batches = self._has_a_device_for_the_models  # pyright: ignore[reportIncompatibleVariableOverride]
         super().__post_init__()
+        refuse_keys(self.to_dict())
 
     @property
     def _has_a_device_for_the_models(self) -> bool:
@@ -184,14 +192,14 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     @override
     def from_dict(cls, cfg_dict: dict[str, Any]) -> "CrosscoderRunnerConfig":
         """The inverse of `to_dict`; an unknown key is an error."""
-        cfg_dict = {key: value for key, value in cfg_dict.items() if key != "tokens_per_buffer"}
+        cfg_dict = {key: value for key, value in cfg_dict.items() if key not in ("tokens_per_buffer", SEAL)}
         refuse_unknown_keys(cfg_dict, cls)
         saes: Mapping[str, Any] | None = cfg_dict.get("saes")
         if saes is not None:
-            cfg_dict["saes"] = {name: TrainingSAEConfig.from_dict(cfg) for name, cfg in saes.items()}
+            cfg_dict["saes"] = {name: _crosscoder_config(cfg) for name, cfg in saes.items()}
             cfg_dict["sae"] = None
         elif cfg_dict.get("sae") is not None:
-            cfg_dict["sae"] = TrainingSAEConfig.from_dict(cfg_dict["sae"])
+            cfg_dict["sae"] = _crosscoder_config(cfg_dict["sae"])
         if "seqpos_slice" in cfg_dict:
             cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])  # JSON knows no tuples
         if isinstance(cfg_dict.get("logger"), dict):
@@ -200,6 +208,11 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         # The constructor appends a random id, which a config that was written out already has.
         cfg.checkpoint_path = cfg_dict.get("checkpoint_path", cfg.checkpoint_path)
         return cfg
+
+
+def _crosscoder_config(fields: dict[str, Any]) -> TrainingSAEConfig:
+    """By the class of its own architecture, as `TrainingSAEConfig.from_dict` drops what that class refuses."""
+    return get_sae_training_class(fields["architecture"])[1].from_dict(fields)
 
 
 def _same_device(first: str, second: str) -> bool:

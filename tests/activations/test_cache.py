@@ -13,6 +13,7 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations import caching
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.shards import CacheManifest
+from sae_lens_crosscoder.integrity import read_sealed, seal
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
@@ -154,7 +155,7 @@ class TestDamage:
         with pytest.raises(ValueError, match="is no activation cache"):
             slc.ActivationCache(tmp_path / "empty")
         manifest = written.path / "manifest.json"
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 99}))
+        manifest.write_text(json.dumps(seal(read_sealed(manifest) | {"format_version": 99})))
         with pytest.raises(ValueError, match="format_version=99, but this version reads 1"):
             slc.ActivationCache(written.path)
 

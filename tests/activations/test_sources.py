@@ -26,6 +26,14 @@ def test_no_row_is_lost_or_shared_when_nothing_is_held_out():
     assert list(held_out) == []
 
 
+def test_a_dataset_that_saelens_has_trained_on_can_be_trained_on():
+    rows = Dataset.from_dict({"tokens": [[1], [2]], "kind": [[0], [0]]})
+    rows.set_format("torch", columns=["tokens"])
+    train, held_out = hold_out(rows, 1)
+    assert [row["tokens"] for row in train] == [[2]]
+    assert [row["tokens"] for row in held_out] == [[1]]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("n_rows", "n_held_out", "message"),

@@ -211,3 +211,17 @@ def test_the_latent_of_a_concept_is_chosen_on_one_half_and_scored_on_the_other()
     single = Contrast(prompts[0, :1], prompts[1, :1])
     with pytest.raises(ValueError, match="Concept 'alone' has 1 pair of prompts, but needs two"):
         concept_table(crosscoder, pair, table, {"alone": single})
+
+
+def test_of_latents_that_separate_equally_well_the_one_that_differs_most_carries_the_concept():
+    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
+    directions = torch.randn(3, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    crosscoder = relu_crosscoder(directions[[0, 0, 0]], d_models=(96, 96))
+    crosscoder.W_enc.data *= torch.tensor([1.0, 3.0, 2.0])  # the same latent at three sizes, so equally good
+    crosscoder.cfg.metadata.hook_name = TINY_HOOK
+    prompts = torch.randint(8, 100, (2, 10, 3), generator=torch.Generator().manual_seed(0)).flip(0)
+    table = slc.diagnose(crosscoder, pair, prompts.flatten(0, 1), min_active=1)
+    on, off = (crosscoder.encode(pair.activations(p, TINY_HOOK)[:5, 1]).mean(dim=0) for p in prompts)
+    assert on[0] > off[0]
+    found = concept_table(crosscoder, pair, table, {"concept": Contrast(*prompts)}).loc["concept"]
+    assert found.latent == 1

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations import checkpoint
 from sae_lens_crosscoder.activations.harvest import harvest
-from sae_lens_crosscoder.analysis import checkpoint, data_source
+from sae_lens_crosscoder.analysis import data_source
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder
 

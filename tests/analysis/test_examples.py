@@ -199,7 +199,7 @@ def test_reading_one_latent_reads_its_rows_only(crosscoder, pair, tmp_path, monk
     got = slc.read_examples(path)[4]
     assert [example.score for example in got.top] == [example.score for example in whole.top]
     slots, width = 4 + 3 * 2, 3 + 1 + 2
-    assert sum(n_read) == slots * (8 + width * (4 + 4 + 2 * 4)) + 8 + 4  # one latent, of the seven in the file
+    assert sum(n_read) == slots * (8 + width * (4 + 4 + 2 * 4)) + 8 + 4 + 32  # one latent, of the seven in the file
 
 
 def test_the_file_says_what_it_is_of_and_is_whole_or_absent(crosscoder, pair, tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def test_the_file_says_what_it_is_of_and_is_whole_or_absent(crosscoder, pair, tm
     def break_down(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("sae_lens_crosscoder.analysis.checkpoint.os.fsync", break_down)
+    monkeypatch.setattr("sae_lens_crosscoder.activations.checkpoint.os.fsync", break_down)
     with pytest.raises(OSError, match="disk full"):
         collect(crosscoder, pair, tmp_path, seed=6)
     assert examples.path.read_bytes() == before

@@ -91,10 +91,16 @@ class Case:
 @pytest.fixture(scope="package", params=["HookedTransformer", "TransformerBridge"])
 def case(request, tmp_path_factory):
     if request.param == "HookedTransformer":
-        pair = slc.HookedModelPair(*[random_hooked_transformer(D_MODEL, seed=seed) for seed in (1, 2)])
-    else:
-        folders = save_pair(tmp_path_factory.mktemp("models"), gemma2)
-        pair = slc.HookedModelPair.from_pretrained(*folders, model_class_name="TransformerBridge")
+        return hooked_case()
+    folders = save_pair(tmp_path_factory.mktemp("models"), gemma2)
+    return case_of(slc.HookedModelPair.from_pretrained(*folders, model_class_name="TransformerBridge"))
+
+
+def hooked_case():
+    return case_of(slc.HookedModelPair(*[random_hooked_transformer(D_MODEL, seed=seed) for seed in (1, 2)]))
+
+
+def case_of(pair):
     crosscoder = random_crosscoder((D_MODEL, D_MODEL), dtype="float32", threshold=0.1)
     with torch.no_grad():
         crosscoder.b_enc.copy_(0.3 * crosscoder.b_enc)

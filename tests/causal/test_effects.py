@@ -1,5 +1,6 @@
 """Laws of the causal experiment: KL against a loop, self-checks that must be 0, windows, intervals, latent sets."""
 
+import itertools
 import math
 from inspect import unwrap
 
@@ -8,18 +9,20 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.causal.effect_sums import EffectSums, token_of_turn
 from sae_lens_crosscoder.causal.effects import carried_energy
-from sae_lens_crosscoder.causal.kl_sums import KLSums, token_of_turn
 from sae_lens_crosscoder.causal.setups import (
     Setup,
     chat_leaning_halves,
     latent_setups,
     plain_setups,
     random_controls,
+    threshold_sets,
 )
 from sae_lens_crosscoder.models.tiny import dialogues
 from tests.causal.conftest import HOOK, LATENTS, random_crosscoder, thresholds
 from tests.crosscoders.conftest import as_lists
+from tests.models.small_models import random_hooked_transformer
 from tests.reference.causal import activations, edited
 
 WINDOWS = {"all": range(1, 99), "token 1": [1], "tokens 2-10": range(2, 11), "tokens 11+": range(11, 99)}
@@ -51,20 +54,30 @@ def edited_activation(case, how, models, start, latents=range(10)):
     return new
 
 
-def kl_by_loops(case, activation, response):
-    """Sums of KL per window and conversation, from one hook and one full forward pass."""
+def by_loops(case, activation, response):
+    """Sums of KL, loss and agreement per window and conversation, from one hook and one full forward pass."""
     chat, patched = case.pair.chat(case.tokens), case.logits(1, activation)
-    sums = {window: [0.0] * len(response) for window in WINDOWS}
+    sums = torch.zeros(3, len(WINDOWS), len(response), dtype=torch.float64)
     for c, row in enumerate(response.tolist()):
         place = 0
         for t, is_response in enumerate(row):
             place = place + 1 if is_response else 0
             if is_response:
                 p, q = chat[c, t - 1].double().softmax(-1), patched[c, t - 1].double().softmax(-1)
-                kl = (p * (p / q).log()).sum().item()
-                for window, places in WINDOWS.items():
-                    sums[window][c] += kl if place in places else 0.0
-    return torch.tensor([sums[window] for window in WINDOWS], dtype=torch.float64)
+                kl, loss = (p * (p / q).log()).sum().item(), -math.log(q[case.tokens[c, t]])
+                for w, places in enumerate(WINDOWS.values()):
+                    if place in places:
+                        sums[:, w, c] += torch.tensor([kl, loss, float(p.argmax() == q.argmax())])
+    return sums
+
+
+def kl_by_loops(case, activation, response):
+    return by_loops(case, activation, response)[0]
+
+
+def per_token(kl):
+    """What is measured at every token, where only its KL matters."""
+    return torch.stack([kl, torch.zeros_like(kl), torch.zeros_like(kl)])
 
 
 def run(case, response, setups, **kwargs):
@@ -83,28 +96,30 @@ class TestAgainstHooksByHand:
             "template": torch.where(template[..., None], chat, base),
         }
         assert [setup.name for setup in sums.setups] == list(activations)
-        for total, activation in zip(sums.totals, activations.values(), strict=True):
-            torch.testing.assert_close(total, kl_by_loops(case, activation, response), rtol=1e-4, atol=1e-6)
+        for s, activation in enumerate(activations.values()):
+            torch.testing.assert_close(sums.totals[:, s], by_loops(case, activation, response), rtol=1e-4, atol=1e-6)
+        agree = dict(zip(activations, sums.totals[2, :, 0].sum(dim=-1).tolist(), strict=True))
+        assert agree["chat"] == response.sum() > agree["none"]
 
     def test_sets_of_latents_in_both_variants(self, case, response):
         sums = run(case, response, latent_setups(case.crosscoder, {"mine": LATENTS}))
         assert [setup.variant for setup in sums.setups] == ["replace", "add"]
-        for total, how in zip(sums.totals, ("replace", "add"), strict=True):
+        for s, how in enumerate(("replace", "add")):
             activation = edited_activation(case, how, (0,), start=0, latents=LATENTS)
-            torch.testing.assert_close(total, kl_by_loops(case, activation, response), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(sums.totals[:, s], by_loops(case, activation, response), rtol=1e-4, atol=1e-6)
 
 
 class TestSelfChecks:
     def test_the_chat_models_own_activation_gives_zero_and_the_others_do_not(self, case, response):
         sums = run(case, response, plain_setups(case.crosscoder, has_template=False))
-        per_setup = dict(zip([setup.name for setup in sums.setups], sums.totals[:, 0].sum(dim=-1), strict=True))
+        per_setup = dict(zip([setup.name for setup in sums.setups], sums.totals[0, :, 0].sum(dim=-1), strict=True))
         assert abs(per_setup.pop("chat")) <= 1e-6
         assert min(per_setup.values()) > 1e-4
 
     def test_an_empty_set_is_none(self, case, response):
         sums = run(case, response, [Setup("none"), *latent_setups(case.crosscoder, {"empty": []})])
-        assert torch.equal(sums.totals[0], sums.totals[1])
-        assert torch.equal(sums.totals[0], sums.totals[2])
+        assert torch.equal(sums.totals[:, 0], sums.totals[:, 1])
+        assert torch.equal(sums.totals[:, 0], sums.totals[:, 2])
 
     @pytest.mark.parametrize(("everywhere", "twin"), [(True, "chat"), (False, "none")])
     def test_a_template_of_everything_is_the_chat_model_and_of_nothing_the_base_model(
@@ -113,7 +128,7 @@ class TestSelfChecks:
         setups = plain_setups(case.crosscoder, has_template=True)
         sums = run(case, response, setups, template=torch.full_like(response, everywhere))
         names = [setup.name for setup in setups]
-        assert torch.equal(sums.totals[names.index("template")], sums.totals[names.index(twin)])
+        assert torch.equal(sums.totals[:, names.index("template")], sums.totals[:, names.index(twin)])
 
     def test_batched_is_one_by_one(self, case, response):
         setups = plain_setups(case.crosscoder, has_template=False)
@@ -132,17 +147,17 @@ class TestSelfChecks:
 class TestWindowsAndIntervals:
     def test_windows_restart_at_every_turn_and_share_out_all_tokens(self, case, response):
         assert token_of_turn(response)[1].tolist() == [0, 0, 1, 2, 0, 1, 2, 3, 4, 0, 0, 0]
-        sums = KLSums([Setup("none")], response)
+        sums = EffectSums([Setup("none")], response)
         assert sums.n_tokens.tolist() == [[11, 6, 1], [1, 2, 1], [9, 4, 0], [1, 0, 0]]
-        sums.add(0, torch.tensor([1]), torch.arange(1.0, 7.0))
-        assert sums.totals[0, :, 1].tolist() == [21.0, 1.0 + 3.0, 2.0 + 4.0 + 5.0 + 6.0, 0.0]
+        sums.add(0, torch.tensor([1]), per_token(torch.arange(1.0, 7.0)))
+        assert sums.totals[0, 0, :, 1].tolist() == [21.0, 1.0 + 3.0, 2.0 + 4.0 + 5.0 + 6.0, 0.0]
 
     def test_means_are_per_token_and_reductions_are_paired(self):
         response = torch.tensor([[False] + [True] * 4, [False, True, False, False, False]] * 10)
-        sums = KLSums([Setup("none"), Setup("half")], response)
+        sums = EffectSums([Setup("none"), Setup("half")], response)
         kl = torch.rand(int(response.sum()), generator=torch.Generator().manual_seed(0))
         for index, factor in enumerate((1.0, 0.5)):
-            sums.add(index, torch.arange(20), factor * kl)
+            sums.add(index, torch.arange(20), per_token(factor * kl))
         table = sums.table().set_index(["setup", "window"])
         assert table.kl_nats["none", "all"] == pytest.approx(kl.mean().item(), rel=1e-5)
         assert table.kl_nats_low["none", "all"] < kl.mean().item() < table.kl_nats_high["none", "all"]
@@ -155,8 +170,8 @@ class TestWindowsAndIntervals:
         """The bootstrap's standard error of a mean of equal conversations is that of the conversations' means."""
         generator = torch.Generator().manual_seed(0)
         of_conversation = torch.rand(400, generator=generator)
-        sums = KLSums([Setup("none")], torch.tensor([[False, True, True]] * 400))
-        sums.add(0, torch.arange(400), of_conversation.repeat_interleave(2))
+        sums = EffectSums([Setup("none")], torch.tensor([[False, True, True]] * 400))
+        sums.add(0, torch.arange(400), per_token(of_conversation.repeat_interleave(2)))
         row = sums.table().query("window == 'all'").iloc[0]
         expected = 2 * 1.96 * of_conversation.std().item() / 20
         assert row.kl_nats_high - row.kl_nats_low == pytest.approx(expected, rel=0.1)
@@ -165,17 +180,61 @@ class TestWindowsAndIntervals:
         """With the same KL at every token there is nothing to be uncertain about, however long conversations are."""
         response = torch.arange(12)[None] < torch.arange(2, 12)[:, None]
         response[:, 0] = False
-        sums = KLSums([Setup("none")], response)
-        sums.add(0, torch.arange(10), torch.full((int(response.sum()),), 0.3))
+        sums = EffectSums([Setup("none")], response)
+        sums.add(0, torch.arange(10), per_token(torch.full((int(response.sum()),), 0.3)))
         row = sums.table().iloc[0]
         assert [row.kl_nats, row.kl_nats_low, row.kl_nats_high] == pytest.approx([0.3] * 3, abs=1e-6)
 
     def test_one_conversation_has_no_interval(self):
-        sums = KLSums([Setup("none")], torch.tensor([[False, True]]))
-        sums.add(0, torch.tensor([0]), torch.tensor([0.3]))
+        sums = EffectSums([Setup("none")], torch.tensor([[False, True]]))
+        sums.add(0, torch.tensor([0]), per_token(torch.tensor([0.3])))
         row = sums.table().iloc[0]
         assert row.kl_nats == pytest.approx(0.3)
         assert math.isnan(row.kl_nats_low)
+
+
+class TestContrasts:
+    """Two setups, 12 conversations of 3 tokens: how far apart their KL is, and whether that may be chance."""
+
+    @pytest.fixture
+    def differences(self):
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(12, generator=generator) + 0.6
+
+    def sums(self, differences):
+        response = torch.tensor([[False, True, True, True]] * len(differences))
+        sums = EffectSums([Setup(name, variant="add") for name in ("worse", "better", "same")], response)
+        for s, shift in enumerate((differences, torch.zeros(len(differences)), torch.zeros(len(differences)))):
+            sums.add(s, torch.arange(len(differences)), per_token((5.0 + shift).repeat_interleave(3)))
+        return sums
+
+    def test_differences_and_p_values_are_those_of_all_exchanges(self, differences):
+        table = self.sums(differences).contrasts([("worse", "better"), ("better", "worse")], n_resamples=20000)
+        row, mirrored = (table[(table.setup == name) & (table.window == "all")].iloc[0] for name in ("worse", "better"))
+        means = [
+            abs(sum(sign * value for sign, value in zip(signs, differences.tolist(), strict=True)))
+            for signs in itertools.product((1, -1), repeat=len(differences))
+        ]
+        exact = sum(mean >= means[0] - 1e-9 for mean in means) / len(means)
+        assert 0.005 < exact < 0.2
+        assert row.p_value == mirrored.p_value == pytest.approx(exact, abs=0.01)
+        assert row.kl_nats_difference == pytest.approx(differences.mean().item(), abs=1e-5)
+        assert row.kl_nats_difference_low == pytest.approx(-mirrored.kl_nats_difference_high)
+        width = row.kl_nats_difference_high - row.kl_nats_difference_low
+        assert width == pytest.approx(2 * 1.96 * differences.std(correction=0).item() / 12**0.5, rel=0.1)
+        assert set(zip(table.against, table.variant, strict=True)) == {("better", "add"), ("worse", "add")}
+        assert math.isnan(table[table.window == "tokens 11+"].p_value.iloc[0])
+
+    def test_what_is_the_same_is_no_difference(self, differences):
+        row = self.sums(differences).contrasts([("better", "same")]).iloc[0]
+        assert (row.kl_nats_difference, row.p_value) == (0.0, 1.0)
+
+    def test_a_setup_that_was_not_measured_is_left_out(self, differences):
+        assert len(self.sums(differences).contrasts()) == 0
+
+    def test_a_table_without_its_sums_is_refused(self):
+        with pytest.raises(ValueError, match="give the table of causal_effects"):
+            slc.effect_contrasts(pd.DataFrame({"setup": ["none"]}))
 
 
 class TestChoices:
@@ -212,6 +271,12 @@ class TestChoices:
     def test_a_pool_too_small_to_halve_is_refused(self, table):
         with pytest.raises(ValueError, match="Of the 1 most chat-leaning latents 1 are left"):
             chat_leaning_halves(table, pool_size=1)
+
+    def test_thresholds_choose_living_latents_and_leave_out_what_nothing_meets(self):
+        labels, verdicts = ["chat_only"] * 3 + ["shared"], ["chat_specific", "complete_shrinkage", "dead", "shared"]
+        table = pd.DataFrame({"label": labels, "verdict": verdicts, "dead": [False, False, True, False]})
+        assert threshold_sets(table) == {"chat_only": [0, 1], "chat_specific": [0]}
+        assert threshold_sets(table.loc[[1, 3]]) == {"chat_only": [1]}
 
     def test_energy_is_that_of_what_a_latent_carries_over(self, case):
         weights = as_lists(case.crosscoder)
@@ -271,7 +336,8 @@ class TestTheTinyPair:
     def test_carrying_over_the_whole_difference_makes_the_base_model_the_chat_model(self, conversations):
         pair, tokens, response, template = conversations
         crosscoder = self.difference_crosscoder()
-        table = pd.DataFrame({"delta_norm": 1.0, "nu_error": 0.0, "nu_reconstruction": 0.0, "dead": False}, range(192))
+        columns = {"label": "chat_only", "verdict": "chat_specific", "dead": False}
+        table = pd.DataFrame({"delta_norm": 1.0, "nu_error": 0.0, "nu_reconstruction": 0.0, **columns}, range(192))
         effects = slc.causal_effects(
             pair, crosscoder, tokens, response, table, template=template, sets={"whole": range(192)}, pool_size=96
         )
@@ -279,11 +345,16 @@ class TestTheTinyPair:
         assert kl["chat", ""] == pytest.approx(0, abs=1e-6)
         for variant in ("replace", "add"):  # which are the same where the base model is not written to
             assert kl["whole", variant] == pytest.approx(0, abs=1e-5)
+            assert kl["chat_only", variant] == kl["chat_specific", variant] == kl["whole", variant]
             assert 0 < kl["random_same_number", variant] < kl["none", ""]
         assert kl["error", "replace"] == pytest.approx(kl["none", ""], rel=1e-3)
         assert kl["none", ""] > 0.3
         assert set(effects.window) == set(WINDOWS)
-        assert effects.attrs["kl_sums"].totals.shape == (len(kl), 4, 6)
+        assert effects.attrs["sums"].totals.shape == (3, len(kl), 4, 6)
+        contrasts = slc.effect_contrasts(effects).query("window == 'all'").set_index(["setup", "against", "variant"])
+        apart = kl["top_nu", "add"] - kl["random_same_number", "add"]
+        assert contrasts.kl_nats_difference["top_nu", "random_same_number", "add"] == pytest.approx(apart)
+        assert len(contrasts) == 4 * 2
 
     def test_the_assistants_words_and_the_end_of_its_turn_are_scored(self, conversations):
         pair, tokens, response, _ = conversations
@@ -304,5 +375,10 @@ class TestRefusals:
                 unwrap(slc.kl_to_chat)(case.pair, case.crosscoder, case.tokens, wrong, [Setup("none")])
 
     def test_models_of_different_width(self, case, response):
+        pair = slc.HookedModelPair(random_hooked_transformer(3, seed=1), random_hooked_transformer(4, seed=2))
         with pytest.raises(ValueError, match=r"these models are \(3, 4\) wide"):
+            slc.kl_to_chat(pair, random_crosscoder((3, 4)), case.tokens, response, [Setup("none")])
+
+    def test_a_crosscoder_of_another_width(self, case, response):
+        with pytest.raises(ValueError, match=r"of widths \(3, 4\), but at .* the models are \(32, 32\) wide"):
             slc.kl_to_chat(case.pair, random_crosscoder((3, 4)), case.tokens, response, [Setup("none")])

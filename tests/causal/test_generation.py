@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.causal import patched_generation
 from sae_lens_crosscoder.models.tiny import dialogues
-from tests.causal.conftest import LATENTS, Case, random_crosscoder
-from tests.causal.test_patched import by_hand
+from tests.causal.conftest import HOOK, LATENTS, Case, random_crosscoder
+from tests.causal.test_patched import by_hand, hooks_of
 from tests.models.small_models import gemma2, random_hooked_transformer, save_pair
 
 ASKED = [messages[:1] for messages in dialogues(12, seed=3, split="held_out")]
@@ -75,6 +76,30 @@ class TestResponses:
             slc.generate_responses(pair, ASKED)
 
 
+class TestGivenResponses:
+    def test_masks_are_those_of_every_conversation_by_itself(self):
+        pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+        conversations = dialogues(20, seed=3, split="held_out")
+        given = slc.given_responses(pair, conversations)
+        assert len({len(messages) for messages in conversations}) == 2  # with one answer and with two
+        for row, messages in enumerate(conversations):
+            chat = slc.chat_tokens(pair.tokenizer, messages)
+            n = len(chat.input_ids)
+            assert given.tokens[row, :n].tolist() == chat.input_ids.tolist()
+            for mask in ("response", "template"):
+                assert getattr(given, mask)[row, :n].tolist() == getattr(chat, mask).tolist()
+                assert not getattr(given, mask)[row, n:].any()
+
+    @pytest.mark.parametrize(
+        ("conversations", "message"),
+        [([], "is empty"), (ASKED, "has no answer to score"), ([10 * dialogues(1, 0)[0]], "reads only 64: leave out")],
+    )
+    def test_refusals(self, conversations, message):
+        pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+        with pytest.raises(ValueError, match=message):
+            slc.given_responses(pair, conversations)
+
+
 class TestPatched:
     @pytest.mark.parametrize(("writer", "m"), [("base", 0), ("chat", 1)])
     @pytest.mark.parametrize("how", ["add", "ablate"])
@@ -97,6 +122,36 @@ class TestPatched:
         for row, ids in zip(written.tolist(), prompt.tolist(), strict=True):
             answer = greedy(model, ids, end, 6)
             assert row == answer + [end] * (len(row) - len(answer))
+
+    @pytest.mark.parametrize("read_by", ["own", "chat"])
+    def test_only_new_tokens_are_read_and_nested_patches_and_masks_of_the_prompt_hold(self, case, read_by):
+        prompt, marked = case.tokens[:, :5], torch.arange(5).expand(3, 5) > 2
+        lengths = []
+        with (
+            slc.patched(case.pair, case.crosscoder, LATENTS[:1], "ablate", coefficient=3.0, positions=marked),
+            slc.patched(case.pair, case.crosscoder, LATENTS[1:], "add", coefficient=3.0, read_by=read_by),
+            case.pair.hooks(fwd_hooks=[(HOOK, lambda value, hook: lengths.append(value.shape[1]))]),
+        ):
+            written = slc.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1)
+        assert lengths == [5, 1, 1, 1]
+        read = prompt
+        for _ in range(4):  # every token from full passes, with the mask as long as the tokens
+            mask = torch.cat([marked, torch.zeros(3, read.shape[1] - 5, dtype=torch.bool)], dim=1)
+            with (
+                slc.patched(case.pair, case.crosscoder, LATENTS[:1], "ablate", coefficient=3.0, positions=mask),
+                slc.patched(case.pair, case.crosscoder, LATENTS[1:], "add", coefficient=3.0, read_by=read_by),
+            ):
+                following = case.pair(read)[:, -1, 1].argmax(dim=-1)
+            read = torch.cat([read, following[:, None]], dim=1)
+        assert torch.equal(written, read[:, 5:])
+        assert hooks_of(case.pair) == []
+
+    def test_a_kind_of_model_without_such_a_cache_reads_everything_anew(self, case, monkeypatch):
+        prompt = case.tokens[:, :5]
+        with slc.patched(case.pair, case.crosscoder, LATENTS, "ablate", coefficient=3.0):
+            expected = slc.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1)
+            monkeypatch.setattr(patched_generation, "_remembering", lambda pair: None)
+            assert torch.equal(slc.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1), expected)
 
     def test_an_unknown_writer_is_refused(self, case):
         with pytest.raises(ValueError, match="writer='user' is not one of"):

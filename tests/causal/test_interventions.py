@@ -38,7 +38,7 @@ def loops(crosscoder, x, *args, **kwargs):
 
 
 class TestAgainstTheReference:
-    @pytest.mark.parametrize("how", ["replace", "add", "ablate", "scale", "steer"])
+    @pytest.mark.parametrize("how", ["replace", "add", "ablate", "scale", "steer", "reconstruct"])
     @pytest.mark.parametrize("model", MODELS)
     @pytest.mark.parametrize("coefficient", [1.0, -0.7])
     def test_every_intervention_is_what_its_formula_says(self, crosscoder, x, how, model, coefficient):
@@ -58,16 +58,32 @@ class TestAgainstTheReference:
     def test_models_of_different_width_can_be_ablated_scaled_and_steered(self):
         crosscoder = random_crosscoder((3, 4))
         x = stacked_activations(5, d_in=7)
-        for how, more in (("ablate", {}), ("scale", {"coefficient": 3.0}), ("steer", {"max_activation": MAX})):
+        cases = {"ablate": {}, "scale": {"coefficient": 3.0}, "steer": {"max_activation": MAX}, "reconstruct": {}}
+        for how, more in cases.items():
             edit = intervention(crosscoder, LATENTS, how, **more)
             torch.testing.assert_close(
                 apply(edit, x, crosscoder.layout), loops(crosscoder, x, LATENTS, how, (0, 1), **more)
             )
 
+    @pytest.mark.parametrize("how", ["replace", "ablate"])
+    def test_with_the_biases(self, crosscoder, x, how):
+        edit = intervention(crosscoder, LATENTS, how, coefficient=-0.7, with_bias=True)
+        models = (0,) if how == "replace" else (0, 1)
+        expected = loops(crosscoder, x, LATENTS, how, models, -0.7, with_bias=True)
+        torch.testing.assert_close(apply(edit, x, crosscoder.layout), expected)
+
     @pytest.mark.parametrize("kind", [torch.tensor, pd.Index, tuple])
     def test_latents_may_be_a_list_a_tensor_or_the_index_of_a_table(self, crosscoder, x, kind):
         expected = intervention(crosscoder, LATENTS, "add").deltas(x)[0]
         assert torch.equal(intervention(crosscoder, kind(LATENTS), "add").deltas(x)[0], expected)
+        empty = intervention(crosscoder, kind(LATENTS)[:0], "add").deltas(x)[0]
+        assert torch.equal(empty, torch.zeros_like(expected))
+
+    def test_maxima_may_be_a_column_of_a_table(self, crosscoder):
+        column = pd.Series({7: 2.0, 2: 0.5, 5: 3.0, 1: 9.0}, name="max_activation")
+        steered = intervention(crosscoder, LATENTS, "steer", max_activation=column[LATENTS]).deltas(None)
+        expected = intervention(crosscoder, LATENTS, "steer", max_activation=MAX).deltas(None)
+        assert all(torch.equal(a, b) for a, b in zip(steered, expected, strict=True))
 
 
 class TestLaws:
@@ -118,6 +134,12 @@ class TestLaws:
         scaled = apply(intervention(crosscoder, None, "scale", coefficient=0.0), x, crosscoder.layout)
         torch.testing.assert_close(ablated, scaled)
         torch.testing.assert_close(ablated, crosscoder.layout.stack(errors) + crosscoder.b_dec)
+        without_bias = apply(intervention(crosscoder, None, "ablate", with_bias=True), x, crosscoder.layout)
+        torch.testing.assert_close(without_bias, crosscoder.layout.stack(errors))
+
+    def test_reconstructing_leaves_the_reconstruction(self, crosscoder, x):
+        reconstructed = apply(intervention(crosscoder, None, "reconstruct"), x, crosscoder.layout)
+        torch.testing.assert_close(reconstructed, crosscoder.decode(crosscoder.encode(x)))
 
     def test_steering_by_one_adds_what_the_latent_writes_where_it_is_strongest(self, crosscoder, x):
         latent = 5
@@ -151,10 +173,13 @@ class TestRefusals:
             ([3, 1, 3], {}, "name a latent twice"),
             (torch.ones(D_SAE, dtype=torch.bool), {}, "mask.nonzero"),
             ([0.5], {}, "latents must be indices"),
+            (5, {}, "latents must be indices.*Give a list such as"),
+            (pd.DataFrame({"verdict": ["dead"]}), {}, "latents must be indices.*the index of a table"),
+            (pd.Series([True] * D_SAE), {}, "mask.nonzero"),
             ([1], {"how": "steer"}, "max_activation goes with how='steer'"),
             ([1], {"how": "ablate", "max_activation": 2.0}, "max_activation goes with how='steer'"),
             ([1, 2], {"how": "steer", "max_activation": [2.0]}, "1 numbers for 2 latents"),
-            ([1], {"how": "add", "with_bias": True}, "with_bias=True belongs to how='replace'"),
+            ([1], {"how": "add", "with_bias": True}, "with_bias=True belongs to how='replace' and how='ablate'"),
         ],
     )
     def test_what_has_no_meaning_is_refused(self, crosscoder, latents, arguments, message):

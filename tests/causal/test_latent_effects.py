@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from tests.causal.conftest import D_MODEL, LATENTS, thresholds
+from sae_lens_crosscoder.causal import answered
+from tests.causal.conftest import D_MODEL, HOOK, LATENTS, thresholds
 from tests.causal.test_effects import edited_activation, kl_by_loops
 from tests.crosscoders.conftest import as_lists
 from tests.models.small_models import gemma2, random_hooked_transformer, save_pair
@@ -18,8 +19,9 @@ def response(case):
     return response
 
 
-def test_kl_and_logits_are_those_of_hooks_by_hand(case, response):
-    table = slc.latent_effects(case.pair, case.crosscoder, case.tokens, response, LATENTS, k=3, batch_size=2)
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_kl_and_logits_are_those_of_hooks_by_hand(case, response, batch_size):
+    table = slc.latent_effects(case.pair, case.crosscoder, case.tokens, response, LATENTS, k=3, batch_size=batch_size)
     assert table.index.tolist() == LATENTS
     n_tokens = int(response.sum())
     base, chat = case.activation(0), case.activation(1)
@@ -45,6 +47,23 @@ def test_kl_and_logits_are_those_of_hooks_by_hand(case, response):
         else:
             assert row.raises == row.lowers == []
     assert ((table.n_active > 0) & (table.n_active < n_tokens)).any()
+
+
+def test_later_layers_run_for_several_latents_at_once_and_only_where_one_is_on(case, monkeypatch):
+    response = torch.arange(12).expand(3, 12) == 2  # so that later tokens do not matter
+    ran = []
+
+    def watched(model, residual, hook_name, tokens, *args, **kwargs):
+        ran.append(residual.shape[:2].numel())
+        return slc.resume_from(model, residual, hook_name, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(answered, "resume_from", watched)
+    slc.latent_effects(case.pair, case.crosscoder, case.tokens, response, range(10), batch_size=4)
+    f = case.crosscoder.encode(case.pair.activations(case.tokens, HOOK))[:, :2]
+    n_on = sum(bool((f[c, :, j] > 0).any()) for c in range(3) for j in range(10))
+    assert 4 < n_on < 3 * 10
+    parts = [4] * (n_on // 4) + [n_on % 4] * (n_on % 4 > 0)
+    assert ran == [3, 3, *parts, *parts]  # the chat model as it is, the base activation, latents added and removed
 
 
 def test_a_direct_attribution_goes_through_the_final_norms_gain(tmp_path):
@@ -73,6 +92,8 @@ def test_tokens_are_named_and_the_strongest_come_first():
     assert int(scores.argmax()) == sorry
 
 
-def test_unknown_latents_are_refused_before_anything_runs(case, response):
+def test_no_and_unknown_latents_are_refused_before_anything_runs(case, response):
+    with pytest.raises(ValueError, match="latents is empty"):
+        slc.latent_effects(case.pair, case.crosscoder, case.tokens, response, [])
     with pytest.raises(ValueError, match="There is no latent 10"):
         slc.latent_effects(case.pair, case.crosscoder, case.tokens, response, [10])

@@ -37,7 +37,7 @@ def hooks_of(pair):
 
 
 class TestOnThePair:
-    @pytest.mark.parametrize("how", ["replace", "add", "ablate", "scale", "steer"])
+    @pytest.mark.parametrize("how", ["replace", "add", "ablate", "scale", "steer", "reconstruct"])
     @pytest.mark.parametrize("model", [None, "base", "chat"])
     def test_it_equals_two_models_run_by_hand(self, case, how, model):
         arguments = {"coefficient": 1.5} | ({"max_activation": [3.0, 1.0, 2.0]} if how == "steer" else {})
@@ -60,6 +60,14 @@ class TestOnThePair:
             logits = case.pair(case.tokens)
         torch.testing.assert_close(logits, by_hand(case, LATENTS, "add", (0,), positions=positions), **TOLERANCE)
         assert torch.equal(logits[2], case.pair(case.tokens)[2])
+
+    def test_the_error_alone_goes_on_when_all_latents_and_biases_are_ablated(self, case):
+        with slc.patched(case.pair, case.crosscoder, None, "ablate", with_bias=True):
+            logits = case.pair(case.tokens)
+        stacked = case.pair.activations(case.tokens, HOOK)
+        error = stacked - case.crosscoder.decode(case.crosscoder.encode(stacked))
+        expected = [case.logits(m, part) for m, part in enumerate(case.crosscoder.layout.split(error))]
+        torch.testing.assert_close(logits, torch.stack(expected, dim=2), **TOLERANCE)
 
     def test_an_empty_set_changes_nothing_and_hands_over_the_plain_base_activation(self, case):
         with slc.patched(case.pair, case.crosscoder, []):
@@ -140,9 +148,9 @@ class TestLeaving:
 
     def test_what_a_model_hands_to_the_hook_is_not_edited(self, case):
         seen = []
-        for member in case.pair.members:
-            member.add_hook(HOOK, lambda value, hook: seen.append((value, value.clone())))
         with slc.patched(case.pair, case.crosscoder, LATENTS, "ablate"):
+            for member in case.pair.members:
+                member.add_hook(HOOK, lambda value, hook: seen.append((value, value.clone())))
             case.pair(case.tokens)
         case.pair.base.reset_hooks()
         case.pair.chat.reset_hooks()
@@ -176,7 +184,7 @@ class TestOneModelAlone:
         assert torch.equal(written, expected)
         assert not torch.equal(written, chat.generate(prompt, max_new_tokens=6, **options))
 
-    @pytest.mark.parametrize("how", ["replace", "add", "ablate", "scale"])
+    @pytest.mark.parametrize("how", ["replace", "add", "ablate", "scale", "reconstruct"])
     def test_what_needs_both_models_is_refused(self, case, how):
         with (
             pytest.raises(ValueError, match=rf"how='{how}'.*cannot work on one model alone.*HookedModelPair"),
@@ -197,6 +205,10 @@ class TestRefusals:
         with slc.patched(*args, **kwargs):
             pytest.fail("it was accepted")
 
+    def enter_unchecked(self, *args, **kwargs):
+        with contextmanager(unwrap(slc.patched))(*args, **kwargs):  # past the check of types
+            pytest.fail("it was accepted")
+
     def test_an_unknown_hook(self, case):
         crosscoder = random_crosscoder((32, 32), dtype="float32")
         crosscoder.cfg.metadata.hook_name = "blocks.0.hook_resid_pots"
@@ -210,6 +222,21 @@ class TestRefusals:
         with pytest.raises(ValueError, match="does not say which hook"):
             self.enter(case.pair, crosscoder, LATENTS)
 
+    def test_a_crosscoder_of_another_width(self, case):
+        crosscoder = random_crosscoder((16, 32), dtype="float32")
+        with pytest.raises(ValueError, match=r"of widths \(16, 32\), but at .* the models are \(32, 32\) wide"):
+            self.enter(case.pair, crosscoder, LATENTS, "ablate")
+        with (
+            pytest.raises(ValueError, match="writes 16 numbers, but the model's activation is 32 wide"),
+            slc.patched(case.pair.chat, crosscoder, LATENTS, "steer", model="base", max_activation=1.0),
+        ):
+            case.pair.chat(case.tokens)
+        assert hooks_of(case.pair) == []
+
+    def test_a_mask_of_numbers(self, case):
+        with pytest.raises(ValueError, match=r"positions must be a mask of bools, not of torch\.int64"):
+            self.enter_unchecked(case.pair, case.crosscoder, LATENTS, positions=torch.ones_like(case.tokens))
+
     def test_a_crosscoder_of_another_pair(self, case):
         crosscoder = random_crosscoder((32, 32), dtype="float32")
         crosscoder.cfg.metadata.model_name = crosscoder.cfg.metadata.chat_model_name = "another"
@@ -222,9 +249,5 @@ class TestRefusals:
         crosscoder = random_crosscoder((16, 24), dtype="float32")
         with pytest.raises(ValueError, match="only models of one width"):
             self.enter(pair, crosscoder, LATENTS, "ablate", read_by="chat")
-        unchecked = contextmanager(unwrap(slc.patched))  # past the check of types
-        with (
-            pytest.raises(ValueError, match="read_by='base' is not one of"),
-            unchecked(pair, crosscoder, LATENTS, "ablate", read_by="base"),
-        ):
-            pytest.fail("it was accepted")
+        with pytest.raises(ValueError, match="read_by='base' is not one of"):
+            self.enter_unchecked(pair, crosscoder, LATENTS, "ablate", read_by="base")

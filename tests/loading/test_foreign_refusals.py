@@ -45,7 +45,7 @@ def damaged(value):
         (nanda() | {"b_dec": torch.ones(2, 4)}, r"b_dec has shape \(2, 4\), but .* \(2, 5\)"),
         (nanda(hooks=True) | {"W_enc": torch.ones(2, 3, WIDTH, D_SAE)}, "reads 3 hooks at once"),
         (batchtopk(-1.0), "threshold is -1, so it was never estimated"),
-        (batchtopk(float("inf")), "never estimated"),
+        (batchtopk(float("inf")), "threshold holds NaN or infinite"),
         (without(batchtopk(), "threshold"), "never estimated"),
         (batchtopk() | {"code_normalization_id": torch.tensor(5)}, "is a decoupled crosscoder"),
         (batchtopk() | {"threshold": torch.ones(2)}, "is a decoupled crosscoder"),
@@ -58,6 +58,13 @@ def damaged(value):
         (normalised(0.4, std=torch.full((2, WIDTH), torch.nan)), "activation_std is NaN"),
         (normalised(0.4, activation_mean=torch.ones(2, 4)), r"activation_mean has shape \(2, 4\)"),
         (normalised(-0.4), "must hold one positive factor"),
+        (normalised(0.4, std=torch.full((2, WIDTH), torch.inf)), "activation_std holds NaN or infinite"),
+        (main_tensors() | {"decoder.bias": torch.ones(2, WIDTH, dtype=torch.long)}, "decoder.bias holds torch.int64"),
+        (main_tensors() | {"encoder.bias": torch.ones(D_SAE, dtype=torch.bool)}, "encoder.bias holds torch.bool"),
+        (batchtopk() | {"k": torch.tensor(7.5)}, "k is 7.5, but it must be a whole number"),
+        (batchtopk() | {"k": torch.ones(2)}, r"k has shape \(2,\), but it must be one number"),
+        (main_tensors() | {"decoder.weight": torch.full((2, D_SAE, WIDTH), 2e38)}, "too large to be folded .*float64"),
+        (main_tensors() | {"../x\x1b[2J" * 500: torch.ones(1)}, r"does not know, '\.\./x\\x1b"),
     ],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "model_final.pt"])
@@ -93,6 +100,11 @@ def test_what_contradicts_the_file_is_refused(tmp_path, layout, options, message
         ("D", {"keep_relative_variance": False}, "keep_relative_variance off"),
         ("crosscode", {"activation_fn": {"classname": "TopkActivation"}}, "names the activation TopkActivation"),
         ("A", [1], "must hold a JSON object, but holds a list"),
+        ("A", {"layer": "../../x"}, "says layer='../../x', which is no layer of a model"),
+        ("A", {"layer": -1}, "which is no layer"),
+        ("crosscode", {"hook_point": ["x"]}, "which is no hook's name"),
+        ("crosscode", {"hook_point": "a\x1b[2J"}, r"says hook_point='a\\x1b\[2J', which is no hook's name"),
+        ("crosscode", {"hook_point": "x" * 10_000}, "which is no hook's name"),
     ],
 )
 def test_settings_that_contradict_the_tensors_are_refused(tmp_path, layout, settings, message):
@@ -138,7 +150,34 @@ def _saved(tmp_path, tensors):
 def test_a_file_that_is_cut_off_is_refused(tmp_path, name, n_bytes):
     path = Layout(main_tensors(), name=name).write(tmp_path) / name
     path.write_bytes(path.read_bytes()[:n_bytes])
-    with pytest.raises(ValueError, match=r"cannot be read as weights|Nothing was run"):
+    with pytest.raises(ValueError, match=r"cannot be read as|Nothing was run"):
+        slc.load(tmp_path)
+
+
+def test_a_flipped_bit_is_noticed_by_the_checksums_that_torch_writes_and_does_not_read(tmp_path):
+    path = LAYOUTS["kissane"].write(tmp_path) / "cc_weights.pt"
+    data = bytearray(path.read_bytes())
+    data[data.index(nanda()["W_enc"].numpy().tobytes()) + 40] ^= 1
+    path.write_bytes(data)
+    assert not torch.equal(torch.load(path, weights_only=True)["W_enc"], nanda()["W_enc"])
+    with pytest.raises(ValueError, match=r"cc_weights.pt cannot be read as weights.*checksum of its record .*data"):
+        slc.load(tmp_path)
+
+
+def test_numbers_too_large_for_float32_are_read_in_float64(tmp_path):
+    layout = Layout(main_tensors() | {"decoder.weight": torch.full((2, D_SAE, WIDTH), 2e38)})
+    with pytest.warns(UserWarning, match="assuming"):
+        crosscoder = slc.load(layout.write(tmp_path), dtype="float64")
+    assert crosscoder.W_dec.isfinite().all()
+    torch.testing.assert_close(crosscoder.decoder_norms, torch.full((D_SAE, 2), 0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(1).expand(2, 10**9), torch.ones(2, 5).to_sparse()], ids=["view", "sparse"]
+)
+def test_a_tensor_that_says_more_numbers_than_it_holds_is_refused_before_any_is_made(tmp_path, tensor):
+    torch.save(main_tensors() | {"decoder.bias": tensor}, tmp_path / "model_final.pt")
+    with pytest.raises(ValueError, match="is not a dictionary of tensors"):
         slc.load(tmp_path)
 
 

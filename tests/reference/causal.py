@@ -18,7 +18,7 @@ def written(f, weights, latents, m):
     return total
 
 
-def edited(h, weights, threshold, latents, how, models, coefficient=1.0, max_activation=None):
+def edited(h, weights, threshold, latents, how, models, coefficient=1.0, max_activation=None, with_bias=False):
     """Both models' activations after an intervention on `models`, 0 base and 1 chat."""
     f = activations(h, weights, threshold)
     if how == "steer":
@@ -27,12 +27,16 @@ def edited(h, weights, threshold, latents, how, models, coefficient=1.0, max_act
     for m in models:
         own = written(f, weights, latents, m)
         other = written(f, weights, latents, 1 - m) if how in ("replace", "add") else own
+        bias, other_bias = weights.b_dec[m], weights.b_dec[1 - m] if how == "replace" else weights.b_dec[m]
         for i in range(len(own)):
             result[m][i] += {
+                "reconstruct": coefficient * (own[i] + bias[i] - h[m][i]),
                 "replace": coefficient * (other[i] - own[i]),
                 "add": coefficient * other[i],
                 "ablate": -coefficient * own[i],
                 "scale": coefficient * own[i] - own[i],
                 "steer": coefficient * own[i],
             }[how]
+            if with_bias:
+                result[m][i] += coefficient * {"replace": other_bias[i] - bias[i], "ablate": -bias[i]}[how]
     return result

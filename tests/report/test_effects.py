@@ -58,9 +58,33 @@ def test_bars_and_intervals_are_those_of_the_table_but_for_the_chat_models_own(e
     assert sum(bar.showlegend for bar in figure.data) == 3
 
 
+def test_setups_stand_in_order_and_their_bars_side_by_side_or_alone_in_the_middle(effects):
+    figure = effects_bars({"l1": effects["l1"]})
+    assert list(figure.layout.xaxis.categoryarray)[:4] == ["none", "all", "top_nu", figure.data[2].x[-1]]
+    left = {}
+    for bar in figure.data[:3]:
+        for setup, offset in zip(bar.x, bar.offset, strict=True):
+            left.setdefault(str(setup), []).append(offset)
+    width = figure.data[0].width
+    assert left["none"] == left["all"] == [-width / 2]
+    assert left["top_nu"] == [-width, 0.0]
+    none = effects["l1"].set_index(["setup", "window"]).kl_nats["none"]
+    assert [shape.y0 for shape in figure.layout.shapes] == [none["tokens 2-10"], none["all"]]
+
+
 def test_a_window_without_tokens_says_so(effects):
     nothing = effects["l1"].assign(kl_nats=np.nan, kl_nats_low=np.nan, kl_nats_high=np.nan)
     assert [a.text for a in effects_bars({"l1": nothing}).layout.annotations].count("tokens: none") == 2
+
+
+def test_contrasts_are_shown_below_the_table_of_their_crosscoder(effects, tmp_path):
+    row = {"setup": "top_nu", "against": "bottom_nu", "variant": "add", "window": "all", "kl_nats_difference": -0.25}
+    contrasts = pd.DataFrame([{**row, "p_value": 0.001}, {**row, "kl_nats_difference": np.nan, "p_value": np.nan}])
+    path = write_effects(tmp_path / "e.html", effects, {"batchtopk": contrasts})
+    rows = Page(path.read_text(encoding="utf-8")).rows
+    shown = rows[1 + len(effects["l1"]) + 1 + len(effects["batchtopk"]) :]
+    assert [cells[-1] for cells in shown] == ["p_value", "0.001"]  # and none for a window without tokens
+    assert [cells[0] for cells in shown] == ["setup", "top_nu"]
 
 
 def test_errors_say_what_is_missing(effects):

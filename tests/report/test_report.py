@@ -17,7 +17,7 @@ from sae_lens_crosscoder.analysis.verdict import verdict
 from sae_lens_crosscoder.report import delta_norm_histogram, nu_scatter, write_report
 from sae_lens_crosscoder.report.figures import CLASS_BORDERS, REGIONS
 
-HOSTILE = "<script>alert(1)</script>\"'&quot;\u202egpj</b><img src=http://x onerror=alert(2)>"
+HOSTILE = "<script>alert(1)</script>\"'&quot;\u202e\0gpj</b><img src=http://x onerror=alert(2)>"
 BIDI = "\u202e"
 
 
@@ -282,7 +282,7 @@ def test_the_policy_lets_the_two_scripts_run_and_nothing_else(hostile_page):
 def test_hostile_names_come_out_as_text(hostile_page):
     page = Page(hostile_page)
     assert [tag for tag, _ in page.elements].count("script") == 4  # plotly.js, two figures, page.js
-    assert page.text.count(HOSTILE.replace(BIDI, r"\u202e")) >= 10
+    assert page.text.count(HOSTILE.replace(BIDI, r"\u202e").replace("\0", r"\u0000")) >= 10
     ours = hostile_page.replace(get_plotlyjs(), "")
     assert len(ours) < len(hostile_page)
     assert "<script>alert" not in ours
@@ -293,6 +293,16 @@ def test_hostile_names_come_out_as_text(hostile_page):
         shown = json.dumps(figure, ensure_ascii=False)
         assert "&lt;script&gt;alert(1)" in shown
         assert not re.search(r"<(script|img|a)\b", shown)
+
+
+@pytest.mark.parametrize("code", [0, 0x1B, 0x85, 0x2028, 0x200F, 0x202E, 0x2066, 0xD800, 0xDFFF])
+def test_characters_that_are_not_seen_or_cannot_be_written_become_escapes(tables, tmp_path, code):
+    hostile = {"batchtopk": tables["batchtopk"]}
+    comparison = pd.DataFrame({"batchtopk": {"row": 1}})
+    path = write_report(tmp_path / "r.html", hostile, comparison, title=f"a{chr(code)}b", notes=[f"c{chr(code)}d"])
+    ours = path.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+    assert f"<title>a\\u{code:04x}b</title>" in ours
+    assert f"<li>c\\u{code:04x}d</li>" in ours
 
 
 def test_sections_come_in_order_and_concepts_only_if_given(tables, tmp_path):

@@ -336,6 +336,8 @@ class TestConfig:
             (lambda: slc.DataMix([slc.MixSource("x"), slc.MixSource("y", weight=2.0)]), "alternate have equal weights"),
             (lambda: run_config(mix={"sources": [{"path": "x", "colum": "y"}]}), "Did you mean 'column'"),
             (lambda: run_config(mix='{"sources": '), "The mix is no JSON"),
+            (lambda: run_config(mix='{"sources": ["web.jsonl"]}'), "A mix has a list of sources"),
+            (lambda: run_config(mix={"sources": [{"kind": "text"}]}), "has no path"),
             (lambda: run_config(mix=slc.DataMix([slc.MixSource("x")]), dataset_path="y"), "not both"),
             (lambda: changed(run_config(), packing="padded"), "packing='padded' is not one of"),
             (lambda: run_config(packing="one_document", disable_concat_sequences=True), "use one"),
