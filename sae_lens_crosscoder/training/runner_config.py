@@ -39,8 +39,10 @@ def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
             raise ValueError(
                 f"The mix is no JSON ({error}): give its fields, or the name of a file of them."
             ) from error
-    sources: Any = given.get("sources") if isinstance(given, Mapping) else None
-    if not isinstance(sources, list) or not all(isinstance(source, Mapping) for source in sources):
+    sources: list[Any] = [None]
+    if isinstance(given, Mapping) and isinstance(given.get("sources"), list):
+        sources = given["sources"]
+    if not isinstance(given, Mapping) or not all(isinstance(source, Mapping) for source in sources):
         raise ValueError(f"A mix has a list of sources, each with its fields by name, unlike {given!r:.200}.")
     refuse_unknown_keys(given, DataMix)
     for source in sources:
