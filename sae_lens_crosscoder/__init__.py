@@ -9,6 +9,7 @@ from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.labelled_rows import LabelledRows, labelled_rows
 from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
+from sae_lens_crosscoder.activations.mix import DataMix, MixSource
 from sae_lens_crosscoder.activations.token_groups import TokenGroups, token_groups
 from sae_lens_crosscoder.analysis.agreement import agreement
 from sae_lens_crosscoder.analysis.artifacts import counts_below, overlap_with_shared, rank_overlap
@@ -59,6 +60,7 @@ from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
 from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.models.token_replacements import TOKEN_REPLACEMENTS
 from sae_lens_crosscoder.publishing import push_to_hub, write_model_card
 from sae_lens_crosscoder.report import paper_report, write_effects, write_report
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -73,6 +75,7 @@ from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 register_architectures()
 
 __all__ = [
+    "TOKEN_REPLACEMENTS",
     "ActivationCache",
     "Answers",
     "BatchTopKCrosscoderTrainingConfig",
@@ -83,6 +86,7 @@ __all__ = [
     "CrosscoderTrainer",
     "CrosscoderTrainerConfig",
     "CrosscoderTrainingRunner",
+    "DataMix",
     "EndpointClient",
     "HookedModelPair",
     "InferenceCrosscoder",
@@ -93,6 +97,7 @@ __all__ = [
     "LabelledRows",
     "LatentScaling",
     "LocalClient",
+    "MixSource",
     "NonFiniteError",
     "PaperTables",
     "ReLUCrosscoder",

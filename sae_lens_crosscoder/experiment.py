@@ -167,7 +167,7 @@ def pair_of(
         model_class_name: by default as in training.
         options: as for `HookedModelPair.from_pretrained`.
     """
-    metadatas = [crosscoder.cfg.metadata for crosscoder in crosscoders.values()]
+    metadatas: list[Any] = [crosscoder.cfg.metadata for crosscoder in crosscoders.values()]
     names = {(metadata.model_name, metadata.chat_model_name) for metadata in metadatas}
     base, chat = names.pop()
     if names or base is None or chat is None:
@@ -185,6 +185,7 @@ def pair_of(
     pair = HookedModelPair.from_pretrained(
         *where,
         model_class_name=model_class_name or metadatas[0].model_class_name or "HookedTransformer",
+        token_replacements=metadatas[0].token_replacements,
         **options,
     )
     pair.model_names = (base, chat)  # wherever they are now

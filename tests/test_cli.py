@@ -30,7 +30,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def test_help_names_every_command(capsys):
     assert main([]) == main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("demo", "plan", "train", "diagnose", "causal"))
+    assert all(name in shown for name in ("demo", "plan", "train", "cache", "diagnose", "causal"))
 
 
 def test_flags_are_field_names_with_either_separator():

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.mixing import mixed_batches
-from sae_lens_crosscoder.activations.shards import CacheManifest, part_path, read_part, sha256_of
+from sae_lens_crosscoder.activations.shards import TOKENS, CacheManifest, part_path, read_part, read_tokens, sha256_of
 from sae_lens_crosscoder.stacking import StackedLayout
 
 _BATCHES_IN_BUFFER = 16
@@ -38,8 +38,8 @@ class ActivationCache:
         self.manifest = CacheManifest.read(self.path)
         self._verified: set[Path] = set()
         for shard in range(len(self.manifest.shards)):
-            for m in range(self.layout.n_models):
-                problem = self.manifest.part_problem(self.path, shard, m)
+            for name in self.manifest.bytes_per_token:
+                problem = self.manifest.part_problem(self.path, shard, name)
                 if problem is not None:
                     raise ValueError(
                         f"The cache is not whole: {problem}. Call cache_activations again with the same arguments, "
@@ -49,6 +49,12 @@ class ActivationCache:
     @property
     def layout(self) -> StackedLayout:
         return self.manifest.layout
+
+    @property
+    def tokens(self) -> Int[Tensor, " token"]:
+        """The id of every token, in the order in which iterating gives their activations."""
+        shards = [self._part(shard, TOKENS) for shard in range(len(self.manifest.shards))]
+        return torch.cat([read_tokens(path, self.manifest.shards[i].n_tokens) for i, path in enumerate(shards)])
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -107,7 +113,7 @@ class ActivationCache:
     def verify(self) -> None:
         """Raise a ValueError that names the first file whose content is not what was written; reads everything."""
         for shard, written in enumerate(self.manifest.shards):
-            for name in self.layout.names:
+            for name in self.manifest.bytes_per_token:
                 self._verify_part(part_path(self.path, shard, name), written.sha256[name])
 
     def _verify_part(self, path: Path, sha256: str) -> None:
@@ -132,11 +138,15 @@ class ActivationCache:
 
     def _parts(self, shard: int) -> list[Float[Tensor, "token _"]]:
         """Each model's rows of a shard."""
-        written = self.manifest.shards[shard]
-        parts: list[Tensor] = []
-        for name, d_model in zip(self.layout.names, self.layout.d_models, strict=True):
-            path = part_path(self.path, shard, name)
-            if self.checksums == "on_first_read" and path not in self._verified:
-                self._verify_part(path, written.sha256[name])
-            parts.append(read_part(path, written.n_tokens, d_model, self.manifest.dtype))
-        return parts
+        n_tokens = self.manifest.shards[shard].n_tokens
+        return [
+            read_part(self._part(shard, name), n_tokens, d_model, self.manifest.dtype)
+            for name, d_model in zip(self.layout.names, self.layout.d_models, strict=True)
+        ]
+
+    def _part(self, shard: int, name: str) -> Path:
+        """A file of a shard, checked if it is to be read for the first time."""
+        path = part_path(self.path, shard, name)
+        if self.checksums == "on_first_read" and path not in self._verified:
+            self._verify_part(path, self.manifest.shards[shard].sha256[name])
+        return path

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -18,6 +18,8 @@ from sae_lens_crosscoder.activations.harvest import require_tokens
 from sae_lens_crosscoder.activations.shards import (
     DTYPES,
     MANIFEST_FILENAME,
+    TOKEN_DTYPE,
+    TOKENS,
     CacheDtype,
     CacheManifest,
     Shard,
@@ -27,8 +29,11 @@ from sae_lens_crosscoder.activations.shards import (
 from sae_lens_crosscoder.models.hook_access import activation_at, refuse_hook
 from sae_lens_crosscoder.models.loading import load_model, refuse_different_tokens
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.models.token_replacements import read_in_place, replacement_ids
 
 _TOKENS_PER_SHARD = 65_536
+
+Prompts = tuple[Int[Tensor, "_ pos"], Bool[Tensor, "_ pos"]]  # a shard's, and which of their tokens are kept
 
 
 def cache_activations(
@@ -37,6 +42,7 @@ def cache_activations(
     tokens: Int[Tensor, "batch pos"],
     hook_name: str,
     *,
+    keep: Bool[Tensor, "batch pos"] | None = None,
     dtype: CacheDtype = "bfloat16",
     dataset: str | None = None,
     prompts_per_shard: int | None = None,
@@ -51,6 +57,7 @@ def cache_activations(
     Args:
         path: a folder; d_in times 2 (bfloat16) or 4 bytes per token.
         models: a loaded pair, or the names of the base and the chat model, as `HookedModelPair.from_pretrained` takes.
+        keep: which of the tokens to write, as padding has no place in a cache; None for all.
         dtype: precision on disk.
         dataset: what the tokens are, for the record.
         prompts_per_shard: rows of tokens in one shard; None for about 65,536 tokens.
@@ -61,48 +68,81 @@ def cache_activations(
             a disk that is too small, or a folder with a cache of something else.
     """
     require_tokens(tokens)
+    keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
+    if keep.shape != tokens.shape or not keep.any():
+        raise ValueError(
+            f"keep has shape {tuple(keep.shape)} and {int(keep.sum())} tokens to write: give True or False for each of "
+            f"tokens {tuple(tokens.shape)}, and True for some."
+        )
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {tuple(DTYPES)}: float16 overflows on residual streams.")
-    loaders, names = _loaders(models, loading)
+    loaders, names, replacements = _loaders(models, loading)
+    widths, replaced = _checked(loaders, hook_name, replacements)
+    if not isinstance(models, HookedModelPair):  # whose models read what they should already
+        loaders[:-1] = [partial(_reading_in_place, load, replaced) for load in loaders[:-1]]
     per_shard = prompts_per_shard or max(1, _TOKENS_PER_SHARD // tokens.shape[1])
-    prompts = tokens.cpu().split(per_shard)
+    shards = zip(tokens.cpu().split(per_shard), keep.cpu().split(per_shard), strict=True)
+    prompts = [(part, kept) for part, kept in shards if kept.any()]
     manifest = CacheManifest(
         model_names=names,
         hook_name=hook_name,
-        d_models=_widths(loaders, hook_name),
+        d_models=widths,
         dtype=dtype,
         dataset=dataset,
         context_size=tokens.shape[1],
-        tokens_sha256=hashlib.sha256(tokens.cpu().long().contiguous().numpy().data).hexdigest(),
-        shards=[Shard(part.numel(), {}) for part in prompts],
+        tokens_sha256=_sha256(tokens, keep),
+        shards=[Shard(int(kept.sum()), {}) for _, kept in prompts],
+        token_replacements=replacements,
     )
     folder = Path(path)
     manifest = _resumed(folder, manifest)
-    for m, load in enumerate(loaders):
-        _write_model(folder, manifest, m, load, prompts, batch_size_prompts)
+    _write_tokens(folder, manifest, prompts)
+    for name, load in zip(manifest.layout.names, loaders, strict=True):
+        _write_model(folder, manifest, name, load, prompts, batch_size_prompts)
     return ActivationCache(folder)
 
 
 def _loaders(
     models: HookedModelPair | Sequence[str], loading: Mapping[str, Any] | None
-) -> tuple[list[Callable[[], nn.Module]], tuple[str, ...] | None]:
-    """A function per model that gives it, and the models' names."""
+) -> tuple[list[Callable[[], nn.Module]], tuple[str, ...] | None, dict[str, str]]:
+    """A function per model that gives it, the models' names, and what the base model reads in place of some tokens."""
     if isinstance(models, HookedModelPair):
         if loading:
             raise ValueError(
                 f"loading ({', '.join(loading)}) is for models given by name: this pair is loaded already."
             )
-        return [lambda member=member: member for member in models.members], models.model_names
+        return (
+            [lambda member=member: member for member in models.members],
+            models.model_names,
+            models.token_replacements,
+        )
     if isinstance(models, str) or len(models) < 2:
         raise ValueError(f"models={models!r} must be a pair, or the names of the base and the chat model.")
-    options = {"device": "cpu", "dtype": "float32", "model_class_name": "HookedTransformer", **(loading or {})}
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": "float32",
+        "model_class_name": "HookedTransformer",
+        **(loading or {}),
+    }
     device, dtype, model_class = (options.pop(key) for key in ("device", "dtype", "model_class_name"))
-    return [partial(load_model, name, device, dtype, model_class, options) for name in models], tuple(models)
+    replacements = dict(options.pop("token_replacements", None) or {})
+    loaders: list[Callable[[], nn.Module]] = [
+        partial(load_model, name, device, dtype, model_class, options) for name in models
+    ]
+    return loaders, tuple(models), replacements
+
+
+def _reading_in_place(load: Callable[[], nn.Module], replaced: Mapping[int, int]) -> nn.Module:
+    model = load()
+    read_in_place(model, replaced)
+    return model
 
 
 @torch.no_grad()
-def _widths(loaders: Sequence[Callable[[], nn.Module]], hook_name: str) -> tuple[int, ...]:
-    """Each model's width at the hook, after a check that they read the same tokens."""
+def _checked(
+    loaders: Sequence[Callable[[], nn.Module]], hook_name: str, replacements: Mapping[str, str]
+) -> tuple[tuple[int, ...], dict[int, int]]:
+    """Each model's width at the hook, and the ids that the base model replaces, by which they read the same tokens."""
     tokenizers: list[Any] = []
     widths: list[int] = []
     for load in loaders:
@@ -111,8 +151,17 @@ def _widths(loaders: Sequence[Callable[[], nn.Module]], hook_name: str) -> tuple
         tokenizers.append(getattr(model, "tokenizer", None))
         widths.append(activation_at(model, torch.zeros(1, 1, dtype=torch.long), hook_name).shape[-1])
         del model  # before the next one is loaded
-    refuse_different_tokens(tokenizers)
-    return tuple(widths)
+    replaced = replacement_ids(replacements, tokenizers[0], tokenizers[-1])
+    refuse_different_tokens(tokenizers, replaced)
+    return tuple(widths), replaced
+
+
+def _sha256(tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -> str:
+    """Of the tokens, and of which are kept if not all are."""
+    digest = hashlib.sha256(tokens.cpu().long().contiguous().numpy().data)
+    if not keep.all():
+        digest.update(keep.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _resumed(folder: Path, manifest: CacheManifest) -> CacheManifest:
@@ -134,21 +183,37 @@ def _resumed(folder: Path, manifest: CacheManifest) -> CacheManifest:
     return manifest
 
 
+def _missing(folder: Path, manifest: CacheManifest, name: str) -> list[int]:
+    """The shards of which the file with this name is to be written."""
+    shards = range(len(manifest.shards))
+    return [shard for shard in shards if manifest.part_problem(folder, shard, name) is not None]
+
+
+def _write_tokens(folder: Path, manifest: CacheManifest, prompts: Sequence[Prompts]) -> None:
+    """The ids of all tokens that are kept."""
+    missing = _missing(folder, manifest, TOKENS)
+    for shard in missing:
+        tokens, kept = prompts[shard]
+        ids = tokens[kept].to(TOKEN_DTYPE)
+        manifest.shards[shard].sha256[TOKENS] = write_part(part_path(folder, shard, TOKENS), [ids])
+    if missing:
+        manifest.write(folder)
+
+
 def _write_model(
     folder: Path,
     manifest: CacheManifest,
-    m: int,
+    name: str,
     load: Callable[[], nn.Module],
-    prompts: Sequence[Int[Tensor, "_ pos"]],
+    prompts: Sequence[Prompts],
     batch_size_prompts: int,
 ) -> None:
     """All of one model's files that are not there yet; the manifest says so as soon as one is complete."""
-    name = manifest.layout.names[m]
-    missing = [shard for shard in range(len(prompts)) if manifest.part_problem(folder, shard, m) is not None]
+    missing = _missing(folder, manifest, name)
     model = load() if missing else None
     for shard in tqdm(missing, desc=f"Caching {name} activations", unit="shard", leave=False):
         path = part_path(folder, shard, name)
-        batches = prompts[shard].split(batch_size_prompts)
+        batches = zip(*(part.split(batch_size_prompts) for part in prompts[shard]), strict=True)
         rows = (_rows(model, batch, manifest.hook_name, DTYPES[manifest.dtype], path) for batch in batches)
         manifest.shards[shard].sha256[name] = write_part(path, rows)
         manifest.write(folder)
@@ -156,9 +221,11 @@ def _write_model(
 
 @torch.no_grad()
 def _rows(
-    model: Any, tokens: Int[Tensor, "_ pos"], hook_name: str, dtype: torch.dtype, path: Path
+    model: Any, prompts: Prompts, hook_name: str, dtype: torch.dtype, path: Path
 ) -> Float[Tensor, "token d_model"]:
-    rows = activation_at(model, tokens, hook_name).flatten(0, 1).to(dtype)
+    tokens, kept = prompts
+    activations = activation_at(model, tokens.long(), hook_name)
+    rows = activations[kept.to(activations.device)].to(dtype)
     if not torch.isfinite(rows).all():
         raise NonFiniteError(f"Activations for {path} are NaN or infinite: look at the model's dtype and at the hook.")
     return rows

@@ -1,5 +1,6 @@
 """Where training rows come from, and which of them are held out."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -26,8 +27,8 @@ def load_rows(dataset_path: str, *, streaming: bool, n_tokens: int, n_held_out_r
         raise ValueError(f"dataset_path is empty: name a dataset, or use the built-in {TINY_DATASET!r}.")
     if Path(dataset_path).is_file():
         raise ValueError(
-            f"dataset_path={dataset_path!r} is a file. Read it with datasets.load_dataset('json', data_files=...) (or "
-            "'csv', 'parquet', 'text'), save it with save_to_disk(folder), and give that folder."
+            f"dataset_path={dataset_path!r} is a file. Files are read by a mix, even of one source: "
+            f"mix=DataMix([MixSource({dataset_path!r})])."
         )
     if (Path(dataset_path) / "state.json").exists():
         return load_from_disk(dataset_path)  # pyright: ignore[reportReturnType]  (a single split, by that file)
@@ -48,7 +49,8 @@ def hold_out(rows: Rows, n_held_out_rows: int) -> tuple[IterableDataset, Iterabl
     # An iterable dataset also spares SAELens's warning that compares a number of rows with a number of tokens. It takes
     # no format of selected columns, which is what SAELens's own runner leaves on a dataset it was given.
     iterable = rows if isinstance(rows, IterableDataset) else rows.with_format(None).to_iterable_dataset()
-    train, held_out = iterable.skip(n_held_out_rows), iterable.take(n_held_out_rows)
+    # A copy, because `datasets` keeps the place of an iteration in what both would share.
+    train, held_out = iterable.skip(n_held_out_rows), copy.deepcopy(iterable).take(n_held_out_rows)
     if next(iter(train), None) is None:
         raise ValueError(
             f"Nothing is left to train on: n_held_out_rows={n_held_out_rows} takes the whole dataset. Hold out fewer "

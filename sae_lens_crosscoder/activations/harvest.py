@@ -3,23 +3,31 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
 def harvest(
-    pair: HookedModelPair, tokens: Int[Tensor, "batch pos"], hook_name: str, batch_size_prompts: int = 32
+    pair: HookedModelPair,
+    tokens: Int[Tensor, "batch pos"],
+    hook_name: str,
+    batch_size_prompts: int = 32,
+    keep: Bool[Tensor, "batch pos"] | None = None,
 ) -> Iterator[Float[Tensor, "token d_in"]]:
     """Stacked activations at one hook, prompts in order and positions in order within a prompt.
 
-    Both models stop after the hook's layer. Raises a ValueError, before anything runs, for a hook that the pair does
-    not have or tokens that are no (batch, pos) tensor.
+    Both models stop after the hook's layer. Where `keep` is False, as on padding, tokens are left out. Raises a
+    ValueError, before anything runs, for a hook that the pair does not have, tokens that are no (batch, pos) tensor, or
+    a `keep` of another shape.
     """
     pair.require_hook(hook_name)
     require_tokens(tokens)
-    return _batches(pair, tokens, hook_name, batch_size_prompts)
+    keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
+    if keep.shape != tokens.shape:
+        raise ValueError(f"keep has shape {tuple(keep.shape)}, but tokens {tuple(tokens.shape)}: give one for each.")
+    return _batches(pair, tokens, hook_name, batch_size_prompts, keep)
 
 
 def require_tokens(tokens: Int[Tensor, "batch pos"]) -> None:
@@ -31,9 +39,13 @@ def require_tokens(tokens: Int[Tensor, "batch pos"]) -> None:
 
 
 def _batches(
-    pair: HookedModelPair, tokens: Int[Tensor, "batch pos"], hook_name: str, batch_size_prompts: int
+    pair: HookedModelPair,
+    tokens: Int[Tensor, "batch pos"],
+    hook_name: str,
+    batch_size_prompts: int,
+    keep: Bool[Tensor, "batch pos"],
 ) -> Iterator[Float[Tensor, "token d_in"]]:
-    for prompts in tokens.split(batch_size_prompts):
+    for prompts, kept in zip(tokens.split(batch_size_prompts), keep.split(batch_size_prompts), strict=True):
         with torch.no_grad():
             activations = pair.activations(prompts, hook_name)
-        yield activations.flatten(0, 1)
+        yield activations.flatten(0, 1) if kept.all() else activations[kept.to(activations.device)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.integrity import blaming, read_sealed, seal
@@ -20,6 +20,7 @@ from sae_lens_crosscoder.stacking import StackedLayout
 
 CacheDtype = Literal["bfloat16", "float32"]
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+TOKENS, TOKEN_DTYPE = "tokens", torch.int32
 MANIFEST_FILENAME = "manifest.json"
 FORMAT_VERSION = 1
 
@@ -28,7 +29,7 @@ FORMAT_VERSION = 1
 class Shard:
     n_tokens: int
     sha256: dict[str, str]
-    """Checksum of each model's file, by `layout.names`; a model that is not written yet is missing."""
+    """Checksum of each file, by the name of what it holds; a file that is not written yet is missing."""
 
 
 @dataclass
@@ -43,6 +44,7 @@ class CacheManifest:
     context_size: int
     tokens_sha256: str
     shards: list[Shard]
+    token_replacements: dict[str, str] = dataclasses.field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -54,14 +56,20 @@ class CacheManifest:
         return sum(shard.n_tokens for shard in self.shards)
 
     @property
-    def n_bytes(self) -> int:
-        return self.n_tokens * self.layout.d_in * DTYPES[self.dtype].itemsize
+    def bytes_per_token(self) -> dict[str, int]:
+        """Of every file of a shard, by the name of what it holds: a model's activations, or the tokens' ids."""
+        widths = zip(self.layout.names, self.d_models, strict=True)
+        return {TOKENS: TOKEN_DTYPE.itemsize} | {name: width * DTYPES[self.dtype].itemsize for name, width in widths}
 
-    def part_problem(self, folder: Path, shard: int, m: int) -> str | None:
-        """Why model m's file of a shard cannot be read, as far as its size tells; None when it can."""
-        path = part_path(folder, shard, self.layout.names[m])
-        expected = self.shards[shard].n_tokens * self.d_models[m] * DTYPES[self.dtype].itemsize
-        if self.layout.names[m] not in self.shards[shard].sha256:
+    @property
+    def n_bytes(self) -> int:
+        return self.n_tokens * sum(self.bytes_per_token.values())
+
+    def part_problem(self, folder: Path, shard: int, name: str) -> str | None:
+        """Why a file of a shard cannot be read, as far as its size tells; None when it can."""
+        path = part_path(folder, shard, name)
+        expected = self.shards[shard].n_tokens * self.bytes_per_token[name]
+        if name not in self.shards[shard].sha256:
             return f"{path} is not written yet"
         if not path.exists():
             return f"{path} is missing"
@@ -117,12 +125,12 @@ class CacheManifest:
             raise ValueError(f"dtype={self.dtype!r} or {len(names)} names of models for {self.d_models} fit no cache.")
 
 
-def part_path(folder: Path, shard: int, model: str) -> Path:
-    """One model's rows of one shard, tokens in order, without a header."""
-    return folder / f"{shard:05d}.{model}.bin"
+def part_path(folder: Path, shard: int, name: str) -> Path:
+    """One model's rows of one shard, or the ids of its tokens, in order, without a header."""
+    return folder / f"{shard:05d}.{name}.bin"
 
 
-def write_part(path: Path, batches: Iterable[Float[Tensor, "_ d_model"]]) -> str:
+def write_part(path: Path, batches: Iterable[Tensor]) -> str:
     """Write rows as they are in memory, whole or not at all; returns their SHA-256."""
     digest = hashlib.sha256()
     with atomic_file(path) as file, ThreadPoolExecutor(max_workers=1) as hashing:
@@ -140,6 +148,11 @@ def read_part(path: Path, n_tokens: int, d_model: int, dtype: CacheDtype) -> Flo
     """The rows of a file as a tensor that the disk backs: read where and when they are used."""
     rows = torch.from_file(str(path), shared=False, size=n_tokens * d_model, dtype=DTYPES[dtype])
     return rows.view(n_tokens, d_model)
+
+
+def read_tokens(path: Path, n_tokens: int) -> Int[Tensor, " token"]:
+    """The ids of a shard's tokens."""
+    return torch.from_file(str(path), shared=False, size=n_tokens, dtype=TOKEN_DTYPE).long()
 
 
 def sha256_of(path: Path) -> str:

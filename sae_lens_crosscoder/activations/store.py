@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sae_lens import ActivationsStore
 from sae_lens.config import HfDataset
 from torch import Tensor
 from typing_extensions import override
 
+from sae_lens_crosscoder.activations.kept import excluded_tokens, kept_tokens
 from sae_lens_crosscoder.activations.mixing import mixed_batches
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -28,10 +29,16 @@ class PairActivationsStore(ActivationsStore):
     def from_config(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, model: HookedModelPair, cfg: Any, override_dataset: HfDataset | None = None
     ) -> "PairActivationsStore":
-        """As SAELens's, for a runner config, with the config's seed."""
+        """As SAELens's, for a runner config, with the config's seed, and without padding."""
         store: Any = super().from_config(model, cfg, override_dataset=override_dataset)
         store.seed = cfg.seed
+        excluded = excluded_tokens(cfg, model.tokenizer)
+        store.exclude_special_tokens = None if excluded is None else excluded.to(store.device)
         return store
+
+    def kept(self, batch_tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """The tokens whose activations the store serves."""
+        return kept_tokens(batch_tokens, self.seqpos_slice, self.exclude_special_tokens)
 
     @override
     @torch.no_grad()

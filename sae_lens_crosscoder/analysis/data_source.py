@@ -26,21 +26,25 @@ Activations = Float[Tensor, "token d_in"] | Batches
 class HarvestedActivations:
     """Activations of given tokens, for which the models run; not for those that are left out."""
 
-    def __init__(self, pair: HookedModelPair, tokens: Tensor, hook_name: str, batch_size_prompts: int) -> None:
+    def __init__(
+        self, pair: HookedModelPair, tokens: Tensor, hook_name: str, batch_size_prompts: int, keep: Tensor | None
+    ) -> None:
         self._pair, self._tokens, self._hook_name = pair, tokens, hook_name
         self._batch_size_prompts = batch_size_prompts
-        self.n_tokens = tokens.numel()
+        self._keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
+        self.n_tokens = int(self._keep.sum())
 
     def fingerprint(self) -> str:
         """A text by which another source is told from this one."""
-        return fingerprint([self._tokens, torch.tensor(self._batch_size_prompts)])
+        return fingerprint([self._tokens, self._keep, torch.tensor(self._batch_size_prompts)])
 
     def after(self, n_batches: int) -> Batches:
         """All but the first batches."""
-        rest = self._tokens[n_batches * self._batch_size_prompts :]
-        if n_batches > 0 and len(rest) == 0:
+        rest = slice(n_batches * self._batch_size_prompts, None)
+        tokens, keep = self._tokens[rest], self._keep[rest]
+        if n_batches > 0 and len(tokens) == 0:
             return []
-        return harvest(self._pair, rest, self._hook_name, self._batch_size_prompts)
+        return harvest(self._pair, tokens, self._hook_name, self._batch_size_prompts, keep)
 
 
 class GivenActivations:
@@ -80,6 +84,7 @@ def data_source(
     activations: Activations | None,
     batch_size_prompts: int,
     purpose: str,
+    keep: Tensor | None = None,
 ) -> DataSource:
     """Whichever was given, a pair with tokens or activations, or a ValueError if that is neither or both."""
     if activations is not None:
@@ -93,7 +98,7 @@ def data_source(
         raise ValueError(f"{purpose} needs data: give pair= and tokens= (batch, pos), or activations=.")
     metadata = crosscoder.cfg.metadata
     pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
-    return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts)
+    return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts, keep)
 
 
 class Encoded(NamedTuple):

@@ -24,6 +24,7 @@ def diagnose(
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
+    keep: Tensor | None = None,
     activations: Activations | None = None,
     null: pd.DataFrame | Sequence[pd.DataFrame] | None = None,
     free_directions: Literal["model_specific", "all"] = "model_specific",
@@ -37,6 +38,7 @@ def diagnose(
     Args:
         crosscoder: an inference crosscoder, as `CrosscoderTrainingRunner.run()` returns or `slc.load` reads.
         pair, tokens: the two models, and held-out token ids of shape (batch, pos): not those it was trained on.
+        keep: which of the tokens to diagnose on, True or False each, as `runner.held_out_kept`; None for all.
         activations: instead of a pair and tokens, raw stacked activations: one tensor, batches of them, or an
             `ActivationCache`.
         null: tables of null runs, which give q-values: crosscoders trained in the same way on a pair in which nothing
@@ -68,7 +70,7 @@ def diagnose(
     if free_directions not in ("model_specific", "all"):
         raise ValueError(f"free_directions={free_directions!r} is not one of 'model_specific', 'all'.")
     nulls = require_nulls(null, crosscoder)
-    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "diagnose")
+    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "diagnose", keep)
     block_size = shard_block(tokens)
     sums = DiagnosisSums(crosscoder, block_size, free_directions)
     checkpoint = None

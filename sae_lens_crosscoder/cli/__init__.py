@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from sae_lens.training._interruption import InterruptedException
 
 from sae_lens_crosscoder.cli import (
+    cache,
     causal,
     convert,
     demo,
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,
     "plan": plan.run,
     "train": train.run,
+    "cache": cache.run,
     "diagnose": diagnose.run,
     "causal": causal.run,
     "paper-report": paper_report.run,

@@ -34,6 +34,6 @@ def run(args: Sequence[str]) -> None:
     instead = "use slc.diagnose with a pair and tokens of your own."
     runner = held_out_runner(cfg.crosscoder, cfg.n_held_out_rows, instead)
     crosscoder.to(runner.cfg.device)
-    table = diagnose(crosscoder, runner.pair, runner.held_out_tokens[: cfg.n_held_out_rows], null=nulls)
+    table = diagnose(crosscoder, **runner.held_out_data(cfg.n_held_out_rows), null=nulls)
     print(table.attrs["conclusion"])
     print(write_latents(table, cfg.output_path or cfg.crosscoder))

@@ -24,6 +24,6 @@ def run(args: Sequence[str]) -> None:
         return
     for name, crosscoder in crosscoders.items() if cfg.saes is not None else [("", crosscoders)]:
         folder = Path(cfg.output_path, name)
-        table = diagnose(crosscoder, runner.pair, runner.held_out_tokens)
+        table = diagnose(crosscoder, **runner.held_out_data())
         write_latents(table, folder)
         print(f"{folder}: {table.attrs['conclusion']}")

@@ -1,7 +1,7 @@
 """Loads language models by name, with raw weights, and checks that they read the same tokens."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +11,7 @@ from sae_lens.util import str_to_dtype
 from torch import nn
 from transformer_lens.loading_from_pretrained import NEED_REMOTE_CODE_MODELS, get_official_model_name
 
-from sae_lens_crosscoder.models.tiny import TINY_MODELS, load_tiny_model
+from sae_lens_crosscoder.models.tiny import TINY_MODELS, load_tiny_model, tiny_tokenizer
 
 MODEL_CLASSES = ("HookedTransformer", "TransformerBridge", "AutoModelForCausalLM")
 
@@ -47,6 +47,19 @@ def load_model(
 
         return TransformerBridge.boot_transformers(name, device=device, **kwargs)
     return load_host_model(model_class_name, name, device=device, model_from_pretrained_kwargs=kwargs)
+
+
+def load_tokenizer(name: str, model_class_name: str) -> Any:
+    """The tokenizer of the model that `load_model` would load, without the model."""
+    name, _ = without_jitter(name)
+    refuse_unloadable(name, model_class_name)
+    if name in TINY_MODELS:
+        return tiny_tokenizer()
+    from transformers import AutoTokenizer
+
+    if model_class_name == "HookedTransformer":
+        name = get_official_model_name(name)  # which has short names of its own for models on the Hub
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def without_jitter(name: str) -> tuple[str, float]:
@@ -109,28 +122,33 @@ def _jitter_size(text: str) -> float:
     return size
 
 
-def refuse_different_tokens(tokenizers: Sequence[Any]) -> None:
-    """Raise a ValueError unless all tokenizers give the same ids; models without a tokenizer are taken on trust."""
+def refuse_different_tokens(tokenizers: Sequence[Any], replaced: Collection[int] = ()) -> None:
+    """Raise a ValueError unless all tokenizers give the same ids; models without a tokenizer are taken on trust.
+
+    Args:
+        replaced: ids that the base model never reads, and that may therefore mean anything to it.
+    """
     known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
     for other in known[1:]:
         first = known[0]
         if first is other:
             continue
-        difference = _first_difference(first, other)
+        difference = _first_difference(first, other, replaced)
         if difference is not None:
             raise ValueError(
                 f"The models' tokenizers differ: {difference}. Both models must see the same ids, or their "
-                "activations are not paired: check that the chat model was tuned from this base model."
+                "activations are not paired: check that the chat model was tuned from this base model. Control tokens "
+                "that only the chat model has can be given in token_replacements."
             )
 
 
-def _first_difference(first: Any, other: Any) -> str | None:
+def _first_difference(first: Any, other: Any, replaced: Collection[int]) -> str | None:
     tokens, other_tokens = ({i: token for token, i in t.get_vocab().items()} for t in (first, other))
-    for i in sorted(tokens.keys() | other_tokens.keys()):
+    for i in sorted((tokens.keys() | other_tokens.keys()) - set(replaced)):
         if tokens.get(i) != other_tokens.get(i):
             return f"id {i} is {tokens.get(i)!r} in the first and {other_tokens.get(i)!r} in the other"
     # Equal vocabularies can still merge or normalise text differently.
-    ordinary = sorted(tokens.keys() - set(first.all_special_ids))
+    ordinary = sorted(tokens.keys() - set(first.all_special_ids) - set(replaced))
     text = first.decode(ordinary[:: max(1, len(ordinary) // _N_PROBE_TOKENS)])
     ids, other_ids = (t(text, add_special_tokens=False)["input_ids"] for t in (first, other))
     for position, (a, b) in enumerate(zip(ids, other_ids, strict=False)):

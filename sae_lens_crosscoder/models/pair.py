@@ -1,6 +1,6 @@
 """A base and a chat model that answer as one model, whose activations are stacked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from sae_lens_crosscoder.models.hook_access import (
     writing,
 )
 from sae_lens_crosscoder.models.loading import load_model, refuse_different_tokens
+from sae_lens_crosscoder.models.token_replacements import read_in_place, replacement_ids
 from sae_lens_crosscoder.stacking import StackedLayout
 
 
@@ -39,15 +40,28 @@ class HookedModelPair(HookedRootModule):
         models: the base and the chat model, in this order; HookedTransformer, TransformerBridge or SAELens's
             HookedProxyLM. They may differ in width and device.
         model_names: what they are called in saved crosscoders, so that a crosscoder of another pair is refused.
+        token_replacements: control tokens of the chat model, and what the others read in their place, for base models
+            that lack them or have learned nothing about them; `slc.TOKEN_REPLACEMENTS` has some. The models given are
+            made to do so for good.
     """
 
-    def __init__(self, *models: nn.Module, model_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        *models: nn.Module,
+        model_names: Sequence[str] | None = None,
+        token_replacements: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         if len(models) < 2:
             raise ValueError(f"A pair needs at least two models, base first, but got {len(models)}.")
         self.members: Any = nn.ModuleList(models)
         self.model_names = None if model_names is None else tuple(model_names)
-        refuse_different_tokens([getattr(model, "tokenizer", None) for model in models])
+        tokenizers = [getattr(model, "tokenizer", None) for model in models]
+        self.token_replacements = dict(token_replacements or {})
+        ids = replacement_ids(self.token_replacements, tokenizers[0], tokenizers[-1])
+        refuse_different_tokens(tokenizers, ids)
+        for model in models[:-1]:
+            read_in_place(model, ids)
         self.tokenizer: Any = getattr(models[-1], "tokenizer", None)
         """The chat model's, because it carries the chat template."""
         self.setup()
@@ -62,6 +76,7 @@ class HookedModelPair(HookedRootModule):
         chat_device: str | None = None,
         dtype: str = "float32",
         model_class_name: str = "HookedTransformer",
+        token_replacements: Mapping[str, str] | None = None,
         **model_from_pretrained_kwargs: Any,
     ) -> "HookedModelPair":
         """Load two models with their raw weights: no folding, no centring, which would move the residual stream.
@@ -71,6 +86,7 @@ class HookedModelPair(HookedRootModule):
                 `tiny-base`, `tiny-chat`, `tiny-null`.
             chat_device: the chat model's device, when it is not the base model's.
             model_class_name: `HookedTransformer`, `TransformerBridge` or `AutoModelForCausalLM` (HookedProxyLM).
+            token_replacements: see the class.
 
         Raises:
             ValueError: when the tokenizers give different ids; the message shows the first difference.
@@ -80,7 +96,7 @@ class HookedModelPair(HookedRootModule):
             load_model(name, where, dtype, model_class_name, model_from_pretrained_kwargs)
             for name, where in zip((base, chat), devices, strict=True)
         ]
-        return cls(*models, model_names=(base, chat))
+        return cls(*models, model_names=(base, chat), token_replacements=token_replacements)
 
     @override
     def setup(self) -> None:

@@ -6,14 +6,12 @@ import random
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
 from sae_lens import SAE
 from sae_lens.config import HfDataset
 from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
@@ -21,10 +19,7 @@ from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.util import temporary_seed
-from torch import Tensor
 
-from sae_lens_crosscoder.activations.datasets import hold_out, load_rows
-from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.integrity import seal
@@ -38,6 +33,7 @@ from sae_lens_crosscoder.training.checkpoints import (
     signals_interrupt,
 )
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.training.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
@@ -45,7 +41,7 @@ from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 METRICS_FILENAME = "metrics.jsonl"
 
 
-class CrosscoderTrainingRunner:
+class CrosscoderTrainingRunner(RunData):
     """SAELens's `LanguageModelSAETrainingRunner` for a pair of models.
 
     Everything is checked, and everything random is seeded from `cfg.seed`, before any long work starts.
@@ -66,34 +62,12 @@ class CrosscoderTrainingRunner:
         override_dataset: HfDataset | None = None,
         override_model: HookedModelPair | None = None,
     ) -> None:
-        self.cfg = cfg
         for folder in (cfg.output_path, cfg.checkpoint_path):
             refuse_unwritable(folder)
         for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
             refuse_missing_device(device)
         _seed_everything(cfg.seed)
-        self.pair = override_model or HookedModelPair.from_pretrained(
-            cfg.model_name,
-            cfg.chat_model_name,
-            device=cfg.llm_device or cfg.device,
-            chat_device=cfg.chat_device,
-            dtype=cfg.model_dtype,
-            model_class_name=cfg.model_class_name,
-            **(cfg.model_from_pretrained_kwargs or {}),
-        )
-        self._refuse_wrong_widths()
-        rows: Any = override_dataset
-        if rows is None:
-            rows = load_rows(
-                cfg.dataset_path,
-                streaming=cfg.streaming,
-                # The shuffling buffer is filled before the first batch leaves it.
-                n_tokens=cfg.training_tokens + 2 * cfg.n_batches_in_buffer * cfg.context_size,
-                n_held_out_rows=cfg.n_held_out_rows,
-                seed=cfg.seed,
-            )
-        training_rows, self._held_out_rows = hold_out(rows, cfg.n_held_out_rows)
-        self.activations_store = PairActivationsStore.from_config(self.pair, cfg, override_dataset=training_rows)
+        super().__init__(cfg, override_dataset, override_model)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}
@@ -132,24 +106,6 @@ class CrosscoderTrainingRunner:
         rows = {name or "crosscoder": trainer.history.iloc[-1] for name, trainer in self.trainers.items()}
         return pd.DataFrame(rows).T
 
-    @cached_property
-    def held_out_tokens(self) -> Int[Tensor, "batch pos"]:
-        """The held-out rows as SAELens packs them: contexts that training never saw."""
-        return torch.stack(list(self._held_out_store.iterable_sequences))
-
-    @property
-    def _held_out_store(self) -> PairActivationsStore:
-        return PairActivationsStore.from_config(self.pair, self.cfg, override_dataset=self._held_out_rows)
-
-    def _refuse_wrong_widths(self) -> None:
-        found = self.pair.layout_at(self.cfg.hook_name).d_models
-        for name, cfg in self.cfg.crosscoder_configs.items():
-            if cfg.layout.d_models != found:  # pyright: ignore[reportAttributeAccessIssue]
-                raise ValueError(
-                    f"Crosscoder {name!r} is configured for models of widths {cfg.layout.d_models}, "  # pyright: ignore[reportAttributeAccessIssue]
-                    f"but at {self.cfg.hook_name} these models are {found} wide: set d_models={found}."
-                )
-
     def _new_crosscoder(self, name: str) -> TrainingCrosscoder:
         cfg = copy.deepcopy(self.cfg.crosscoder_configs[name])  # training writes into it
         sae_class, _ = get_sae_training_class(cfg.architecture())
@@ -160,12 +116,16 @@ class CrosscoderTrainingRunner:
             with temporary_seed(self.cfg.seed):  # so that a crosscoder does not depend on its neighbours
                 crosscoder = sae_class(cfg)
         metadata = crosscoder.cfg.metadata
-        metadata.model_name, metadata.chat_model_name = self.pair.model_names or (None, None)
+        metadata.model_name, metadata.chat_model_name = self.model_names
+        settings = self.cfg.to_dict()
         for key in (
+            "token_replacements",
             "hook_name",
             "hook_head_index",
             "model_class_name",
             "dataset_path",
+            "mix",
+            "packing",
             "context_size",
             "seqpos_slice",
             "prepend_bos",
@@ -174,20 +134,14 @@ class CrosscoderTrainingRunner:
             "disable_concat_sequences",
             "seed",
         ):
-            setattr(metadata, key, getattr(self.cfg, key))
+            setattr(metadata, key, settings[key])
         return crosscoder.to(self.cfg.device)
 
     def _new_trainer(self, name: str) -> CrosscoderTrainer:
         trainer_cfg: CrosscoderTrainerConfig = self.cfg.to_sae_trainer_config()
         if self.cfg.output_path is not None:
             trainer_cfg.metrics_path = str(Path(self.cfg.output_path, name, METRICS_FILENAME))
-        evaluator: Any = LLMSaeEvaluator(
-            model=self.pair,
-            activations_store=self._held_out_store,
-            eval_batch_size_prompts=self.cfg.eval_batch_size_prompts,
-            n_eval_batches=self.cfg.n_eval_batches,
-            model_kwargs=self.cfg.model_kwargs,
-        )
+        evaluator: Any = None if self.reads_cache else self._evaluator()
         return CrosscoderTrainer(
             trainer_cfg,
             self.training_crosscoders[name],
@@ -195,6 +149,15 @@ class CrosscoderTrainingRunner:
             evaluator=evaluator,
             save_checkpoint_fn=self._save_run_state,
             name=name,
+        )
+
+    def _evaluator(self) -> LLMSaeEvaluator[Any]:
+        return LLMSaeEvaluator(
+            model=self.pair,
+            activations_store=self.held_out_store,
+            eval_batch_size_prompts=self.cfg.eval_batch_size_prompts,
+            n_eval_batches=self.cfg.n_eval_batches,
+            model_kwargs=self.cfg.model_kwargs,
         )
 
     @contextmanager
@@ -213,7 +176,8 @@ class CrosscoderTrainingRunner:
     def _save_run_state(self, checkpoint_path: Path | None) -> None:
         """What a checkpoint needs beside the crosscoder: the place in the data, and the config."""
         if checkpoint_path is not None:
-            self.activations_store.save_to_checkpoint(checkpoint_path)
+            if not self.reads_cache:
+                self.activations_store.save_to_checkpoint(checkpoint_path)
             self._write_config(checkpoint_path)
 
     def _write_config(self, folder: Path) -> None:
@@ -230,7 +194,8 @@ class CrosscoderTrainingRunner:
             trainer.sae.load_weights_from_checkpoint(folder)
             past = trainer.n_training_samples
             trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n > past]
-            self.activations_store.load_from_checkpoint(folder)
+            if not self.reads_cache:
+                self.activations_store.load_from_checkpoint(folder)
 
     def _save(self, name: str) -> InferenceCrosscoder:
         crosscoder = self.training_crosscoders[name]

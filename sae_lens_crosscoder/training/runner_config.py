@@ -1,21 +1,55 @@
 """A SAELens runner config for a pair of models."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
+import simple_parsing
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
+from sae_lens.config import dict_field
 from sae_lens.registry import get_sae_training_class
 from typing_extensions import override
 
+from sae_lens_crosscoder.activations.mix import DataMix, MixSource
+from sae_lens_crosscoder.activations.packing import PackingRule
 from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
 from sae_lens_crosscoder.integrity import SEAL, refuse_as_folder_name
 from sae_lens_crosscoder.keys import refuse_keys
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig, default_dead_feature_window
 
 _BATCHES_IN_BUFFER = 16
+
+
+def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
+    """The mix that is given as itself, as the dictionary of its fields, or as JSON: a text or a file's name.
+
+    >>> mix_from('{"sources": [{"path": "web.jsonl"}, {"path": "chats.jsonl", "kind": "conversations"}]}').rule
+    'alternate'
+    """
+    if given is None or isinstance(given, DataMix):
+        return given
+    if isinstance(given, str):
+        try:
+            given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"The mix is no JSON ({error}): give its fields, or the name of a file of them."
+            ) from error
+    sources: list[Any] = [None]
+    if isinstance(given, Mapping) and isinstance(given.get("sources"), list):
+        sources = given["sources"]
+    if not isinstance(given, Mapping) or not all(isinstance(source, Mapping) for source in sources):
+        raise ValueError(f"A mix has a list of sources, each with its fields by name, unlike {given!r:.200}.")
+    refuse_unknown_keys(given, DataMix)
+    for source in sources:
+        refuse_unknown_keys(source, MixSource)
+    settings: list[dict[str, Any]] = [{"path": "", **source} for source in sources]
+    fields: dict[str, Any] = {**given, "sources": [MixSource(**each) for each in settings]}
+    return DataMix(**fields)
 
 
 @dataclass
@@ -38,7 +72,20 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     """Where the chat model lives; None for the base model's device (`llm_device`)."""
     model_dtype: str = "float32"
     """Precision of the two language models (not of the crosscoder)."""
+    token_replacements: dict[str, str] = dict_field({})
+    """Control tokens of the chat model, and what the base model reads in their place; see `slc.TOKEN_REPLACEMENTS`."""
     hook_name: str = "blocks.13.hook_resid_post"
+    mix: Any = simple_parsing.field(default=None, type=mix_from)
+    """Instead of `dataset_path`: a `DataMix` of several sources of text and conversations. On the command line, and
+    wherever a mix is read, JSON of its fields, or the name of a JSON file."""
+    use_cached_activations: bool = False
+    """Train on the activations that `cache` wrote to `cached_activations_path`, without the language models."""
+    packing: PackingRule = "concatenated"
+    """`concatenated`: documents follow one another, as SAELens packs them, and are cut where a context ends; attention
+    reaches from one into those before it in the context, and so do windows around a token. `one_document`: a context
+    holds one document, cut off where it ends, or padded; padding is left out of everything."""
+    padding_token: int | None = None
+    """Id of the padding, which no document may hold; None for the tokenizer's own."""
     context_size: int = 1024
     training_tokens: int = 100_000_000
     train_batch_size_tokens: int = 2048
@@ -54,7 +101,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     dead_feature_window: int = 0
     """Steps without being selected after which a latent is dead; 0 for the paper's 10 million tokens."""
     n_held_out_rows: int = 256
-    """Rows at the start of the dataset that are kept out of training, for diagnosis and evaluation."""
+    """Rows (documents) at the start of the dataset, of each one in a mix, that are kept out of training, for diagnosis
+    and evaluation."""
     log_frequency: int = 100
     """Steps between two rows of metrics."""
     logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
@@ -74,6 +122,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 refuse_as_folder_name(name, "saes")
             # SAELens's own code reads cfg.sae for the stacked width and the run's name.
             self.sae = next(iter(self.saes.values()))
+        self.mix = mix_from(self.mix)
+        self._refuse_data_that_contradict()
         self._refuse_what_cannot_run()
         if self.prefetch_llm_batches is None:
             self.prefetch_llm_batches = self._has_a_device_for_the_models  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -85,6 +135,16 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         base_device = self.llm_device or self.device
         devices = (base_device, self.chat_device or base_device)
         return not all(_same_device(device, self.device) for device in devices)
+
+    def _refuse_data_that_contradict(self) -> None:
+        if self.mix is not None and self.dataset_path:
+            raise ValueError(f"Give either a mix or dataset_path={self.dataset_path!r}, not both.")
+        if self.packing not in get_args(PackingRule):
+            raise ValueError(f"packing={self.packing!r} is not one of {get_args(PackingRule)}.")
+        if self.packing == "one_document" and self.disable_concat_sequences:
+            raise ValueError(
+                "disable_concat_sequences=True leaves short documents out; packing='one_document' pads them: use one."
+            )
 
     def _refuse_what_cannot_run(self) -> None:
         if self.dataset_trust_remote_code:

@@ -62,7 +62,7 @@ def test_the_built_in_rows_are_their_seed_and_enough():
 def test_a_path_that_is_no_dataset_is_refused_with_the_way_out(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"text": "a"}')
-    with pytest.raises(ValueError, match=r"the only one is 'tiny-mix'|is a file. Read it with datasets.load_dataset"):
+    with pytest.raises(ValueError, match=r"the only one is 'tiny-mix'|is a file. Files are read by a mix"):
         load_rows(path, streaming=False, n_tokens=1, n_held_out_rows=0, seed=0)
 
 

@@ -1,0 +1,209 @@
+"""A run on a mix, from the models and from activations on disk: the same tokens, the same activations, one config."""
+
+import dataclasses
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations import caching
+from sae_lens_crosscoder.cli import main
+from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_tokenizer
+from sae_lens_crosscoder.training.run_cache import read_run_cache, write_run_cache
+from tests.activations.data_files import run_config, text_and_chat
+
+PAD = tiny_tokenizer().pad_token_id
+LEFT_OUT = {"packing": "one_document", "seqpos_slice": (1, None), "exclude_special_tokens": [5, 40]}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+
+
+@pytest.fixture
+def mix(tmp_path):
+    return text_and_chat(tmp_path)
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a language model was loaded")
+
+    return lambda: monkeypatch.setattr("sae_lens_crosscoder.models.pair.load_model", refuse)
+
+
+def cached(tmp_path, mix, **fields):
+    return run_config(mix=mix, use_cached_activations=True, cached_activations_path=str(tmp_path / "cache"), **fields)
+
+
+def from_models(cfg, pair):
+    models = replace(cfg, use_cached_activations=False, activations_mixing_fraction=0.0)
+    return slc.CrosscoderTrainingRunner(models, override_model=pair)
+
+
+class TestFromModels:
+    def test_padding_and_what_else_is_left_out_is_neither_trained_nor_diagnosed_on(self, mix, pair):
+        runner = from_models(run_config(mix=mix, **LEFT_OUT), pair)
+        contexts = torch.stack(list(islice(runner.activations_store.iterable_sequences, 20)))
+        keep = torch.tensor([[p > 0 and t not in (PAD, 5, 40) for p, t in enumerate(row)] for row in contexts.tolist()])
+        expected = pair.activations(contexts, TINY_HOOK)[keep]
+        stream = from_models(runner.cfg, pair).activations_store
+        served = torch.cat([next(stream) for _ in range(len(expected) // 128)])
+        torch.testing.assert_close(served, expected[: len(served)])
+        held_out = runner.held_out_tokens
+        padding = (held_out == PAD) | (held_out == 5) | (held_out == 40)
+        padding[:, 0] = True
+        assert torch.equal(runner.held_out_kept, ~padding)
+        table = slc.diagnose(runner.run(), **runner.held_out_data())
+        assert table.attrs["n_tokens"] == int((~padding).sum()) < held_out.numel()
+
+    def test_held_out_contexts_come_with_their_sources(self, mix, pair):
+        runner = from_models(run_config(mix=mix), pair)
+        n = len(runner.held_out_tokens)
+        assert runner.held_out_sources == [("web", "chat")[i % 2] for i in range(n)]
+
+    def test_a_saved_crosscoder_says_what_it_was_trained_on(self, mix):
+        table = {"<sot>": "<pad>"}
+        crosscoder = slc.CrosscoderTrainingRunner(run_config(mix=mix, token_replacements=table)).run()
+        metadata = crosscoder.cfg.metadata
+        assert metadata.mix == dataclasses.asdict(mix)
+        assert (metadata.token_replacements, metadata.packing) == (table, "concatenated")
+
+    def test_a_plan_needs_no_more_than_that_of_another_dataset(self, mix):
+        plans = [
+            slc.plan(run_config(**data), measure_time=False) for data in ({"mix": mix}, {"dataset_path": "tiny-mix"})
+        ]
+        assert str(plans[0]) == str(plans[1])
+
+
+class TestCache:
+    @pytest.mark.parametrize("fields", [{}, LEFT_OUT])
+    def test_it_holds_what_the_run_would_train_on_and_be_diagnosed_on(self, tmp_path, mix, pair, fields):
+        cfg = cached(tmp_path, mix, **fields)
+        training, held_out = write_run_cache(cfg, dtype="float32", prompts_per_shard=7)
+        runner = from_models(cfg, pair)
+        stream = torch.cat([next(runner.activations_store) for _ in range(len(training) // 128)])
+        torch.testing.assert_close(torch.cat(list(training))[: len(stream)], stream)
+        assert cfg.training_tokens <= len(training) < cfg.training_tokens + cfg.context_size
+        kept = runner.held_out_kept
+        assert torch.equal(held_out.tokens, runner.held_out_tokens[kept])
+        torch.testing.assert_close(torch.cat(list(held_out)), pair.activations(runner.held_out_tokens, TINY_HOOK)[kept])
+
+    def test_training_on_it_loads_no_models_and_is_diagnosed_on_it(self, tmp_path, mix, pair, no_models):
+        cfg = cached(tmp_path, mix)
+        write_run_cache(cfg, dtype="float32")
+        no_models()
+        runner = slc.CrosscoderTrainingRunner(cfg)
+        crosscoder = runner.run()
+        metadata = crosscoder.cfg.metadata
+        assert (metadata.model_name, metadata.chat_model_name) == ("tiny-base", "tiny-chat")
+        from_cache = slc.diagnose(crosscoder, **runner.held_out_data())
+        from_pair = slc.diagnose(crosscoder, **from_models(cfg, pair).held_out_data())
+        assert from_cache.attrs["n_tokens"] == from_pair.attrs["n_tokens"]
+        pd.testing.assert_series_equal(from_cache.frequency, from_pair.frequency)
+        counted = slc.latent_statistics(crosscoder, **runner.held_out_data())
+        assert counted.attrs["fve"]["pooled"] == pytest.approx(from_pair.attrs["fve"]["pooled"])
+        with pytest.raises(ValueError, match="reads cached activations and has loaded no models"):
+            _ = runner.pair
+
+    def test_the_same_config_trains_the_same_crosscoder(self, tmp_path, mix):
+        cfg = cached(tmp_path, mix)
+        write_run_cache(cfg)
+        written = json.loads(json.dumps(cfg.to_dict()))
+        first, again = (
+            slc.CrosscoderTrainingRunner(config).run()
+            for config in (cfg, slc.CrosscoderRunnerConfig.from_dict(written))
+        )
+        assert torch.equal(first.W_dec, again.W_dec)
+
+    def test_the_base_model_reads_the_replacements(self, tmp_path, mix):
+        table = {"<sot>": "<pad>"}
+        training, _ = write_run_cache(cached(tmp_path, mix, token_replacements=table), dtype="float32")
+        replacing = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat", token_replacements=table)
+        runner = from_models(run_config(mix=mix, token_replacements=table), replacing)
+        torch.testing.assert_close(torch.cat(list(training))[:128], next(runner.activations_store))
+        assert training.manifest.token_replacements == table
+
+    def test_a_killed_call_is_gone_on_with(self, tmp_path, mix, monkeypatch):
+        original, n_passes, killed_at = caching._rows, [], [None]
+
+        def killed(*args):
+            n_passes.append(None)
+            if len(n_passes) == killed_at[0]:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        monkeypatch.setattr(caching, "_rows", killed)
+        whole = [torch.cat(list(cache)) for cache in write_run_cache(cached(tmp_path / "a", mix), prompts_per_shard=7)]
+        n_whole = len(n_passes)
+        n_passes.clear()
+        killed_at[0] = n_whole // 2
+        cfg = cached(tmp_path / "b", mix)
+        with pytest.raises(KeyboardInterrupt):
+            write_run_cache(cfg, prompts_per_shard=7)
+        with pytest.raises(ValueError, match="is not written yet"):
+            read_run_cache(cfg)
+        n_passes.clear()
+        killed_at[0] = None
+        for cache, expected in zip(write_run_cache(cfg, prompts_per_shard=7), whole, strict=True):
+            assert torch.equal(torch.cat(list(cache)), expected)
+            cache.verify()
+        assert len(n_passes) <= n_whole - n_whole // 2 + 2  # a shard takes two, and one shard was half written
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"hook_name": "blocks.1.hook_resid_post"}, f"activations at {TINY_HOOK}, not at blocks.1.hook_resid_post"),
+            ({"chat_model_name": "tiny-null"}, "of tiny-base and tiny-chat, not of tiny-base and tiny-null"),
+            ({"packing": "one_document", "seed": 3}, "its config differs in packing, seed"),
+            ({"token_replacements": {"<sot>": "<pad>"}}, "its config differs in token_replacements"),
+            ({"sae": slc.BatchTopKCrosscoderTrainingConfig(d_model=64, d_sae=64, k=4)}, r"these models are \(96, 96\)"),
+            ({"cached_activations_path": "nowhere"}, "nowhere/training is no activation cache"),
+            (
+                {"train_batch_size_tokens": 2048, "training_tokens": 4096, "lr_warm_up_steps": 0},
+                "do not fill one batch",
+            ),
+        ],
+    )
+    def test_a_cache_of_something_else_is_refused(self, tmp_path, mix, no_models, fields, message):
+        write_run_cache(cached(tmp_path, mix))
+        no_models()
+        with pytest.raises(ValueError, match=message):
+            slc.CrosscoderTrainingRunner(replace(cached(tmp_path, mix), **fields))
+
+    def test_without_a_folder_nothing_is_cached_and_models_given_beside_one_are_refused(self, tmp_path, mix, pair):
+        with pytest.raises(ValueError, match="cached_activations_path is not set"):
+            write_run_cache(run_config(mix=mix))
+        with pytest.raises(ValueError, match="reads no dataset and no models"):
+            slc.CrosscoderTrainingRunner(cached(tmp_path, mix), override_model=pair)
+
+
+def test_cache_train_and_diagnose_by_the_command_line(tmp_path, mix, monkeypatch, no_models, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mix.json").write_text(json.dumps(dataclasses.asdict(mix)))
+    flags = (
+        f"--model_name tiny-base --chat_model_name tiny-chat --hook_name {TINY_HOOK} --mix mix.json --context-size 16 "
+        "--packing one_document --d_model 96 --d_sae 32 --k 4 --training_tokens 1024 --train_batch_size_tokens 128 "
+        "--lr_warm_up_steps 2 --n_held_out_rows 8 --checkpoint_path None --cached_activations_path cache"
+    ).split()
+    flags += ["--token_replacements", '{"<sot>": "<pad>"}']
+    assert main(["cache", *flags, "--cache_dtype", "float32"]) == 0
+    assert "cache/training: 1,0" in capsys.readouterr().out
+    no_models()
+    assert main(["train", *flags, "--use_cached_activations", "True", "--output_path", "out"]) == 0
+    first = slc.read_latents("out")
+    assert main(["diagnose", "out"]) == 0
+    pd.testing.assert_frame_equal(slc.read_latents("out"), first)
+    assert main(["diagnose", "out", "--n_held_out_rows", "2"]) == 2
+    assert main(["train", *flags, "--cached_activations_path", "other", "--use_cached_activations", "True"]) == 2
+    assert "other/training is no activation cache" in capsys.readouterr().err
+    saved = json.loads(Path("out/runner_cfg.json").read_text())
+    assert saved["mix"]["sources"][1]["kind"] == "conversations"
+    assert main(["plan", "out"]) == 0
