@@ -45,7 +45,14 @@ from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
 from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.report import write_effects, write_report
+from sae_lens_crosscoder.report import (
+    Exploration,
+    LatentRecord,
+    explore,
+    write_effects,
+    write_explorer,
+    write_report,
+)
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.edits import edited
@@ -66,12 +73,14 @@ __all__ = [
     "CrosscoderTrainer",
     "CrosscoderTrainerConfig",
     "CrosscoderTrainingRunner",
+    "Exploration",
     "HookedModelPair",
     "InferenceCrosscoder",
     "JumpReLUCrosscoder",
     "JumpReLUCrosscoderConfig",
     "L1CrosscoderTrainingConfig",
     "L1TrainingCrosscoder",
+    "LatentRecord",
     "LatentScaling",
     "NonFiniteError",
     "ReLUCrosscoder",
@@ -91,6 +100,7 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "edited",
+    "explore",
     "generate_patched",
     "generate_responses",
     "kl_to_chat",
@@ -113,6 +123,7 @@ __all__ = [
     "token_kl",
     "train_on_one_stream",
     "write_effects",
+    "write_explorer",
     "write_latents",
     "write_report",
 ]

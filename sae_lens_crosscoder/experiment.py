@@ -60,7 +60,7 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     folders = crosscoder_folders(cfg.crosscoder)
     crosscoders = {name: load(folder, device=cfg.device) for name, folder in folders.items()}
     latents = {name: read_latents(folder) for name, folder in folders.items()}
-    requests = _requests(cfg, next(iter(crosscoders.values())))
+    requests = requests_of(cfg, next(iter(crosscoders.values())))
     output_path.mkdir(parents=True, exist_ok=True)  # fails now rather than after the experiment
     pair = _pair_of(cfg, crosscoders)
     messages = [[{"role": "user", "content": request}] for request in requests]
@@ -88,7 +88,7 @@ def crosscoder_folders(path: str | Path) -> dict[str, Path]:
     return folders
 
 
-def _requests(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> list[str]:
+def requests_of(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> list[str]:
     """Different requests, of which none was trained on."""
     if cfg.prompts is not None:
         lines = Path(cfg.prompts).read_text(encoding="utf-8").splitlines()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, plan, train
+from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, plan, report, train
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,
@@ -13,6 +13,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train.run,
     "diagnose": diagnose.run,
     "causal": causal.run,
+    "report": report.run,
     "convert": convert.run,
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sae_lens_crosscoder.report.cells import html_table
+from sae_lens_crosscoder.report.document import write_document
 from sae_lens_crosscoder.report.html import figure_block, page
 from sae_lens_crosscoder.report.inert import inert
 from sae_lens_crosscoder.report.panels import panel_text, panel_title, style
@@ -92,8 +93,6 @@ def write_effects(path: str | Path, effects: Mapping[str, pd.DataFrame], title: 
         ValueError: as `effects_bars`.
     """
     _require(effects)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     parts = [
         f"<h1>{inert(title)}</h1>",
         "<p>The chat model's layers after the hook were given the base model's activation, plus what latents carry "
@@ -106,8 +105,7 @@ def write_effects(path: str | Path, effects: Mapping[str, pd.DataFrame], title: 
     ]
     for name, table in effects.items():
         parts += [f"<h3>{inert(name)}</h3>", html_table(table)]
-    path.write_text(page(title, "\n".join(parts)), encoding="utf-8", newline="\n")
-    return path
+    return write_document(path, page(title, "\n".join(parts)))
 
 
 def _require(effects: Mapping[str, pd.DataFrame]) -> None:
