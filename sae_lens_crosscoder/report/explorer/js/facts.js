@@ -15,12 +15,15 @@ function whereItWrites(c, j) {
   const [base, chat] = c.models;
   const delta = c.value("delta_norm", j);
   const rows = [fact(c, "delta_norm", "Delta_norm", decimal(delta, 3), j)];
-  for (const model of c.models) if (c.has(`dec_norm_${model}`)) rows.push(fact(c, `dec_norm_${model}`, `decoder norm, ${model}`, decimal(c.value(`dec_norm_${model}`, j), 3), j));
+  for (const model of c.models) if (c.has(`dec_norm_${model}`)) rows.push(fact(c, `dec_norm_${model}`, `decoder norm, ${model}`, significant(c.value(`dec_norm_${model}`, j), 4), j));
   if (c.has("cos_sim")) rows.push(fact(c, "cos_sim", "decoder cosine", decimal(c.value("cos_sim", j), 3), j));
-  for (const model of c.models) if (c.has(`enc_norm_${model}`)) rows.push(fact(c, `enc_norm_${model}`, `encoder norm, ${model}`, decimal(c.value(`enc_norm_${model}`, j), 3), j));
+  for (const model of c.models) if (c.has(`enc_norm_${model}`)) rows.push(fact(c, `enc_norm_${model}`, `encoder norm, ${model}`, significant(c.value(`enc_norm_${model}`, j), 4), j));
   if (c.has("enc_cos_sim")) rows.push(fact(c, "enc_cos_sim", "encoder cosine", decimal(c.value("enc_cos_sim", j), 3), j));
-  return section("Where it writes", deltaAxis(delta, base, chat), html("dl", { class: "facts" }, rows));
+  return section("Where it writes", deltaAxis(delta, base, chat), html("dl", { class: "facts" }, RANK_HEAD(), rows));
 }
+
+// Once is enough.
+const RANK_HEAD = () => [html("dt"), html("dd"), html("dd", { class: "rank soft" }, "percentile")];
 
 function deltaAxis(delta, base, chat) {
   const stops = [0, ...about.classBorders, 1];
@@ -104,11 +107,12 @@ function placeBars(groups, places) {
 
 function twinsOf(c, record) {
   if (!record.twins) return null;
-  const heads = ["latent", "cosine", "divergence", "alone", "its twin alone", "high"];
+  const heads = ["latent", "cosine", "divergence", "this / twin / either high"];
   const rows = record.twins.map((twin) => html("tr", {},
     html("td", { class: "n" }, link({ ...state, latent: twin.latent }, String(twin.latent))),
-    [decimal(twin.cosine), decimal(twin.divergence), count(twin.n_only_own), count(twin.n_only_twin), count(twin.n_high)].map((text) => html("td", { class: "n" }, text))));
-  return section("Twins", html("p", { class: "soft" }, "Latents that write the same direction into the other model. Divergence 0: both always fire together, 1: never."),
+    [decimal(twin.cosine), decimal(twin.divergence), [twin.n_only_own, twin.n_only_twin, twin.n_high].map(count).join(" / ")].map((text) => html("td", { class: "n" }, text))));
+  const said = "Latents that write the same direction into the other model. Divergence 0: both are always high on the same tokens, 1: never. Then the tokens on which this one alone is high, the twin alone, and either.";
+  return section("Twins", html("p", { class: "soft" }, said),
     html("div", { class: "scroll" }, html("table", {}, html("thead", {}, html("tr", {}, heads.map((head) => html("th", { class: "n" }, head)))), html("tbody", {}, rows))));
 }
 

@@ -36,7 +36,7 @@ function lensTable(c, record) {
     const tokens = pairsOf(flat);
     const most = Math.max(...record.raises.concat(record.lowers).flatMap((list) => pairsOf(list).map(([, value]) => Math.abs(value)))) || 1;
     return html("div", { class: `lens share-${m}` }, html("h4", {}, title), html("ol", {}, tokens.map(([text, value]) =>
-      html("li", { vars: { part: Math.abs(value) / most } }, html("span", { class: "token" }, text.trim() || "\u2423"), html("span", { class: "n" }, decimal(value, 1))))));
+      html("li", { vars: { part: Math.abs(value) / most } }, html("span", { class: "token" }, text.trim() || "\u2423"), html("span", { class: "n" }, significant(value, 2))))));
   };
   return section("What it speaks for", html("div", { class: "lenses" },
     c.models.map((model, m) => [column(record.raises[m], `${model}: raises`, m), column(record.lowers[m], `${model}: lowers`, m)])),

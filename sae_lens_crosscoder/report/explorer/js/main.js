@@ -33,8 +33,9 @@ function build() {
     html("div", { class: "charts" },
       html("figure", {}, html("figcaption", {}, "On which model latents write", html("span", { class: "soft" }, "Delta_norm; drag to select, click a class")), parts.histogram),
       html("figure", { id: "scatter" }, html("figcaption", {}, "Which chat-only latents are genuine", html("span", { class: "soft" }, "drag to select")), parts.scatter)),
-    html("div", { class: "filters" }, search, parts.verdicts,
-      html("label", { id: "template-label" }, "template \u2265 ", html("output"), template), html("label", {}, all, " dead too"), parts.ranges, parts.total),
+    html("div", { class: "filters" }, search,
+      html("label", { id: "template-label" }, "template share \u2265 ", html("output"), template), html("label", {}, all, " dead ones too"), parts.total),
+    html("div", { class: "filters" }, parts.verdicts, parts.ranges),
     table.node,
     parts.manifest);
   document.querySelector("main").append(overview, page, tip);
@@ -53,6 +54,7 @@ async function render() {
   if (turn !== drawing) return;
   crosscoder = opened;
   const tests = testsOf(crosscoder, state);
+  drawTabs();
   order = inOrder(crosscoder, passing(crosscoder, tests), state.sort);
   if (state.latent === null) {
     page.hidden = true;
@@ -74,16 +76,19 @@ async function render() {
   performance.mark(document.body.dataset.shown);
 }
 
+function drawTabs() {
+  parts.tabs.replaceChildren(...(about.crosscoders.length > 1 ? about.crosscoders.map(({ name }) =>
+    fill(link({ ...home(), c: name }, name), { "aria-current": name === crosscoder.name ? "page" : null }, [])) : []));
+}
+
 function drawOverview(tests) {
   const c = crosscoder;
-  parts.tabs.replaceChildren(...(about.crosscoders.length > 1 ? about.crosscoders.map(({ name }) =>
-    fill(link({ ...home(), c: name }, name), { "aria-current": name === c.name ? "page" : null }, [])) : []));
   parts.conclusion.textContent = c.conclusion ? `${c.conclusion}.` : "";
-  const others = passing(c, tests, ["delta_norm", "label"]);
-  drawHistogram(parts.histogram, c, passing(c, tests), passing(c, state.all ? {} : { all: tests.all }));
+  const live = passing(c, state.all ? {} : { all: tests.all });
+  drawHistogram(parts.histogram, c, passing(c, tests), live);
   const hasNu = c.has("nu_error") && c.has("nu_reconstruction");
   document.getElementById("scatter").hidden = !hasNu;
-  if (hasNu) drawScatter(parts.scatter, c, passing(c, tests, ["nu_error", "nu_reconstruction"]));
+  if (hasNu) drawScatter(parts.scatter, c, passing(c, tests, ["nu_error", "nu_reconstruction"]), live);
   drawVerdicts(passing(c, tests, ["verdict"]));
   drawFilters();
   parts.total.replaceChildren(html("b", {}, count(order.length)), ` of ${count(c.n)} latents`);
@@ -133,7 +138,6 @@ const redraw = () => crosscoder !== null && render();
 build();
 state = stateOf(location.hash);
 addEventListener("hashchange", () => { state = stateOf(location.hash); render(); });
-addEventListener("popstate", () => { state = stateOf(location.hash); render(); });
 addEventListener("keydown", onKey);
 addEventListener("resize", () => requestAnimationFrame(redraw));
 addEventListener("beforeprint", () => state.latent === null && table.drawForPrint());

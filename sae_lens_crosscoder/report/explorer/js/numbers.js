@@ -2,18 +2,26 @@
 const MISSING = "\u2013";
 const MINUS = "\u2212";
 
+const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+const withMinus = (text) => text.replace(/-/g, MINUS);
+
 function decimal(value, digits = 2) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return MISSING;
-  const text = Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 10 ** -digits / 2)
-    ? value.toExponential(1)
-    : value.toFixed(digits);
-  return text.replace(/-/g, MINUS);
+  if (!isNumber(value)) return MISSING;
+  const text = value.toFixed(digits);
+  return withMinus(Number(text) === 0 ? text.replace("-", "") : text);
 }
 
-const count = (value) => (Number.isFinite(value) ? Math.round(value).toLocaleString("en") : MISSING);
+// For numbers of any size.
+function significant(value, digits = 3) {
+  if (!isNumber(value)) return MISSING;
+  const isPlain = value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5);
+  return withMinus(isPlain ? value.toFixed(Math.max(0, digits - Math.max(1, Math.floor(Math.log10(Math.abs(value) || 1)) + 1))) : value.toExponential(1));
+}
+
+const count = (value) => (isNumber(value) ? Math.round(value).toLocaleString("en") : MISSING);
 
 function percent(share) {
-  if (share === null || !Number.isFinite(share)) return MISSING;
+  if (!isNumber(share)) return MISSING;
   const digits = share === 0 || share >= 0.1 ? 0 : share >= 0.001 ? 1 : 3;
   return `${(100 * share).toFixed(digits)} %`;
 }

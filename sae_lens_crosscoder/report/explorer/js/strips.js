@@ -1,6 +1,8 @@
-// Examples as strips of tokens: behind each token the models' shares of the score, base above and chat below, and
-// under it a line for how far the models are apart about what comes next.
+// Examples as strips of tokens. Behind a token on which the latent is on are two stripes, base above and chat below: as
+// strong as its score, each as far as that model has a share in it. A line under a token says how far the models are
+// apart about what comes next.
 const FULL_KL = 4; // nats at which the line is darkest
+const [FAINTEST, STRONGEST] = [14, 78]; // in percent of a model's colour
 
 const tip = html("div", { id: "tip", role: "status", hidden: true });
 
@@ -11,10 +13,12 @@ function strip(tokens, peak, active, models, scale) {
   const line = html("span", { class: "strip" });
   tokens.forEach(({ text, kl }, i) => {
     const [score, ...shares] = marks.get(i) ?? [0];
-    const token = html("span", { class: `tok${i === peak ? " peak" : ""}` }, text);
+    const token = html("span", { class: `tok${i === peak ? " peak" : ""}` }, i === 0 ? text.trimStart() || text : text);
     if (score > 0) {
       token.classList.add("on");
-      models.forEach((_, m) => token.style.setProperty(`--share-${m}`, `${Math.round(75 * Math.max(0, Math.min(1, shares[m] / scale)))}%`));
+      const strength = FAINTEST + (STRONGEST - FAINTEST) * Math.min(1, score / scale);
+      const largest = Math.max(...shares);
+      shares.forEach((share, m) => token.style.setProperty(`--share-${m}`, `${Math.round(strength * Math.max(0, share / largest))}%`));
     }
     if (kl !== null && kl >= about.klStep) token.style.setProperty("--kl", `${Math.round(100 * Math.sqrt(Math.min(1, kl / FULL_KL)))}%`);
     token.about = { text, score, shares, kl, models };
@@ -46,6 +50,6 @@ function showTip(event) {
 function stripLegend(models, hasKl) {
   const swatch = (m) => html("span", { class: `swatch share-${m}` });
   return html("p", { class: "legend soft" },
-    models.map((model, m) => [swatch(m), m === 0 ? `${model}'s share of the score (upper half)` : `${model}'s (lower half)`]),
-    hasKl ? [html("span", { class: "swatch kl" }), "how far the models are apart about the next token (KL)"] : null);
+    models.map((model, m) => html("span", {}, swatch(m), m === 0 ? `${model}'s share of the score (upper stripe)` : `${model}'s (lower)`)),
+    hasKl ? html("span", {}, html("span", { class: "swatch kl" }), "KL: the models expect different tokens next") : null);
 }
