@@ -1,6 +1,7 @@
 """A headless Chromium that is told what to do over a pipe, in the DevTools protocol."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -8,6 +9,8 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +33,24 @@ class Browser:
         self.errors: list[str] = []
         to_read, self._to_write = os.pipe()
         self._to_read, to_write = os.pipe()
+        # Chromium reads from descriptor 3 and writes to 4; ours may have these numbers.
+        far = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (to_read, to_write)]
+
+        def hand_over() -> None:
+            for number, end in enumerate(far, start=3):
+                os.dup2(end, number)
+
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
+        # So that a sandboxed frame can be reached through the page that it is in.
+        flags += ["--disable-features=IsolateSandboxedIframes"]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={self._folder.name}", "about:blank"]
-        # Chromium reads from descriptor 3 and writes to 4.
-        shell = f'exec "$@" 3<&{to_read} 4>&{to_write}'
-        self._process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", CHROMIUM, *flags],
-            pass_fds=(to_read, to_write),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(to_read)
-        os.close(to_write)
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = [CHROMIUM, *flags]
+        self._process = subprocess.Popen(command, preexec_fn=hand_over, close_fds=False, **silent)
+        for end in (to_read, to_write, *far):
+            os.close(end)
         self._session: str | None = None
+        self._context: dict[str, int] = {}
         target = next(t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")
         attached = self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
@@ -88,7 +96,13 @@ class Browser:
     def evaluate(self, expression: str, timeout: float = 30) -> Any:
         """The value of a JavaScript expression; of a promise, what it comes to."""
         found = self.send(
-            "Runtime.evaluate", timeout, expression=expression, returnByValue=True, awaitPromise=True, userGesture=True
+            "Runtime.evaluate",
+            timeout,
+            expression=expression,
+            returnByValue=True,
+            awaitPromise=True,
+            userGesture=True,
+            **self._context,
         )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
@@ -100,11 +114,21 @@ class Browser:
             assert time.monotonic() < deadline, f"{condition} does not come true; {self.errors}"
             time.sleep(0.02)
 
+    @contextmanager
+    def frame(self) -> Iterator["Browser"]:
+        """Within it, expressions are those of the page's only frame."""
+        (child,) = self.send("Page.getFrameTree")["frameTree"]["childFrames"]
+        world = self.send("Page.createIsolatedWorld", frameId=child["frame"]["id"])
+        self._context = {"contextId": world["executionContextId"]}
+        yield self
+        self._context = {}
+
     def press(self, key: str) -> None:
         """A key of the keyboard, such as "j" or "Enter"."""
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
-        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-        self.send("Input.dispatchKeyEvent", type="keyUp", key=key)
+        code = {"Enter": 13, "Escape": 27}.get(key, ord(key[0].upper()))
+        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
+        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """With the left button down."""

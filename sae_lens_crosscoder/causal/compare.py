@@ -87,7 +87,9 @@ def _logits(pair: HookedModelPair, tokens: Tensor) -> dict[str, Float[Tensor, "p
     return logits
 
 
-def _kl(log_p: Float[Tensor, "*batch pos d_vocab"], log_q: Float[Tensor, "*batch pos d_vocab"]) -> Float[Tensor, "*batch pos"]:
+def _kl(
+    log_p: Float[Tensor, "*batch pos d_vocab"], log_q: Float[Tensor, "*batch pos d_vocab"]
+) -> Float[Tensor, "*batch pos"]:
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 

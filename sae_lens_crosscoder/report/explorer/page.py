@@ -37,7 +37,20 @@ from sae_lens_crosscoder.report.html import reading_list
 from sae_lens_crosscoder.report.inert import inert, visible
 from sae_lens_crosscoder.stacking import StackedLayout
 
-_SCRIPTS = ("dom", "data", "numbers", "state", "filters", "charts", "table", "strips", "facts", "latent", "keys", "main")
+_SCRIPTS = (
+    "dom",
+    "data",
+    "numbers",
+    "state",
+    "filters",
+    "charts",
+    "table",
+    "strips",
+    "facts",
+    "latent",
+    "keys",
+    "main",
+)
 """In the order in which they build on each other."""
 
 _KEYS = """<h3>Keys</h3><dl class="keys">
@@ -90,7 +103,7 @@ def write_explorer(path: str | Path, explorations: Mapping[str, Exploration], ti
     body = "\n".join(
         [
             f"<header><h1>{inert(title)}</h1></header>",
-            '<main></main>',
+            "<main></main>",
             f'<dialog id="help"><form method="dialog"><button class="plain" aria-label="close">\u00d7</button></form>'
             f"{_KEYS}<h3>The numbers</h3>{reading_list()}</dialog>",
             '<noscript><p class="soft">The explorer is a script: allow it to run.</p></noscript>',

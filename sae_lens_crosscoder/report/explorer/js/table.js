@@ -4,6 +4,8 @@ const MAX_PRINTED = 200;
 
 const tokenList = (ids) => Array.from(ids.subarray(0, 5), (id) => html("span", { class: "token" }, texts[id].trim() || "\u2423"));
 
+const named = (category) => [dot(category), spaced(category)];
+
 function axisMark(delta) {
   return html("span", { class: "mark", vars: { at: delta } }, html("i"));
 }
@@ -13,8 +15,8 @@ const COLUMNS = [
   { name: "latent", head: "latent", width: 4.6, css: "n", cell: (c, j) => [String(j)] },
   { name: "delta_norm", head: "Delta_norm", width: 9.5, css: "n", help: "0: writes on base only, 1: on chat only",
     cell: (c, j) => [axisMark(c.value("delta_norm", j)), decimal(c.value("delta_norm", j), 2)] },
-  { name: "verdict", head: "verdict", width: 11.5, css: "t", help: "What to believe about it",
-    cell: (c, j) => [dot(c.category("verdict", j) ?? c.category("label", j)), spaced(c.category("verdict", j) ?? c.category("label", j))] },
+  { name: "label", head: "class", width: 8, css: "t", help: "By Delta_norm alone", cell: (c, j) => named(c.category("label", j)) },
+  { name: "verdict", head: "verdict", width: 11.5, css: "t", help: "What to believe about it", cell: (c, j) => named(c.category("verdict", j)) },
   { name: "frequency", head: "on", width: 5, css: "n", help: "The share of tokens on which it is on", cell: (c, j) => [percent(c.value("frequency", j))] },
   { name: "max_activation", head: "max", width: 4.4, css: "n", help: "Its highest score", cell: (c, j) => [decimal(c.value("max_activation", j), 1)] },
   { name: "nu_error", head: "nu error", width: 5.2, css: "n", help: "Near 0: the crosscoder's error on base has nothing of it", cell: (c, j) => [decimal(c.value("nu_error", j))] },
@@ -57,7 +59,7 @@ function makeTable() {
     Object.assign(view, { crosscoder, latents, cursor: Math.min(view.cursor, Math.max(0, latents.length - 1)) });
     if (isOther) {
       const hasRows = { fires: crosscoder.examples, writes: crosscoder.lenses };
-      view.shown = COLUMNS.filter(({ name, needs }) => (needs ? hasRows[needs] : name === "latent" || crosscoder.has(name)));
+      view.shown = COLUMNS.filter(({ name, needs }) => (needs ? hasRows[needs] : name === "latent" || (crosscoder.has(name) && !(name === "label" && crosscoder.has("verdict")))));
       columns.replaceChildren(...view.shown.map(({ width }) => html("col", width ? { vars: { width: `${width}rem` } } : {})));
     }
     head.replaceChildren(...view.shown.map(headCell));
