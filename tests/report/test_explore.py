@@ -29,9 +29,8 @@ def looked_at():
     metadata = crosscoder.cfg.metadata
     metadata.model_name, metadata.chat_model_name, metadata.hook_name = "tiny-base", "tiny-chat", TINY_HOOK
     contrasts = {"refusal": matched_prompts("refusal", n_pairs=8, seed=0)}
-    said = slc.generate_responses(
-        pair, [[{"role": "user", "content": f"where does {name} live ?"}] for name in ("anna", "ben")]
-    )
+    asked = [[{"role": "user", "content": f"where does {name} live ?"}] for name in ("anna", "ben")]
+    said = slc.generate_responses(pair, asked, max_new_tokens=16)
     table = slc.diagnose(crosscoder, pair, TOKENS, min_active=1)
     table.loc[[0, 1], "verdict"] = ["chat_specific", "base_specific"]
     found = slc.explore(crosscoder, pair, TOKENS, table, contrasts=contrasts, responses=said, n_random=3)
@@ -67,10 +66,8 @@ def test_places_and_template_share_are_those_of_the_generators_roles(looked_at):
     is_on = crosscoder.encode(pair.activations(TOKENS, TINY_HOOK)).detach() > 0
     roles = torch.tensor(ROWS["role"])
     is_bos = TOKENS == tiny_tokenizer().bos_token_id
-    n_on = {
-        name: is_on[(roles == role) & ~is_bos].sum(dim=0)
-        for role, name in enumerate(("text", "user", "assistant", "template"))
-    }
+    names = ("text", "user", "assistant", "template")
+    n_on = {name: is_on[(roles == role) & ~is_bos].sum(dim=0) for role, name in enumerate(names)}
     for name, n in n_on.items():
         assert [found[latent].places[name]["n_active"] for latent in range(12)] == n.tolist()
     share = n_on["template"] / (n_on["template"] + n_on["user"] + n_on["assistant"])

@@ -1,4 +1,4 @@
-"""Laws of the explorer: it shows what the exploration says, every piece of it as text, and asks the network for nothing."""
+"""Laws of the explorer: it shows what the exploration says, as text whatever it says, and asks for nothing."""
 
 import base64
 import gzip
@@ -7,9 +7,7 @@ import json
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 
 from sae_lens_crosscoder.report import Exploration, write_explorer
 from tests.browser import CHROMIUM, Browser
@@ -186,6 +184,10 @@ def test_errors_say_what_does_not_fit(explorations):
         explorations["l1"][N]
 
 
+def in_box(table):
+    return ~table.dead & table.nu_error.between(-0.5, 0.2) & (table.nu_reconstruction <= 0.5)
+
+
 # --- in the browser -------------------------------------------------------------------------------
 
 
@@ -198,7 +200,7 @@ def test_errors_say_what_does_not_fit(explorations):
         ("#verdict=chat_specific,rare", lambda t: ~t.dead & t.verdict.isin(["chat_specific", "rare"])),
         ("#label=chat_only&delta_norm=0.95..", lambda t: ~t.dead & (t.label == "chat_only") & (t.delta_norm >= 0.95)),
         ("#frac_template=0.7..", lambda t: t.frac_template >= 0.7),
-        ("#nu_error=-0.5..0.2&nu_reconstruction=..0.5", lambda t: ~t.dead & t.nu_error.between(-0.5, 0.2) & (t.nu_reconstruction <= 0.5)),
+        ("#nu_error=-0.5..0.2&nu_reconstruction=..0.5", in_box),
         ("#q=refusal", lambda t: t.index == 7),
         ("#q=99&all=1&label=nonsense", lambda t: t.index < 0),
     ],
@@ -306,7 +308,10 @@ def test_dragging_over_a_figure_filters_and_a_click_undoes_it(open_page, explora
     table = explorations["l1"].table
     browser = open_page()
     everything = n_shown(browser)
-    boxes = "[...document.querySelectorAll('.cover')].map((c) => c.getBoundingClientRect()).map((b) => [b.x, b.y, b.width, b.height])"
+    boxes = """[...document.querySelectorAll(".cover")].map((cover) => {
+      const box = cover.getBoundingClientRect();
+      return [box.x, box.y, box.width, box.height];
+    })"""
     (x, y, width, height), (u, v, wide, high) = browser.evaluate(boxes)
     browser.drag((x + 0.5 * width, y + 20), (x + 0.8 * width, y + height - 5))
     browser.wait(f"document.body.dataset.shown !== '{everything} latents'")

@@ -120,7 +120,9 @@ def record_json(record: LatentRecord, texts: Texts, pool: TokenPool, groups: Seq
         "b": short(record.b_enc),
         "contexts": record.n_contexts,
         "examples": [
-            [_example(each, pool) for each in examples] for examples in (record.top, *reversed(record.quantiles))
+            [_example(each, pool) for each in examples]
+            for examples in (record.top, *reversed(record.quantiles))
+            if record.top
         ],
         "twins": [{name: short(value) for name, value in twin.items()} for twin in record.twins],
         "effect": None if record.effect is None else _effect(record.effect, texts),

@@ -147,6 +147,7 @@ def _crosscoder(
         "contextSize": None if examples is None else examples.manifest["context_size"],
         "examples": examples is not None,
         "lenses": bool(exploration.lenses),
+        "hasConcepts": any(concepts),
         "hasKl": exploration.kl is not None,
         "random": _random_band(exploration),
         "conclusion": visible(table.attrs.get("conclusion", "")),

@@ -36,7 +36,7 @@ class LatentRecord:
     latent: int
     numbers: dict[str, Any]
     """Its row of the latent table."""
-    places: dict[str, dict[str, float]]
+    places: dict[str, dict[str, Any]]
     """By token group: `n_active`, `frequency`, `max_score`, `mean_score`, as `latent_statistics` has them."""
     histogram: tuple[int, ...]
     """Tokens by score, in bins of equal width from 0 to the highest."""
@@ -150,11 +150,11 @@ class Exploration:
         return rows
 
     @cached_property
-    def _statistics(self) -> list[dict[str, float]]:
+    def _statistics(self) -> list[dict[str, Any]]:
         rows: Any = [] if self.statistics is None else self.statistics.to_dict("records")
         return rows
 
-    def _places(self, latent: int) -> dict[str, dict[str, float]]:
+    def _places(self, latent: int) -> dict[str, dict[str, Any]]:
         columns = ("n_active", "frequency", "max_score", "mean_score")
         return {
             group: {column: self._statistics[latent][f"{column}_{group}"] for column in columns}

@@ -13,11 +13,13 @@ function brush(frame, area, x, y, selected, onSelect) {
   const cover = svg("rect", { class: "cover", ...area });
   const [left, right, top, bottom] = [area.x, area.x + area.width, area.y, area.y + area.height];
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-  const draw = (x0, x1, y0, y1) => fill(shade, { x: x0, y: y0, width: Math.max(0, x1 - x0), height: Math.max(0, y1 - y0) }, []);
+  const draw = (x0, x1, y0, y1) =>
+    fill(shade, { x: x0, y: y0, width: Math.max(0, x1 - x0), height: Math.max(0, y1 - y0) }, []);
   if (selected !== null) {
     const [xs, ys] = selected;
     const across = [x(xs[0] ?? -1e9), x(xs[1] ?? 1e9)].map((at) => clamp(at, left, right));
-    draw(...across, ...(y === null ? [top, bottom] : [y(ys[1] ?? 1e9), y(ys[0] ?? -1e9)].map((at) => clamp(at, top, bottom))));
+    const down = y === null ? [top, bottom] : [y(ys[1] ?? 1e9), y(ys[0] ?? -1e9)].map((at) => clamp(at, top, bottom));
+    draw(...across, ...down);
   }
   let start = null;
   const at = (event) => {
@@ -39,7 +41,8 @@ function brush(frame, area, x, y, selected, onSelect) {
     const [x0, x1, y0, y1] = spanned(event);
     start = null;
     const isClick = x1 - x0 < 3 && (y === null || y1 - y0 < 3);
-    onSelect(isClick ? null : [[inverse(x, x0), inverse(x, x1)], y === null ? null : [inverse(y, y1), inverse(y, y0)]]);
+    const down = y === null ? null : [inverse(y, y1), inverse(y, y0)];
+    onSelect(isClick ? null : [[inverse(x, x0), inverse(x, x1)], down]);
   });
   frame.append(shade, cover);
 }
@@ -64,7 +67,8 @@ function drawHistogram(host, crosscoder, shown, all) {
   const x = linear(0, 1, left, width - right);
   const log = linear(Math.log(0.7), Math.log(most * 1.15), height - bottom, top);
   const y = (n) => log(Math.log(n));
-  const frame = svg("svg", { width, height, role: "img", "aria-label": "Delta_norm of the latents, 0 base only to 1 chat only" });
+  const said = "Delta_norm of the latents, from 0, base only, to 1, chat only";
+  const frame = svg("svg", { width, height, role: "img", "aria-label": said });
   for (let power = 1; power <= most; power *= 10) {
     frame.append(
       svg("line", { class: "grid", x1: left, x2: width - right, y1: y(power), y2: y(power) }),
@@ -73,16 +77,23 @@ function drawHistogram(host, crosscoder, shown, all) {
   const regionAt = (delta) => about.regions[about.classBorders.filter((border) => border < delta).length];
   for (const [bins, layer] of [[back, "back"], [binned(column, shown), "front"]]) {
     bins.forEach((n, i) => n > 0 && frame.append(svg("rect", {
-      class: `bar ${layer} ${regionAt((i + 0.5) / N_BINS)}`, x: x(i / N_BINS) + 0.5, width: x(1 / N_BINS) - x(0) - 1, y: y(n), height: height - bottom - y(n),
+      class: `bar ${layer} ${regionAt((i + 0.5) / N_BINS)}`,
+      x: x(i / N_BINS) + 0.5,
+      width: x(1 / N_BINS) - x(0) - 1,
+      y: y(n),
+      height: height - bottom - y(n),
     })));
   }
-  for (const border of about.classBorders) frame.append(svg("line", { class: "border", x1: x(border), x2: x(border), y1: top - 4, y2: height - bottom }));
+  for (const border of about.classBorders) {
+    frame.append(svg("line", { class: "border", x1: x(border), x2: x(border), y1: top - 4, y2: height - bottom }));
+  }
   const ticks = [0, ...about.classBorders.slice(0, 2), 0.5, ...about.classBorders.slice(2), 1];
   frame.append(
     svg("line", { class: "axis-line", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }),
     ...axisTicks(x, ticks, height - bottom));
   const selected = "delta_norm" in state.ranges ? [state.ranges.delta_norm, null] : null;
-  brush(frame, { x: left, y: top, width: width - right - left, height: height - bottom - top }, x, null, selected, (range) =>
+  const area = { x: left, y: top, width: width - right - left, height: height - bottom - top };
+  brush(frame, area, x, null, selected, (range) =>
     go({ ranges: withRange("delta_norm", range === null ? null : rounded(range[0])) }, true));
   frame.append(...classNames(crosscoder, shown, x));
   host.replaceChildren(frame);
@@ -94,17 +105,25 @@ function classNames(crosscoder, shown, x) {
   const stops = [0, ...about.classBorders, 1];
   return about.regions.map((name, i) => {
     const [low, high] = [stops[i], stops[i + 1]];
-    const n = shown.filter((j) => column[j] >= low && column[j] <= high && crosscoder.category("label", j) === name).length;
-    const [anchor, at] = i === 0 ? ["start", x(0)] : i === about.regions.length - 1 ? ["end", x(1)] : ["middle", x((low + high) / 2)];
+    const isIn = (j) => column[j] >= low && column[j] <= high && crosscoder.category("label", j) === name;
+    const n = shown.filter(isIn).length;
+    const isLast = i === about.regions.length - 1;
+    const [anchor, at] = i === 0 ? ["start", x(0)] : isLast ? ["end", x(1)] : ["middle", x((low + high) / 2)];
     const toggle = () => go({ label: toggled(state.label, name) }, true);
-    const onkeydown = (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), toggle());
-    return svg("text", {
-      class: `region ${state.label.includes(name) ? "chosen" : ""}`, x: at, y: 12, "text-anchor": anchor, role: "button", tabindex: 0, onclick: toggle, onkeydown,
-    }, svg("tspan", {}, spaced(name)), svg("tspan", { x: at, dy: 14, class: "n" }, count(n)));
+    const onkeydown = (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      toggle();
+    };
+    const css = `region ${state.label.includes(name) ? "chosen" : ""}`;
+    const place = { class: css, x: at, y: 12, "text-anchor": anchor };
+    return svg("text", { ...place, role: "button", tabindex: 0, onclick: toggle, onkeydown },
+      svg("tspan", {}, spaced(name)), svg("tspan", { x: at, dy: 14, class: "n" }, count(n)));
   });
 }
 
-const toggled = (chosen, name) => (chosen.includes(name) ? chosen.filter((other) => other !== name) : [...chosen, name]);
+const toggled = (chosen, name) =>
+  chosen.includes(name) ? chosen.filter((other) => other !== name) : [...chosen, name];
 
 // nu_error against nu_reconstruction of the latents that pass, one-sided ones on top in the colour of their verdict, in
 // front of all. Without base-only ones, for which the mirrored numbers count.
@@ -116,7 +135,8 @@ function drawScatter(host, crosscoder, shown, all) {
   const frame = svg("svg", { width, height, role: "img", "aria-label": "nu_error against nu_reconstruction" });
   const area = { x: left, y: top, width: width - right - left, height: height - bottom - top };
   const { error, reconstruction } = about.limits;
-  frame.append(svg("rect", { class: "genuine", x: left, width: x(error) - left, y: y(reconstruction), height: height - bottom - y(reconstruction) }));
+  const box = { x: left, width: x(error) - left, y: y(reconstruction), height: height - bottom - y(reconstruction) };
+  frame.append(svg("rect", { class: "genuine", ...box }));
   for (const tick of [0, 0.5, 1]) {
     frame.append(
       svg("line", { class: "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }),
@@ -130,7 +150,8 @@ function drawScatter(host, crosscoder, shown, all) {
     svg("text", { class: "genuine-name", x: left + 5, y: height - bottom - 5 }, "genuine"));
   const ranges = state.ranges;
   const isSelected = "nu_error" in ranges || "nu_reconstruction" in ranges;
-  const selected = isSelected ? [ranges.nu_error ?? [null, null], ranges.nu_reconstruction ?? [null, null]] : null;
+  const open = [null, null];
+  const selected = isSelected ? [ranges.nu_error ?? open, ranges.nu_reconstruction ?? open] : null;
   brush(frame, area, x, y, selected, (chosen) => {
     const { nu_error, nu_reconstruction, ...rest } = state.ranges;
     const added = chosen === null ? {} : { nu_error: rounded(chosen[0]), nu_reconstruction: rounded(chosen[1]) };
@@ -138,7 +159,10 @@ function drawScatter(host, crosscoder, shown, all) {
   });
   const canvas = makeCanvas(width, height, area);
   const at = (j) => [x(crosscoder.value("nu_error", j)), y(crosscoder.value("nu_reconstruction", j))];
-  if (shown.length < all.length) drawPoints(canvas, all.filter((j) => crosscoder.category("label", j) !== "base_only"), at, hueOf("shared"), 0.13, 1.6);
+  if (shown.length < all.length) {
+    const others = all.filter((j) => crosscoder.category("label", j) !== "base_only");
+    drawPoints(canvas, others, at, hueOf("shared"), 0.13, 1.6);
+  }
   for (const [group, latents] of groupsOf(crosscoder, shown)) {
     const isCloud = group === "shared" || group === "other";
     drawPoints(canvas, latents, at, hueOf(group), isCloud ? 0.35 : 0.9, isCloud ? 1.6 : 3.2);
@@ -162,7 +186,8 @@ function groupsOf(crosscoder, latents) {
 // A canvas as sharp as the screen, on which only the area is drawn.
 function makeCanvas(width, height, area) {
   const dense = window.devicePixelRatio || 1;
-  const canvas = html("canvas", { width: width * dense, height: height * dense, class: "points", vars: { width: `${width}px` } });
+  const size = { width: width * dense, height: height * dense, vars: { width: `${width}px` } };
+  const canvas = html("canvas", { class: "points", ...size });
   const context = canvas.getContext("2d");
   context.scale(dense, dense);
   context.beginPath();

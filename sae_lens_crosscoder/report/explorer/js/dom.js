@@ -4,17 +4,23 @@ const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name === "vars") for (const [variable, number] of Object.entries(value)) node.style.setProperty(`--${variable}`, number);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
+    else if (name === "vars") {
+      for (const [variable, number] of Object.entries(value)) node.style.setProperty(`--${variable}`, number);
+    } else if (value !== null && value !== undefined && value !== false) {
+      node.setAttribute(name, value === true ? "" : value);
+    }
   }
   node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 
 const html = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
-const svg = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG_NAMESPACE, tag), attributes, children);
+const svg = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS(SVG_NAMESPACE, tag), attributes, children);
+const soft = (...children) => html("span", { class: "soft" }, ...children);
+const token = (text, title) => html("span", { class: "token", title }, text.trim() || "\u2423");
 
-// A link that the script follows: in a sandboxed frame, the browser would take "#..." for an address of the frame's parent.
+// A link that the script follows: in a sandboxed frame, the browser would take "#..." for an address of its parent's.
 function link(state, ...children) {
   const follow = (event) => {
     if (event.metaKey || event.ctrlKey || event.shiftKey) return;

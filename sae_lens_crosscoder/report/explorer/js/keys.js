@@ -8,12 +8,13 @@ function onKey(event) {
     return;
   }
   if (isTyping || document.querySelector("dialog[open]")) return;
+  const isControl = event.target.closest("a, button, [role=button]") !== null;
   const step = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 }[event.key];
   if (event.key === "/") focusSearch();
   else if (event.key === "?") document.getElementById("help").showModal();
   else if (state.latent !== null && (event.key === "j" || event.key === "k")) stepLatent(step);
   else if (state.latent === null && step) table.move(table.cursor + step);
-  else if (state.latent === null && event.key === "Enter" && event.target.closest("a, button, [role=button]") === null) openCursor();
+  else if (state.latent === null && event.key === "Enter" && !isControl) openCursor();
   else return;
   event.preventDefault();
 }

@@ -2,6 +2,7 @@
 const table = makeTable();
 let crosscoder = null;
 let order = [];
+let filtersOfOrder = null;
 let drawing = 0;
 
 const overview = html("div", { id: "overview" });
@@ -14,8 +15,8 @@ const parts = {
   verdicts: html("div", { class: "verdicts", role: "group", "aria-label": "verdicts" }),
   ranges: html("span", { class: "ranges" }),
   total: html("span", { class: "total", role: "status" }),
-  search: html("input", { id: "search", type: "search", placeholder: "token, concept or number", "aria-label": "search", autocomplete: "off", spellcheck: "false" }),
-  template: html("input", { id: "template", type: "range", min: 0, max: 1, step: 0.05, "aria-label": "template share at least" }),
+  search: html("input", { id: "search", type: "search", placeholder: "token, concept or number" }),
+  template: html("input", { id: "template", type: "range", min: 0, max: 1, step: 0.05 }),
   all: html("input", { id: "all", type: "checkbox" }),
   manifest: html("details", { class: "manifest" }),
 };
@@ -24,23 +25,33 @@ function build() {
   const { search, template, all } = parts;
   search.addEventListener("input", () => go({ q: search.value }, true));
   search.addEventListener("keydown", (event) => event.key === "Enter" && (search.blur(), openCursor()));
-  template.addEventListener("input", () => go({ ranges: withRange("frac_template", Number(template.value) > 0 ? [Number(template.value), null] : null) }, true));
+  template.addEventListener("input", () => {
+    const least = Number(template.value);
+    go({ ranges: withRange("frac_template", least > 0 ? [least, null] : null) }, true);
+  });
   all.addEventListener("change", () => go({ all: all.checked }, true));
-  const help = html("button", { class: "plain", title: "help: ?", onclick: () => document.getElementById("help").showModal() }, "?");
+  const showHelp = () => document.getElementById("help").showModal();
+  const help = html("button", { class: "plain", title: "keys and numbers", onclick: showHelp }, "?");
   document.querySelector("header").append(parts.tabs, help);
   overview.append(
     parts.conclusion,
     html("div", { class: "charts" },
-      html("figure", {}, html("figcaption", {}, "On which model latents write", html("span", { class: "soft" }, "Delta_norm; drag to select, click a class")), parts.histogram),
-      html("figure", { id: "scatter" }, html("figcaption", {}, "Which chat-only latents are genuine", html("span", { class: "soft" }, "drag to select")), parts.scatter)),
-    html("div", { class: "filters" }, search,
-      html("label", { id: "template-label" }, "template share \u2265 ", html("output"), template), html("label", {}, all, " dead ones too"), parts.total),
+      figure("histogram", "On which model latents write", "Delta_norm; drag to select, click a class"),
+      figure("scatter", "Which chat-only latents are genuine", "drag to select")),
+    html("div", { class: "filters" },
+      search,
+      html("label", { id: "template-label" }, "template share \u2265 ", html("output"), template),
+      html("label", {}, all, " dead ones too"),
+      parts.total),
     html("div", { class: "filters" }, parts.verdicts, parts.ranges),
     table.node,
     parts.manifest);
   document.querySelector("main").append(overview, page, tip);
   document.querySelector("noscript").remove();
 }
+
+const figure = (name, title, how) =>
+  html("figure", { id: name }, html("figcaption", {}, title, soft(how)), parts[name]);
 
 function withRange(name, range) {
   const { [name]: _, ...others } = state.ranges;
@@ -55,7 +66,9 @@ async function render() {
   crosscoder = opened;
   const tests = testsOf(crosscoder, state);
   drawTabs();
-  order = inOrder(crosscoder, passing(crosscoder, tests), state.sort);
+  const filters = hashOf({ ...state, latent: null });
+  if (filters !== filtersOfOrder) order = inOrder(crosscoder, passing(crosscoder, tests), state.sort);
+  filtersOfOrder = filters;
   if (state.latent === null) {
     page.hidden = true;
     overview.hidden = false;
@@ -99,11 +112,17 @@ function drawOverview(tests) {
 function drawVerdicts(latents) {
   const name = "verdict" in crosscoder.categories ? "verdict" : "label";
   const counts = new Map();
-  for (const j of latents) counts.set(crosscoder.category(name, j), (counts.get(crosscoder.category(name, j)) ?? 0) + 1);
-  const names = [...new Set([...counts.keys(), ...state[name]])].sort((a, b) => VERDICTS.indexOf(a) - VERDICTS.indexOf(b));
-  parts.verdicts.replaceChildren(...names.map((verdict) => html("button", {
-    class: "chip", "aria-pressed": String(state[name].includes(verdict)), onclick: () => go({ [name]: toggled(state[name], verdict) }, true),
-  }, dot(verdict), spaced(verdict), html("span", { class: "soft" }, count(counts.get(verdict) ?? 0)))));
+  for (const j of latents) {
+    const verdict = crosscoder.category(name, j);
+    counts.set(verdict, (counts.get(verdict) ?? 0) + 1);
+  }
+  const names = [...new Set([...counts.keys(), ...state[name]])];
+  names.sort((a, b) => VERDICTS.indexOf(a) - VERDICTS.indexOf(b));
+  parts.verdicts.replaceChildren(...names.map((verdict) => {
+    const n = soft(count(counts.get(verdict) ?? 0));
+    const button = chip({ [name]: toggled(state[name], verdict) }, dot(verdict), spaced(verdict), n);
+    return fill(button, { "aria-pressed": String(state[name].includes(verdict)) }, []);
+  }));
 }
 
 function drawFilters() {
@@ -114,22 +133,29 @@ function drawFilters() {
   label.hidden = !crosscoder.has("frac_template");
   template.value = state.ranges.frac_template?.[0] ?? 0;
   label.querySelector("output").textContent = percent(Number(template.value));
-  const ranges = Object.entries(state.ranges).filter(([name]) => name !== "frac_template").map(([name, range]) =>
-    html("button", { class: "chip", title: "remove", onclick: () => go({ ranges: withRange(name, null) }, true) }, `${spaced(name)} ${range.map((end) => (end === null ? "" : decimal(end))).join(" to ")} \u00d7`));
+  const { frac_template, ...ranges } = state.ranges;
+  const removable = Object.entries(ranges).map(([name, ends]) => {
+    const said = ends.map((end) => (end === null ? "" : decimal(end))).join(" to ");
+    return chip({ ranges: withRange(name, null) }, `${spaced(name)} ${said} \u00d7`);
+  });
+  const labels = state.label.map((name) => chip({ label: toggled(state.label, name) }, `${spaced(name)} \u00d7`));
   const isFiltered = state.q || state.verdict.length || state.label.length || Object.keys(state.ranges).length;
-  const reset = html("button", { class: "chip", onclick: () => go({ ...home(), c: state.c, all: state.all, sort: state.sort }, true) }, "clear all");
-  const labels = state.label.map((name) => html("button", { class: "chip", title: "remove", onclick: () => go({ label: toggled(state.label, name) }, true) }, `${spaced(name)} \u00d7`));
-  parts.ranges.replaceChildren(...labels, ...ranges, ...(isFiltered ? [reset] : []));
+  const { c, all: alsoDead, sort } = state;
+  const clear = isFiltered ? [chip({ ...home(), c, all: alsoDead, sort }, "clear all")] : [];
+  parts.ranges.replaceChildren(...labels, ...removable, ...clear);
 }
+
+const chip = (changes, ...children) => html("button", { class: "chip", onclick: () => go(changes, true) }, ...children);
 
 function manifestList(manifest) {
   const shown = (value) => {
     if (value === null) return MISSING;
     if (Array.isArray(value)) return value.map(shown).join(", ");
-    if (typeof value === "object") return Object.entries(value).map(([name, part]) => `${name} ${shown(part)}`).join(", ");
+    if (typeof value === "object") return shown(Object.entries(value).map(([name, part]) => `${name} ${shown(part)}`));
     return typeof value === "number" ? (Number.isInteger(value) ? count(value) : String(value)) : String(value);
   };
-  return html("dl", {}, Object.entries(manifest).map(([name, value]) => [html("dt", {}, spaced(name)), html("dd", {}, shown(value))]));
+  const row = ([name, value]) => [html("dt", {}, spaced(name)), html("dd", {}, shown(value))];
+  return html("dl", {}, Object.entries(manifest).map(row));
 }
 
 const heading = document.querySelector("h1").textContent;

@@ -1,6 +1,8 @@
 // What is looked at, as the address says it: "#c=l1&verdict=rotated&delta_norm=0.9..1&q=dog&sort=-n_active&latent=12".
 const DEFAULT_SORT = "-delta_norm";
-const home = () => ({ c: about.crosscoders[0].name, latent: null, q: "", label: [], verdict: [], ranges: {}, all: false, sort: DEFAULT_SORT });
+const home = () => ({
+  c: about.crosscoders[0].name, latent: null, q: "", label: [], verdict: [], ranges: {}, all: false, sort: DEFAULT_SORT,
+});
 
 let state = home();
 

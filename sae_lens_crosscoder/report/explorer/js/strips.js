@@ -13,34 +13,39 @@ function strip(tokens, peak, active, models, scale) {
   const line = html("span", { class: "strip" });
   tokens.forEach(({ text, kl }, i) => {
     const [score, ...shares] = marks.get(i) ?? [0];
-    const token = html("span", { class: `tok${i === peak ? " peak" : ""}` }, i === 0 ? text.trimStart() || text : text);
+    const read = i === 0 ? text.trimStart() || text : text;
+    const shown = html("span", { class: `tok${i === peak ? " peak" : ""}` }, read);
     if (score > 0) {
-      token.classList.add("on");
+      shown.classList.add("on");
       const strength = FAINTEST + (STRONGEST - FAINTEST) * Math.min(1, score / scale);
       const largest = Math.max(...shares);
-      shares.forEach((share, m) => token.style.setProperty(`--share-${m}`, `${Math.round(strength * Math.max(0, share / largest))}%`));
+      shares.forEach((share, m) => {
+        shown.style.setProperty(`--share-${m}`, `${Math.round(strength * Math.max(0, share / largest))}%`);
+      });
     }
-    if (kl !== null && kl >= about.klStep) token.style.setProperty("--kl", `${Math.round(100 * Math.sqrt(Math.min(1, kl / FULL_KL)))}%`);
-    token.about = { text, score, shares, kl, models };
-    line.append(token);
+    if (kl !== null && kl >= about.klStep) {
+      shown.style.setProperty("--kl", `${Math.round(100 * Math.sqrt(Math.min(1, kl / FULL_KL)))}%`);
+    }
+    shown.about = { text, score, shares, kl, models };
+    line.append(shown);
   });
   return line;
 }
 
 function showTip(event) {
-  const token = event.target.closest?.(".tok");
-  if (!token) {
+  const under = event.target.closest?.(".tok");
+  if (!under) {
     tip.hidden = true;
     return;
   }
-  const { text, score, shares, kl, models } = token.about;
+  const { text, score, shares, kl, models } = under.about;
   const rows = [["token", text.trim() || "space"]];
-  if (score > 0) rows.push(["score", decimal(score)], ...models.map((model, m) => [`${model}'s share`, decimal(shares[m])]));
-  else rows.push(["score", "off"]);
+  rows.push(["score", score > 0 ? decimal(score) : "off"]);
+  if (score > 0) models.forEach((model, m) => rows.push([`${model}'s share`, decimal(shares[m])]));
   if (kl !== null) rows.push(["KL after it", `${decimal(kl)} nats`]);
   tip.replaceChildren(html("dl", {}, rows.map(([name, value]) => [html("dt", {}, name), html("dd", {}, value)])));
   tip.hidden = false;
-  const box = token.getBoundingClientRect();
+  const box = under.getBoundingClientRect();
   const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
   const below = box.bottom + 6 + tip.offsetHeight < innerHeight;
   tip.style.setProperty("left", `${Math.max(8, left) + scrollX}px`);
@@ -48,8 +53,9 @@ function showTip(event) {
 }
 
 function stripLegend(models, hasKl) {
-  const swatch = (m) => html("span", { class: `swatch share-${m}` });
+  const swatch = (name) => html("span", { class: `swatch ${name}` });
+  const said = (model, m) => (m === 0 ? `${model}'s share of the score (upper stripe)` : `${model}'s (lower)`);
   return html("p", { class: "legend soft" },
-    models.map((model, m) => html("span", {}, swatch(m), m === 0 ? `${model}'s share of the score (upper stripe)` : `${model}'s (lower)`)),
-    hasKl ? html("span", {}, html("span", { class: "swatch kl" }), "KL: the models expect different tokens next") : null);
+    models.map((model, m) => html("span", {}, swatch(`share-${m}`), said(model, m))),
+    hasKl ? html("span", {}, swatch("kl"), "KL: the models expect different tokens next") : null);
 }

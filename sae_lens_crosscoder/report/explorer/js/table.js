@@ -2,31 +2,42 @@
 const ROW_HEIGHT = 30;
 const MAX_PRINTED = 200;
 
-const tokenList = (ids) => Array.from(ids.subarray(0, 5), (id) => html("span", { class: "token" }, texts[id].trim() || "\u2423"));
-
+const tokenList = (ids) => Array.from(ids.subarray(0, 5), (id) => token(texts[id]));
 const named = (category) => [dot(category), spaced(category)];
 
 function axisMark(delta) {
   return html("span", { class: "mark", vars: { at: delta } }, html("i"));
 }
 
-// Columns: what they sort by, their head, its help, their width in rem and class, and what a row has there.
+const numbers = (name, format) => (c, j) => [format(c.value(name, j))];
+
+// Columns: what they sort by, their head, their width in rem and class, what a row has there, and their help.
 const COLUMNS = [
-  { name: "latent", head: "latent", width: 4.6, css: "n", cell: (c, j) => [String(j)] },
-  { name: "delta_norm", head: "Delta_norm", width: 9.5, css: "n", help: "0: writes on base only, 1: on chat only",
-    cell: (c, j) => [axisMark(c.value("delta_norm", j)), decimal(c.value("delta_norm", j), 2)] },
-  { name: "label", head: "class", width: 8, css: "t", help: "By Delta_norm alone", cell: (c, j) => named(c.category("label", j)) },
-  { name: "verdict", head: "verdict", width: 11.5, css: "t", help: "What to believe about it", cell: (c, j) => named(c.category("verdict", j)) },
-  { name: "frequency", head: "on", width: 5, css: "n", help: "The share of tokens on which it is on", cell: (c, j) => [percent(c.value("frequency", j))] },
-  { name: "max_activation", head: "max", width: 4.4, css: "n", help: "Its highest score", cell: (c, j) => [decimal(c.value("max_activation", j), 1)] },
-  { name: "nu_error", head: "nu error", width: 5.2, css: "n", help: "Near 0: the crosscoder's error on base has nothing of it", cell: (c, j) => [decimal(c.value("nu_error", j))] },
-  { name: "nu_reconstruction", head: "nu recon.", width: 5.6, css: "n", help: "Near 0: no other latent writes it into base", cell: (c, j) => [decimal(c.value("nu_reconstruction", j))] },
-  { name: "frac_template", head: "template", width: 5.2, css: "n", help: "Of the tokens of conversations on which it is on, the share that are the template's",
-    cell: (c, j) => [percent(c.value("frac_template", j))] },
-  { name: null, needs: "fires", head: "fires on", css: "t tokens", help: "Tokens at the peaks of its examples", cell: (c, j) => tokenList(c.fires(j)) },
-  { name: null, needs: "writes", head: "speaks for", css: "t tokens", help: "Tokens whose logits its decoder raises most, in the model on which it writes more",
-    cell: (c, j) => [...Array.from(c.concepts(j), (id) => html("b", { class: "concept" }, spaced(texts[id]))), ...tokenList(c.writes(j))] },
-];
+  ["latent", "latent", 4.6, "n", (c, j) => [String(j)]],
+  ["delta_norm", "Delta_norm", 9.5, "n", numbers("delta_norm", (delta) => [axisMark(delta), decimal(delta)]),
+    "0: it writes on base only, 1: on chat only"],
+  ["label", "class", 8, "t", (c, j) => named(c.category("label", j)), "by Delta_norm alone"],
+  ["verdict", "verdict", 11.5, "t", (c, j) => named(c.category("verdict", j)), "what to believe about it"],
+  ["frequency", "on", 5, "n", numbers("frequency", percent), "the share of tokens on which it is on"],
+  ["max_activation", "max", 4.4, "n", numbers("max_activation", (score) => decimal(score, 1)), "its highest score"],
+  ["nu_error", "nu error", 5.2, "n", numbers("nu_error", decimal), "near 0: the error on base has nothing of it"],
+  ["nu_reconstruction", "nu recon.", 5.6, "n", numbers("nu_reconstruction", decimal),
+    "near 0: no other latent writes it into base"],
+  ["frac_template", "template", 5.2, "n", numbers("frac_template", percent),
+    "of the tokens of conversations on which it is on, the share that are the template's"],
+  [null, "fires on", null, "t tokens", (c, j) => tokenList(c.fires(j)), "tokens at the peaks of its examples"],
+  [null, "speaks for", null, "t tokens", (c, j) => [conceptsOf(c, j), tokenList(c.writes(j))],
+    "tokens whose logits its decoder raises most, in the model on which it writes more"],
+].map(([name, head, width, css, cell, help]) => ({ name, head, width, css, cell, help }));
+
+const conceptsOf = (c, j) => Array.from(c.concepts(j), (id) => html("b", { class: "concept" }, spaced(texts[id])));
+
+// Whether there is anything to show in a column.
+function isThere(c, { name, head }) {
+  if (name === null) return head === "fires on" ? c.examples : c.lenses || c.hasConcepts;
+  if (name === "label") return !c.has("verdict");
+  return name === "latent" || c.has(name);
+}
 
 function makeTable() {
   const head = html("tr");
@@ -40,9 +51,9 @@ function makeTable() {
     const [c, j] = [view.crosscoder, view.latents[place]];
     const cells = view.shown.map(({ css, cell }) => html("td", { class: css }, cell(c, j)));
     cells[0].replaceChildren(link({ ...state, latent: j }, String(j)));
-    return html("tr", { "aria-rowindex": place + 2, class: place === view.cursor ? "cursor" : null, onclick: (event) => {
-      if (event.target.closest("a") === null) go({ latent: j });
-    } }, cells);
+    const open = (event) => event.target.closest("a") === null && go({ latent: j });
+    const isCursor = place === view.cursor;
+    return html("tr", { "aria-rowindex": place + 2, class: isCursor ? "cursor" : null, onclick: open }, cells);
   };
   const space = (rows) => html("tr", { class: "space", vars: { height: `${rows * ROW_HEIGHT}px` } });
 
@@ -58,9 +69,9 @@ function makeTable() {
     const isOther = crosscoder !== view.crosscoder;
     Object.assign(view, { crosscoder, latents, cursor: Math.min(view.cursor, Math.max(0, latents.length - 1)) });
     if (isOther) {
-      const hasRows = { fires: crosscoder.examples, writes: crosscoder.lenses };
-      view.shown = COLUMNS.filter(({ name, needs }) => (needs ? hasRows[needs] : name === "latent" || (crosscoder.has(name) && !(name === "label" && crosscoder.has("verdict")))));
-      columns.replaceChildren(...view.shown.map(({ width }) => html("col", width ? { vars: { width: `${width}rem` } } : {})));
+      view.shown = COLUMNS.filter((column) => isThere(crosscoder, column));
+      const widths = view.shown.map(({ width }) => (width === null ? {} : { vars: { width: `${width}rem` } }));
+      columns.replaceChildren(...widths.map((attributes) => html("col", attributes)));
     }
     head.replaceChildren(...view.shown.map(headCell));
     table.setAttribute("aria-rowcount", latents.length + 1);
@@ -83,6 +94,7 @@ function headCell({ name, head, css, help }) {
   const isSorted = state.sort.replace(/^-/, "") === name;
   const falls = state.sort.startsWith("-");
   const sort = isSorted && falls ? name : `-${name}`;
-  return html("th", { class: css, scope: "col", title: help, "aria-sort": isSorted ? (falls ? "descending" : "ascending") : null },
-    html("button", { onclick: () => go({ sort }, true) }, head, html("i", { class: "arrow" }, isSorted ? (falls ? "\u2193" : "\u2191") : "")));
+  const [said, arrow] = !isSorted ? [null, ""] : falls ? ["descending", "\u2193"] : ["ascending", "\u2191"];
+  return html("th", { class: css, scope: "col", title: help, "aria-sort": said },
+    html("button", { onclick: () => go({ sort }, true) }, head, html("i", { class: "arrow" }, arrow)));
 }
