@@ -51,8 +51,8 @@ def run(args: Sequence[str]) -> None:
     for folder in folders.values():
         if not (folder / RUNNER_CFG_FILENAME).exists():
             raise ValueError(
-                f"{folder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: use slc.explore with a pair "
-                "and tokens of your own, and slc.write_explorer."
+                f"{folder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: use slc.explore with a "
+                "pair and tokens of your own, and slc.write_explorer."
             )
     Path(cfg.output_path).parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     explorations = {name: _explored(cfg, name, folder) for name, folder in folders.items()}

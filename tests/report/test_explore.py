@@ -65,7 +65,7 @@ def test_places_and_template_share_are_those_of_the_generators_roles(looked_at):
     pair, crosscoder, _, _, found = looked_at
     is_on = crosscoder.encode(pair.activations(TOKENS, TINY_HOOK)).detach() > 0
     roles = torch.tensor(ROWS["role"])
-    is_bos = TOKENS == tiny_tokenizer().bos_token_id
+    is_bos = tiny_tokenizer().bos_token_id == TOKENS
     names = ("text", "user", "assistant", "template")
     n_on = {name: is_on[(roles == role) & ~is_bos].sum(dim=0) for role, name in enumerate(names)}
     for name, n in n_on.items():

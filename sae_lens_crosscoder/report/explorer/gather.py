@@ -90,9 +90,17 @@ def _collected(
     with tempfile.TemporaryDirectory() as folder:
         # The file stays open, and so readable, after its name is gone.
         path = Path(folder, "examples.safetensors")
-        sizes = {"n_top": 10, "n_quantiles": 5, "n_per_quantile": 3, "window": (16, 10)}
         return collect_examples(
-            crosscoder, pair, tokens, path, **sizes, seed=seed, batch_size_prompts=batch_size_prompts
+            crosscoder,
+            pair,
+            tokens,
+            path,
+            n_top=10,
+            n_quantiles=5,
+            n_per_quantile=3,
+            window=(16, 10),
+            seed=seed,
+            batch_size_prompts=batch_size_prompts,
         )
 
 
@@ -132,7 +140,7 @@ def _effects(
     drawn: Sequence[int] = others.sample(min(n_random, len(others)), random_state=seed).index.tolist()
     measured = latent_effects(pair, crosscoder, responses.tokens, responses.response, [*specific, *drawn])
     effects = measured.loc[list(specific)]
-    kl = [column for column in measured if str(column).startswith("kl_change_")]
-    effects.attrs["random"] = {str(column): measured.loc[list(drawn), column].tolist() for column in kl}
+    random = measured.loc[list(drawn), ["kl_change_added", "kl_change_removed"]]
+    effects.attrs["random"] = random.to_dict("list")
     effects.attrs["n_conversations"] = len(responses.tokens)
     return effects

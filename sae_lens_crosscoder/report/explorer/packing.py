@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sae_lens_crosscoder.report.explorer.records import Exploration, LatentRecord, ShownExample, Weighted
+from sae_lens_crosscoder.report.explorer.records import LatentRecord, ShownExample, Weighted
 from sae_lens_crosscoder.report.inert import visible
 
 LATENTS_PER_BLOCK: Final = 32

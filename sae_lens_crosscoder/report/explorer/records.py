@@ -1,7 +1,7 @@
 """What is known of one latent, as plain values: what its page shows."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -100,7 +100,7 @@ class Exploration:
         n = len(self.table)
         if "delta_norm" not in self.table or "label" not in self.table or n == 0:
             raise ValueError("The table has no latents, delta_norm or label: give the whole table of slc.diagnose.")
-        sizes = {"statistics": self.statistics, "examples": self.examples}
+        sizes: dict[str, Sized | None] = {"statistics": self.statistics, "examples": self.examples}
         sizes["profiles"] = None if self.profiles is None else self.profiles.histogram
         sizes |= {f"logit lens of {model}": lens.raised for model, lens in self.lenses.items()}
         for name, part in sizes.items():

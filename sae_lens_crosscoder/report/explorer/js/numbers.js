@@ -16,8 +16,8 @@ function significant(value, digits = 3) {
   if (!isNumber(value)) return MISSING;
   const isPlain = value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5);
   if (!isPlain) return withMinus(value.toExponential(1));
-  const nBefore = Math.max(1, Math.floor(Math.log10(Math.abs(value) || 1)) + 1);
-  return withMinus(value.toFixed(Math.max(0, digits - nBefore)));
+  const nBeforePoint = Math.floor(Math.log10(Math.abs(value) || 1)) + 1;
+  return withMinus(value.toFixed(Math.max(0, digits - nBeforePoint)));
 }
 
 const count = (value) => (isNumber(value) ? Math.round(value).toLocaleString("en") : MISSING);
