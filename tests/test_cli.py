@@ -126,9 +126,9 @@ def test_causal_runs_on_the_first_prompts_of_a_file():
 def test_report_makes_the_explorer_of_a_crosscoder_or_of_several(capsys):
     assert main(["train", *TINY, "--output_path", "out", "--sweep", "k=4,8"]) == 0
     capsys.readouterr()
-    few = ["--n_conversations", "3", "--n_held_out_rows", "4"]
-    for given, names in (("out", ["k=8", "k=4"]), ("out/k=8", ["k=8"])):
-        assert main(["report", "--crosscoder", given, "--output-path", "new/explorer.html", *few]) == 0
+    few = ["--n_held_out_rows", "4", "--n_conversations"]
+    for given, names, n in (("out", ["k=8", "k=4"], "0"), ("out/k=8", ["k=8"], "3")):
+        assert main(["report", "--crosscoder", given, "--output-path", "new/explorer.html", *few, n]) == 0
         assert capsys.readouterr().out.splitlines()[-1] == "new/explorer.html"
         source = Path("new/explorer.html").read_text(encoding="utf-8")
         about = json.loads(re.search('id="about">(.*?)</script>', source)[1])

@@ -30,7 +30,7 @@ def test_groups_are_the_generators():
 
 
 def test_a_row_that_begins_or_ends_within_a_turn_is_told_by_the_next_piece():
-    tokenizer, rows = tiny_tokenizer(), tiny_dataset(200, seed=6)
+    tokenizer, rows = tiny_tokenizer(), tiny_dataset(30, seed=6)
     tokens, expected = torch.tensor(rows["input_ids"]), expected_of(rows, tokenizer.bos_token_id)
     n_cut = 0
     for row, roles in zip(tokens, expected, strict=True):
@@ -40,7 +40,7 @@ def test_a_row_that_begins_or_ends_within_a_turn_is_told_by_the_next_piece():
             n_cut += 1
         for end in (i for i in range(10, 64) if roles[i] == "template"):  # perhaps within a piece
             assert named(packed_token_groups(row[None, :end], tokenizer))[0] == roles[:end]
-    assert n_cut > 500
+    assert n_cut > 100
 
 
 def test_a_tokenizer_without_a_template_is_refused():

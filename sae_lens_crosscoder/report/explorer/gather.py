@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from jaxtyping import Int
@@ -57,7 +58,7 @@ def explore(
         ValueError: as the functions that it calls.
     """
     crosscoder = require_inference(crosscoder, "explore")
-    same = {"batch_size_prompts": batch_size_prompts}
+    same: dict[str, Any] = {"batch_size_prompts": batch_size_prompts}
     table = diagnose(crosscoder, pair, tokens, **same) if latents is None else latents
     statistics = None
     if getattr(pair.tokenizer, "chat_template", None) is not None:
