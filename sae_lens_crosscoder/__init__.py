@@ -62,7 +62,15 @@ from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import TOKEN_REPLACEMENTS
 from sae_lens_crosscoder.publishing import push_to_hub, write_model_card
-from sae_lens_crosscoder.report import paper_report, write_effects, write_report
+from sae_lens_crosscoder.report import (
+    Exploration,
+    LatentRecord,
+    explore,
+    paper_report,
+    write_effects,
+    write_explorer,
+    write_report,
+)
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.edits import edited
@@ -88,6 +96,7 @@ __all__ = [
     "CrosscoderTrainingRunner",
     "DataMix",
     "EndpointClient",
+    "Exploration",
     "HookedModelPair",
     "InferenceCrosscoder",
     "JumpReLUCrosscoder",
@@ -95,6 +104,7 @@ __all__ = [
     "L1CrosscoderTrainingConfig",
     "L1TrainingCrosscoder",
     "LabelledRows",
+    "LatentRecord",
     "LatentScaling",
     "LocalClient",
     "MixSource",
@@ -120,6 +130,7 @@ __all__ = [
     "diagnose",
     "edited",
     "effect_contrasts",
+    "explore",
     "export_delphi_cache",
     "generate_patched",
     "generate_responses",
@@ -156,6 +167,7 @@ __all__ = [
     "token_kl",
     "train_on_one_stream",
     "write_effects",
+    "write_explorer",
     "write_interpretations",
     "write_latents",
     "write_model_card",

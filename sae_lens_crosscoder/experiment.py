@@ -75,7 +75,7 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     folders = crosscoder_folders(cfg.crosscoder)
     crosscoders = {name: load(folder, device=cfg.device) for name, folder in folders.items()}
     latents = {name: read_latents(folder) for name, folder in folders.items()}
-    conversations = _conversations(cfg, next(iter(crosscoders.values())))
+    conversations = conversations_of(cfg, next(iter(crosscoders.values())))
     output_path.mkdir(parents=True, exist_ok=True)  # fails now rather than after the experiment
     models = {"model_name": cfg.model_name, "chat_model_name": cfg.chat_model_name}
     devices = {"device": cfg.device, "chat_device": cfg.chat_device, "dtype": cfg.dtype}
@@ -111,7 +111,7 @@ def crosscoder_folders(path: str | Path) -> dict[str, Path]:
     return folders
 
 
-def _conversations(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> list[Messages]:
+def conversations_of(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> list[Messages]:
     """Different conversations, of which none was trained on, that end with a request unless answers are given."""
     if cfg.prompts is not None:
         found = _read_conversations(Path(cfg.prompts))

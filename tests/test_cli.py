@@ -30,7 +30,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def test_help_names_every_command(capsys):
     assert main([]) == main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("demo", "plan", "train", "cache", "diagnose", "causal"))
+    assert all(name in shown for name in ("demo", "plan", "train", "cache", "diagnose", "causal", "report"))
 
 
 def test_flags_are_field_names_with_either_separator():
@@ -121,6 +121,22 @@ def test_causal_runs_on_the_first_prompts_of_a_file():
     rows = pd.DataFrame(json.loads(Path("effects/effects.json").read_text())["rows"])
     answers = ["food of anna is bread . <eot>", "home of ben is ? . <eot>"]
     assert set(rows.n_tokens[rows.window == "all"]) == {sum(len(answer.split()) for answer in answers)}
+
+
+def test_report_makes_the_explorer_of_a_crosscoder_or_of_several(capsys):
+    assert main(["train", *TINY, "--output_path", "out", "--sweep", "k=4,8"]) == 0
+    capsys.readouterr()
+    few = ["--n_held_out_rows", "4", "--n_conversations"]
+    for given, names, n in (("out", ["k=8", "k=4"], "0"), ("out/k=8", ["k=8"], "3")):
+        assert main(["report", "--crosscoder", given, "--output-path", "new/explorer.html", *few, n]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == "new/explorer.html"
+        source = Path("new/explorer.html").read_text(encoding="utf-8")
+        about = json.loads(re.search('id="about">(.*?)</script>', source)[1])
+        assert [crosscoder["name"] for crosscoder in about["crosscoders"]] == names
+        assert all(crosscoder["n"] == 32 for crosscoder in about["crosscoders"])
+    Path("out/k=8/runner_cfg.json").unlink()
+    assert main(["report", "--crosscoder", "out/k=8"]) == 2
+    assert "use slc.explore with a pair and tokens of your own" in capsys.readouterr().err
 
 
 def test_plan_takes_trains_flags_and_what_training_wrote_alike(capsys):

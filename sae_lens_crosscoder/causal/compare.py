@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.models.hook_access import device_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -61,6 +62,21 @@ def token_kl(pair: HookedModelPair, tokens: Int[Tensor, "1 pos"]) -> pd.DataFram
     return table
 
 
+@torch.no_grad()
+def kl_between_models(
+    pair: HookedModelPair, tokens: Int[Tensor, "prompt pos"], *, batch_size: int = 8
+) -> Float[Tensor, "prompt pos"]:
+    """`KL(p_chat || p_base)` in nats, of what the models expect after every token of every prompt.
+
+    It is `token_kl`'s `chat_from_base` for many prompts.
+    """
+    kl: list[Tensor] = []
+    for some in tqdm(tokens.split(batch_size), desc="KL", unit="batch", leave=False):
+        base, chat = (model(some.to(device_of(model))).float().cpu() for model in (pair.base, pair.chat))
+        kl.append(_kl(chat.log_softmax(dim=-1), base.log_softmax(dim=-1)))
+    return torch.cat(kl)
+
+
 def _logits(pair: HookedModelPair, tokens: Tensor) -> dict[str, Float[Tensor, "pos d_vocab"]]:
     """Both models' own, and, while the pair has hooks, those under them: the models themselves know no hook of it."""
     own = {name: model(tokens.to(device_of(model)))[0] for name, model in (("base", pair.base), ("chat", pair.chat))}
@@ -71,7 +87,9 @@ def _logits(pair: HookedModelPair, tokens: Tensor) -> dict[str, Float[Tensor, "p
     return logits
 
 
-def _kl(log_p: Float[Tensor, "pos d_vocab"], log_q: Float[Tensor, "pos d_vocab"]) -> Float[Tensor, " pos"]:
+def _kl(
+    log_p: Float[Tensor, "*batch pos d_vocab"], log_q: Float[Tensor, "*batch pos d_vocab"]
+) -> Float[Tensor, "*batch pos"]:
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 

@@ -16,6 +16,7 @@ from sae_lens_crosscoder.cli import (
     paper_report,
     plan,
     publish,
+    report,
     train,
 )
 from sae_lens_crosscoder.keys import without_keys
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "cache": cache.run,
     "diagnose": diagnose.run,
     "causal": causal.run,
+    "report": report.run,
     "paper-report": paper_report.run,
     "interpret": interpret.run,
     "convert": convert.run,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sae_lens_crosscoder.report.cells import html_table
+from sae_lens_crosscoder.report.document import write_document
 from sae_lens_crosscoder.report.html import figure_block, page
 from sae_lens_crosscoder.report.inert import inert
 from sae_lens_crosscoder.report.panels import panel_text, panel_title, style
@@ -123,8 +124,6 @@ def write_effects(
         ValueError: as `effects_bars`.
     """
     _require(effects)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     parts = [
         f"<h1>{inert(title)}</h1>",
         "<p>The chat model's layers after the hook were given the base model's activation, plus what latents carry "
@@ -140,8 +139,7 @@ def write_effects(
             tested = contrasts[name].dropna(subset="kl_nats_difference")
             tested = tested.assign(p_value=[f"{p:.3f}" for p in tested["p_value"]])
             parts += [_CONTRASTS, html_table(tested)]
-    path.write_text(page(title, "\n".join(parts)), encoding="utf-8", newline="\n")
-    return path
+    return write_document(path, page(title, "\n".join(parts)))
 
 
 def _require(effects: Mapping[str, pd.DataFrame]) -> None:

@@ -1,9 +1,6 @@
 """The report: one HTML file that says what fine-tuning changed, and asks the network for nothing."""
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,9 +9,10 @@ import pandas as pd
 
 from sae_lens_crosscoder.analysis.verdict import NU_ERROR_LIMIT, NU_FREE_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.report.cells import TOP_LATENTS, html_table, latents_table, manifest_list
+from sae_lens_crosscoder.report.document import colour_rules, document, resource, script_element, write_document
 from sae_lens_crosscoder.report.figures import CLASS_BORDERS, REGIONS, delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.inert import inert
-from sae_lens_crosscoder.report.panels import COLOURS, require_tables
+from sae_lens_crosscoder.report.panels import require_tables
 
 _COLUMNS = (
     *("delta_norm", "label", "verdict", "n_active", "max_activation", "dead"),
@@ -46,41 +44,22 @@ def write_report(
         ValueError: without tables, or for a table that lacks a column that is shown.
     """
     require_tables(tables, _COLUMNS)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # newline: the policy names the scripts by hash, and "\r\n" would change it.
-    path.write_text(page(title, _body(tables, comparison, concepts, title, notes)), encoding="utf-8", newline="\n")
-    return path
+    return write_document(path, page(title, _body(tables, comparison, concepts, title, notes)))
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML page around a body, with its policy, style and scripts."""
+    """A whole HTML page around a body with figures."""
     from plotly.offline import get_plotlyjs
 
-    scripts = [get_plotlyjs().replace("\r\n", "\n"), _resource("page.js")]
-    style = _resource("page.css") + "".join(f".{name} {{ background: {hue}; }}\n" for name, hue in COLOURS.items())
-    policy = (
-        f"default-src 'none'; script-src {' '.join(_hash(script) for script in scripts)}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    scripts = [get_plotlyjs().replace("\r\n", "\n"), resource("page.js")]
+    return document(
+        title,
+        f"{body}\n{script_element(scripts[1])}",
+        style="\n" + resource("page.css") + colour_rules("background"),
+        scripts=scripts,
+        head=script_element(scripts[0]) + "\n",
+        inline_styles=True,
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{inert(title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{style}</style>
-<script>{scripts[0]}</script>
-</head>
-<body>
-{body}
-<script>{scripts[1]}</script>
-</body>
-</html>
-"""
 
 
 def _body(
@@ -147,7 +126,12 @@ def _how_to_read() -> str:
 <div {grid}>{names}</div><div {grid}>{bars}</div>
 <div class="ends"><span>0: base only</span><span>Delta_norm 0.5: shared</span><span>1: chat only</span></div>
 </div>
-<dl class="reading">
+{reading_list()}"""
+
+
+def reading_list() -> str:
+    """What the table's numbers mean, as an HTML definition list."""
+    return f"""<dl class="reading">
 <dt>Delta_norm</dt><dd>On which model a latent writes, from its two decoder norms alone.</dd>
 <dt>nu_error</dt><dd>Near 0: nothing of the latent is in what the crosscoder fails to reconstruct of base. High
 (from {NU_ERROR_LIMIT}): base has the latent too, and its decoder norm
@@ -176,12 +160,3 @@ def figure_block(figure: Any, css_class: str = "") -> str:
         f'<div class="figure"><div class="{css_class}" style="height:{height}px"></div>'
         f'<script type="application/json">{data}</script></div>'
     )
-
-
-def _resource(name: str) -> str:
-    return files("sae_lens_crosscoder.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(script: str) -> str:
-    """A script's name in a Content-Security-Policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -9,20 +9,21 @@ _INVISIBLE = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *_BIDIRECTIONAL,
 _ESCAPES = {code: f"\\u{code:04x}" for code in _INVISIBLE}
 
 
-def inert(text: Any) -> str:
-    r"""A value as HTML text that cannot be markup, and cannot reorder the text around it.
+def visible(text: Any) -> str:
+    r"""A value as text whose control and bidirectional characters, and halves of characters, are escapes to be seen.
 
-    Plotly reads HTML entities and a few tags in its texts, so the same escape serves both. What is not
-    seen becomes an escape that is.
+    >>> print(visible("l1\u202egpj"))
+    l1\u202egpj
+    """
+    return str(text).translate(_ESCAPES)
+
+
+def inert(text: Any) -> str:
+    r"""A value as HTML text that cannot be markup either.
+
+    Plotly reads HTML entities and a few tags in its texts, so the same escape serves both.
 
     >>> print(inert('<b onclick="x">'))
     &lt;b onclick=&#34;x&#34;&gt;
-    >>> print(inert("l1\u202egpj"))
-    l1\u202egpj
     """
     return html.escape(visible(text)).replace("&quot;", "&#34;")  # plotly knows no &quot;
-
-
-def visible(text: Any) -> str:
-    """A value as text whose control and bidirectional characters, and halves of characters, are escapes to be seen."""
-    return str(text).translate(_ESCAPES)

@@ -11,6 +11,7 @@ from sae_lens_crosscoder.analysis.paper_tables import PaperTables
 from sae_lens_crosscoder.report.cells import MISSING, html_table, manifest_list
 from sae_lens_crosscoder.report.class_histograms import cosine_histogram, frequency_histogram, template_histogram
 from sae_lens_crosscoder.report.curves import rank_curves, threshold_curves
+from sae_lens_crosscoder.report.document import write_document
 from sae_lens_crosscoder.report.figures import delta_norm_histogram
 from sae_lens_crosscoder.report.html import figure_block, page
 from sae_lens_crosscoder.report.inert import inert
@@ -72,8 +73,7 @@ def write_page(
         *(f"<div><h3>{inert(name)}</h3>{manifest_list(each.latents.attrs)}</div>" for name, each in tables.items()),
         "</div>",
     ]
-    # newline: the policy names the scripts by hash, and "\r\n" would change it.
-    path.write_text(page(TITLE, "\n".join(parts)), encoding="utf-8", newline="\n")
+    write_document(path, page(TITLE, "\n".join(parts)))
 
 
 def _section(

@@ -1,0 +1,147 @@
+"""Everything about a crosscoder's latents that a pair of models and held-out tokens can tell."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jaxtyping import Int
+from torch import Tensor
+
+from sae_lens_crosscoder.activations.packed_groups import packed_token_groups
+from sae_lens_crosscoder.analysis.concepts import MatchedContrast, concept_table
+from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
+from sae_lens_crosscoder.analysis.decoupling import activation_divergence
+from sae_lens_crosscoder.analysis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.example_file import ExamplesFile
+from sae_lens_crosscoder.analysis.examples import collect_examples
+from sae_lens_crosscoder.analysis.profiles import activation_profiles
+from sae_lens_crosscoder.analysis.statistics import latent_statistics
+from sae_lens_crosscoder.causal.compare import kl_between_models
+from sae_lens_crosscoder.causal.generation import Responses
+from sae_lens_crosscoder.causal.latent_effects import latent_effects
+from sae_lens_crosscoder.causal.logit_lens import LogitLens, logit_lens
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.report.explorer.records import Exploration
+
+_CONVERSATION_GROUPS = ("template", "user", "assistant")
+
+
+def explore(
+    crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair,
+    tokens: Int[Tensor, "batch pos"],
+    latents: pd.DataFrame | None = None,
+    *,
+    examples: ExamplesFile | None = None,
+    contrasts: Mapping[str, MatchedContrast] | None = None,
+    responses: Responses | None = None,
+    n_random: int = 40,
+    seed: int = 0,
+    batch_size_prompts: int = 32,
+) -> Exploration:
+    """Look at every latent from all sides: what `write_explorer` shows.
+
+    Args:
+        tokens: held-out token ids of shape (batch, pos): not those the crosscoder was trained on.
+        latents: the table of `diagnose`, which runs if there is none.
+        examples: of these tokens, from `collect_examples`, which runs if there are none.
+        contrasts: known concepts, as `concept_table` takes them.
+        responses: answered conversations, as `generate_responses` makes them. On them, the causal effects are measured
+            of the latents that are specific to a model, and of random ones.
+        n_random: how many of the live latents of neither model are drawn, as the band to compare these effects with.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: as the functions that it calls.
+    """
+    crosscoder = require_inference(crosscoder, "explore")
+    same: dict[str, Any] = {"batch_size_prompts": batch_size_prompts}
+    table = diagnose(crosscoder, pair, tokens, **same) if latents is None else latents
+    statistics = None
+    if getattr(pair.tokenizer, "chat_template", None) is not None:
+        groups = packed_token_groups(tokens, pair.tokenizer)
+        statistics = latent_statistics(crosscoder, pair, tokens, groups=groups, **same)
+    if examples is None:
+        examples = _collected(crosscoder, pair, tokens, seed, batch_size_prompts)
+    twins = None
+    if crosscoder.layout.n_models == 2 and crosscoder.layout.same_width:
+        pairs = decoupled_pairs(crosscoder, table)
+        maxima = table["max_activation"]
+        twins = activation_divergence(crosscoder, pairs, pair, tokens, max_activation=maxima, **same)
+    return Exploration(
+        table=_with_more_columns(table, crosscoder, statistics),
+        tokenizer=pair.tokenizer,
+        statistics=statistics,
+        profiles=activation_profiles(crosscoder, pair, tokens, table["max_activation"], **same),
+        lenses=_lenses(crosscoder, pair),
+        examples=examples,
+        kl=kl_between_models(pair, tokens, batch_size=batch_size_prompts),
+        twins=twins,
+        effects=None if responses is None else _effects(crosscoder, pair, table, responses, n_random, seed),
+        concepts=concept_table(crosscoder, pair, table, contrasts) if contrasts else None,
+    )
+
+
+def _collected(
+    crosscoder: InferenceCrosscoder, pair: HookedModelPair, tokens: Tensor, seed: int, batch_size_prompts: int
+) -> ExamplesFile:
+    with tempfile.TemporaryDirectory() as folder:
+        # The file stays open, and so readable, after its name is gone.
+        path = Path(folder, "examples.safetensors")
+        return collect_examples(
+            crosscoder,
+            pair,
+            tokens,
+            path,
+            n_top=10,
+            n_quantiles=5,
+            n_per_quantile=3,
+            window=(16, 10),
+            seed=seed,
+            batch_size_prompts=batch_size_prompts,
+        )
+
+
+def _lenses(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> dict[str, LogitLens]:
+    """Of the models that show a final norm and an unembedding."""
+    parts = zip(crosscoder.layout.names, pair.members, crosscoder.decoders, strict=True)
+    return {
+        name: logit_lens(model, decoder.detach())
+        for name, model, decoder in parts
+        if hasattr(model, "ln_final") and hasattr(model, "W_U")
+    }
+
+
+def _with_more_columns(
+    table: pd.DataFrame, crosscoder: InferenceCrosscoder, statistics: pd.DataFrame | None
+) -> pd.DataFrame:
+    norms = crosscoder.layout.norms(crosscoder.W_enc.detach().T.double()).cpu()
+    columns = {f"enc_norm_{name}": norms[:, m].numpy() for m, name in enumerate(crosscoder.layout.names)}
+    if statistics is not None:
+        # What `latent_statistics` would say of conversations alone: without BOS and plain text. 0 / 0 is nan.
+        in_conversations = statistics[[f"n_active_{group}" for group in _CONVERSATION_GROUPS]].sum(axis=1)
+        columns["frac_template"] = (statistics["n_active_template"] / in_conversations).to_numpy()
+    return table.assign(**columns)
+
+
+def _effects(
+    crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair,
+    table: pd.DataFrame,
+    responses: Responses,
+    n_random: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Effects of the latents that are specific to a model, and, in `.attrs["random"]`, of random ones that are not."""
+    specific: Sequence[int] = table.index[table.verdict.isin(["chat_specific", "base_specific"])].tolist()
+    others = table[~table.dead.astype(bool) & table.label.isin(["shared", "other"])]
+    drawn: Sequence[int] = others.sample(min(n_random, len(others)), random_state=seed).index.tolist()
+    measured = latent_effects(pair, crosscoder, responses.tokens, responses.response, [*specific, *drawn])
+    effects = measured.loc[list(specific)]
+    random = measured.loc[list(drawn), ["kl_change_added", "kl_change_removed"]]
+    effects.attrs["random"] = random.to_dict("list")
+    effects.attrs["n_conversations"] = len(responses.tokens)
+    return effects

@@ -1,0 +1,173 @@
+// Puts it together: one state, from which everything on the page is drawn anew.
+const table = makeTable();
+let crosscoder = null;
+let order = [];
+let filtersOfOrder = null;
+let drawing = 0;
+
+const overview = html("div", { id: "overview" });
+const page = html("div", { id: "page", hidden: true });
+const parts = {
+  tabs: html("nav", { class: "tabs", "aria-label": "crosscoders" }),
+  conclusion: html("p", { class: "conclusion" }),
+  histogram: html("div", { class: "chart" }),
+  scatter: html("div", { class: "chart" }),
+  verdicts: html("div", { class: "verdicts", role: "group", "aria-label": "verdicts" }),
+  ranges: html("span", { class: "ranges" }),
+  total: html("span", { class: "total", role: "status" }),
+  search: html("input", { id: "search", type: "search", placeholder: "token, concept or number" }),
+  template: html("input", { id: "template", type: "range", min: 0, max: 1, step: 0.05 }),
+  all: html("input", { id: "all", type: "checkbox" }),
+  manifest: html("details", { class: "manifest" }),
+};
+
+function build() {
+  const { search, template, all } = parts;
+  search.addEventListener("input", () => go({ q: search.value }, true));
+  search.addEventListener("keydown", (event) => event.key === "Enter" && (search.blur(), openCursor()));
+  template.addEventListener("input", () => {
+    const least = Number(template.value);
+    go({ ranges: withRange("frac_template", least > 0 ? [least, null] : null) }, true);
+  });
+  all.addEventListener("change", () => go({ all: all.checked }, true));
+  const showHelp = () => document.getElementById("help").showModal();
+  const help = html("button", { class: "plain", title: "keys and numbers", onclick: showHelp }, "?");
+  document.querySelector("header").append(parts.tabs, help);
+  overview.append(
+    parts.conclusion,
+    html("div", { class: "charts" },
+      figure("histogram", "On which model latents write", "Delta_norm; drag to select, click a class"),
+      figure("scatter", "Which chat-only latents are genuine", "drag to select")),
+    html("div", { class: "filters" },
+      search,
+      html("label", { id: "template-label" }, "template share \u2265 ", html("output"), template),
+      html("label", {}, all, " dead ones too"),
+      parts.total),
+    html("div", { class: "filters" }, parts.verdicts, parts.ranges),
+    table.node,
+    parts.manifest);
+  document.querySelector("main").append(overview, page, tip);
+  document.querySelector("noscript").remove();
+}
+
+const figure = (name, title, how) =>
+  html("figure", { id: name }, html("figcaption", {}, title, soft(how)), parts[name]);
+
+function withRange(name, range) {
+  const { [name]: _, ...others } = state.ranges;
+  return range === null ? others : { ...others, [name]: range };
+}
+
+async function render() {
+  const turn = ++drawing;
+  const meta = about.crosscoders.find(({ name }) => name === state.c);
+  const opened = crosscoder?.name === meta.name ? crosscoder : await openCrosscoder(meta);
+  if (turn !== drawing) return;
+  crosscoder = opened;
+  const tests = testsOf(crosscoder, state);
+  drawTabs();
+  const filters = hashOf({ ...state, latent: null });
+  if (filters !== filtersOfOrder) order = inOrder(crosscoder, passing(crosscoder, tests), state.sort);
+  filtersOfOrder = filters;
+  if (state.latent === null) {
+    page.hidden = true;
+    overview.hidden = false;
+    drawOverview(tests);
+  } else {
+    const drawn = await latentPage(crosscoder, state.latent, order);
+    if (turn !== drawing) return;
+    page.replaceChildren(drawn);
+    overview.hidden = true;
+    page.hidden = false;
+    tip.hidden = true;
+    table.cursor = Math.max(0, order.indexOf(state.latent));
+    scrollTo(0, 0);
+  }
+  document.title = state.latent === null ? heading : `Latent ${state.latent} \u00b7 ${heading}`;
+  // For those who drive the page by a script: what it shows now.
+  document.body.dataset.shown = state.latent === null ? `${order.length} latents` : `latent ${state.latent}`;
+  performance.mark(document.body.dataset.shown);
+}
+
+function drawTabs() {
+  parts.tabs.replaceChildren(...(about.crosscoders.length > 1 ? about.crosscoders.map(({ name }) =>
+    fill(link({ ...home(), c: name }, name), { "aria-current": name === crosscoder.name ? "page" : null }, [])) : []));
+}
+
+function drawOverview(tests) {
+  const c = crosscoder;
+  parts.conclusion.textContent = c.conclusion ? `${c.conclusion}.` : "";
+  const live = passing(c, state.all ? {} : { all: tests.all });
+  drawHistogram(parts.histogram, c, passing(c, tests), live);
+  const hasNu = c.has("nu_error") && c.has("nu_reconstruction");
+  document.getElementById("scatter").hidden = !hasNu;
+  if (hasNu) drawScatter(parts.scatter, c, passing(c, tests, ["nu_error", "nu_reconstruction"]), live);
+  drawVerdicts(passing(c, tests, ["verdict"]));
+  drawFilters();
+  parts.total.replaceChildren(html("b", {}, count(order.length)), ` of ${count(c.n)} latents`);
+  table.show(c, order);
+  parts.manifest.replaceChildren(html("summary", {}, "What this was made from"), manifestList(c.manifest));
+}
+
+function drawVerdicts(latents) {
+  const name = "verdict" in crosscoder.categories ? "verdict" : "label";
+  const counts = new Map();
+  for (const j of latents) {
+    const verdict = crosscoder.category(name, j);
+    counts.set(verdict, (counts.get(verdict) ?? 0) + 1);
+  }
+  const names = [...new Set([...counts.keys(), ...state[name]])];
+  names.sort((a, b) => VERDICTS.indexOf(a) - VERDICTS.indexOf(b));
+  parts.verdicts.replaceChildren(...names.map((verdict) => {
+    const n = soft(count(counts.get(verdict) ?? 0));
+    const button = chip({ [name]: toggled(state[name], verdict) }, dot(verdict), spaced(verdict), n);
+    return fill(button, { "aria-pressed": String(state[name].includes(verdict)) }, []);
+  }));
+}
+
+function drawFilters() {
+  const { search, template, all } = parts;
+  if (document.activeElement !== search) search.value = state.q;
+  all.checked = state.all;
+  const label = document.getElementById("template-label");
+  label.hidden = !crosscoder.has("frac_template");
+  template.value = state.ranges.frac_template?.[0] ?? 0;
+  label.querySelector("output").textContent = percent(Number(template.value));
+  const { frac_template, ...ranges } = state.ranges;
+  const removable = Object.entries(ranges).map(([name, ends]) => {
+    const said = ends.map((end) => (end === null ? "" : decimal(end))).join(" to ");
+    return chip({ ranges: withRange(name, null) }, `${spaced(name)} ${said} \u00d7`);
+  });
+  const labels = state.label.map((name) => chip({ label: toggled(state.label, name) }, `${spaced(name)} \u00d7`));
+  const isFiltered = state.q || state.verdict.length || state.label.length || Object.keys(state.ranges).length;
+  const { c, all: alsoDead, sort } = state;
+  const clear = isFiltered ? [chip({ ...home(), c, all: alsoDead, sort }, "clear all")] : [];
+  parts.ranges.replaceChildren(...labels, ...removable, ...clear);
+}
+
+const chip = (changes, ...children) => html("button", { class: "chip", onclick: () => go(changes, true) }, ...children);
+
+function manifestList(manifest) {
+  const shown = (value) => {
+    if (value === null) return MISSING;
+    if (Array.isArray(value)) return value.map(shown).join(", ");
+    if (typeof value === "object") return shown(Object.entries(value).map(([name, part]) => `${name} ${shown(part)}`));
+    return typeof value === "number" ? (Number.isInteger(value) ? count(value) : String(value)) : String(value);
+  };
+  const row = ([name, value]) => [html("dt", {}, spaced(name)), html("dd", {}, shown(value))];
+  return html("dl", {}, Object.entries(manifest).map(row));
+}
+
+const heading = document.querySelector("h1").textContent;
+const redraw = () => crosscoder !== null && render();
+
+build();
+state = stateOf(location.hash);
+addEventListener("hashchange", () => { state = stateOf(location.hash); render(); });
+addEventListener("keydown", onKey);
+addEventListener("resize", () => requestAnimationFrame(redraw));
+addEventListener("beforeprint", () => state.latent === null && table.drawForPrint());
+addEventListener("afterprint", () => state.latent === null && table.draw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+document.addEventListener("pointerover", showTip);
+render();

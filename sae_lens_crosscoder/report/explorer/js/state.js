@@ -1,0 +1,53 @@
+// What is looked at, as the address says it: "#c=l1&verdict=rotated&delta_norm=0.9..1&q=dog&sort=-n_active&latent=12".
+const DEFAULT_SORT = "-delta_norm";
+const home = () => ({
+  c: about.crosscoders[0].name, latent: null, q: "", label: [], verdict: [], ranges: {}, all: false, sort: DEFAULT_SORT,
+});
+
+let state = home();
+
+function hashOf(wanted) {
+  const parts = new URLSearchParams();
+  if (wanted.c !== about.crosscoders[0].name) parts.set("c", wanted.c);
+  if (wanted.q) parts.set("q", wanted.q);
+  for (const name of ["label", "verdict"]) if (wanted[name].length) parts.set(name, wanted[name].join(","));
+  for (const [name, [low, high]] of Object.entries(wanted.ranges)) parts.set(name, `${low ?? ""}..${high ?? ""}`);
+  if (wanted.all) parts.set("all", "1");
+  if (wanted.sort !== DEFAULT_SORT) parts.set("sort", wanted.sort);
+  if (wanted.latent !== null) parts.set("latent", wanted.latent);
+  return parts.toString().replaceAll("%2C", ",");
+}
+
+// Whatever in the address makes no sense is left out.
+function stateOf(hash) {
+  const parsed = home();
+  const parts = new URLSearchParams(hash.replace(/^#/, ""));
+  const meta = about.crosscoders.find(({ name }) => name === parts.get("c")) ?? about.crosscoders[0];
+  parsed.c = meta.name;
+  for (const [name, value] of parts) {
+    const range = /^(-?[\d.eE+-]*?)\.\.(-?[\d.eE+-]*)$/.exec(value);
+    if (name === "q") parsed.q = value;
+    else if (name === "label" || name === "verdict") parsed[name] = value.split(",").filter(Boolean);
+    else if (name === "all") parsed.all = value === "1";
+    else if (name === "sort" && meta.columns.concat("latent").includes(value.replace(/^-/, ""))) parsed.sort = value;
+    else if (name === "latent" && /^\d+$/.test(value) && Number(value) < meta.n) parsed.latent = Number(value);
+    else if (meta.columns.includes(name) && range !== null) {
+      parsed.ranges[name] = range.slice(1).map((end) => (end === "" || Number.isNaN(Number(end)) ? null : Number(end)));
+    }
+  }
+  return parsed;
+}
+
+// Go on to what `changes` says; `quietly`, without an entry in the history. The address is not ours to write
+// everywhere: where the browser refuses, the page goes on without.
+function go(changes, quietly = false) {
+  state = { ...state, ...changes };
+  const address = `${location.href.split("#")[0]}#${hashOf(state)}`;
+  try {
+    if (quietly) history.replaceState(null, "", address);
+    else history.pushState(null, "", address);
+  } catch {
+    // A frame without an address of its own.
+  }
+  return render();
+}

@@ -1,0 +1,61 @@
+// Examples as strips of tokens. Behind a token on which the latent is on are two stripes, base above and chat below: as
+// strong as its score, each as far as that model has a share in it. A line under a token says how far the models are
+// apart about what comes next.
+const FULL_KL = 4; // nats at which the line is darkest
+const [FAINTEST, STRONGEST] = [14, 78]; // in percent of a model's colour
+
+const tip = html("div", { id: "tip", role: "status", hidden: true });
+
+function strip(tokens, peak, active, models, scale) {
+  const marks = new Map();
+  const width = 2 + models.length;
+  for (let i = 0; i < active.length; i += width) marks.set(active[i], active.slice(i + 1, i + width));
+  const line = html("span", { class: "strip" });
+  tokens.forEach(({ text, kl }, i) => {
+    const [score, ...shares] = marks.get(i) ?? [0];
+    const read = i === 0 ? text.trimStart() || text : text;
+    const shown = html("span", { class: `tok${i === peak ? " peak" : ""}` }, read);
+    if (score > 0) {
+      shown.classList.add("on");
+      const strength = FAINTEST + (STRONGEST - FAINTEST) * Math.min(1, score / scale);
+      const largest = Math.max(...shares);
+      shares.forEach((share, m) => {
+        shown.style.setProperty(`--share-${m}`, `${Math.round(strength * Math.max(0, share / largest))}%`);
+      });
+    }
+    if (kl !== null && kl >= about.klStep) {
+      shown.style.setProperty("--kl", `${Math.round(100 * Math.sqrt(Math.min(1, kl / FULL_KL)))}%`);
+    }
+    shown.about = { text, score, shares, kl, models };
+    line.append(shown);
+  });
+  return line;
+}
+
+function showTip(event) {
+  const under = event.target.closest?.(".tok");
+  if (!under) {
+    tip.hidden = true;
+    return;
+  }
+  const { text, score, shares, kl, models } = under.about;
+  const rows = [["token", text.trim() || "space"]];
+  rows.push(["score", score > 0 ? decimal(score) : "off"]);
+  if (score > 0) models.forEach((model, m) => rows.push([`${model}'s share`, decimal(shares[m])]));
+  if (kl !== null) rows.push(["KL after it", `${decimal(kl)} nats`]);
+  tip.replaceChildren(html("dl", {}, rows.map(([name, value]) => [html("dt", {}, name), html("dd", {}, value)])));
+  tip.hidden = false;
+  const box = under.getBoundingClientRect();
+  const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
+  const below = box.bottom + 6 + tip.offsetHeight < innerHeight;
+  tip.style.setProperty("left", `${Math.max(8, left) + scrollX}px`);
+  tip.style.setProperty("top", `${(below ? box.bottom + 6 : box.top - tip.offsetHeight - 6) + scrollY}px`);
+}
+
+function stripLegend(models, hasKl) {
+  const swatch = (name) => html("span", { class: `swatch ${name}` });
+  const said = (model, m) => (m === 0 ? `${model}'s share of the score (upper stripe)` : `${model}'s (lower)`);
+  return html("p", { class: "legend soft" },
+    models.map((model, m) => html("span", {}, swatch(`share-${m}`), said(model, m))),
+    hasKl ? html("span", {}, swatch("kl"), "KL: the models expect different tokens next") : null);
+}

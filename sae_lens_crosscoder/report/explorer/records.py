@@ -1,0 +1,208 @@
+"""What is known of one latent, as plain values: what its page shows."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lens_crosscoder.analysis.example_file import Example, ExamplesFile
+from sae_lens_crosscoder.analysis.profiles import ActivationProfiles
+from sae_lens_crosscoder.causal.logit_lens import LogitLens
+from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
+
+Weighted = tuple[str, float]
+"""A token's text, and a number about it."""
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """An example with its tokens' texts, and how far the models' expectations are apart after each."""
+
+    example: Example
+    texts: tuple[str, ...]
+    kl: tuple[float, ...] | None
+    """`KL(p_chat || p_base)` in nats of what comes after each token."""
+
+
+@dataclass(frozen=True)
+class LatentRecord:
+    """What is known of one latent; whatever was not looked at is empty or None."""
+
+    latent: int
+    numbers: dict[str, Any]
+    """Its row of the latent table."""
+    places: dict[str, dict[str, Any]]
+    """By token group: `n_active`, `frequency`, `max_score`, `mean_score`, as `latent_statistics` has them."""
+    histogram: tuple[int, ...]
+    """Tokens by score, in bins of equal width from 0 to the highest."""
+    by_position: tuple[float, ...]
+    """The share of tokens on which it is on, by band of positions."""
+    raises: dict[str, tuple[Weighted, ...]]
+    """By model, the tokens whose logits its decoder there raises most."""
+    lowers: dict[str, tuple[Weighted, ...]]
+    b_enc: float
+    n_contexts: int
+    top: tuple[ShownExample, ...]
+    quantiles: tuple[tuple[ShownExample, ...], ...]
+    """Bands of its contexts by score, the weakest first."""
+    twins: tuple[dict[str, Any], ...]
+    """`latent`, `cosine`, `divergence`, `isolated`, `n_high`, `n_only_own` and `n_only_twin` of each decoupled pair."""
+    effect: dict[str, Any] | None
+    """Its row of `latent_effects`."""
+    concepts: tuple[dict[str, Any], ...]
+    """`concept`, `auroc` and `kind_of_change` of the known concepts whose best latent it is."""
+
+    def fires_on(self, n: int = 6) -> tuple[str, ...]:
+        """The tokens at its examples' peaks, the most frequent first."""
+        shown = [*self.top, *(example for band in reversed(self.quantiles) for example in band)]
+        return tuple(text for text, _ in Counter(each.texts[each.example.peak] for each in shown).most_common(n))
+
+    def writes(self, n: int = 6) -> tuple[str, ...]:
+        """The tokens that it speaks for most in the model in which its decoder is longer."""
+        models = list(self.raises)
+        if not models:
+            return ()
+        louder = models[0] if self.numbers["delta_norm"] < 0.5 else models[-1]
+        return tuple(text for text, _ in self.raises[louder][:n])
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What is known of a crosscoder's latents; `exploration[latent]` is all of it about one.
+
+    Only the table is needed. `slc.explore` makes all parts; whatever is None was not looked at, and is not shown.
+    """
+
+    table: pd.DataFrame
+    """As `diagnose` makes it; further columns of numbers are shown too."""
+    tokenizer: Any = None
+    statistics: pd.DataFrame | None = None
+    """As `latent_statistics` makes it, with token groups."""
+    profiles: ActivationProfiles | None = None
+    lenses: Mapping[str, LogitLens] = field(default_factory=dict)
+    """By model, of its decoder vectors, base first."""
+    examples: ExamplesFile | None = None
+    kl: Float[Tensor, "prompt pos"] | None = None
+    """As `kl_between_models` makes it, of the tokens that the examples are from."""
+    twins: pd.DataFrame | None = None
+    """As `activation_divergence` makes it."""
+    effects: pd.DataFrame | None = None
+    """As `latent_effects` makes it. `.attrs["random"]` may hold the same of random latents, column by column."""
+    concepts: pd.DataFrame | None = None
+    """As `concept_table` makes it."""
+
+    def __post_init__(self) -> None:
+        n = len(self.table)
+        if "delta_norm" not in self.table or "label" not in self.table or n == 0:
+            raise ValueError("The table has no latents, delta_norm or label: give the whole table of slc.diagnose.")
+        sizes: dict[str, Sized | None] = {"statistics": self.statistics, "examples": self.examples}
+        sizes["profiles"] = None if self.profiles is None else self.profiles.histogram
+        sizes |= {f"logit lens of {model}": lens.raised for model, lens in self.lenses.items()}
+        for name, part in sizes.items():
+            if part is not None and len(part) != n:
+                raise ValueError(
+                    f"The {name} are of {len(part)} latents, the table of {n}: they are of another crosscoder."
+                )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, latent: int) -> LatentRecord:
+        if not 0 <= latent < len(self):
+            raise IndexError(f"There is no latent {latent}: the crosscoder has latents 0 to {len(self) - 1}.")
+        found = None if self.examples is None else self.examples[latent]
+        profiles = self.profiles
+        return LatentRecord(
+            latent=latent,
+            numbers=self._rows[latent],
+            places=self._places(latent),
+            histogram=() if profiles is None else tuple(profiles.histogram[latent].tolist()),
+            by_position=() if profiles is None else tuple(profiles.by_position[latent].tolist()),
+            raises=self._weighted(latent, "raised"),
+            lowers=self._weighted(latent, "lowered"),
+            b_enc=float("nan") if found is None else found.b_enc,
+            n_contexts=0 if found is None else found.n_contexts,
+            top=() if found is None else self._shown(found.top),
+            quantiles=() if found is None else tuple(self._shown(band) for band in found.quantiles),
+            twins=tuple(self._twins.get(latent, ())),
+            effect=self._effects.get(latent),
+            concepts=tuple(self._concepts.get(latent, ())),
+        )
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The token groups that statistics were taken of."""
+        names = () if self.statistics is None else self.statistics.attrs["n_tokens"]
+        return tuple(name for name in names if name != "all")
+
+    @cached_property
+    def texts(self) -> TokenTexts:
+        return TokenTexts(self.tokenizer)
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        rows: Any = self.table.to_dict("records")
+        return rows
+
+    @cached_property
+    def _statistics(self) -> list[dict[str, Any]]:
+        rows: Any = [] if self.statistics is None else self.statistics.to_dict("records")
+        return rows
+
+    def _places(self, latent: int) -> dict[str, dict[str, Any]]:
+        columns = ("n_active", "frequency", "max_score", "mean_score")
+        return {
+            group: {column: self._statistics[latent][f"{column}_{group}"] for column in columns}
+            for group in self.groups
+        }
+
+    def _weighted(self, latent: int, direction: str) -> dict[str, tuple[Weighted, ...]]:
+        found: dict[str, tuple[Weighted, ...]] = {}
+        for model, lens in self.lenses.items():
+            ids, values = (getattr(lens, name)[latent].tolist() for name in (direction, f"{direction}_by"))
+            found[model] = tuple(zip(map(self.texts, ids), values, strict=True))
+        return found
+
+    def _shown(self, examples: Sequence[Example]) -> tuple[ShownExample, ...]:
+        return tuple(
+            ShownExample(
+                example=each,
+                texts=tuple(map(self.texts, each.token_ids.tolist())),
+                kl=None if self.kl is None else self._kl_of(self.kl, each),
+            )
+            for each in examples
+        )
+
+    @staticmethod
+    def _kl_of(kl: Float[Tensor, "prompt pos"], example: Example) -> tuple[float, ...]:
+        first = example.position - example.peak
+        return tuple(kl[example.prompt, first : first + len(example.token_ids)].tolist())
+
+    @cached_property
+    def _twins(self) -> dict[int, list[dict[str, Any]]]:
+        found: dict[int, list[dict[str, Any]]] = {}
+        for row in [] if self.twins is None else self.twins.to_dict("records"):
+            shared = {name: row[name] for name in ("cosine", "divergence", "isolated", "n_high")}
+            for own, twin in (("chat", "base"), ("base", "chat")):
+                entry = {"latent": int(row[f"{twin}_latent"]), **shared}
+                entry |= {"n_only_own": row[f"n_only_{own}"], "n_only_twin": row[f"n_only_{twin}"]}
+                found.setdefault(int(row[f"{own}_latent"]), []).append(entry)
+        return found
+
+    @cached_property
+    def _effects(self) -> dict[int, dict[str, Any]]:
+        effects: Any = {} if self.effects is None else self.effects.to_dict("index")
+        return effects
+
+    @cached_property
+    def _concepts(self) -> dict[int, list[dict[str, Any]]]:
+        found: dict[int, list[dict[str, Any]]] = {}
+        for concept, row in ({} if self.concepts is None else self.concepts.to_dict("index")).items():
+            entry = {"concept": str(concept), "auroc": row["auroc"], "kind_of_change": row["kind_of_change"]}
+            found.setdefault(int(row["latent"]), []).append(entry)
+        return found

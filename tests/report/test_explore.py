@@ -1,0 +1,102 @@
+"""What `explore` gathers is what its parts say, of the same tokens."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.causal.compare import kl_between_models
+from sae_lens_crosscoder.models.tiny import TINY_HOOK, matched_prompts, tiny_dataset, tiny_tokenizer
+from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
+
+ROWS = tiny_dataset(12, seed=8)
+TOKENS = torch.tensor(ROWS["input_ids"])
+
+
+@pytest.fixture(scope="module")
+def looked_at():
+    """A crosscoder whose first two latents are twins, one for each model."""
+    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+    crosscoder = slc.ReLUCrosscoder(slc.ReLUCrosscoderConfig(d_model=96, d_sae=12))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        crosscoder.W_enc.copy_(torch.randn(192, 12, generator=generator) / 20)
+        crosscoder.W_dec.copy_(torch.randn(12, 192, generator=generator))
+        crosscoder.W_dec[0, :96] = 0
+        crosscoder.W_dec[1] = crosscoder.W_dec[0].roll(96)
+        crosscoder.b_enc[11] = -1e3  # dead
+    metadata = crosscoder.cfg.metadata
+    metadata.model_name, metadata.chat_model_name, metadata.hook_name = "tiny-base", "tiny-chat", TINY_HOOK
+    contrasts = {"refusal": matched_prompts("refusal", n_pairs=8, seed=0)}
+    asked = [[{"role": "user", "content": f"where does {name} live ?"}] for name in ("anna", "ben")]
+    said = slc.generate_responses(pair, asked, max_new_tokens=16)
+    table = slc.diagnose(crosscoder, pair, TOKENS, min_active=1)
+    table.loc[[0, 1], "verdict"] = ["chat_specific", "base_specific"]
+    found = slc.explore(crosscoder, pair, TOKENS, table, contrasts=contrasts, responses=said, n_random=3)
+    return pair, crosscoder, said, table, found
+
+
+def test_records_say_what_the_parts_say(looked_at):
+    pair, crosscoder, _, table, found = looked_at
+    kl = kl_between_models(pair, TOKENS)
+    attribution = slc.logit_attribution(pair.base, crosscoder.decoders[0].detach())
+    acts = crosscoder.encode(pair.activations(TOKENS, TINY_HOOK)).detach()
+    words = tiny_tokenizer().convert_ids_to_tokens
+    for latent in range(12):
+        record = found[latent]
+        assert record.numbers.items() >= table.loc[latent].dropna().to_dict().items()
+        assert sum(record.histogram) == int((acts[..., latent] > 0).sum())
+        assert [text.strip() for text, _ in record.raises["base"]] == words(
+            attribution[latent].topk(8).indices.tolist()
+        )
+        for shown in (*record.top, *(each for band in record.quantiles for each in band)):
+            first = shown.example.position - shown.example.peak
+            window = (shown.example.prompt, slice(first, first + len(shown.texts)))
+            assert [text.strip() for text in shown.texts] == words(TOKENS[window].tolist())
+            assert shown.kl == pytest.approx(kl[window].tolist(), abs=1e-4)
+    assert found[11].top == ()
+    assert len(found[3].top) > 5
+    norms = crosscoder.W_enc.detach()[96:].norm(dim=0)
+    np.testing.assert_allclose(found.table.enc_norm_chat, norms, rtol=1e-5)
+
+
+def test_places_and_template_share_are_those_of_the_generators_roles(looked_at):
+    pair, crosscoder, _, _, found = looked_at
+    is_on = crosscoder.encode(pair.activations(TOKENS, TINY_HOOK)).detach() > 0
+    roles = torch.tensor(ROWS["role"])
+    is_bos = tiny_tokenizer().bos_token_id == TOKENS
+    names = ("text", "user", "assistant", "template")
+    n_on = {name: is_on[(roles == role) & ~is_bos].sum(dim=0) for role, name in enumerate(names)}
+    for name, n in n_on.items():
+        assert [found[latent].places[name]["n_active"] for latent in range(12)] == n.tolist()
+    share = n_on["template"] / (n_on["template"] + n_on["user"] + n_on["assistant"])
+    np.testing.assert_allclose(found.table.frac_template, share, rtol=1e-6)
+    assert np.isnan(found.table.frac_template[11])
+
+
+def test_twins_effects_and_concepts_reach_their_latents(looked_at):
+    pair, crosscoder, said, _, found = looked_at
+    (twin,), (back,) = found[0].twins, found[1].twins
+    assert (twin["latent"], back["latent"]) == (1, 0)
+    assert twin["cosine"] == pytest.approx(1)
+    assert (twin["n_only_own"], twin["n_only_twin"]) == (back["n_only_twin"], back["n_only_own"])
+    effects = slc.latent_effects(pair, crosscoder, said.tokens, said.response, [0, 1])
+    for latent in (0, 1):
+        assert found[latent].effect["kl_change_added"] == pytest.approx(effects.kl_change_added[latent], abs=1e-6)
+    assert found[5].effect is None
+    assert [len(values) for values in found.effects.attrs["random"].values()] == [3, 3]
+    (best,) = found.concepts.latent
+    assert [concept["concept"] for concept in found[best].concepts] == ["refusal"]
+
+
+def test_tokens_read_as_they_do_after_another_one():
+    texts = TokenTexts(tiny_tokenizer())
+    assert [texts(i) for i in tiny_tokenizer()("paris is in")["input_ids"]] == [" <bos>", " paris", " is", " in"]
+    assert TokenTexts(None)(17) == " 17"
+
+
+def test_a_table_that_is_given_is_not_made_again(looked_at):
+    *_, table, found = looked_at
+    pd.testing.assert_frame_equal(found.table[list(table)], table)
+    assert found.table.attrs == table.attrs

@@ -1,0 +1,397 @@
+"""Laws of the explorer: it shows what the exploration says, as text whatever it says, and asks for nothing."""
+
+import base64
+import gzip
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+
+from sae_lens_crosscoder.report import Exploration, write_explorer
+from tests.browser import CHROMIUM, Browser
+from tests.report.explorations import GROUPS, PLACE_COLUMNS, WordTokenizer, make_exploration
+from tests.report.test_report import HOSTILE, make_table
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+WORDS = {
+    2: " <script>alert(1)</script>",
+    3: "</script><img src=x onerror=window.hacked=1>",
+    4: " \u202eevil\u2066",
+    5: " nul\0",
+    6: " \U0001f469\u200d\U0001f680",
+    7: " \ufffd",  # a part of a character
+    8: "\n",
+    9: " &lt;b&gt;",
+}
+SHOWN = {
+    2: " <script>alert(1)</script>",
+    3: "</script><img src=x onerror=window.hacked=1>",
+    4: r" \u202eevil\u2066",
+    5: r" nul\u0000",
+    6: " \U0001f469\u200d\U0001f680",
+    7: "<piece 7>",
+    8: "\u21b5",
+    9: " &lt;b&gt;",
+}
+N, LATENT = 200, 12
+N_EXAMPLES = 4 + 3 * 2
+
+
+@pytest.fixture(scope="module")
+def explorations(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    return {
+        "l1": make_exploration(folder, N, seed=0, words=WORDS),
+        HOSTILE: make_exploration(folder, 40, seed=1),
+    }
+
+
+@pytest.fixture(scope="module")
+def path(explorations, tmp_path_factory):
+    return write_explorer(tmp_path_factory.mktemp("pages") / "new" / "e.html", explorations, title=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(browser, path):
+    """Opens the page; whatever happens then, it must be the only request, and nothing may have gone wrong."""
+
+    def open_at(hash=""):
+        browser.errors.clear()
+        browser.open(f"{path.as_uri()}{hash}")
+        return browser
+
+    yield open_at
+    assert [url.split("#")[0] for url in browser.requests] == [path.as_uri()]
+    assert browser.errors == []
+
+
+def table_latents(browser):
+    """All latents of the table, in its order, by scrolling through it."""
+    return browser.evaluate("""(async () => {
+      const scroller = document.querySelector(".scroller");
+      const found = new Map();
+      for (let top = 0; ; top += 300) {
+        scroller.scrollTop = top;
+        await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+        for (const row of scroller.querySelectorAll("tr[aria-rowindex]"))
+          found.set(Number(row.getAttribute("aria-rowindex")), Number(row.querySelector("a").textContent));
+        if (top > scroller.scrollHeight) break;
+      }
+      return [...found].sort(([a], [b]) => a - b).map(([, latent]) => latent);
+    })()""")
+
+
+def n_shown(browser):
+    return int(browser.evaluate("document.body.dataset.shown").split()[0])
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def element(source, name):
+    """What an element of the page holds, unpacked."""
+    (block,) = re.findall(f'<script type="application/gzip" id="{name}">([^<]*)</script>', source)
+    return gzip.decompress(base64.b64decode(block))
+
+
+def about_page(source):
+    return json.loads(re.search('<script type="application/json" id="about">(.*?)</script>', source)[1])
+
+
+def test_the_file_holds_every_number_of_the_table(explorations, path):
+    source = path.read_text("utf-8")
+    for about, exploration in zip(about_page(source)["crosscoders"], explorations.values(), strict=True):
+        table = exploration.table
+        columns = np.frombuffer(element(source, about["key"] + "-columns"), "<f4").reshape(-1, len(table))
+        assert about["columns"] == list(table)
+        for name, column in zip(about["columns"], columns, strict=True):
+            if name in about["categories"]:
+                assert [about["categories"][name][int(code)] for code in column] == table[name].tolist()
+            else:
+                np.testing.assert_array_equal(column, table[name].to_numpy(dtype="f4"))
+
+
+def test_the_file_holds_every_record_and_tokens_once(explorations, path):
+    source, exploration = path.read_text("utf-8"), explorations["l1"]
+    texts = json.loads(element(source, "texts"))
+    pool = element(source, "c0-tokens-0")
+    n = len(pool) // 5
+    ids, kl = np.frombuffer(pool[: 4 * n], "<u4"), np.frombuffer(pool[4 * n :], "u1")
+    positions = set()
+    for block in range(7):
+        for i, packed in enumerate(json.loads(element(source, f"c0-latents-{block}"))):
+            record = exploration[32 * block + i]
+            assert tuple(packed["histogram"]) == record.histogram
+            assert packed.get("contexts", 0) == record.n_contexts
+            for group, place in zip(GROUPS, packed["places"], strict=True):
+                expected = [record.places[group][column] for column in PLACE_COLUMNS]
+                assert place == pytest.approx(expected, rel=1e-3)
+            for model, flat in zip(("base", "chat"), packed["raises"], strict=True):
+                assert [texts[text] for text in flat[::2]] == [shown(text) for text, _ in record.raises[model]]
+                assert flat[1::2] == pytest.approx([value for _, value in record.raises[model]], rel=1e-3)
+            expected = [*record.top, *(each for band in reversed(record.quantiles) for each in band)]
+            found = [each for group in packed.get("examples", ()) for each in group]
+            for (start, length, peak, prompt, position, _), example in zip(found, expected, strict=True):
+                assert (prompt, position, peak) == (
+                    example.example.prompt,
+                    example.example.position,
+                    example.example.peak,
+                )
+                window = slice(start, start + length)
+                assert [texts[text] for text in ids[window]] == [shown(text) for text in example.texts]
+                assert kl[window] * 0.05 == pytest.approx(np.minimum(example.kl, 12.75), abs=0.026)
+                first = 64 * prompt + position - peak
+                positions |= set(range(first, first + length))
+    assert n == len(positions)
+
+
+READS_AS = {WordTokenizer(WORDS).decode([i]): text for i, text in SHOWN.items()}
+READS_AS |= {WordTokenizer(WORDS).convert_ids_to_tokens(7): SHOWN[7]}
+
+
+def shown(text):
+    """How a token's text reads in the page, written down by hand for the hostile ones."""
+    return READS_AS.get(text, text)
+
+
+def test_the_file_is_the_same_twice_and_names_its_script_and_style(explorations, path, tmp_path):
+    source = path.read_text("utf-8")
+    assert write_explorer(tmp_path / "again.html", explorations, title=HOSTILE).read_text("utf-8") == source
+    policy = re.search('Content-Security-Policy" content="([^"]*)"', source)[1]
+    assert "unsafe" not in policy
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert not re.search(r"\sstyle=|\son[a-z]+=\"|url\(|@import|fetch\(|localStorage|innerHTML", source)
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f]", source)
+    assert source.count("<script") == source.count("</script>") == 1 + len(re.findall("<script type", source))
+
+
+def test_errors_say_what_does_not_fit(explorations):
+    with pytest.raises(ValueError, match="`explorations` is empty"):
+        write_explorer("never.html", {})
+    with pytest.raises(ValueError, match="statistics are of 3 latents, the table of 1000"):
+        Exploration(make_table(), statistics=explorations["l1"].statistics[:3])
+    with pytest.raises(ValueError, match="give the whole table"):
+        Exploration(make_table().drop(columns="delta_norm"))
+    with pytest.raises(IndexError, match="latents 0 to 199"):
+        explorations["l1"][N]
+
+
+def in_box(table):
+    return ~table.dead & table.nu_error.between(-0.5, 0.2) & (table.nu_reconstruction <= 0.5)
+
+
+# --- in the browser -------------------------------------------------------------------------------
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("hash", "chosen"),
+    [
+        ("", lambda t: ~t.dead),
+        ("#all=1", lambda t: t.dead | ~t.dead),
+        ("#verdict=chat_specific,rare", lambda t: ~t.dead & t.verdict.isin(["chat_specific", "rare"])),
+        ("#label=chat_only&delta_norm=0.95..", lambda t: ~t.dead & (t.label == "chat_only") & (t.delta_norm >= 0.95)),
+        ("#frac_template=0.7..", lambda t: t.frac_template >= 0.7),
+        ("#nu_error=-0.5..0.2&nu_reconstruction=..0.5", in_box),
+        ("#q=refusal", lambda t: t.index == 7),
+        ("#q=99&all=1&label=nonsense", lambda t: t.index < 0),
+    ],
+)  # fmt: skip
+def test_filters_count_what_pandas_counts(open_page, explorations, hash, chosen):
+    table = explorations["l1"].table
+    assert n_shown(open_page(hash)) == int(np.sum(chosen(table)))
+
+
+@needs_chromium
+def test_search_finds_what_rows_fire_on_or_speak_for(open_page, explorations):
+    exploration = explorations["l1"]
+    words = [" ".join((*exploration[j].fires_on(), *exploration[j].writes())).lower() for j in range(N)]
+    live = ~exploration.table.dead
+    found = [j for j in range(N) if live[j] and ("w17" in words[j] or j == 17) and "w4" in words[j]]
+    assert len(found) > 5
+    browser = open_page("#q=W4+w17")
+    assert sorted(table_latents(browser)) == [j for j in found if "w17" in words[j]]
+
+
+@needs_chromium
+@pytest.mark.parametrize(("sort", "ascending"), [("nu_error", True), ("-frac_template", False)])
+def test_rows_come_in_the_order_of_their_numbers(open_page, explorations, sort, ascending):
+    table = explorations["l1"].table
+    column = sort.removeprefix("-")
+    found = table.loc[table_latents(open_page(f"#all=1&sort={sort}"))]
+    expected = table.sort_values(column, ascending=ascending)  # missing ones last
+    np.testing.assert_array_equal(found[column], expected[column])
+    assert sorted(found.index) == list(range(N))
+
+
+@needs_chromium
+def test_a_deep_link_opens_the_latent_and_its_numbers(open_page, explorations):
+    browser, table = open_page(f"#latent={LATENT}"), explorations["l1"].table
+    assert browser.evaluate("document.body.dataset.shown") == f"latent {LATENT}"
+    page = browser.evaluate("document.querySelector('article').innerText").replace("\u2212", "-")
+    row = table.loc[LATENT]
+    assert page.startswith("\u2190 all latents\nprevious")
+    assert f"Latent {LATENT}" in page
+    assert row.verdict.replace("_", " ") in page
+    for text in (f"{row.delta_norm:.3f}", f"{row.nu_error:.2f}", f"[{row.nu_error_low:.2f}, {row.nu_error_high:.2f}]"):
+        assert text in page
+    live = table.max_activation[~table.dead]
+    rank = round(100 * ((live < row.max_activation).mean() + (live == row.max_activation).mean() / 2))
+    assert (
+        browser.evaluate(
+            "[...document.querySelectorAll('.facts dt')].find((dt) => dt.textContent === 'highest score')"
+            ".nextSibling.nextSibling.title"
+        )
+        == f"above {rank} % of live latents"
+    )
+
+
+@needs_chromium
+def test_examples_are_the_records_token_by_token(open_page, explorations):
+    record = explorations["l1"][LATENT]
+    strips = open_page(f"#latent={LATENT}").evaluate(
+        "[...document.querySelectorAll('.strip')].map((strip) => [...strip.children].map((token) => token.about))"
+    )
+    expected = [*record.top, *(each for band in reversed(record.quantiles) for each in reversed(band))]
+    assert len(strips) == len(expected) == N_EXAMPLES
+    for strip, example in zip(strips, expected, strict=True):
+        assert [token["text"] for token in strip] == [shown(text) for text in example.texts]
+        assert [token["score"] for token in strip] == pytest.approx(example.example.scores.tolist(), rel=1e-3)
+        for token, score, shares in zip(strip, example.example.scores, example.example.shares, strict=True):
+            assert token["shares"] == (pytest.approx(shares.tolist(), rel=1e-3) if score > 0 else [])
+
+
+@needs_chromium
+def test_the_keyboard_walks_through_the_filtered_latents(open_page):
+    browser = open_page("#verdict=shared&sort=-max_activation")
+    order = table_latents(browser)
+    browser.evaluate("document.querySelector('.scroller').scrollTop = 0")
+
+    def press(*keys):
+        for key in keys:
+            browser.press(key)
+
+    def showing(what):
+        browser.wait(f"document.body.dataset.shown === {json.dumps(what)}")
+
+    press("j", "j", "k", "Enter")
+    showing(f"latent {order[1]}")
+    press("j")
+    showing(f"latent {order[2]}")
+    press("k")
+    showing(f"latent {order[1]}")
+    assert "2 of" in browser.evaluate("document.querySelector('.steps').textContent")
+    browser.evaluate("history.back()")
+    showing(f"latent {order[2]}")
+    press("Escape")
+    showing(f"{len(order)} latents")
+    press("?")
+    assert browser.evaluate("document.getElementById('help').open")
+    press("Escape")
+    browser.wait("!document.getElementById('help').open")
+    press("/")
+    assert browser.evaluate("document.activeElement.id") == "search"
+    press("7", "Enter")
+    assert browser.evaluate("location.hash").startswith("#q=7&verdict=shared")
+
+
+@needs_chromium
+def test_dragging_over_a_figure_filters_and_a_click_undoes_it(open_page, explorations):
+    table = explorations["l1"].table
+    browser = open_page()
+    everything = n_shown(browser)
+    boxes = """[...document.querySelectorAll(".cover")].map((cover) => {
+      const box = cover.getBoundingClientRect();
+      return [box.x, box.y, box.width, box.height];
+    })"""
+    (x, y, width, height), (u, v, wide, high) = browser.evaluate(boxes)
+    browser.drag((x + 0.5 * width, y + 20), (x + 0.8 * width, y + height - 5))
+    browser.wait(f"document.body.dataset.shown !== '{everything} latents'")
+    low, high_end = map(
+        float, re.search(r"delta_norm=([\d.]+?)\.\.([\d.]+)", browser.evaluate("location.hash")).groups()
+    )
+    assert (low, high_end) == (pytest.approx(0.5, abs=0.01), pytest.approx(0.8, abs=0.01))
+    inside = ~table.dead & table.delta_norm.between(low, high_end)
+    assert n_shown(browser) == inside.sum()
+    browser.drag((u + 0.1 * wide, v + 0.1 * high), (u + 0.9 * wide, v + 0.9 * high))
+    browser.wait(f"document.body.dataset.shown !== '{inside.sum()} latents'")
+    ranges = dict(re.findall(r"(nu_\w+)=([\d.-]+\.\.[\d.-]+)", browser.evaluate("location.hash")))
+    for name, text in ranges.items():
+        inside &= table[name].between(*map(float, re.fullmatch(r"(.*?)\.\.(.*)", text).groups()))
+    assert len(ranges) == 2
+    assert n_shown(browser) == inside.sum()
+    for at in ((x + 3, y + 30), (u + 3, v + 30)):
+        browser.drag(at, at)
+    browser.wait(f"document.body.dataset.shown === '{everything} latents'")
+
+
+@needs_chromium
+@pytest.mark.parametrize("first", [0, 100])  # Chromium lets a page change its address 200 times in ten seconds
+def test_two_hundred_latents_one_after_another(open_page, explorations, first):
+    browser = open_page(f"#all=1&sort=latent&latent={first}")
+    pages = browser.evaluate(f"""(async () => {{
+      const pages = [];
+      for (let j = {first}; j < {first + 100}; j++) {{
+        while (document.body.dataset.shown !== `latent ${{j}}`) await new Promise((later) => setTimeout(later));
+        pages.push([document.querySelector("h2").firstChild.textContent, document.querySelectorAll(".strip").length]);
+        if (j < {first + 99}) document.body.dispatchEvent(new KeyboardEvent("keydown", {{ key: "j", bubbles: true }}));
+      }}
+      return pages;
+    }})()""")
+    dead = explorations["l1"].table.dead
+    assert pages == [[f"Latent {j}", 0 if dead[j] else N_EXAMPLES] for j in range(first, first + 100)]
+
+
+@needs_chromium
+def test_hostile_names_and_tokens_are_text(open_page):
+    browser = open_page("#" + "c=" + HOSTILE.replace("&", "%26").replace("\u202e", "%5Cu202e"))
+    assert n_shown(browser) < 41
+    assert browser.evaluate("document.querySelector('[aria-current]').textContent") == HOSTILE.replace(
+        "\u202e", r"\u202e"
+    )
+    browser = open_page(f"#latent={LATENT}")
+    assert browser.evaluate("window.hacked") is None
+    assert browser.evaluate("document.querySelectorAll('img, iframe, object, b script, main script').length") == 0
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\0]", browser.evaluate("document.body.innerText"))
+
+
+@needs_chromium
+def test_what_was_not_looked_at_is_not_shown(browser, tmp_path):
+    table = make_table(50)[["delta_norm", "label"]]
+    path = write_explorer(tmp_path / "bare.html", {"bare": Exploration(table)})
+    browser.errors.clear()
+    browser.open(path.as_uri())
+    assert n_shown(browser) == 50
+    assert browser.evaluate("document.querySelectorAll('.latent-table th').length") == 3
+    assert browser.evaluate("document.getElementById('scatter').hidden")
+    browser.open(f"{path.as_uri()}#latent=49")
+    sections = browser.evaluate("[...document.querySelectorAll('article h3')].map((h) => h.textContent)")
+    assert sections == ["Where it writes", "When it fires"]
+    assert browser.errors == []
+
+
+@needs_chromium
+def test_it_works_in_a_sandboxed_frame(browser, path, tmp_path):
+    frame = (
+        f'<iframe sandbox="allow-scripts" width="1200" height="800" srcdoc="{html.escape(path.read_text("utf-8"))}">'
+    )
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<body data-shown="frame">{frame}</iframe>', "utf-8")
+    browser.errors.clear()
+    browser.open(outer.as_uri())
+    with browser.frame() as inside:
+        inside.wait("document.body?.dataset.shown?.endsWith('latents')")
+        inside.evaluate("document.querySelector('.latent-table tbody a').click()")
+        inside.wait("document.body.dataset.shown.startsWith('latent ')")
+        inside.evaluate("document.querySelector('article nav a').click()")
+        inside.wait("document.body.dataset.shown.endsWith('latents')")
+    assert browser.errors == []
+    assert [url for url in browser.requests if url.startswith("http")] == []
