@@ -5,6 +5,7 @@ import gzip
 import html
 import json
 import re
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -352,11 +353,10 @@ def test_two_hundred_latents_one_after_another(open_page, explorations, first):
 
 @needs_chromium
 def test_hostile_names_and_tokens_are_text(open_page):
-    browser = open_page("#" + "c=" + HOSTILE.replace("&", "%26").replace("\u202e", "%5Cu202e"))
+    shown = HOSTILE.replace("\u202e", r"\u202e").replace("\0", r"\u0000")
+    browser = open_page(f"#c={quote(shown)}")
     assert n_shown(browser) < 41
-    assert browser.evaluate("document.querySelector('[aria-current]').textContent") == HOSTILE.replace(
-        "\u202e", r"\u202e"
-    )
+    assert browser.evaluate("document.querySelector('[aria-current]').textContent") == shown
     browser = open_page(f"#latent={LATENT}")
     assert browser.evaluate("window.hacked") is None
     assert browser.evaluate("document.querySelectorAll('img, iframe, object, b script, main script').length") == 0
