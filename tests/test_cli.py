@@ -72,7 +72,7 @@ def test_null_runs_give_q_values(capsys):
     assert table.attrs["n_null_runs"] == 2
     assert table.q_value.notna().any()
     assert main(["diagnose", "out", "--null", "nowhere"]) == 2
-    assert "nowhere has no latents.parquet" in capsys.readouterr().err
+    assert "'nowhere' is neither a folder here nor a Hub id" in capsys.readouterr().err
 
 
 def test_a_sweep_trains_one_crosscoder_per_value(capsys):

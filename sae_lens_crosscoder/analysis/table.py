@@ -9,6 +9,7 @@ from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.integrity import SEAL, digest, read_json, read_table
+from sae_lens_crosscoder.loading.hub import download
 
 LATENTS_FILENAME = "latents.parquet"
 INTERPRETATIONS_FILENAME = "interpretations.parquet"
@@ -33,7 +34,7 @@ def write_latents(table: pd.DataFrame, folder: str | Path) -> Path:
 
 
 def read_latents(folder: str | Path) -> pd.DataFrame:
-    """The table in a crosscoder's folder; its manifest is in `.attrs`.
+    """The table in a crosscoder's folder, here or on the Hub (`owner/name`); its manifest is in `.attrs`.
 
     Where latents were interpreted, `explanation` and its scores are further columns (missing for other latents), and
     the manifest of that is `.attrs["interpretation"]`.
@@ -42,6 +43,8 @@ def read_latents(folder: str | Path) -> pd.DataFrame:
         ValueError: without a table, for one that is damaged, and for one of other weights than those in the folder. A
             table in a folder without a crosscoder is read whatever it is of.
     """
+    if not Path(folder).exists():
+        folder = download(str(folder), [LATENTS_FILENAME, INTERPRETATIONS_FILENAME, SAE_CFG_FILENAME])
     path = Path(folder) / LATENTS_FILENAME
     if not path.exists():
         raise ValueError(f"{folder} has no {LATENTS_FILENAME}: make one with slc.diagnose and write_latents.")

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from sae_lens import SAE
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from sae_lens.util import str_to_dtype
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from sae_lens_crosscoder.integrity import listed
 from sae_lens_crosscoder.loading.crosscode import TENSORS as CROSSCODE_TENSORS
 from sae_lens_crosscoder.loading.crosscode import read_crosscode, read_kissane
 from sae_lens_crosscoder.loading.dictionary_learning import MAIN_TENSORS, read_dictionary_learning
-from sae_lens_crosscoder.loading.files import SETTINGS_NAMES, SUFFIXES, WEIGHTS_NAMES, find_weights, read_foreign_file
+from sae_lens_crosscoder.loading.files import WEIGHTS_NAMES, find_weights, read_foreign_file
 from sae_lens_crosscoder.loading.foreign import (
     ForeignFile,
     ForeignFormat,
@@ -23,6 +21,7 @@ from sae_lens_crosscoder.loading.foreign import (
     canonical_state,
     state_assumptions,
 )
+from sae_lens_crosscoder.loading.hub import download
 from sae_lens_crosscoder.loading.own import read_own
 
 CONVERTERS = {
@@ -69,7 +68,7 @@ def load(
         ValueError: when there is no crosscoder, it is a training checkpoint, another kind of SAE, its config has keys
             that this version does not know (nothing is dropped silently), or a converter refuses the file.
     """
-    path = Path(source) if Path(source).exists() else _download(str(source))
+    path = Path(source) if Path(source).exists() else download(str(source))
     options = ForeignOptions(
         format=format,
         hook_name=hook_name,
@@ -105,7 +104,7 @@ def crosscoder_huggingface_loader(
         raise ValueError(f"{folder_name!r} leads out of {repo_id}: name a folder or file inside it.")
     local = Path(repo_id, folder_name)
     hub_id = repo_id if folder_name in ("", ".") else f"{repo_id}/{folder_name}"
-    path = local if local.exists() else _download(hub_id, force_download)
+    path = local if local.exists() else download(hub_id, force_download=force_download)
     cfg, state = _read(path, device, cfg_overrides, ForeignOptions(**options))
     return cfg, state, None
 
@@ -140,31 +139,3 @@ def _recognise(file: ForeignFile) -> ForeignFormat:
         f"{file.path} is in no layout known here: it holds {listed(file.tensors) or 'nothing'}. Known are "
         f"dictionary_learning ({', '.join(MAIN_TENSORS)}), kissane and crosscode ({', '.join(CROSSCODE_TENSORS)})."
     )
-
-
-def _download(hub_id: str, force_download: bool = False) -> Path:
-    parts = hub_id.split("/")
-    # A wildcard would download whatever it fits, a backslash leads out of the folder on Windows.
-    if len(parts) < 2 or any(part in ("", ".", "..") or set(part) & set("*?[]\\\0") for part in parts):
-        raise ValueError(
-            f"{hub_id!r} is neither a folder here nor a Hub id: a Hub id reads 'owner/name' or 'owner/name/folder'."
-        )
-    target = "/".join(parts[2:])
-    if target.endswith(SUFFIXES):
-        folder, _, name = target.rpartition("/")
-        names = [name, f"{Path(name).stem}_cfg.json", *SETTINGS_NAMES]
-    else:
-        folder, names = target, [SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, *WEIGHTS_NAMES, *SETTINGS_NAMES]
-    prefix = f"{folder}/" if folder else ""
-    wanted = sorted({prefix + name for name in names})
-    try:
-        root = snapshot_download("/".join(parts[:2]), allow_patterns=wanted, force_download=force_download)
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HFValidationError) as error:
-        raise ValueError(
-            f"{hub_id!r} is not a folder here (looked in {Path.cwd()}), and neither the Hub nor its cache has it: "
-            "check the spelling, the connection, and your login if the repository is private."
-        ) from error
-    path = Path(root, target)
-    if not path.exists():
-        raise ValueError(f"The Hub repository {'/'.join(parts[:2])} has no crosscoder at {target!r}.")
-    return path

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.loading import hub
 from tests.analysis.conftest import random_activations, random_crosscoder
 
 
@@ -124,3 +125,17 @@ def test_explanations_of_another_crosscoder_are_refused(tmp_path, rows, attrs, m
     slc.write_interpretations(explained(rows, **attrs), tmp_path)
     with pytest.raises(ValueError, match=message):
         slc.read_latents(tmp_path)
+
+
+def test_the_table_of_a_crosscoder_on_the_hub_is_fetched_without_its_weights(crosscoder, tmp_path, monkeypatch):
+    table = diagnosed(crosscoder)
+    slc.write_latents(table, tmp_path)
+    asked = []
+
+    def download(repo_id, allow_patterns, force_download):
+        asked.append((repo_id, set(allow_patterns)))
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    pd.testing.assert_frame_equal(slc.read_latents("owner/name"), table)
+    assert asked == [("owner/name", {"latents.parquet", "interpretations.parquet", "cfg.json"})]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
 from sae_lens_crosscoder.crosscoders.scores import SCORES
-from sae_lens_crosscoder.loading import load as module
+from sae_lens_crosscoder.loading import hub as module
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step
 from tests.loading.foreign_files import (
     D_SAE,

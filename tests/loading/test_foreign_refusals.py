@@ -9,7 +9,7 @@ import torch
 from sae_lens import SAE
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.loading import load as module
+from sae_lens_crosscoder.loading import hub as module
 from tests.loading.foreign_files import D_SAE, LAYOUTS, WIDTH, Layout, batchtopk, main_tensors, nanda, normalised
 
 NORMALISED_PER_COORDINATE = normalised(1.0)

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from sae_lens import StandardSAE, StandardSAEConfig
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.loading import load as module
+from sae_lens_crosscoder.loading import hub as module
 from tests.crosscoders.conftest import any_crosscoder, l1_crosscoder, stacked_batch, step  # noqa: F401  (a fixture)
 
 
