@@ -1,7 +1,8 @@
 """What latents of the demo's crosscoders cause in the built-in pair: KL per setup, and refusals on and off.
 
-sae-lens-crosscoder demo --output_path demo
-python benchmarks/causal_tiny_pair.py --crosscoder demo --output benchmarks/results/causal_tiny_pair.json
+for seed in 0 1 2; do sae-lens-crosscoder demo --seed $seed --output_path demo-$seed; done
+python benchmarks/causal_tiny_pair.py --crosscoder demo-0 demo-1 demo-2 \
+    --output benchmarks/results/causal_tiny_pair.json
 
 `rows` are those of `sae-lens-crosscoder causal`, with the reduction against the setup `none`, whose intervals are
 paired between setups, and `contrasts` are the tests between halves and against random latents. `splice` is what each
@@ -126,7 +127,7 @@ def refusal_rows(name: str, pair: Any, crosscoder: Any, g: dict[str, list[int]])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crosscoder", required=True)
+    parser.add_argument("--crosscoder", required=True, nargs="+", help="folders of demos, a run each")
     parser.add_argument("--output", required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -135,22 +136,25 @@ def main() -> None:
     asked = [[{"role": "user", "content": request}] for request in list(requests)[:N_CONVERSATIONS]]
     said = slc.generate_responses(pair, asked, max_new_tokens=32)
     found: dict[str, list[dict[str, Any]]] = {"rows": [], "contrasts": [], "splice": [], "refusals": []}
-    chosen: dict[str, dict[str, list[int]]] = {}
-    for name, folder in crosscoder_folders(args.crosscoder).items():
+    chosen: dict[str, dict[str, dict[str, list[int]]]] = {}
+    folders = [(run, name, folder) for run in args.crosscoder for name, folder in crosscoder_folders(run).items()]
+    for run, name, folder in folders:
         crosscoder, latents = slc.load(folder), slc.read_latents(folder)
         rows, contrasts = effect_rows(name, pair, crosscoder, latents, said)
-        found["rows"] += rows
-        found["contrasts"] += contrasts
         splice = slc.splice_evals(pair, crosscoder, said.tokens, said.response, batch_size=64)
-        found["splice"] += [{"crosscoder": name, "model": model, **row} for model, row in splice.T.items()]
         g = groups(pair, crosscoder, latents)
-        chosen[name] = {group: indices for group, indices in g.items() if group != "all"}
-        for row in refusal_rows(name, pair, crosscoder, g):
-            found["refusals"].append(row)
-            print({key: value[:1] if isinstance(value, list) else value for key, value in row.items()}, flush=True)
-        rows = found.pop("rows")
-        write_results(args.output, rows, latents=chosen, n_prompts=N_PROMPTS, **found)
-        found["rows"] = rows
+        chosen.setdefault(run, {})[name] = {group: indices for group, indices in g.items() if group != "all"}
+        measured = {
+            "rows": rows,
+            "contrasts": contrasts,
+            "splice": [{"crosscoder": name, "model": model, **row} for model, row in splice.T.items()],
+            "refusals": list(refusal_rows(name, pair, crosscoder, g)),
+        }
+        for kind, of_kind in measured.items():
+            found[kind] += [{"run": run, **row} for row in of_kind]
+        print(run, name, chosen[run][name], flush=True)
+        more = {kind: found[kind] for kind in found if kind != "rows"}
+        write_results(args.output, found["rows"], latents=chosen, n_prompts=N_PROMPTS, **more)
 
 
 if __name__ == "__main__":

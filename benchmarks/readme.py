@@ -244,7 +244,8 @@ def _amount(value: float, unit: str) -> str:
 def causal() -> str:
     """How much of the difference between the models the latents of the built-in pair's crosscoders carry."""
     frame, source = read("causal_tiny_pair.json")
-    refusals = pd.DataFrame(json.loads((RESULTS / "causal_tiny_pair.json").read_text())["refusals"])
+    document = json.loads((RESULTS / "causal_tiny_pair.json").read_text())
+    refusals = pd.DataFrame(document["refusals"])
     frame = frame[(frame.variant != "add") & (frame.window == "all")]
     setups = {
         "all": "all latents",
@@ -254,23 +255,32 @@ def causal() -> str:
         "random_same_number": "as many random latents",
         "random_same_energy": "random latents of the same energy",
     }
-    of_name = {name: group.set_index("setup") for name, group in frame.groupby("crosscoder")}
+    of_name = {name: group for name, group in frame.groupby("crosscoder")}
     rows = [["patched into the base model", *(f"share of the KL removed, {name}" for name in of_name)]]
     for setup, shown in setups.items():
-        cells = [of_name[name].loc[setup] for name in of_name]
-        rows.append([shown, *(f"{c.reduction:.3f} ({c.reduction_low:.3f} to {c.reduction_high:.3f})" for c in cells)])
-    none = frame[frame.setup == "none"].iloc[0]
+        found = [group[group.setup == setup].reduction for group in of_name.values()]
+        rows.append([shown, *(f"{each.mean():.3f} ({each.min():.3f} to {each.max():.3f})" for each in found)])
+    none = frame[frame.setup == "none"].kl_nats
+
+    def apart(group: pd.DataFrame) -> int:
+        top, bottom = (group[group.setup == setup].set_index("run") for setup in ("top_nu", "bottom_nu"))
+        return int((top.reduction_low > bottom.reduction_high).sum())
 
     def refused(patch: str, answered_by: str) -> str:
         chosen = refusals[(refusals.patch == patch) & (refusals.answered_by == answered_by)]
-        shares = chosen.set_index("crosscoder").frac_refused_harmful
-        return " and ".join(f"{shares[name]:.0%} ({name})" for name in of_name)
+        shares = {name: chosen[chosen.crosscoder == name].frac_refused_harmful for name in of_name}
+        return " and ".join(f"{', '.join(f'{share:.0%}' for share in shares[name])} ({name})" for name in of_name)
 
+    n_runs, runs = len(document["latents"]), document["latents"].values()
+    without = " and ".join(f"{sum(not run[name]['refusal'] for run in runs)} ({name})" for name in of_name)
+    halves = " and ".join(f"{apart(group)} ({name})" for name, group in of_name.items())
     return (
-        f"{markdown(rows)}\n\nOf {none.kl_nats:.2f} nats per token, with 95 % intervals that are paired over "
-        f"conversations. Harmful requests that the chat model refuses word by word once its refusal latents are "
-        f"ablated: {refused('refusal ablated', 'chat')}; random latents: {refused('random ablated', 'chat')}. Adding "
-        f"the refusal latents to the base activation does not switch refusals on: "
+        f"{markdown(rows)}\n\nOf {none.mean():.2f} nats per token; means and ranges of {n_runs} demos with different "
+        f"seeds. The 95 % intervals of the two halves do not overlap in {halves} of the {n_runs}. Harmful requests "
+        f"that the chat model refuses word by word once its refusal latents are ablated, by run: "
+        f"{refused('refusal ablated', 'chat')}; random latents: {refused('random ablated', 'chat')}. In {without} of "
+        f"the runs the crosscoder has no chat-leaning latent for refusals, so that nothing was ablated. Adding the "
+        f"refusal latents to the base activation does not switch refusals on: "
         f"{refused('refusal added', 'chat reads base half')}, because the plan for another answer is still in it; with "
         f"all latents replaced they are on: {refused('all replaced', 'chat reads base half')}. {source}"
     )

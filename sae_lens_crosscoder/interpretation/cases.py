@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.analysis.example_file import ExamplesFile, read_examples
 from sae_lens_crosscoder.analysis.manifest import provenance
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
-from sae_lens_crosscoder.integrity import fingerprint
+from sae_lens_crosscoder.integrity import fingerprint, named_fingerprint
 from sae_lens_crosscoder.interpretation.choice import CaseMaker, LatentCase
 from sae_lens_crosscoder.interpretation.embedding import Embedder
 from sae_lens_crosscoder.interpretation.windows import draw_windows
@@ -74,7 +74,7 @@ def interpretation_cases(
     pair.require_hook(require_hook_name(crosscoder))
     if pair.tokenizer is None:
         raise ValueError("The pair has no tokenizer, so its tokens cannot be shown as text: load models that have one.")
-    sha256 = fingerprint(crosscoder.state_dict().values())
+    sha256 = named_fingerprint(crosscoder.state_dict())
     if file.manifest["crosscoder_sha256"] != sha256:
         raise ValueError(
             f"The examples in {file.path} are of another crosscoder, whose latents are not these: make them again "
@@ -98,7 +98,6 @@ def interpretation_cases(
         **provenance(crosscoder),
         **sizes,
         "cases_seed": seed,
-        "crosscoder_sha256": sha256,
         "tokens_sha256": fingerprint([tokens]),
         "examples": {name: file.manifest[name] for name in ("tokens_sha256", "sample_seed", "window")},
     }
