@@ -56,6 +56,10 @@ class CacheManifest:
     def n_bytes(self) -> int:
         return self.n_tokens * self.layout.d_in * DTYPES[self.dtype].itemsize
 
+    def contents(self) -> str:
+        """A text that differs when a file's content does."""
+        return hashlib.sha256(json.dumps([shard.sha256 for shard in self.shards], sort_keys=True).encode()).hexdigest()
+
     def part_problem(self, folder: Path, shard: int, m: int) -> str | None:
         """Why model m's file of a shard cannot be read, as far as its size tells; None when it can."""
         path = part_path(folder, shard, self.layout.names[m])

@@ -3,9 +3,8 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from sae_lens.training._interruption import InterruptedException
-
 from sae_lens_crosscoder.cli import causal, convert, demo, diagnose, plan, train
+from sae_lens_crosscoder.training.interruption import TrainingInterrupted
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,
@@ -29,17 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         command(args[1:])
-    except (KeyboardInterrupt, InterruptedException):
-        print(
-            f"sae-lens-crosscoder {args[0]}: interrupted. With a checkpoint_path, training was saved there; go on with "
-            "--resume_from_checkpoint latest.",
-            file=sys.stderr,
-        )
+    except TrainingInterrupted as error:
+        _explain(args[0], error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"sae-lens-crosscoder {args[0]}: interrupted.", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:  # OSError: a hub, a dataset or a folder that cannot be reached
-        print(f"sae-lens-crosscoder {args[0]}: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # OSError: a hub, a dataset, a disk or a folder that cannot be used
+        _explain(args[0], error)
         return 2
     return 0
+
+
+def _explain(command: str, error: BaseException) -> None:
+    notes: list[str] = getattr(error, "__notes__", [])
+    print(f"sae-lens-crosscoder {command}: {' '.join([str(error), *notes])}", file=sys.stderr)
 
 
 def _usage() -> str:

@@ -4,8 +4,6 @@ import copy
 import json
 import random
 import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 from jaxtyping import Int
 from sae_lens import SAE
 from sae_lens.config import HfDataset
-from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
-from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.util import temporary_seed
 from torch import Tensor
 
@@ -29,14 +27,10 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training import wandb_log
-from sae_lens_crosscoder.training.checkpoints import (
-    find_checkpoint,
-    read_training_crosscoder,
-    refuse_missing_device,
-    refuse_unwritable,
-    signals_interrupt,
-)
+from sae_lens_crosscoder.training.checkpoints import find_checkpoint, read_training_crosscoder
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.training.interruption import interruptible
+from sae_lens_crosscoder.training.refusals import refuse_missing_device, refuse_unwritable
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
@@ -70,6 +64,8 @@ class CrosscoderTrainingRunner:
             refuse_unwritable(folder)
         for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
             refuse_missing_device(device)
+        if cfg.resume_from_checkpoint is not None:
+            self._go_on_from(cfg.resume_from_checkpoint)
         _seed_everything(cfg.seed)
         self.pair = override_model or HookedModelPair.from_pretrained(
             cfg.model_name,
@@ -91,7 +87,9 @@ class CrosscoderTrainingRunner:
                 n_held_out_rows=cfg.n_held_out_rows,
                 seed=cfg.seed,
             )
-        training_rows, self._held_out_rows = hold_out(rows, cfg.n_held_out_rows)
+        training_rows, held_out_rows = hold_out(rows, cfg.n_held_out_rows)
+        # In memory, because reading them again would move the place in the rows that are trained on.
+        self._held_out_rows = Dataset.from_list(list(held_out_rows)).to_iterable_dataset()
         self.activations_store = PairActivationsStore.from_config(self.pair, cfg, override_dataset=training_rows)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
@@ -106,16 +104,14 @@ class CrosscoderTrainingRunner:
         """
         cfg = self.cfg
         self.trainers = {name: self._new_trainer(name) for name in self.training_crosscoders}
-        if cfg.resume_from_checkpoint is not None:
-            self._resume(find_checkpoint(cfg.resume_from_checkpoint, cfg.checkpoint_path))
-        else:
-            for trainer in self.trainers.values():
-                trainer.metrics_log.start_anew()
+        for trainer in self.trainers.values():
+            trainer.metrics_log.start_from([])
         if cfg.logger.log_to_wandb:
             wandb_log.start(cfg.logger, cfg.to_dict())
-        with signals_interrupt(), self._activations() as activations:
-            train_on_one_stream(self.trainers, activations)
-        crosscoders = {name: self._save(name) for name in self.trainers}
+        n_ahead = int(cfg.prefetch_llm_batches or 0)
+        train_on_one_stream(self.trainers, self.activations_store, settings=cfg.to_dict(), n_ahead=n_ahead)
+        with interruptible():  # what is trained is saved before anything else
+            crosscoders = {name: self._save(name) for name in self.trainers}
         if cfg.logger.log_to_wandb:
             wandb_log.finish()
         return crosscoders if cfg.saes is not None else crosscoders[""]
@@ -139,6 +135,18 @@ class CrosscoderTrainingRunner:
     @property
     def _held_out_store(self) -> PairActivationsStore:
         return PairActivationsStore.from_config(self.pair, self.cfg, override_dataset=self._held_out_rows)
+
+    def _go_on_from(self, requested: str) -> None:
+        """Find the checkpoint, refused before any model is loaded; training goes on in the folder of its run.
+
+        `latest` is that of any run of this config: SAELens appends a new random id to `checkpoint_path` every time.
+        """
+        cfg = self.cfg
+        runs = None if cfg.checkpoint_path is None else list(Path(cfg.checkpoint_path).parent.glob("*"))
+        folder = find_checkpoint(requested, runs, cfg.to_dict())
+        cfg.resume_from_checkpoint = str(folder)
+        if requested == "latest":
+            cfg.checkpoint_path = str(folder.parent)
 
     def _refuse_wrong_widths(self) -> None:
         found = self.pair.layout_at(self.cfg.hook_name).d_models
@@ -192,44 +200,13 @@ class CrosscoderTrainingRunner:
             self.training_crosscoders[name],
             self.activations_store,
             evaluator=evaluator,
-            save_checkpoint_fn=self._save_run_state,
+            save_checkpoint_fn=self._write_config,
             name=name,
         )
 
-    @contextmanager
-    def _activations(self) -> Generator[Iterator[Any]]:
-        """The stream of batches, made in a background thread when the config asks for it."""
-        n_ahead = int(self.cfg.prefetch_llm_batches or 0)
-        if n_ahead == 0:
-            yield self.activations_store
-            return
-        with closing(PrefetchingIterator(iter(self.activations_store), prefetch=n_ahead)) as batches:
-            for trainer in self.trainers.values():
-                # SAELens's evaluator pauses the thread it is handed, so that its hooks reach no training activations.
-                trainer.data_provider = batches
-            yield batches
-
-    def _save_run_state(self, checkpoint_path: Path | None) -> None:
-        """What a checkpoint needs beside the crosscoder: the place in the data, and the config."""
-        if checkpoint_path is not None:
-            self.activations_store.save_to_checkpoint(checkpoint_path)
-            self._write_config(checkpoint_path)
-
-    def _write_config(self, folder: Path) -> None:
-        (folder / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict(), indent=1))
-
-    def _resume(self, checkpoint: Path) -> None:
-        for name, trainer in self.trainers.items():
-            folder = checkpoint / name
-            if not (folder / TRAINER_STATE_FILENAME).exists():
-                raise ValueError(
-                    f"Checkpoint {checkpoint} has no crosscoder {name!r}: resume with the config it is of."
-                )
-            trainer.load_trainer_state(folder)
-            trainer.sae.load_weights_from_checkpoint(folder)
-            past = trainer.n_training_samples
-            trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n > past]
-            self.activations_store.load_from_checkpoint(folder)
+    def _write_config(self, checkpoint_path: Path | None) -> None:
+        assert checkpoint_path is not None  # SAELens has no checkpoint without a path, and we call it for no other
+        (checkpoint_path / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict(), indent=1))
 
     def _save(self, name: str) -> InferenceCrosscoder:
         crosscoder = self.training_crosscoders[name]
