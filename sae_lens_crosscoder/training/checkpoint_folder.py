@@ -121,8 +121,8 @@ def remove_all_but(n_kept: int, folder: Path) -> None:
     for checkpoint in checkpoints_in(folder)[:-n_kept]:
         if not checkpoint.name.endswith(_PARTIAL):
             checkpoint.rename(checkpoint.with_name(checkpoint.name + _PARTIAL))  # half-deleted, it is no checkpoint
-    for partial in folder.glob(f"*{_PARTIAL}"):
-        shutil.rmtree(partial, ignore_errors=True)
+    for left in (*folder.glob(f"*{_PARTIAL}"), *folder.glob(f"*{_REPLACED}")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def problem_with(checkpoint: Path) -> str | None:

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,12 @@ from sae_lens_crosscoder.training import checkpoint_folder
 from sae_lens_crosscoder.training.checkpoint_folder import CheckpointError, problem_with
 
 BATCH, STEPS, D_SAE = 64, 12, 32
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """A killed process loses nothing that it handed to the system."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +207,7 @@ class TestResumedIsUnbroken:
         (trainer,) = longer.values()
         assert trainer.n_training_steps == STEPS
         lr_end = trainer.cfg.lr / 10
-        expected = [lr_end + (1e-2 - lr_end) * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in (9, 11)]
+        expected = [lr_end + (1e-2 - lr_end) * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in (10, 12)]
         assert trainer.history.set_index("step").lr[[10, 12]].tolist() == pytest.approx(expected, rel=1e-6)
 
     def test_a_longer_run_is_that_of_its_own_length_from_the_start(self, activations, tmp_path):
@@ -298,9 +305,7 @@ class TestGuards:
         if what == "activations":
             monkeypatch.setattr(trainer, "step", stepping)
 
-    def test_a_full_disk_stops_training_and_the_checkpoint_before_stays_whole(
-        self, activations, tmp_path, monkeypatch
-    ):
+    def test_a_full_disk_stops_training_and_the_checkpoint_before_stays_whole(self, activations, tmp_path, monkeypatch):
         unbroken = run(tmp_path / "unbroken", mixed(activations))
         written = []
         original = checkpoint_folder.sha256_of
@@ -312,7 +317,9 @@ class TestGuards:
             return original(path)
 
         monkeypatch.setattr(checkpoint_folder, "sha256_of", full)
-        with pytest.raises(CheckpointError, match=r"640 could not be written: .*No space left on device. .* GB are free"):
+        with pytest.raises(
+            CheckpointError, match=r"640 could not be written: .*No space left on device. .* GB are free"
+        ):
             run(tmp_path / "full", mixed(activations))
         monkeypatch.undo()
         assert sorted(os.listdir(tmp_path / "full" / "checkpoints")) == ["256", "448"]
@@ -390,7 +397,7 @@ class TestWhichCheckpoint:
         for requested, message in (("latest", "no whole checkpoint of this run"), (str(two / "448"), "of another run")):
             with pytest.raises(ValueError, match=rf"{message}.*batchtopk.crosscoder.k is 4 there and 3 here"):
                 run(two.parent, mixed(activations), resume_from_checkpoint=requested, **other)
-        with pytest.raises(ValueError, match="trainer.lr is 0.01 there and 0.02 here"):
+        with pytest.raises(ValueError, match=r"trainer.lr is 0.01 there and 0.02 here"):
             run(two.parent, mixed(activations), resume_from_checkpoint="latest", lr=0.02, lr_end=1e-3)
         with pytest.raises(ValueError, match=r"l1.crosscoder.k?.* is None there"):
             run(two.parent, mixed(activations), resume_from_checkpoint="latest", kinds=("l1", "batchtopk"))
@@ -404,7 +411,10 @@ class TestWhichCheckpoint:
         chunks = activations.split(100)
         for stream, message in (
             (mixed_batches(chunks[:2], batch_size=BATCH, buffer_size=5 * BATCH), "that now ends after 2"),
-            (mixed_batches(chunks, batch_size=BATCH, buffer_size=4 * BATCH), "buffer holds 320 tokens and this one 256"),
+            (
+                mixed_batches(chunks, batch_size=BATCH, buffer_size=4 * BATCH),
+                "buffer holds 320 tokens and this one 256",
+            ),
         ):
             with pytest.raises(ValueError, match=message):
                 run(two.parent, stream, resume_from_checkpoint="latest")
@@ -434,27 +444,40 @@ def in_child(function):
 class TestKilled:
     """By a signal that nothing can catch, at every single file operation of writing, replacing and pruning."""
 
-    def test_at_every_stage_of_a_checkpoint(self, activations, tmp_path):
-        fields = dict(n_checkpoints=11, n_checkpoints_kept=1, save_final_checkpoint=True, metrics_path=None)
-        options = dict(steps=3, lr_warm_up_steps=0, lr_decay_steps=0) | fields
+    @pytest.mark.parametrize("over_an_earlier_run", [False, True])
+    def test_at_every_stage_of_a_checkpoint(self, activations, tmp_path, over_an_earlier_run):
+        options = dict(
+            steps=2,
+            lr_warm_up_steps=0,
+            lr_decay_steps=0,
+            n_checkpoints=1,
+            n_checkpoints_kept=None if over_an_earlier_run else 1,
+            save_final_checkpoint=True,
+            metrics_path=None,
+        )
         unbroken = run(tmp_path / "unbroken", mixed(activations), **options)
-        n_killed = 0
+        n_killed, were_whole = 0, []
         while True:
             folder = tmp_path / str(n_killed)
+            if over_an_earlier_run:
+                shutil.copytree(tmp_path / "unbroken", folder)
             code = in_child(lambda f=folder, n=n_killed: self.killed(activations, f, n, options))
             if code == 0:
                 break
             assert code == -signal.SIGKILL
             n_killed += 1
-            checkpoints = folder / "checkpoints"
-            named = [path for path in checkpoints.glob("*") if not path.name.endswith(".partial")]
+            found = list((folder / "checkpoints").glob("*"))
+            named = [path for path in found if not path.suffix]
             assert [problem_with(path) for path in named] == [None] * len(named)
-            resume = "latest" if any(problem_with(path) is None for path in checkpoints.glob("*")) else None
-            assert resume is not None or n_killed < 40  # only before the first one was whole
-            assert_same(run(folder, mixed(activations), resume_from_checkpoint=resume, **options), unbroken)
-            assert os.listdir(checkpoints) == ["final_192"]
+            were_whole.append(any(problem_with(path) is None for path in found))
+            resumed = run(
+                folder, mixed(activations), resume_from_checkpoint="latest" if were_whole[-1] else None, **options
+            )
+            assert_same(resumed, unbroken)
             shutil.rmtree(folder)
-        assert n_killed > 50
+        assert were_whole == sorted(were_whole)  # once there is a checkpoint, there always is one
+        assert were_whole.count(True) > 20
+        assert all(were_whole) == over_an_earlier_run
 
     @staticmethod
     def killed(activations, folder, n_before, options):
@@ -468,6 +491,19 @@ class TestKilled:
 
         sys.addaudithook(kill)
         run(folder, mixed(activations), **options)
+
+
+def test_every_file_is_on_disk_before_the_checkpoint_has_its_name(activations, tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: events.append("rename") or rename(path, to))
+    run(tmp_path, mixed(activations), n_checkpoints=0, save_final_checkpoint=True)
+    folder = tmp_path / "checkpoints" / "final_768"
+    partial = f"{folder}.partial"
+    at = events.index("rename")
+    assert set(events[:at]) == {str(path).replace(str(folder), partial) for path in (folder, *folder.rglob("*"))}
+    assert events[at + 1 :] == [str(folder.parent)]
 
 
 def test_a_checkpoint_is_readable_without_running_code_of_its_writer(activations, tmp_path):

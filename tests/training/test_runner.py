@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from datasets import Dataset
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
+from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK, tiny_dataset, tiny_tokenizer
+from sae_lens_crosscoder.training import runner as runner_module
 from sae_lens_crosscoder.training import wandb_log
 
 STEPS, BATCH = 8, 128
@@ -128,6 +130,108 @@ def test_without_an_output_path_nothing_is_written(tmp_path, pair, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(tmp_path, pair, output_path=None, checkpoint_path=None)
     assert list(tmp_path.iterdir()) == []
+
+
+class Vanishing(Exception):
+    pass
+
+
+SAES = {"l1": slc.L1CrosscoderTrainingConfig(d_model=96, d_sae=64), "k=4": sae()}
+
+
+def text_rows(n_rows=120):
+    """Untokenised rows of uneven length, which SAELens packs into contexts."""
+    tokenizer = tiny_tokenizer()
+    ids = tiny_dataset(n_rows, seed=5)["input_ids"]
+    return Dataset.from_dict({"text": [tokenizer.decode(row[: 20 + 7 * i % 40]) for i, row in enumerate(ids)]})
+
+
+def token_rows(n_rows=15):
+    return Dataset.from_dict({"input_ids": tiny_dataset(n_rows, seed=5)["input_ids"]})
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields"),
+    [
+        (lambda: None, {"saes": SAES}),
+        (token_rows, {}),  # which end, and begin anew
+        (lambda: token_rows(60).to_iterable_dataset().shuffle(seed=1, buffer_size=9), {"prefetch_llm_batches": 2}),
+        (text_rows, {}),
+        (lambda: text_rows(40).to_iterable_dataset(), {"activations_mixing_fraction": 0.0}),
+    ],
+    ids=["tiny pair's dataset, a sweep", "tokens", "shuffled tokens, made ahead", "text", "streamed text"],
+)
+@pytest.mark.parametrize("n_chunks", [3, 5])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_run_whose_data_vanish_is_gone_on_with_to_the_bit(tmp_path, pair, monkeypatch, rows, fields, n_chunks):
+    fields = {"n_batches_in_buffer": 5, "store_batch_size_prompts": 3} | fields
+
+    def runner(folder, **more):
+        cfg = config(folder, **fields, **more)
+        return slc.CrosscoderTrainingRunner(cfg, override_dataset=rows(), override_model=pair)
+
+    unbroken = runner(tmp_path / "unbroken").run()
+    stopped = runner(tmp_path / "stopped")
+    calls, original = [], stopped.activations_store.get_activations
+
+    def vanishing(tokens):
+        calls.append(None)
+        if len(calls) > n_chunks:
+            raise Vanishing("the connection is gone")
+        return original(tokens)
+
+    stopped.activations_store.get_activations = vanishing
+    with pytest.raises(Vanishing, match=r"is gone\nAll \d+ tokens of training are saved in"):
+        stopped.run()
+    resumed = runner(tmp_path / "stopped", resume_from_checkpoint="latest").run()
+    if "saes" not in fields:
+        unbroken, resumed = {"": unbroken}, {"": resumed}
+    for name, crosscoder in unbroken.items():
+        assert all(
+            torch.equal(value, resumed[name].state_dict()[key]) for key, value in crosscoder.state_dict().items()
+        )
+        histories = [(tmp_path / of / "output" / name / "metrics.jsonl").read_text() for of in ("unbroken", "stopped")]
+        assert histories[0] == histories[1]
+
+
+def test_latest_is_the_newest_of_this_run_whatever_else_lies_beside_it(tmp_path, pair):
+    fields = {"save_final_checkpoint": True}
+    first, _ = run(tmp_path, pair, **fields)
+    run(tmp_path, pair, sae=sae(k=5), **fields)
+    before = json.dumps(first.training_crosscoder.state_dict(), default=str)
+    again = config(tmp_path, resume_from_checkpoint="latest", **fields)  # with a new random id in its path
+    second = slc.CrosscoderTrainingRunner(again, override_model=pair)
+    second.run()  # nothing is left to do
+    assert json.dumps(second.training_crosscoder.state_dict(), default=str) == before
+    trainers = [runner.trainers[""] for runner in (first, second)]
+    assert torch.equal(*(trainer.n_forward_passes_since_fired for trainer in trainers))
+    assert again.checkpoint_path == first.cfg.checkpoint_path
+    for field, value in (("sae", sae(k=6)), ("seed", 1), ("dataset_path", "other")):
+        other = config(tmp_path, resume_from_checkpoint="latest", **({field: value} | fields))
+        with pytest.raises(ValueError, match=rf"There is one of another run: .*{field}.* there and"):
+            slc.CrosscoderTrainingRunner(other, override_model=pair)
+
+
+def test_nothing_is_made_ahead_while_saelens_evaluates(tmp_path, pair, monkeypatch):
+    monkeypatch.setattr(wandb_log.wandb, "init", lambda **kwargs: None)
+    monkeypatch.setattr(wandb_log.wandb, "finish", lambda: None)
+    monkeypatch.setattr(wandb_log.wandb, "log", lambda row, step: None)
+    cfg = config(tmp_path, prefetch_llm_batches=2)
+    cfg.logger.log_to_wandb, cfg.logger.eval_every_n_wandb_logs = True, 1
+    runner = slc.CrosscoderTrainingRunner(cfg, override_model=pair)
+    made, harvest = [], runner.activations_store.get_activations
+    runner.activations_store.get_activations = lambda tokens: made.append(None) or harvest(tokens)
+    during = []
+
+    def evaluating(*args):
+        n_made = len(made)
+        time.sleep(0.2)
+        during.append(len(made) - n_made)
+        return {}
+
+    monkeypatch.setattr(runner_module, "LLMSaeEvaluator", lambda **kwargs: evaluating)
+    runner.run()
+    assert during == [0, 0]
 
 
 def test_training_goes_on_from_a_pretrained_crosscoder(tmp_path, pair):
