@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.checks import NonFiniteError
+from sae_lens_crosscoder.activations.fingerprint import fingerprint
 from sae_lens_crosscoder.activations.harvest import require_tokens
 from sae_lens_crosscoder.activations.shards import (
     DTYPES,
@@ -58,7 +59,9 @@ def cache_activations(
 
     Raises:
         ValueError: before anything is written, for models that do not belong together, a hook that they do not have,
-            a disk that is too small, or a folder with a cache of something else.
+            a disk that is too small, or a folder with a cache of something else, such as of models whose weights have
+            changed since.
+        OSError: when something cannot be written; what is written by then stays.
     """
     require_tokens(tokens)
     if dtype not in DTYPES:
@@ -66,20 +69,29 @@ def cache_activations(
     loaders, names = _loaders(models, loading)
     per_shard = prompts_per_shard or max(1, _TOKENS_PER_SHARD // tokens.shape[1])
     prompts = tokens.cpu().split(per_shard)
+    widths, weights = _inspected(loaders, hook_name)
     manifest = CacheManifest(
         model_names=names,
         hook_name=hook_name,
-        d_models=_widths(loaders, hook_name),
+        d_models=widths,
         dtype=dtype,
         dataset=dataset,
         context_size=tokens.shape[1],
         tokens_sha256=hashlib.sha256(tokens.cpu().long().contiguous().numpy().data).hexdigest(),
         shards=[Shard(part.numel(), {}) for part in prompts],
+        weights_sha256=weights,
     )
     folder = Path(path)
     manifest = _resumed(folder, manifest)
-    for m, load in enumerate(loaders):
-        _write_model(folder, manifest, m, load, prompts, batch_size_prompts)
+    try:
+        for m, load in enumerate(loaders):
+            _write_model(folder, manifest, m, load, prompts, batch_size_prompts)
+    except OSError as error:
+        error.add_note(
+            f"What is in {folder} stays: make room or mend the disk, and call cache_activations again with the same "
+            "arguments, which writes only what is missing."
+        )
+        raise
     return ActivationCache(folder)
 
 
@@ -99,18 +111,20 @@ def _loaders(
 
 
 @torch.no_grad()
-def _widths(loaders: Sequence[Callable[[], nn.Module]], hook_name: str) -> tuple[int, ...]:
-    """Each model's width at the hook, after a check that they read the same tokens."""
+def _inspected(loaders: Sequence[Callable[[], nn.Module]], hook_name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Each model's width at the hook and what its weights are, after a check that they read the same tokens."""
     tokenizers: list[Any] = []
     widths: list[int] = []
+    weights: list[str] = []
     for load in loaders:
         model: Any = load()
         refuse_hook(hook_name, model.hook_dict)
         tokenizers.append(getattr(model, "tokenizer", None))
         widths.append(activation_at(model, torch.zeros(1, 1, dtype=torch.long), hook_name).shape[-1])
+        weights.append(fingerprint(model.parameters()))
         del model  # before the next one is loaded
     refuse_different_tokens(tokenizers)
-    return tuple(widths)
+    return tuple(widths), tuple(weights)
 
 
 def _resumed(folder: Path, manifest: CacheManifest) -> CacheManifest:

@@ -42,6 +42,8 @@ class CacheManifest:
     context_size: int
     tokens_sha256: str
     shards: list[Shard]
+    weights_sha256: tuple[str, ...] | None = None
+    """What each model's weights were when the cache was begun; None for a cache that does not say."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -76,6 +78,13 @@ class CacheManifest:
         """The first thing that makes two manifests those of different activations; None when they agree."""
         for field in dataclasses.fields(self):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "weights_sha256":
+                changed = [
+                    name for name, a, b in zip(self.layout.names, mine or (), theirs or (), strict=False) if a != b
+                ]
+                if changed:
+                    return f"it is of other weights of the {' and the '.join(changed)} model, under the same name"
+                continue
             if field.name == "shards":
                 mine, theirs = ([shard.n_tokens for shard in shards] for shards in (mine, theirs))
             if mine != theirs:
@@ -99,6 +108,8 @@ class CacheManifest:
             )
         if fields["model_names"] is not None:
             fields["model_names"] = tuple(fields["model_names"])
+        if fields.get("weights_sha256") is not None:
+            fields["weights_sha256"] = tuple(fields["weights_sha256"])
         fields["d_models"] = tuple(fields["d_models"])
         fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
         return cls(**fields)
@@ -138,11 +149,15 @@ def sha256_of(path: Path) -> str:
 def atomic_file(path: Path) -> Generator[BinaryIO]:
     """A file that has its name only once it is complete and on disk."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk, the room is needed
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # or the new name may be lost with the power

@@ -14,8 +14,6 @@ from typing_extensions import override
 from sae_lens_crosscoder.activations.mixing import MixedBatches, mixed_batches
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
-_SHUFFLE_BUFFER = "BufferShuffledExamplesIterable"
-
 
 class PairActivationsStore(ActivationsStore):
     """Streams stacked activations of a pair; tokens, epochs, filters and checkpoints are SAELens's.
@@ -83,16 +81,19 @@ class PairActivationsStore(ActivationsStore):
 
     @property
     def _seekable_dataset(self) -> Any:
-        """The dataset, if its own state is the place in the tokens: packed text is cut elsewhere than between rows."""
+        """The dataset, if its own state is the place in the tokens.
+
+        That is not so for text, whose contexts are not cut between rows, nor for the shuffling buffer of `datasets`,
+        whose rows are missing in the state.
+        """
         has_state = hasattr(self.dataset, "state_dict") and hasattr(self.dataset, "load_state_dict")
-        return self.dataset if has_state and self.is_dataset_tokenized else None
+        is_exact = self.is_dataset_tokenized and not _has_shuffle_buffer(getattr(self.dataset, "_ex_iterable", None))
+        return self.dataset if has_state and is_exact else None
 
     def place(self) -> dict[str, Any]:
         """How far the tokens were read."""
         dataset = self._seekable_dataset
         state = None if dataset is None else dataset.state_dict()
-        if _SHUFFLE_BUFFER in str(state):  # whose rows are missing in that state
-            state = None
         return {"n_sequences": self._n_sequences, "n_rows": self.n_dataset_processed, "dataset": state}
 
     def go_to(self, place: dict[str, Any]) -> None:
@@ -111,6 +112,12 @@ class PairActivationsStore(ActivationsStore):
                         f"{self._n_sequences}: go on with the dataset that training began with."
                     )
         self.n_dataset_processed = place["n_rows"]
+
+
+def _has_shuffle_buffer(rows: Any) -> bool:
+    sources = [*getattr(rows, "ex_iterables", []), getattr(rows, "ex_iterable", None)]
+    found = (_has_shuffle_buffer(source) for source in sources if source is not None)
+    return type(rows).__name__ == "BufferShuffledExamplesIterable" or any(found)
 
 
 class _Chunks(Iterator[Tensor]):

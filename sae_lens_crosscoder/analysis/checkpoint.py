@@ -1,13 +1,11 @@
 """Sums of a diagnosis on disk, from which one that was interrupted goes on as if nothing had happened."""
 
-import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -87,17 +85,3 @@ def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """A text that differs when a number, a shape or a dtype does.
-
-    >>> zeros, ones = torch.zeros(2), torch.ones(2)
-    >>> fingerprint([zeros]) == fingerprint([0 * ones]), fingerprint([zeros]) == fingerprint([ones])
-    (True, False)
-    """
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.checks import require_finite
+from sae_lens_crosscoder.activations.fingerprint import fingerprint
 from sae_lens_crosscoder.activations.harvest import harvest
-from sae_lens_crosscoder.analysis.checkpoint import fingerprint
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
 from sae_lens_crosscoder.models.pair import HookedModelPair
 

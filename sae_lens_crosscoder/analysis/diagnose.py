@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.activations.fingerprint import fingerprint
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.analysis.checkpoint import SumsCheckpoint, fingerprint
+from sae_lens_crosscoder.analysis.checkpoint import SumsCheckpoint
 from sae_lens_crosscoder.analysis.data_source import Activations, DataSource, data_source, encoded, shard_block
 from sae_lens_crosscoder.analysis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.latent_columns import latent_table, one_sided_latents

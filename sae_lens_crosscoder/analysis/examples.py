@@ -6,8 +6,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.checks import require_finite
+from sae_lens_crosscoder.activations.fingerprint import fingerprint
 from sae_lens_crosscoder.activations.harvest import harvest
-from sae_lens_crosscoder.analysis.checkpoint import fingerprint
 from sae_lens_crosscoder.analysis.example_file import ExamplesFile, read_examples, write_examples
 from sae_lens_crosscoder.analysis.example_windows import ExampleWindows, TokenSpans
 from sae_lens_crosscoder.analysis.manifest import provenance

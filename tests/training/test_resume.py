@@ -8,7 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from sae_lens_crosscoder.activations.streams import shuffled_batches
 from sae_lens_crosscoder.activations.worlds import world_a
 from sae_lens_crosscoder.training import checkpoint_folder
 from sae_lens_crosscoder.training.checkpoint_folder import CheckpointError, problem_with
+from tests.killing import in_child, killed_at
 
 BATCH, STEPS, D_SAE = 64, 12, 32
 
@@ -426,21 +426,6 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-def in_child(function):
-    """The exit code of a copy of this process that calls a function."""
-    child = os.fork()
-    if child == 0:
-        try:
-            function()
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), *getattr(error, "__notes__", []), file=sys.stderr)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
 class TestKilled:
     """By a signal that nothing can catch, at every single file operation of writing, replacing and pruning."""
 
@@ -461,10 +446,8 @@ class TestKilled:
             folder = tmp_path / str(n_killed)
             if over_an_earlier_run:
                 shutil.copytree(tmp_path / "unbroken", folder)
-            code = in_child(lambda f=folder, n=n_killed: self.killed(activations, f, n, options))
-            if code == 0:
+            if not killed_at(n_killed, folder, lambda f=folder: run(f, mixed(activations), **options)):
                 break
-            assert code == -signal.SIGKILL
             n_killed += 1
             found = list((folder / "checkpoints").glob("*"))
             named = [path for path in found if not path.suffix]
@@ -478,19 +461,6 @@ class TestKilled:
         assert were_whole == sorted(were_whole)  # once there is a checkpoint, there always is one
         assert were_whole.count(True) > 20
         assert all(were_whole) == over_an_earlier_run
-
-    @staticmethod
-    def killed(activations, folder, n_before, options):
-        left = [n_before]
-
-        def kill(event, args):
-            if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and str(folder) in str(args[0]):
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left[0] -= 1
-
-        sys.addaudithook(kill)
-        run(folder, mixed(activations), **options)
 
 
 def test_every_file_is_on_disk_before_the_checkpoint_has_its_name(activations, tmp_path, monkeypatch):
