@@ -19,6 +19,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.util import temporary_seed
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.datasets import hold_out, load_rows
@@ -109,9 +110,15 @@ class CrosscoderTrainingRunner:
         if cfg.logger.log_to_wandb:
             wandb_log.start(cfg.logger, cfg.to_dict())
         n_ahead = int(cfg.prefetch_llm_batches or 0)
-        train_on_one_stream(self.trainers, self.activations_store, settings=cfg.to_dict(), n_ahead=n_ahead)
-        with interruptible():  # what is trained is saved before anything else
-            crosscoders = {name: self._save(name) for name in self.trainers}
+        checkpoints = train_on_one_stream(
+            self.trainers, self.activations_store, settings=cfg.to_dict(), n_ahead=n_ahead
+        )
+        try:
+            with interruptible():  # what is trained is saved before anything else
+                crosscoders = {name: self._save(name) for name in self.trainers}
+        except (OSError, SafetensorError) as error:
+            checkpoints.save_because_of(error)
+            raise
         if cfg.logger.log_to_wandb:
             wandb_log.finish()
         return crosscoders if cfg.saes is not None else crosscoders[""]

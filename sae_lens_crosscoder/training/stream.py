@@ -22,12 +22,12 @@ def train_on_one_stream(
     *,
     settings: Mapping[str, Any] | None = None,
     n_ahead: int = 0,
-) -> None:
+) -> RunCheckpoints:
     """Train several crosscoders in lockstep, each batch of activations made once and given to all.
 
     All trainers must want the same number of tokens. The first one's config says where checkpoints are written and
     whether to go on from one. When the stream fails or ends early, anything becomes NaN or infinite, or SIGINT or
-    SIGTERM arrives, the state before that is saved there, and the error says so.
+    SIGTERM arrives, the state before that is saved there, and the error says so. Returns what saves the run.
 
     Args:
         activations: batches, from the start of their stream also when training goes on from a checkpoint.
@@ -51,6 +51,7 @@ def train_on_one_stream(
             _finish(trainer)
         if next(iter(trainers.values())).cfg.save_final_checkpoint:
             checkpoints.save(prefix="final_")
+    return checkpoints
 
 
 def _train(
@@ -150,7 +151,7 @@ def _finish(trainer: CrosscoderTrainer) -> None:
 def _estimate_scales(
     trainers: Mapping[str, CrosscoderTrainer], activations: Iterator[Tensor], interruption: Interruption
 ) -> None:
-    """Fix activation scales on batches that are then not trained on, as SAELens does; before the first step only."""
+    """Fix activation scales on batches that are then not trained on, as SAELens does."""
     per_model = [trainer for trainer in trainers.values() if trainer.sae.wants_activation_scales]
     stacked = [
         trainer
@@ -158,9 +159,9 @@ def _estimate_scales(
         if trainer.sae.cfg.normalize_activations == "expected_average_only_in"
         and trainer.activation_scaler.scaling_factor is None
     ]
-    lead = next(iter(trainers.values()))
-    if (not per_model and not stacked) or lead.n_training_steps > 0:
+    if not per_model and not stacked:
         return
+    lead = next(iter(trainers.values()))
     mean_norms = MeanNorms(lead.sae.layout)
     wanted = lead.cfg.n_batches_for_norm_estimate
     for _ in tqdm(range(wanted), desc="Estimating activation scales", leave=False):

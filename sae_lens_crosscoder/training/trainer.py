@@ -183,6 +183,11 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
         """SAELens's, but the learning rate is that of this run's length, which may be another than the checkpoint's."""
         super().load_trainer_state(checkpoint_path)
+        if (
+            self.sae.cfg.normalize_activations == "expected_average_only_in"
+            and self.activation_scaler.scaling_factor is None
+        ):
+            self.sae.cfg.normalize_activations = "none"  # training was done, and the factor folded
         self.lr_scheduler = self._schedule()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")

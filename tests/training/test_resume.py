@@ -210,6 +210,13 @@ class TestResumedIsUnbroken:
         expected = [lr_end + (1e-2 - lr_end) * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in (10, 12)]
         assert trainer.history.set_index("step").lr[[10, 12]].tolist() == pytest.approx(expected, rel=1e-6)
 
+    def test_a_finished_run_goes_on_with_the_factor_that_it_was_scaled_by(self, activations, tmp_path):
+        fields = {"crosscoder_fields": {"normalize_activations": "expected_average_only_in"}, "lr_decay_steps": 0}
+        first = run(tmp_path, mixed(activations), steps=6, save_final_checkpoint=True, **fields)["batchtopk"].sae
+        longer = run(tmp_path, mixed(activations), resume_from_checkpoint="latest", **fields)["batchtopk"].sae
+        assert torch.equal(longer.input_scales, first.input_scales)
+        assert longer.cfg.normalize_activations == first.cfg.normalize_activations == "none"
+
     def test_a_longer_run_is_that_of_its_own_length_from_the_start(self, activations, tmp_path):
         unbroken = run(tmp_path / "unbroken", mixed(activations))
         run(tmp_path, mixed(activations), steps=8, n_checkpoints=7, n_checkpoints_kept=8)

@@ -1,5 +1,6 @@
 """From a config to saved crosscoders: seeded, complete, resumable, and refusing early what cannot run."""
 
+import errno
 import json
 import threading
 import time
@@ -212,6 +213,21 @@ def test_latest_is_the_newest_of_this_run_whatever_else_lies_beside_it(tmp_path,
             slc.CrosscoderTrainingRunner(other, override_model=pair)
 
 
+def test_when_the_trained_crosscoder_cannot_be_written_it_is_in_a_checkpoint(tmp_path, pair, monkeypatch):
+    runner = slc.CrosscoderTrainingRunner(config(tmp_path), override_model=pair)
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runner.training_crosscoder, "save_inference_model", full)
+    with pytest.raises(OSError, match=r"No space left on device\nAll 1024 tokens of training are saved in .*/1024"):
+        runner.run()
+    again = config(tmp_path, resume_from_checkpoint="latest")
+    crosscoder = slc.CrosscoderTrainingRunner(again, override_model=pair).run()
+    _, unbroken = run(tmp_path / "unbroken", pair)
+    assert all(torch.equal(value, crosscoder.state_dict()[name]) for name, value in unbroken.state_dict().items())
+
+
 def test_nothing_is_made_ahead_while_saelens_evaluates(tmp_path, pair, monkeypatch):
     monkeypatch.setattr(wandb_log.wandb, "init", lambda **kwargs: None)
     monkeypatch.setattr(wandb_log.wandb, "finish", lambda: None)
@@ -329,6 +345,7 @@ def test_half_precision_of_models_and_buffer_trains_nearly_the_same_crosscoder(t
         ({"dataset_trust_remote_code": True}, "would run a dataset's own code"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
         ({"output_path": f"{__file__}/output"}, "test_runner.py is not a folder that may be written to"),
+        ({"output_path": "/proc/output"}, r"Cannot write to '/proc/output': /proc is not a folder .* \(.+\)"),
         ({"compile_sae": True}, "not supported for a pair"),
         ({"hook_head_index": 1}, "has no heads to choose from"),
         ({"from_pretrained_path": "nowhere"}, "nowhere has no cfg.json"),
