@@ -179,13 +179,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(numb
             os.kill(os.getpid(), number)
         return step(trainer, batch)
 
-    monkeypatch.setattr(slc.CrosscoderTrainer, "step", interrupted)
-    assert main([*args, "--output_path", "out"]) == code
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(slc.CrosscoderTrainer, "step", interrupted)
+        assert main([*args, "--output_path", "out"]) == code
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
-        rf"sae-lens-crosscoder train: Training was interrupted by {number.name}. All 320 tokens of training are saved in "
-        r"checkpoints/\w+/320: go on with resume_from_checkpoint='latest'.",
+        rf"sae-lens-crosscoder train: Training was interrupted by {number.name}. All 320 tokens of training are saved "
+        r"in checkpoints/\w+/320: go on with resume_from_checkpoint='latest'.",
         said,
     )
     assert not Path("out/cfg.json").exists()
