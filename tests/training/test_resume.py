@@ -168,6 +168,13 @@ class TestResumedIsUnbroken:
         if len(kinds) == 1:
             assert metrics[0] == metrics[1]
 
+    @pytest.mark.parametrize("kind", ["l1", "batchtopk"])
+    def test_what_a_step_leaves_for_the_next_is_there_again(self, activations, tmp_path, kind):
+        """Such as whether it is made sparsely, which is the same numbers but for their last bits."""
+        trained = run(tmp_path, mixed(activations), kinds=(kind,), save_final_checkpoint=True)[kind].sae
+        resumed = run(tmp_path, mixed(activations), kinds=(kind,), resume_from_checkpoint="latest")[kind].sae
+        assert resumed.carried_state() == trained.carried_state() != crosscoder(kind).carried_state()
+
     def test_every_global_random_generator_goes_on_where_it_was(self, activations, tmp_path):
         drawn = []
 
