@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sae_lens_crosscoder.activations.shards import sha256_of
+from sae_lens_crosscoder.integrity import read_sealed, seal
 
 CHECKPOINT_FILENAME = "checkpoint.json"
 FORMAT_VERSION = 1
@@ -44,8 +45,7 @@ class CheckpointManifest:
     def read(cls, folder: Path) -> "CheckpointManifest":
         path = folder / CHECKPOINT_FILENAME
         try:
-            fields = json.loads(path.read_text())
-            manifest = cls(**fields)
+            manifest = cls(**read_sealed(path))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"{folder} is no whole checkpoint: {CHECKPOINT_FILENAME} cannot be read ({error})."
@@ -73,7 +73,8 @@ def new_checkpoint(folder: Path, n_training_tokens: int, settings: Mapping[str, 
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sums = {path.relative_to(partial).as_posix(): sha256_of(path) for path in files}
         manifest = CheckpointManifest(n_training_tokens, dict(settings), sums)
-        (partial / CHECKPOINT_FILENAME).write_text(json.dumps(asdict(manifest), indent=1, default=str))
+        fields: dict[str, Any] = json.loads(json.dumps(asdict(manifest), default=str))
+        (partial / CHECKPOINT_FILENAME).write_text(json.dumps(seal(fields), indent=1))
         for path in (*partial.rglob("*"), partial):
             _synchronise(path)
         _put_in_place(partial, folder)

@@ -391,6 +391,7 @@ class TestWhichCheckpoint:
             lambda folder: (folder / "run_state.pt").unlink(),
             lambda folder: (folder / "checkpoint.json").write_text("{"),
             lambda folder: (folder / "checkpoint.json").unlink(),
+            lambda folder: flip_a_bit(folder / "checkpoint.json"),
             lambda folder: flip_a_bit(folder / "batchtopk" / "sae_weights.safetensors"),
             lambda folder: os.truncate(folder / "batchtopk" / "trainer_state.pt", 1000),
         ],
