@@ -1,7 +1,9 @@
 """The command line: what it prints, what it writes, how it refuses; and the demo, once, as the README runs it."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +182,32 @@ def test_plan_reads_sweeps(capsys):
     assert "No time is claimed: device='cuda:7'" in out
     assert main(["plan", "out/k=2", "--k", "4"]) == 2
     assert "can only be changed in the file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(number, code, capsys, monkeypatch):
+    args = ["train", *TINY[:-2], "--checkpoint_path", "checkpoints", "--log_frequency", "3"]
+    assert main([*args, "--output_path", "whole"]) == 0
+    step = slc.CrosscoderTrainer.step
+
+    def interrupted(trainer, batch):
+        if trainer.n_training_steps == 4:
+            os.kill(os.getpid(), number)
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(slc.CrosscoderTrainer, "step", interrupted)
+        assert main([*args, "--output_path", "out"]) == code
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"sae-lens-crosscoder train: Training was interrupted by {number.name}. All 320 tokens of training are saved "
+        r"in checkpoints/\w+/320: go on with resume_from_checkpoint='latest'.",
+        said,
+    )
+    assert not Path("out/cfg.json").exists()
+    assert main([*args, "--output_path", "out", "--resume_from_checkpoint", "latest"]) == 0
+    for name in ("sae_weights.safetensors", "metrics.jsonl"):
+        assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Paired activations on disk: made one model at a time, read as often as wanted."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import override
 
-from sae_lens_crosscoder.activations.mixing import mixed_batches
+from sae_lens_crosscoder.activations.mixing import MixedBatches, mixed_batches
 from sae_lens_crosscoder.activations.shards import TOKENS, CacheManifest, part_path, read_part, read_tokens, sha256_of
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -62,7 +64,7 @@ class ActivationCache:
 
     def __iter__(self) -> Iterator[Float[Tensor, "_ d_in"]]:
         for shard in range(len(self.manifest.shards)):
-            parts = self._parts(shard)
+            parts = self.parts(shard)
             for start in range(0, len(parts[0]), _ROWS_IN_ORDER):
                 yield self.layout.stack([part[start : start + _ROWS_IN_ORDER] for part in parts])
 
@@ -75,7 +77,7 @@ class ActivationCache:
         mix_fraction: float = 0.5,
         block_size: int = 64,
         n_passes: int | None = None,
-    ) -> Iterator[Float[Tensor, "batch d_in"]]:
+    ) -> MixedBatches:
         """Training batches: shards in random order, within each shard blocks in random order, mixed by `mixed_batches`.
 
         Args:
@@ -89,7 +91,7 @@ class ActivationCache:
         if len(self) < batch_size:
             raise ValueError(f"{self.path} has {len(self)} tokens, which do not fill one batch of {batch_size}.")
         return mixed_batches(
-            self._shuffled_blocks(block_size, seed, n_passes),
+            _ShuffledBlocks(self, block_size, seed, n_passes),
             batch_size=batch_size,
             buffer_size=buffer_size or min(_BATCHES_IN_BUFFER * batch_size, len(self)),
             mix_fraction=mix_fraction,
@@ -124,20 +126,8 @@ class ActivationCache:
             )
         self._verified.add(path)
 
-    def _shuffled_blocks(self, block_size: int, seed: int, n_passes: int | None) -> Iterator[Float[Tensor, "_ d_in"]]:
-        generator = torch.Generator().manual_seed(seed)
-        n_done = 0
-        while n_passes is None or n_done < n_passes:
-            for shard in torch.randperm(len(self.manifest.shards), generator=generator).tolist():
-                parts = self._parts(shard)
-                n_blocks = -(-len(parts[0]) // block_size)
-                for block in torch.randperm(n_blocks, generator=generator).tolist():
-                    rows = slice(block * block_size, (block + 1) * block_size)
-                    yield self.layout.stack([part[rows] for part in parts])
-            n_done += 1
-
-    def _parts(self, shard: int) -> list[Float[Tensor, "token _"]]:
-        """Each model's rows of a shard."""
+    def parts(self, shard: int) -> list[Float[Tensor, "token _"]]:
+        """Each model's rows of a shard, checked when they are read for the first time."""
         n_tokens = self.manifest.shards[shard].n_tokens
         return [
             read_part(self._part(shard, name), n_tokens, d_model, self.manifest.dtype)
@@ -150,3 +140,47 @@ class ActivationCache:
         if self.checksums == "on_first_read" and path not in self._verified:
             self._verify_part(path, self.manifest.shards[shard].sha256[name])
         return path
+
+
+class _ShuffledBlocks(Iterator[Tensor]):
+    """Blocks of neighbouring tokens; the seed alone gives their order, so that a place in it is a number of blocks."""
+
+    def __init__(self, cache: ActivationCache, block_size: int, seed: int, n_passes: int | None) -> None:
+        self._cache, self._block_size = cache, block_size
+        self._places = self._shuffled_places(seed, n_passes)
+        self._order = {"cache": cache.manifest.contents(), "block_size": block_size, "seed": seed}
+        self._n_given = 0
+        self._shard: int | None = None
+        self._parts: list[Tensor] = []
+
+    @override
+    def __next__(self) -> Float[Tensor, "_ d_in"]:
+        shard, block = next(self._places)
+        if shard != self._shard:
+            self._parts, self._shard = self._cache.parts(shard), shard
+        self._n_given += 1
+        rows = slice(block * self._block_size, (block + 1) * self._block_size)
+        return self._cache.layout.stack([part[rows] for part in self._parts])
+
+    def _shuffled_places(self, seed: int, n_passes: int | None) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(seed)
+        shards = self._cache.manifest.shards
+        n_done = 0
+        while n_passes is None or n_done < n_passes:
+            for shard in torch.randperm(len(shards), generator=generator).tolist():
+                n_blocks = -(-shards[shard].n_tokens // self._block_size)
+                for block in torch.randperm(n_blocks, generator=generator).tolist():
+                    yield shard, block
+            n_done += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._order, "n_given": self._n_given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in self._order.items():
+            if state[name] != value:
+                raise ValueError(
+                    f"The checkpoint is of a stream with {name}={state[name]!r}, but that of {self._cache.path} has "
+                    f"{value!r}: go on with the cache and the order that training began with."
+                )
+        self._n_given = sum(1 for _ in islice(self._places, state["n_given"]))

@@ -26,6 +26,7 @@ from sae_lens_crosscoder.activations.shards import (
     part_path,
     write_part,
 )
+from sae_lens_crosscoder.integrity import fingerprint
 from sae_lens_crosscoder.models.hook_access import activation_at, refuse_hook
 from sae_lens_crosscoder.models.loading import load_model, refuse_different_tokens
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -65,7 +66,9 @@ def cache_activations(
 
     Raises:
         ValueError: before anything is written, for models that do not belong together, a hook that they do not have,
-            a disk that is too small, or a folder with a cache of something else.
+            a disk that is too small, or a folder with a cache of something else, such as of models whose weights have
+            changed since.
+        OSError: when something cannot be written; what is written by then stays.
     """
     require_tokens(tokens)
     keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
@@ -77,7 +80,7 @@ def cache_activations(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {tuple(DTYPES)}: float16 overflows on residual streams.")
     loaders, names, replacements = _loaders(models, loading)
-    widths, replaced = _checked(loaders, hook_name, replacements)
+    widths, weights, replaced = _inspected(loaders, hook_name, replacements)
     if not isinstance(models, HookedModelPair):  # whose models read what they should already
         loaders[:-1] = [partial(_reading_in_place, load, replaced) for load in loaders[:-1]]
     per_shard = prompts_per_shard or max(1, _TOKENS_PER_SHARD // tokens.shape[1])
@@ -93,12 +96,20 @@ def cache_activations(
         tokens_sha256=_sha256(tokens, keep),
         shards=[Shard(int(kept.sum()), {}) for _, kept in prompts],
         token_replacements=replacements,
+        weights_sha256=weights,
     )
     folder = Path(path)
     manifest = _resumed(folder, manifest)
-    _write_tokens(folder, manifest, prompts)
-    for name, load in zip(manifest.layout.names, loaders, strict=True):
-        _write_model(folder, manifest, name, load, prompts, batch_size_prompts)
+    try:
+        _write_tokens(folder, manifest, prompts)
+        for name, load in zip(manifest.layout.names, loaders, strict=True):
+            _write_model(folder, manifest, name, load, prompts, batch_size_prompts)
+    except OSError as error:
+        error.add_note(
+            f"What is in {folder} stays: make room or mend the disk, and call cache_activations again with the same "
+            "arguments, which writes only what is missing."
+        )
+        raise
     return ActivationCache(folder)
 
 
@@ -139,21 +150,26 @@ def _reading_in_place(load: Callable[[], nn.Module], replaced: Mapping[int, int]
 
 
 @torch.no_grad()
-def _checked(
+def _inspected(
     loaders: Sequence[Callable[[], nn.Module]], hook_name: str, replacements: Mapping[str, str]
-) -> tuple[tuple[int, ...], dict[int, int]]:
-    """Each model's width at the hook, and the ids that the base model replaces, by which they read the same tokens."""
+) -> tuple[tuple[int, ...], tuple[str, ...], dict[int, int]]:
+    """Each model's width at the hook, what its weights are, and the ids that the base model replaces.
+
+    With these they read the same tokens, or a ValueError says which they do not.
+    """
     tokenizers: list[Any] = []
     widths: list[int] = []
+    weights: list[str] = []
     for load in loaders:
         model: Any = load()
         refuse_hook(hook_name, model.hook_dict)
         tokenizers.append(getattr(model, "tokenizer", None))
         widths.append(activation_at(model, torch.zeros(1, 1, dtype=torch.long), hook_name).shape[-1])
+        weights.append(fingerprint(model.parameters()))
         del model  # before the next one is loaded
     replaced = replacement_ids(replacements, tokenizers[0], tokenizers[-1])
     refuse_different_tokens(tokenizers, replaced)
-    return tuple(widths), replaced
+    return tuple(widths), tuple(weights), replaced
 
 
 def _sha256(tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -> str:

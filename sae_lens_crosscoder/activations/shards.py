@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.integrity import blaming, read_sealed, seal
+from sae_lens_crosscoder.integrity import blaming, digest, read_sealed, seal
 from sae_lens_crosscoder.stacking import StackedLayout
 
 CacheDtype = Literal["bfloat16", "float32"]
@@ -45,6 +45,8 @@ class CacheManifest:
     tokens_sha256: str
     shards: list[Shard]
     token_replacements: dict[str, str] = dataclasses.field(default_factory=dict)
+    weights_sha256: tuple[str, ...] | None = None
+    """What each model's weights were when the cache was begun; None for a cache that does not say."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -65,6 +67,10 @@ class CacheManifest:
     def n_bytes(self) -> int:
         return self.n_tokens * sum(self.bytes_per_token.values())
 
+    def contents(self) -> str:
+        """A text that differs when a file's content does."""
+        return digest([shard.sha256 for shard in self.shards])
+
     def part_problem(self, folder: Path, shard: int, name: str) -> str | None:
         """Why a file of a shard cannot be read, as far as its size tells; None when it can."""
         path = part_path(folder, shard, name)
@@ -81,6 +87,13 @@ class CacheManifest:
         """The first thing that makes two manifests those of different activations; None when they agree."""
         for field in dataclasses.fields(self):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "weights_sha256":
+                changed = [
+                    name for name, a, b in zip(self.layout.names, mine or (), theirs or (), strict=False) if a != b
+                ]
+                if changed:
+                    return f"it is of other weights of the {' and the '.join(changed)} model, under the same name"
+                continue
             if field.name == "shards":
                 mine, theirs = ([shard.n_tokens for shard in shards] for shards in (mine, theirs))
             if mine != theirs:
@@ -105,6 +118,8 @@ class CacheManifest:
         with blaming(path):
             if fields["model_names"] is not None:
                 fields["model_names"] = tuple(fields["model_names"])
+            if fields.get("weights_sha256") is not None:
+                fields["weights_sha256"] = tuple(fields["weights_sha256"])
             fields["d_models"] = tuple(fields["d_models"])
             fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
             manifest = cls(**fields)
@@ -113,16 +128,18 @@ class CacheManifest:
 
     def refuse_wrong_types(self) -> None:
         """Raise a ValueError for what no cache that was written has, as a manifest that was edited may."""
-        names = self.model_names or ()
+        names, weights, replaced = self.model_names or (), self.weights_sha256 or (), self.token_replacements
         checksums = [text for shard in self.shards for text in (*shard.sha256, *shard.sha256.values())]
         sizes = [self.context_size, *self.d_models, *(shard.n_tokens for shard in self.shards)]
-        texts: list[object] = [self.hook_name, self.tokens_sha256, self.dataset or "", *names, *checksums]
+        texts: list[object] = [self.hook_name, self.tokens_sha256, self.dataset or "", *names, *checksums, *weights]
+        texts += [*replaced, *replaced.values()]
         if not all(type(size) is int and 0 < size < 2**48 for size in sizes):
             raise ValueError(f"It must count in whole numbers above 0, not in {sizes!r:.200}.")
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"Its names must be texts, not {texts!r:.200}.")
-        if self.dtype not in DTYPES or len(names) not in (0, self.layout.n_models):
-            raise ValueError(f"dtype={self.dtype!r} or {len(names)} names of models for {self.d_models} fit no cache.")
+        n_models = {len(names), len(weights)} - {0}
+        if self.dtype not in DTYPES or n_models - {self.layout.n_models}:
+            raise ValueError(f"dtype={self.dtype!r} or what it says of {n_models} models fits no {self.d_models} wide.")
 
 
 def part_path(folder: Path, shard: int, name: str) -> Path:
@@ -132,16 +149,16 @@ def part_path(folder: Path, shard: int, name: str) -> Path:
 
 def write_part(path: Path, batches: Iterable[Tensor]) -> str:
     """Write rows as they are in memory, whole or not at all; returns their SHA-256."""
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     with atomic_file(path) as file, ThreadPoolExecutor(max_workers=1) as hashing:
         hashed: Future[None] | None = None
         for batch in batches:
             raw = batch.cpu().contiguous().view(torch.uint8).numpy().data
             if hashed is not None:
                 hashed.result()  # no more than one batch waits, and an error is not lost
-            hashed = hashing.submit(digest.update, raw)  # beside the writing and the next forward pass
+            hashed = hashing.submit(sha256.update, raw)  # beside the writing and the next forward pass
             file.write(raw)
-    return digest.hexdigest()
+    return sha256.hexdigest()
 
 
 def read_part(path: Path, n_tokens: int, d_model: int, dtype: CacheDtype) -> Float[Tensor, "token d_model"]:
@@ -164,11 +181,15 @@ def sha256_of(path: Path) -> str:
 def atomic_file(path: Path) -> Generator[BinaryIO]:
     """A file that has its name only once it is complete and on disk."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk, the room is needed
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # or the new name may be lost with the power

@@ -3,8 +3,6 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from sae_lens.training._interruption import InterruptedException
-
 from sae_lens_crosscoder.cli import (
     cache,
     causal,
@@ -20,6 +18,7 @@ from sae_lens_crosscoder.cli import (
     train,
 )
 from sae_lens_crosscoder.keys import without_keys
+from sae_lens_crosscoder.training.interruption import TrainingInterrupted
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,
@@ -36,7 +35,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "doctor": doctor.run,
 }
 _GO_ON = {
-    "train": "With a checkpoint_path, training was saved there; go on with --resume_from_checkpoint latest.",
+    "cache": "What is written stays; the same command writes what is missing.",
     "causal": "What is done is kept in the output folder; the same command goes on from there.",
 }
 
@@ -53,13 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         command(args[1:])
-    except (KeyboardInterrupt, InterruptedException):
+    except TrainingInterrupted as error:
+        _explain(args[0], error)
+        return error.exit_code
+    except KeyboardInterrupt:
         print(f"sae-lens-crosscoder {args[0]}: interrupted. {_GO_ON.get(args[0], '')}".rstrip(), file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:  # OSError: a hub, a dataset or a folder that cannot be reached
-        print(f"sae-lens-crosscoder {args[0]}: {without_keys(str(error))}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # OSError: a hub, a dataset, a disk or a folder that cannot be used
+        _explain(args[0], error)
         return 2
     return 0
+
+
+def _explain(command: str, error: BaseException) -> None:
+    notes: list[str] = getattr(error, "__notes__", [])
+    print(f"sae-lens-crosscoder {command}: {without_keys(' '.join([str(error), *notes]))}", file=sys.stderr)
 
 
 def _usage() -> str:

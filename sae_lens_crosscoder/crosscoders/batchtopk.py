@@ -122,6 +122,15 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         return code
 
     @override
+    def carried_state(self) -> dict[str, float | None]:
+        return self._screening.state_dict()
+
+    @override
+    def load_carried_state(self, state: dict[str, float | None]) -> None:
+        super().load_carried_state(state)
+        self._screening.load_state_dict(state)
+
+    @override
     def auxiliary_losses(
         self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
     ) -> dict[str, Float[Tensor, ""]]:

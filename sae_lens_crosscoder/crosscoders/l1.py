@@ -74,6 +74,16 @@ class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
         return code
 
     @override
+    def carried_state(self) -> dict[str, float | None]:
+        return {"frac_active": self._frac_active}
+
+    @override
+    def load_carried_state(self, state: dict[str, float | None]) -> None:
+        super().load_carried_state(state)
+        assert state["frac_active"] is not None
+        self._frac_active = state["frac_active"]
+
+    @override
     def auxiliary_losses(
         self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
     ) -> dict[str, Float[Tensor, ""]]:

@@ -163,6 +163,13 @@ class Screening:
         self._smallest: float | None = None
         self._margin = 0.1
 
+    def state_dict(self) -> dict[str, float | None]:
+        return {"smallest": self._smallest, "margin": self._margin}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        assert state["margin"] is not None
+        self._smallest, self._margin = state["smallest"], state["margin"]
+
     @torch.no_grad()
     def select(
         self,

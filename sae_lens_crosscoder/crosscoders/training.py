@@ -203,6 +203,14 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
             metrics=metrics,
         )
 
+    def carried_state(self) -> dict[str, float | None]:
+        """What a step leaves for the next beside weights and buffers; an architecture says what."""
+        return {}
+
+    def load_carried_state(self, state: dict[str, float | None]) -> None:
+        """Take over what a step left, and look again at whether there was one."""
+        self._first_batch_is_past = False
+
     @override
     def decode(self, feature_acts: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_in"]:
         """Reconstruction of the raw activations from raw (unscored) latent activations f."""

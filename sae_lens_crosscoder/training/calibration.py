@@ -13,8 +13,8 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.util import str_to_dtype, temporary_seed
 
 from sae_lens_crosscoder.models.sizes import ModelSize
-from sae_lens_crosscoder.training.checkpoints import refuse_missing_device
 from sae_lens_crosscoder.training.memory import bytes_of, is_dense, memory_of, n_parameters, step_bytes
+from sae_lens_crosscoder.training.refusals import refuse_missing_device
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 

@@ -1,38 +1,149 @@
-"""Where a run goes on from, and what happens when it is interrupted."""
+"""Where a run goes on from: all that its future depends on, in one checkpoint for all its crosscoders."""
 
-import os
-import signal
-from collections.abc import Generator
-from contextlib import contextmanager
+import logging
+import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sae_lens import TrainingSAE, TrainingSAEConfig
-from sae_lens.constants import SAE_CFG_FILENAME, TRAINER_STATE_FILENAME
-from sae_lens.training._interruption import interrupt_callback
+from sae_lens.constants import SAE_CFG_FILENAME
 
+from sae_lens_crosscoder.activations.training_batches import TrainingBatches
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
+from sae_lens_crosscoder.training.checkpoint_folder import (
+    CheckpointManifest,
+    changed_settings,
+    checkpoints_in,
+    new_checkpoint,
+    problem_with,
+    remove_all_but,
+)
+from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
+
+RUN_STATE_FILENAME = "run_state.pt"
+logger = logging.getLogger(__name__)
 
 
-def refuse_unwritable(folder: str | None) -> None:
-    """Raise a ValueError if `folder` is there but no folder, or cannot be made where it should be."""
-    if folder is None:
-        return
-    path = Path(folder).absolute()
-    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"Cannot write to {folder!r}: {nearest} is not a folder that may be written to.")
+class RunCheckpoints:
+    """Saves a run and brings it back to where it was saved; the resumed run is the unbroken one, to the bit on a CPU.
+
+    A checkpoint is a folder `<checkpoint_path>/<tokens>` with a file `run_state.pt` (activation buffer, place in the
+    data, random generators) and, per crosscoder, what SAELens's trainer saves.
+
+    Args:
+        settings: what the run is; a checkpoint of other settings is not gone on from.
+    """
+
+    def __init__(
+        self, trainers: Mapping[str, CrosscoderTrainer], batches: TrainingBatches, settings: Mapping[str, Any]
+    ) -> None:
+        self._trainers, self._batches, self._settings = trainers, batches, settings
+        self._cfg = next(iter(trainers.values())).cfg
+        self._newest: Path | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that every crosscoder was trained on."""
+        return min(trainer.n_training_samples for trainer in self._trainers.values())
+
+    def save(self, prefix: str = "", keep_older: bool = False) -> Path | None:
+        """Write a checkpoint and remove those that are older than the config wants kept; None without a path."""
+        if self._cfg.checkpoint_path is None:
+            return None
+        run = Path(self._cfg.checkpoint_path)
+        folder = run / f"{prefix}{self.n_tokens}"
+        if folder == self._newest:  # nothing happened since
+            return folder
+        with new_checkpoint(folder, self.n_tokens, self._settings) as partial:
+            for name, trainer in self._trainers.items():
+                trainer.save_checkpoint(checkpoint_name=name, base_path=partial)
+            torch.save(self._state(), partial / RUN_STATE_FILENAME)
+        self._newest = folder
+        if self._cfg.n_checkpoints_kept is not None and not keep_older:
+            remove_all_but(self._cfg.n_checkpoints_kept, run)
+        return folder
+
+    def save_because_of(self, error: BaseException) -> None:
+        """Save what was trained until an error, and say on the error where; older checkpoints stay."""
+        if all(trainer.n_training_steps == 0 for trainer in self._trainers.values()):
+            return
+        try:
+            folder = self.save(keep_older=True)
+        except OSError as unsaved:
+            error.add_note(str(unsaved))
+            return
+        if folder is None:
+            error.add_note("Nothing was saved, because checkpoint_path is None.")
+        else:
+            error.add_note(
+                f"All {self.n_tokens} tokens of training are saved in {folder}: go on with "
+                "resume_from_checkpoint='latest'."
+            )
+
+    def resume(self) -> None:
+        """Go to the checkpoint that the config names, if it names one."""
+        if self._cfg.resume_from_checkpoint is None:
+            return
+        run = self._cfg.checkpoint_path
+        folder = find_checkpoint(self._cfg.resume_from_checkpoint, None if run is None else [Path(run)], self._settings)
+        state = torch.load(folder / RUN_STATE_FILENAME, map_location="cpu", weights_only=True)
+        for name, trainer in self._trainers.items():
+            trainer.sae.load_weights_from_checkpoint(folder / name)
+            trainer.load_trainer_state(folder / name)
+            trainer.sae.load_carried_state(state["crosscoders"][name]["carried"])
+            trainer.metrics_log.start_from(state["crosscoders"][name]["metrics"])
+        self._batches.load_state_dict(state["batches"])
+        _set_random_state(state["random"])
+
+    def _state(self) -> dict[str, Any]:
+        crosscoders = {
+            name: {"carried": trainer.sae.carried_state(), "metrics": trainer.metrics_log.rows}
+            for name, trainer in self._trainers.items()
+        }
+        return {"crosscoders": crosscoders, "batches": self._batches.state_dict(), "random": _random_state()}
 
 
-def refuse_missing_device(device: str | None) -> None:
-    """Raise a ValueError if this torch cannot use the device."""
-    if device is None:
-        return
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+def find_checkpoint(requested: str, runs: list[Path] | None, settings: Mapping[str, Any]) -> Path:
+    """The checkpoint to go on from: the requested folder, or for `latest` the newest whole one of these settings.
+
+    Args:
+        runs: the folders of runs, in which `latest` looks for checkpoints.
+
+    Raises:
+        ValueError: for a folder that is no whole checkpoint, and for other settings, which are named.
+    """
+    if requested != "latest":
+        folder = Path(requested)
+        problem = f"there is no folder {requested!r}" if not folder.is_dir() else problem_with(folder)
+        if problem is not None:
+            raise ValueError(f"resume_from_checkpoint: {problem}. Give a whole checkpoint, or 'latest'.")
+        changed = changed_settings(CheckpointManifest.read(folder).settings, settings)
+        if changed:
+            raise ValueError(
+                f"{folder} is a checkpoint of another run: {'; '.join(changed)}. Resume with the settings it was made "
+                "with, or start a new run from its weights alone with from_pretrained_path."
+            )
+        return folder
+    if runs is None:
+        raise ValueError("resume_from_checkpoint='latest' needs checkpoint_path, to know where to look.")
+    others: list[str] = []
+    for folder in reversed(checkpoints_in(*runs)):
+        problem = problem_with(folder)
+        if problem is not None:
+            logger.warning("A checkpoint is passed over: %s.", problem)
+            continue
+        changed = changed_settings(CheckpointManifest.read(folder).settings, settings)
+        if not changed:
+            return folder
+        others.append(f"{folder} ({'; '.join(changed)})")
+    hint = f" There is one of another run: {others[0]}." if others else ""
+    raise ValueError(
+        f"There is no whole checkpoint of this run to resume from (looked in {len(runs)} folders at checkpoint_path): "
+        f"start without resuming.{hint}"
+    )
 
 
 def read_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCrosscoder:
@@ -53,34 +164,20 @@ def read_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCr
     return crosscoder
 
 
-def find_checkpoint(requested: str, checkpoint_path: str | None) -> Path:
-    """The checkpoint to resume from; `latest` is the newest one below the parent of `checkpoint_path`.
-
-    The parent, because SAELens appends a new random id to `checkpoint_path` in every run.
-    """
-    if requested != "latest":
-        if not Path(requested).is_dir():
-            raise ValueError(f"There is no checkpoint folder {requested!r}: give one, or 'latest'.")
-        return Path(requested)
-    if checkpoint_path is None:
-        raise ValueError("resume_from_checkpoint='latest' needs checkpoint_path, to know where to look.")
-    parent = Path(checkpoint_path).parent
-    states = sorted(parent.glob(f"*/*/**/{TRAINER_STATE_FILENAME}"), key=lambda state: state.stat().st_mtime)
-    if not states:
-        raise ValueError(f"There is no checkpoint below {str(parent)!r} to resume from: start without resuming.")
-    run, tokens = states[-1].relative_to(parent).parts[:2]
-    return parent / run / tokens
+def _random_state() -> dict[str, Any]:
+    """Of every global generator, in types that `torch.load` reads without running code."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (the hosts use the global generator)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
 
 
-@contextmanager
-def signals_interrupt() -> Generator[None]:
-    """Make SIGINT and SIGTERM raise, so that the trainer can save a checkpoint before the process ends."""
-    try:
-        previous = {number: signal.signal(number, interrupt_callback) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, where signals cannot be caught
-        previous = {}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -29,6 +29,10 @@ class CrosscoderTrainerConfig(SAETrainerConfig):
     """Steps without being selected after which a latent is dead; 0 for the paper's 10 million tokens."""
     log_frequency: int = 100
     """Steps between two rows of `CrosscoderTrainer.history` and of metrics.jsonl."""
+    n_checkpoints_kept: int | None = None
+    """How many checkpoints stay; older ones are removed when a newer one is whole. None keeps all."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint to go on from, or `latest`: the newest whole one of the same settings in `checkpoint_path`."""
     metrics_path: str | None = None
     """A file such as `run/metrics.jsonl` that metrics are appended to; None to keep them in memory only."""
 
@@ -48,5 +52,7 @@ class CrosscoderTrainerConfig(SAETrainerConfig):
                 f"lr_warm_up_steps={self.lr_warm_up_steps} plus lr_decay_steps={self.lr_decay_steps} exceed the "
                 f"{self.total_training_steps} steps of this run: shorten them or train on more tokens."
             )
+        if self.n_checkpoints_kept is not None and self.n_checkpoints_kept < 1:
+            raise ValueError(f"n_checkpoints_kept={self.n_checkpoints_kept} must be at least 1, or None to keep all.")
         if self.log_frequency < 1:
             raise ValueError(f"log_frequency={self.log_frequency} must be at least 1 step.")

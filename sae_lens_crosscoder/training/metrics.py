@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -21,10 +21,13 @@ class MetricsLog:
         self.path = None if path is None else Path(path)
         self.rows: list[Mapping[str, float | int]] = []
 
-    def start_anew(self) -> None:
-        """Remove what an earlier run wrote to the same file."""
+    def start_from(self, rows: Iterable[Mapping[str, float | int]]) -> None:
+        """Go on behind these rows, whatever the file holds by now."""
+        self.rows = []
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+        for row in rows:
+            self.write(row)
 
     def write(self, row: Mapping[str, float | int]) -> None:
         self.rows.append(row)

@@ -4,8 +4,6 @@ import copy
 import json
 import random
 import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,22 @@ import pandas as pd
 import torch
 from sae_lens import SAE
 from sae_lens.config import HfDataset
-from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
-from sae_lens.training.prefetch import PrefetchingIterator
+from sae_lens.training.sae_trainer import Evaluator
 from sae_lens.util import temporary_seed
+from safetensors import SafetensorError
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.integrity import seal
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training import wandb_log
-from sae_lens_crosscoder.training.checkpoints import (
-    find_checkpoint,
-    read_training_crosscoder,
-    refuse_missing_device,
-    refuse_unwritable,
-    signals_interrupt,
-)
+from sae_lens_crosscoder.training.checkpoints import find_checkpoint, read_training_crosscoder
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.training.interruption import interruptible
+from sae_lens_crosscoder.training.refusals import refuse_missing_device, refuse_unwritable
 from sae_lens_crosscoder.training.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
@@ -66,6 +61,8 @@ class CrosscoderTrainingRunner(RunData):
             refuse_unwritable(folder)
         for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
             refuse_missing_device(device)
+        if cfg.resume_from_checkpoint is not None:
+            _go_on_from(cfg.resume_from_checkpoint, cfg)
         _seed_everything(cfg.seed)
         super().__init__(cfg, override_dataset, override_model)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
@@ -81,16 +78,20 @@ class CrosscoderTrainingRunner(RunData):
         """
         cfg = self.cfg
         self.trainers = {name: self._new_trainer(name) for name in self.training_crosscoders}
-        if cfg.resume_from_checkpoint is not None:
-            self._resume(find_checkpoint(cfg.resume_from_checkpoint, cfg.checkpoint_path))
-        else:
-            for trainer in self.trainers.values():
-                trainer.metrics_log.start_anew()
+        for trainer in self.trainers.values():
+            trainer.metrics_log.start_from([])
         if cfg.logger.log_to_wandb:
             wandb_log.start(cfg.logger, cfg.to_dict())
-        with signals_interrupt(), self._activations() as activations:
-            train_on_one_stream(self.trainers, activations)
-        crosscoders = {name: self._save(name) for name in self.trainers}
+        n_ahead = int(cfg.prefetch_llm_batches or 0)
+        checkpoints = train_on_one_stream(
+            self.trainers, self.activations_store, settings=cfg.to_dict(), n_ahead=n_ahead
+        )
+        try:
+            with interruptible():  # what is trained is saved before anything else
+                crosscoders = {name: self._save(name) for name in self.trainers}
+        except (OSError, SafetensorError) as error:
+            checkpoints.save_because_of(error)
+            raise
         if cfg.logger.log_to_wandb:
             wandb_log.finish()
         return crosscoders if cfg.saes is not None else crosscoders[""]
@@ -141,17 +142,17 @@ class CrosscoderTrainingRunner(RunData):
         trainer_cfg: CrosscoderTrainerConfig = self.cfg.to_sae_trainer_config()
         if self.cfg.output_path is not None:
             trainer_cfg.metrics_path = str(Path(self.cfg.output_path, name, METRICS_FILENAME))
-        evaluator: Any = None if self.reads_cache else self._evaluator()
+        evaluator = None if self.reads_cache else self._evaluator()
         return CrosscoderTrainer(
             trainer_cfg,
             self.training_crosscoders[name],
             self.activations_store,
             evaluator=evaluator,
-            save_checkpoint_fn=self._save_run_state,
+            save_checkpoint_fn=self._write_config,
             name=name,
         )
 
-    def _evaluator(self) -> LLMSaeEvaluator[Any]:
+    def _evaluator(self) -> Evaluator[Any]:
         return LLMSaeEvaluator(
             model=self.pair,
             activations_store=self.held_out_store,
@@ -160,42 +161,9 @@ class CrosscoderTrainingRunner(RunData):
             model_kwargs=self.cfg.model_kwargs,
         )
 
-    @contextmanager
-    def _activations(self) -> Generator[Iterator[Any]]:
-        """The stream of batches, made in a background thread when the config asks for it."""
-        n_ahead = int(self.cfg.prefetch_llm_batches or 0)
-        if n_ahead == 0:
-            yield self.activations_store
-            return
-        with closing(PrefetchingIterator(iter(self.activations_store), prefetch=n_ahead)) as batches:
-            for trainer in self.trainers.values():
-                # SAELens's evaluator pauses the thread it is handed, so that its hooks reach no training activations.
-                trainer.data_provider = batches
-            yield batches
-
-    def _save_run_state(self, checkpoint_path: Path | None) -> None:
-        """What a checkpoint needs beside the crosscoder: the place in the data, and the config."""
-        if checkpoint_path is not None:
-            if not self.reads_cache:
-                self.activations_store.save_to_checkpoint(checkpoint_path)
-            self._write_config(checkpoint_path)
-
-    def _write_config(self, folder: Path) -> None:
-        (folder / RUNNER_CFG_FILENAME).write_text(json.dumps(seal(self.cfg.to_dict()), indent=1))
-
-    def _resume(self, checkpoint: Path) -> None:
-        for name, trainer in self.trainers.items():
-            folder = checkpoint / name
-            if not (folder / TRAINER_STATE_FILENAME).exists():
-                raise ValueError(
-                    f"Checkpoint {checkpoint} has no crosscoder {name!r}: resume with the config it is of."
-                )
-            trainer.load_trainer_state(folder)
-            trainer.sae.load_weights_from_checkpoint(folder)
-            past = trainer.n_training_samples
-            trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n > past]
-            if not self.reads_cache:
-                self.activations_store.load_from_checkpoint(folder)
+    def _write_config(self, checkpoint_path: Path | None) -> None:
+        assert checkpoint_path is not None  # SAELens has no checkpoint without a path, and we call it for no other
+        (checkpoint_path / RUNNER_CFG_FILENAME).write_text(json.dumps(seal(self.cfg.to_dict()), indent=1))
 
     def _save(self, name: str) -> InferenceCrosscoder:
         crosscoder = self.training_crosscoders[name]
@@ -210,6 +178,18 @@ class CrosscoderTrainingRunner(RunData):
         self._write_config(path)
         saved = SAE.load_from_disk(path, device=self.cfg.device)
         return saved
+
+
+def _go_on_from(requested: str, cfg: CrosscoderRunnerConfig) -> None:
+    """Find the checkpoint, refused before any model is loaded; training goes on in the folder of its run.
+
+    `latest` is that of any run of this config: SAELens appends a new random id to `checkpoint_path` every time.
+    """
+    runs = None if cfg.checkpoint_path is None else list(Path(cfg.checkpoint_path).parent.glob("*"))
+    folder = find_checkpoint(requested, runs, cfg.to_dict())
+    cfg.resume_from_checkpoint = str(folder)
+    if requested == "latest":
+        cfg.checkpoint_path = str(folder.parent)
 
 
 def _seed_everything(seed: int) -> None:

@@ -103,6 +103,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     n_held_out_rows: int = 256
     """Rows (documents) at the start of the dataset, of each one in a mix, that are kept out of training, for diagnosis
     and evaluation."""
+    n_checkpoints_kept: int | None = None
+    """How many checkpoints stay; older ones are removed when a newer one is whole. None keeps all."""
     log_frequency: int = 100
     """Steps between two rows of metrics."""
     logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
@@ -183,7 +185,12 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     @override
     def to_sae_trainer_config(self) -> CrosscoderTrainerConfig:
         host = super().to_sae_trainer_config()
-        return CrosscoderTrainerConfig(**vars(host), log_frequency=self.log_frequency)
+        return CrosscoderTrainerConfig(
+            **vars(host),
+            log_frequency=self.log_frequency,
+            n_checkpoints_kept=self.n_checkpoints_kept,
+            resume_from_checkpoint=self.resume_from_checkpoint,
+        )
 
     @override
     def to_dict(self) -> dict[str, Any]:

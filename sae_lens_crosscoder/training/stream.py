@@ -1,73 +1,119 @@
 """Drives one or several trainers over a single stream of activations."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.scale import MeanNorms
+from sae_lens_crosscoder.activations.training_batches import TrainingBatches
+from sae_lens_crosscoder.training.checkpoint_folder import CheckpointError
+from sae_lens_crosscoder.training.checkpoints import RunCheckpoints
+from sae_lens_crosscoder.training.interruption import Interruption, interruptible
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 
 
 def train_on_one_stream(
-    trainers: Mapping[str, CrosscoderTrainer], activations: Iterator[Float[Tensor, "batch d_in"]]
-) -> None:
+    trainers: Mapping[str, CrosscoderTrainer],
+    activations: Iterable[Float[Tensor, "batch d_in"]],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    n_ahead: int = 0,
+) -> RunCheckpoints:
     """Train several crosscoders in lockstep, each batch of activations made once and given to all.
 
-    All trainers must want the same number of tokens. When the stream ends early, activations are not finite, or the
-    run is interrupted, every trainer with a `checkpoint_path` saves a checkpoint before the error goes on.
+    All trainers must want the same number of tokens. The first one's config says where checkpoints are written and
+    whether to go on from one. When the stream fails or ends early, anything becomes NaN or infinite, or SIGINT or
+    SIGTERM arrives, the state before that is saved there, and the error says so. Returns what saves the run.
+
+    Args:
+        activations: batches, from the start of their stream also when training goes on from a checkpoint.
+        settings: what the run is, so that no other run's checkpoint is gone on from; None for the trainers' configs.
+        n_ahead: batches made ahead in a background thread.
     """
     wanted = {trainer.cfg.total_training_samples for trainer in trainers.values()}
     if len(wanted) != 1:
         raise ValueError(f"Crosscoders on one stream must train for equally many tokens, not {sorted(wanted)}.")
+    if settings is None:
+        settings = {name: trainer.settings for name, trainer in trainers.items()}
+    with closing(TrainingBatches(activations, n_ahead)) as batches, interruptible() as interruption:
+        for trainer in trainers.values():
+            trainer.sae.to(trainer.cfg.device)
+            trainer.data_provider = batches
+        checkpoints = RunCheckpoints(trainers, batches, settings)
+        checkpoints.resume()
+        _estimate_scales(trainers, batches, interruption)
+        _train(trainers, batches, checkpoints, interruption)
+        for trainer in trainers.values():
+            _finish(trainer)
+        if next(iter(trainers.values())).cfg.save_final_checkpoint:
+            checkpoints.save(prefix="final_")
+    return checkpoints
+
+
+def _train(
+    trainers: Mapping[str, CrosscoderTrainer],
+    batches: TrainingBatches,
+    checkpoints: RunCheckpoints,
+    interruption: Interruption,
+) -> None:
     lead = next(iter(trainers.values()))
-    total = lead.cfg.total_training_samples
-    activations = iter(activations)
-    for trainer in trainers.values():
-        trainer.sae.to(trainer.cfg.device)
-    _estimate_scales(trainers, activations)
+    unfinished: Tensor | None = None
     with tqdm(
-        total=total, initial=lead.n_training_samples, desc="Training", unit="tok", unit_scale=True, mininterval=1
+        total=lead.cfg.total_training_samples,
+        initial=checkpoints.n_tokens,
+        desc="Training",
+        unit="tok",
+        unit_scale=True,
+        mininterval=1,
     ) as progress:
         try:
-            while not lead.is_last_step:
-                batch = _next_batch(activations, lead)
-                for trainer in trainers.values():
-                    _one_step(trainer, batch)
-                progress.update(len(batch))
+            while not all(trainer.is_last_step for trainer in trainers.values()):
+                unfinished = _next_batch(batches, lead)
+                _one_step(trainers, unfinished)
+                progress.update(len(unfinished))
+                unfinished = None
                 if lead.metrics_log.rows:
                     progress.set_postfix_str(_progress_note(trainers), refresh=False)
-        except BaseException:  # an interrupt, too, must not lose what was trained
-            for trainer in trainers.values():
-                if trainer.n_training_steps > 0:
-                    save_checkpoint(trainer)
+                if _checkpoint_is_due(lead):
+                    checkpoints.save()
+                interruption.raise_if_requested()
+        except (KeyboardInterrupt, CheckpointError):  # asked not to save, or not able to
             raise
+        except BaseException as error:
+            if unfinished is not None:
+                batches.give_back(unfinished)
+            checkpoints.save_because_of(error)
+            raise
+
+
+def _one_step(trainers: Mapping[str, CrosscoderTrainer], batch: Float[Tensor, "batch d_in"]) -> None:
+    """Every crosscoder learns from the batch, apart from those that had done so when another's step failed."""
+    step = min(trainer.n_training_steps for trainer in trainers.values())
     for trainer in trainers.values():
-        _finish(trainer)
+        if trainer.n_training_steps > step:
+            continue
+        if trainer.n_frac_active_samples > 0:  # or a failed attempt at this step did it
+            trainer.maybe_reset_sparsity()
+        # On the crosscoder's device, because half precision is half as much to move.
+        output = trainer.step(batch.to(trainer.sae.device).to(trainer.sae.dtype))
+        if trainer.is_logging_step:
+            row = trainer.metrics(output)
+            trainer.metrics_log.write(row)
+            if trainer.cfg.logger.log_to_wandb:
+                trainer.log_to_wandb(row)
+        trainer.n_training_steps += 1
 
 
-def save_checkpoint(trainer: CrosscoderTrainer, prefix: str = "") -> None:
-    """Write weights and trainer state to `<checkpoint_path>/<tokens>[/<name>]`; nothing without a checkpoint path."""
-    if trainer.cfg.checkpoint_path is not None:
-        folder = Path(f"{prefix}{trainer.n_training_samples}", trainer.name)
-        trainer.save_checkpoint(checkpoint_name=str(folder))
-
-
-def _one_step(trainer: CrosscoderTrainer, batch: Float[Tensor, "batch d_in"]) -> None:
-    trainer.maybe_reset_sparsity()
-    output = trainer.step(batch)
-    if trainer.is_logging_step:
-        row = trainer.metrics(output)
-        trainer.metrics_log.write(row)
-        if trainer.cfg.logger.log_to_wandb:
-            trainer.log_to_wandb(row)
+def _checkpoint_is_due(trainer: CrosscoderTrainer) -> bool:
     thresholds = trainer.checkpoint_thresholds
-    trainer.n_training_steps += 1
-    if thresholds and trainer.n_training_samples > thresholds[0]:
-        save_checkpoint(trainer)
+    is_due = bool(thresholds) and trainer.n_training_samples > thresholds[0]
+    if is_due:
         thresholds.pop(0)
+    return is_due
 
 
 def _next_batch(
@@ -84,8 +130,7 @@ def _next_batch(
     if batch.ndim != 2 or batch.shape[0] == 0:
         raise ValueError(f"Activations must come as (batch, d_in) with at least one token, not {tuple(batch.shape)}.")
     trainer.sae.layout.split(batch)  # says what is wrong with the width
-    # On the crosscoder's device, because half precision is half as much to move.
-    return batch.to(trainer.sae.device).to(trainer.sae.dtype)
+    return batch
 
 
 def _progress_note(trainers: Mapping[str, CrosscoderTrainer]) -> str:
@@ -101,12 +146,10 @@ def _finish(trainer: CrosscoderTrainer) -> None:
         trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.activation_scaler.scaling_factor = None
     trainer.set_final_sae_metadata()
-    if trainer.cfg.save_final_checkpoint:
-        save_checkpoint(trainer, prefix="final_")
 
 
 def _estimate_scales(
-    trainers: Mapping[str, CrosscoderTrainer], activations: Iterator[Float[Tensor, "batch d_in"]]
+    trainers: Mapping[str, CrosscoderTrainer], activations: Iterator[Tensor], interruption: Interruption
 ) -> None:
     """Fix activation scales on batches that are then not trained on, as SAELens does."""
     per_model = [trainer for trainer in trainers.values() if trainer.sae.wants_activation_scales]
@@ -129,6 +172,7 @@ def _estimate_scales(
                 "before training. Lower that number, or give a longer (or repeating) stream."
             )
         mean_norms.add(batch)
+        interruption.raise_if_requested()
     for trainer in per_model:
         trainer.sae.scale_activations(mean_norms)
     for trainer in stacked:

@@ -1,7 +1,10 @@
 """Trains crosscoders on an iterator of stacked activations, with SAELens's trainer."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,9 +15,11 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training.optim import get_lr_scheduler
 from sae_lens.training.sae_trainer import Evaluator
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.checks import NonFiniteError, require_finite
+from sae_lens_crosscoder.activations.training_batches import TrainingBatches
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.crosscoders.kernels import counts
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
@@ -22,6 +27,11 @@ from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.metrics import MetricsLog
 from sae_lens_crosscoder.training.optimizer import LatentMajorAdam
+
+_REMEDY = (
+    "Start anew with a lower lr or a gradient_clip_norm; from_pretrained_path takes over the weights of an earlier "
+    "checkpoint."
+)
 
 
 class CrosscoderTrainer(SAETrainer[Any, Any]):
@@ -58,6 +68,8 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         super().__init__(cfg, crosscoder, activations, evaluator, save_checkpoint_fn)
         self._use_fused_adam()
         self.name = name
+        # As they are now: what training finds out, such as activation scales, enters the crosscoder's config.
+        self.settings: dict[str, Any] = {"trainer": asdict(cfg), "crosscoder": crosscoder.cfg.to_dict()}
         self.metrics_log = MetricsLog(cfg.metrics_path)
 
     @property
@@ -71,6 +83,20 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 
         train_on_one_stream({self.name: self}, self.data_provider)
         return self.sae
+
+    @override
+    def step(self, batch: Float[Tensor, "batch d_in"]) -> TrainStepOutput:
+        """SAELens's; one that fails leaves the trainer as it was, so that it can be saved and the step made again."""
+        n_samples, carried = self.n_training_samples, self.sae.carried_state()
+        buffers = {name: buffer.clone() for name, buffer in self.sae.named_buffers()}
+        try:
+            return super().step(batch)
+        except BaseException:
+            self.n_training_samples = n_samples
+            self.sae.load_carried_state(carried)
+            self.sae.load_state_dict(buffers, strict=False)
+            self.optimizer.zero_grad()
+            raise
 
     @override
     def _train_step(self, sae: TrainingCrosscoder, sae_in: Float[Tensor, "batch d_in"]) -> TrainStepOutput:
@@ -95,11 +121,11 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
             losses = ", ".join(f"{name}={value.item():g}" for name, value in output.losses.items())
             raise NonFiniteError(
                 f"The loss of crosscoder {self.name!r} became {output.loss.item()} at step {self.n_training_steps} on "
-                f"finite activations ({losses}). Lower lr and resume."
+                f"finite activations ({losses}). {_REMEDY}"
             )
-        self._count_firing(output.feature_acts)
         output.loss.backward()
         self._check_and_clip_gradients()
+        self._count_firing(output.feature_acts)  # nothing can fail any more
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
@@ -117,12 +143,13 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 
     def _check_and_clip_gradients(self) -> None:
         """Raise for gradients that are not finite; have the optimizer divide them by their excess over the limit."""
-        gradients = [weights.grad for weights in self.sae.parameters() if weights.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        gradients = {name: weights.grad for name, weights in self.sae.named_parameters() if weights.grad is not None}
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         if not torch.isfinite(norm):
+            bad = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
             raise NonFiniteError(
                 f"The gradient of crosscoder {self.name!r} became {norm.item()} at step {self.n_training_steps}, "
-                "although its loss was finite. Lower lr, or set gradient_clip_norm."
+                f"although its loss was finite (not finite: {', '.join(bad) or 'the norm alone'}). {_REMEDY}"
             )
         limit = self.sae.cfg.gradient_clip_norm
         if limit is not None:
@@ -131,11 +158,17 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 
     def _use_fused_adam(self) -> None:
         """SAELens's optimizer and schedule, with one kernel in place of a dozen passes over weights and moments."""
+        betas = (self.cfg.adam_beta1, self.cfg.adam_beta2)
+        self.optimizer = LatentMajorAdam(self.sae.parameters(), lr=self.cfg.lr, betas=betas, fused=True)
+        self.lr_scheduler = self._schedule()
+
+    def _schedule(self) -> LRScheduler:
+        """The learning rate from the first step on."""
         cfg = self.cfg
         assert cfg.lr_end is not None  # set by the config
-        betas = (cfg.adam_beta1, cfg.adam_beta2)
-        self.optimizer = LatentMajorAdam(self.sae.parameters(), lr=cfg.lr, betas=betas, fused=True)
-        self.lr_scheduler = get_lr_scheduler(
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = cfg.lr
+        return get_lr_scheduler(
             cfg.lr_scheduler_name,
             lr=cfg.lr,
             optimizer=self.optimizer,
@@ -145,6 +178,22 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
             lr_end=cfg.lr_end,
             num_cycles=cfg.n_restart_cycles,
         )
+
+    @override
+    def load_trainer_state(self, checkpoint_path: Path | str) -> None:
+        """SAELens's, but the learning rate is that of this run's length, which may be another than the checkpoint's."""
+        super().load_trainer_state(checkpoint_path)
+        if (
+            self.sae.cfg.normalize_activations == "expected_average_only_in"
+            and self.activation_scaler.scaling_factor is None
+        ):
+            self.sae.cfg.normalize_activations = "none"  # training was done, and the factor folded
+        self.lr_scheduler = self._schedule()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for _ in range(self.n_training_steps):
+                self.lr_scheduler.step()
+        self.checkpoint_thresholds = [n for n in self.checkpoint_thresholds if n > self.n_training_samples]
 
     @property
     def is_logging_step(self) -> bool:
@@ -183,7 +232,9 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         if self.evaluator is None or len(self.metrics_log.rows) % self.cfg.logger.eval_every_n_wandb_logs:
             return
         self.sae.eval()
-        evaluations = self.evaluator(self.sae, self.data_provider, self.activation_scaler)
+        batches = self.data_provider
+        with batches.paused() if isinstance(batches, TrainingBatches) else nullcontext():
+            evaluations = self.evaluator(self.sae, batches, self.activation_scaler)
         self.sae.train()
         wandb_log.log(evaluations, self.n_training_steps, self.name)
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import resource
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.shards import CacheManifest
 from sae_lens_crosscoder.integrity import read_sealed, seal
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
+from tests.killing import in_child, killed_at
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
 HOOK, N_POS, PER_SHARD = "blocks.0.hook_resid_post", 8, 4
@@ -102,6 +105,31 @@ class TestReading:
         inference.cfg.metadata.model_name, inference.cfg.metadata.chat_model_name = "other/base", "some/chat"
         with pytest.raises(ValueError, match="activations of some/base and some/chat, not of other/base and some/chat"):
             slc.diagnose(inference, activations=written)
+
+    def test_training_on_it_is_gone_on_with_to_the_bit_and_on_no_other_cache(self, pair, written, tmp_path):
+        def trainer(cache, steps, **fields):
+            torch.manual_seed(0)
+            sae = slc.BatchTopKCrosscoderTrainingConfig(d_models=(16, 24), d_sae=32, k=4)
+            cfg = slc.CrosscoderTrainerConfig(
+                total_training_samples=steps * 16,
+                train_batch_size_samples=16,
+                lr_warm_up_steps=0,
+                checkpoint_path=str(tmp_path / "checkpoints"),
+                save_final_checkpoint=True,
+                **fields,
+            )
+            stream = cache.shuffled(16, seed=0, buffer_size=48, block_size=5)
+            return slc.CrosscoderTrainer(cfg, slc.BatchTopKTrainingCrosscoder(sae), stream)
+
+        unbroken = trainer(written, steps=20).fit().state_dict()  # nearly three passes
+        for n in (3, 9, 14):
+            trainer(written, steps=n).fit()
+            latest = str(tmp_path / "checkpoints" / f"final_{n * 16}")
+            resumed = trainer(written, steps=20, resume_from_checkpoint=latest).fit().state_dict()
+            assert all(torch.equal(value, resumed[name]) for name, value in unbroken.items())
+        other = write(pair, tmp_path / "other", tokens=TOKENS.flip(0))
+        with pytest.raises(ValueError, match=r"checkpoint is of a stream with cache='.*go on with the cache"):
+            trainer(other, steps=20, resume_from_checkpoint=latest).fit()
 
     def test_another_pair_or_hook_is_refused_and_the_unknown_is_taken_on_trust(self, written):
         written.require_of(("some/base", "some/chat"), HOOK)
@@ -196,6 +224,50 @@ class TestWriting:
         after = files(tmp_path / "killed")
         assert all(after[name] == time for name, time in before.items())
         assert not [name for name in after if name.endswith(".tmp")]
+
+    def test_killed_at_any_file_operation_the_next_call_makes_the_unbroken_cache(self, pair, tmp_path, monkeypatch):
+        whole = {path.name: path.read_bytes() for path in write(pair, tmp_path / "whole").path.iterdir()}
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a killed process loses nothing it has written
+        n = 0
+        while killed_at(n, tmp_path / str(n), partial(write, pair, tmp_path / str(n))):
+            cache = write(pair, tmp_path / str(n))
+            assert {path.name: path.read_bytes() for path in cache.path.iterdir()} == whole
+            n += 1
+        assert n > 2 * len(whole)
+
+    def test_on_a_full_disk_what_is_written_stays_and_nothing_half_written_is_left(self, pair, tmp_path):
+        """The real thing: the system refuses to write files beyond a size that only whole shards of 24 columns have."""
+        options = {"prompts_per_shard": 7, "dtype": "float32"}
+
+        def limited():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4_500, 4_500))
+            with pytest.raises(OSError, match=r"File too large\nWhat is in .* stays: make room"):
+                write(pair, tmp_path / "cache", **options)
+
+        assert in_child(limited) == 0
+        assert {path.name for path in (tmp_path / "cache").iterdir()} == {"manifest.json"} | {
+            f"0000{shard}.{name}.bin" for shard in range(2) for name in ("tokens", "base")
+        }
+        write(pair, tmp_path / "cache", **options).verify()
+
+    def test_a_model_that_changed_under_its_name_is_refused(self, pair, written):
+        changed = random_hooked_transformer(24, seed=1)
+        with torch.no_grad():
+            changed.blocks[0].mlp.W_in[0, 0] += 1e-3
+        other = slc.HookedModelPair(pair.base, changed, model_names=pair.model_names)
+        before = files(written.path)
+        with pytest.raises(
+            ValueError, match=r"another cache: it is of other weights of the chat model, under the same"
+        ):
+            write(other, written.path)
+        assert files(written.path) == before
+
+    def test_a_cache_that_does_not_say_of_which_weights_it_is_is_taken_on_trust(self, pair, written):
+        manifest = written.path / "manifest.json"
+        fields = read_sealed(manifest)
+        del fields["weights_sha256"]
+        manifest.write_text(json.dumps(seal(fields)))
+        assert len(write(pair, written.path)) == len(written)
 
     def test_a_whole_cache_is_not_written_again_and_a_damaged_file_that_was_deleted_is(self, pair, written):
         before = files(written.path)

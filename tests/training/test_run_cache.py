@@ -15,7 +15,7 @@ from sae_lens_crosscoder.activations import caching
 from sae_lens_crosscoder.cli import main
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_tokenizer
 from sae_lens_crosscoder.training.run_cache import read_run_cache, write_run_cache
-from tests.activations.data_files import run_config, text_and_chat
+from tests.activations.data_files import chat_file, run_config, text_and_chat, text_file
 
 PAD = tiny_tokenizer().pad_token_id
 LEFT_OUT = {"packing": "one_document", "seqpos_slice": (1, None), "exclude_special_tokens": [5, 40]}
@@ -207,3 +207,70 @@ def test_cache_train_and_diagnose_by_the_command_line(tmp_path, mix, monkeypatch
     saved = json.loads(Path("out/runner_cfg.json").read_text())
     assert saved["mix"]["sources"][1]["kind"] == "conversations"
     assert main(["plan", "out"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:All samples in the training dataset have been exhausted")
+class TestGoingOn:
+    """A run whose data vanish is gone on with to the bit, over several passes of its data."""
+
+    @pytest.mark.parametrize(("rule", "fields"), [("alternate", {}), ("alternate", LEFT_OUT), ("probability", {})])
+    def test_on_a_mix(self, tmp_path, pair, rule, fields):
+        def runner(**more):
+            cfg = run_config(mix=mix, n_batches_in_buffer=20, **fields, **more)
+            return slc.CrosscoderTrainingRunner(cfg, override_model=pair)
+
+        mix = slc.DataMix(small_sources(tmp_path), rule)
+        unbroken = runner().run()
+        for n_chunks in (6, 15):  # in the first pass, and in a later one
+            checkpoints = str(tmp_path / str(n_chunks))
+            stopped = runner(checkpoint_path=checkpoints)
+            store = stopped.activations_store
+            store.get_activations = vanishing(store.get_activations, n_chunks)
+            with pytest.raises(Vanishing, match="tokens of training are saved in"):
+                stopped.run()
+            assert_same(runner(checkpoint_path=checkpoints, resume_from_checkpoint="latest").run(), unbroken)
+
+    @pytest.mark.parametrize("n_batches", [1, 5])
+    def test_on_a_cache(self, tmp_path, no_models, n_batches):
+        cfg = cached(tmp_path, slc.DataMix(small_sources(tmp_path)), training_tokens=400)
+        write_run_cache(cfg, prompts_per_shard=7)
+        cfg = replace(cfg, training_tokens=8 * 128)
+        no_models()
+        unbroken = slc.CrosscoderTrainingRunner(cfg).run()
+        checkpoints = str(tmp_path / "checkpoints")
+        stopped = slc.CrosscoderTrainingRunner(replace(cfg, checkpoint_path=checkpoints))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(slc.CrosscoderTrainer, "step", vanishing(slc.CrosscoderTrainer.step, n_batches))
+            with pytest.raises(Vanishing, match=rf"All {n_batches * 128} tokens of training are saved in"):
+                stopped.run()
+        again = replace(cfg, checkpoint_path=checkpoints, resume_from_checkpoint="latest")
+        assert_same(slc.CrosscoderTrainingRunner(again).run(), unbroken)
+
+
+class Vanishing(Exception):
+    pass
+
+
+def vanishing(function, n_calls):
+    """The function, until it was called so often."""
+    calls = []
+
+    def call(*args):
+        calls.append(None)
+        if len(calls) > n_calls:
+            raise Vanishing("the data are gone")
+        return function(*args)
+
+    return call
+
+
+def small_sources(folder):
+    """About 26 contexts in all, which is 416 tokens."""
+    web = slc.MixSource(text_file(folder, n=24, name="small.jsonl"), name="web")
+    chat = slc.MixSource(chat_file(folder, n=24, name="talk.jsonl"), kind="conversations", name="chat")
+    return [web, chat]
+
+
+def assert_same(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []

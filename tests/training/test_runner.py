@@ -1,21 +1,19 @@
 """From a config to saved crosscoders: seeded, complete, resumable, and refusing early what cannot run."""
 
+import errno
 import json
-import os
-import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens.training._interruption import InterruptedException
-from sae_lens.training.prefetch import PrefetchingIterator
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
+from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK, tiny_dataset, tiny_tokenizer
+from sae_lens_crosscoder.training import runner as runner_module
 from sae_lens_crosscoder.training import wandb_log
-from sae_lens_crosscoder.training.checkpoints import find_checkpoint
 
 STEPS, BATCH = 8, 128
 
@@ -135,50 +133,121 @@ def test_without_an_output_path_nothing_is_written(tmp_path, pair, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_saves_everything_and_latest_finds_it(tmp_path, pair, number):
-    previous = signal.getsignal(number)
-    runner = slc.CrosscoderTrainingRunner(config(tmp_path), override_model=pair)
-    original = runner.activations_store.__class__.__next__
-    calls = []
-
-    class Interrupting:
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            calls.append(None)
-            if len(calls) == 6:
-                os.kill(os.getpid(), number)
-            return original(store)
-
-        def __getattr__(self, name):
-            return getattr(store, name)
-
-    store, runner.activations_store = runner.activations_store, Interrupting()
-    with pytest.raises(InterruptedException):
-        runner.run()
-    assert signal.getsignal(number) is previous
-    checkpoint = find_checkpoint("latest", runner.cfg.checkpoint_path)
-    assert checkpoint.name == str(5 * BATCH)
-
-    resumed = config(tmp_path, resume_from_checkpoint="latest")  # with a new random id in its checkpoint path
-    second = slc.CrosscoderTrainingRunner(resumed, override_model=pair)
-    second.run()
-    trainer = second.trainers[""]
-    assert (trainer.n_training_samples, trainer.n_training_steps) == (STEPS * BATCH, STEPS)
-    assert bool(second.training_crosscoder.has_seen_data)
+class Vanishing(Exception):
+    pass
 
 
-def test_resuming_takes_over_weights_counters_and_threshold(tmp_path, pair):
-    runner, _ = run(tmp_path, pair, save_final_checkpoint=True)
-    again = config(tmp_path, resume_from_checkpoint="latest", training_tokens=STEPS * BATCH)
+SAES = {"l1": slc.L1CrosscoderTrainingConfig(d_model=96, d_sae=64), "k=4": sae()}
+
+
+def text_rows(n_rows=120):
+    """Untokenised rows of uneven length, which SAELens packs into contexts."""
+    tokenizer = tiny_tokenizer()
+    ids = tiny_dataset(n_rows, seed=5)["input_ids"]
+    return Dataset.from_dict({"text": [tokenizer.decode(row[: 20 + 7 * i % 40]) for i, row in enumerate(ids)]})
+
+
+def token_rows(n_rows=15):
+    return Dataset.from_dict({"input_ids": tiny_dataset(n_rows, seed=5)["input_ids"]})
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields"),
+    [
+        (lambda: None, {"saes": SAES}),
+        (token_rows, {}),  # which end, and begin anew
+        (lambda: token_rows(60).to_iterable_dataset().shuffle(seed=1, buffer_size=9), {"prefetch_llm_batches": 2}),
+        (text_rows, {}),
+        (lambda: text_rows(40).to_iterable_dataset(), {"activations_mixing_fraction": 0.0}),
+    ],
+    ids=["tiny pair's dataset, a sweep", "tokens", "shuffled tokens, made ahead", "text", "streamed text"],
+)
+@pytest.mark.parametrize("n_chunks", [3, 5])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_run_whose_data_vanish_is_gone_on_with_to_the_bit(tmp_path, pair, monkeypatch, rows, fields, n_chunks):
+    fields = {"n_batches_in_buffer": 5, "store_batch_size_prompts": 3} | fields
+
+    def runner(folder, **more):
+        cfg = config(folder, **fields, **more)
+        return slc.CrosscoderTrainingRunner(cfg, override_dataset=rows(), override_model=pair)
+
+    unbroken = runner(tmp_path / "unbroken").run()
+    stopped = runner(tmp_path / "stopped")
+    calls, original = [], stopped.activations_store.get_activations
+
+    def vanishing(tokens):
+        calls.append(None)
+        if len(calls) > n_chunks:
+            raise Vanishing("the connection is gone")
+        return original(tokens)
+
+    stopped.activations_store.get_activations = vanishing
+    with pytest.raises(Vanishing, match=r"is gone\nAll \d+ tokens of training are saved in"):
+        stopped.run()
+    resumed = runner(tmp_path / "stopped", resume_from_checkpoint="latest").run()
+    if "saes" not in fields:
+        unbroken, resumed = {"": unbroken}, {"": resumed}
+    for name, crosscoder in unbroken.items():
+        assert all(
+            torch.equal(value, resumed[name].state_dict()[key]) for key, value in crosscoder.state_dict().items()
+        )
+        histories = [(tmp_path / of / "output" / name / "metrics.jsonl").read_text() for of in ("unbroken", "stopped")]
+        assert histories[0] == histories[1]
+
+
+def test_latest_is_the_newest_of_this_run_whatever_else_lies_beside_it(tmp_path, pair):
+    fields = {"save_final_checkpoint": True}
+    first, _ = run(tmp_path, pair, **fields)
+    run(tmp_path, pair, sae=sae(k=5), **fields)
+    before = json.dumps(first.training_crosscoder.state_dict(), default=str)
+    again = config(tmp_path, resume_from_checkpoint="latest", **fields)  # with a new random id in its path
     second = slc.CrosscoderTrainingRunner(again, override_model=pair)
     second.run()  # nothing is left to do
-    before, after = runner.training_crosscoder.state_dict(), second.training_crosscoder.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    first, resumed = runner.trainers[""], second.trainers[""]
-    assert torch.equal(first.n_forward_passes_since_fired, resumed.n_forward_passes_since_fired)
+    assert json.dumps(second.training_crosscoder.state_dict(), default=str) == before
+    trainers = [runner.trainers[""] for runner in (first, second)]
+    assert torch.equal(*(trainer.n_forward_passes_since_fired for trainer in trainers))
+    assert again.checkpoint_path == first.cfg.checkpoint_path
+    for field, value in (("sae", sae(k=6)), ("seed", 1), ("dataset_path", "other")):
+        other = config(tmp_path, resume_from_checkpoint="latest", **({field: value} | fields))
+        with pytest.raises(ValueError, match=rf"There is one of another run: .*{field}.* there and"):
+            slc.CrosscoderTrainingRunner(other, override_model=pair)
+
+
+def test_when_the_trained_crosscoder_cannot_be_written_it_is_in_a_checkpoint(tmp_path, pair, monkeypatch):
+    runner = slc.CrosscoderTrainingRunner(config(tmp_path), override_model=pair)
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runner.training_crosscoder, "save_inference_model", full)
+    with pytest.raises(OSError, match=r"No space left on device\nAll 1024 tokens of training are saved in .*/1024"):
+        runner.run()
+    again = config(tmp_path, resume_from_checkpoint="latest")
+    crosscoder = slc.CrosscoderTrainingRunner(again, override_model=pair).run()
+    _, unbroken = run(tmp_path / "unbroken", pair)
+    assert all(torch.equal(value, crosscoder.state_dict()[name]) for name, value in unbroken.state_dict().items())
+
+
+def test_nothing_is_made_ahead_while_saelens_evaluates(tmp_path, pair, monkeypatch):
+    monkeypatch.setattr(wandb_log.wandb, "init", lambda **kwargs: None)
+    monkeypatch.setattr(wandb_log.wandb, "finish", lambda: None)
+    monkeypatch.setattr(wandb_log.wandb, "log", lambda row, step: None)
+    cfg = config(tmp_path, prefetch_llm_batches=2)
+    cfg.logger.log_to_wandb, cfg.logger.eval_every_n_wandb_logs = True, 1
+    runner = slc.CrosscoderTrainingRunner(cfg, override_model=pair)
+    made, harvest = [], runner.activations_store.get_activations
+    runner.activations_store.get_activations = lambda tokens: made.append(None) or harvest(tokens)
+    during = []
+
+    def evaluating(*args):
+        n_made = len(made)
+        time.sleep(0.2)
+        during.append(len(made) - n_made)
+        return {}
+
+    monkeypatch.setattr(runner_module, "LLMSaeEvaluator", lambda **kwargs: evaluating)
+    runner.run()
+    assert during == [0, 0]
 
 
 def test_training_goes_on_from_a_pretrained_crosscoder(tmp_path, pair):
@@ -196,14 +265,6 @@ def test_training_goes_on_from_a_pretrained_crosscoder(tmp_path, pair):
     cfg = config(tmp_path / "c", from_pretrained_path=str(tmp_path / "trained"), sae=sae(d_sae=32))
     with pytest.raises(ValueError, match=r"with d_sae=64, but the config asks for .* d_sae=32"):
         slc.CrosscoderTrainingRunner(cfg, override_model=pair)
-
-
-def test_an_evaluation_is_handed_the_prefetching_thread_so_that_it_can_pause_it(tmp_path, pair):
-    cfg = config(tmp_path, prefetch_llm_batches=2)
-    runner = slc.CrosscoderTrainingRunner(cfg, override_model=pair)
-    with runner._activations() as batches:
-        assert isinstance(batches, PrefetchingIterator)
-        assert all(trainer.data_provider is batches for trainer in runner.trainers.values())
 
 
 def test_prefetching_changes_nothing_but_the_time(tmp_path, pair):
@@ -284,6 +345,7 @@ def test_half_precision_of_models_and_buffer_trains_nearly_the_same_crosscoder(t
         ({"dataset_trust_remote_code": True}, "would run a dataset's own code"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
         ({"output_path": f"{__file__}/output"}, "test_runner.py is not a folder that may be written to"),
+        ({"output_path": "/proc/output"}, r"Cannot write to '/proc/output': /proc is not a folder .* \(.+\)"),
         ({"compile_sae": True}, "not supported for a pair"),
         ({"hook_head_index": 1}, "has no heads to choose from"),
         ({"from_pretrained_path": "nowhere"}, "nowhere has no cfg.json"),
@@ -291,8 +353,8 @@ def test_half_precision_of_models_and_buffer_trains_nearly_the_same_crosscoder(t
         ({"sae": None}, "Give either sae"),
         ({"saes": {}}, "saes is empty"),
         ({"saes": {"a": sae(), "b": sae(d_model=64)}}, "must have the same widths"),
-        ({"resume_from_checkpoint": "latest"}, "no checkpoint below"),
-        ({"resume_from_checkpoint": "nowhere"}, "no checkpoint folder 'nowhere'"),
+        ({"resume_from_checkpoint": "latest"}, "no whole checkpoint of this run"),
+        ({"resume_from_checkpoint": "nowhere"}, "there is no folder 'nowhere'"),
     ],
 )
 def test_what_cannot_run_is_refused_before_training(tmp_path, pair, fields, message):

@@ -1,0 +1,53 @@
+"""SIGINT and SIGTERM wait until the step in progress is done, so that what is saved is a state of the run."""
+
+import logging
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from sae_lens.training._interruption import InterruptedException
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingInterrupted(InterruptedException):
+    """Training was told to stop, and stopped behind a whole step."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"Training was interrupted by {signal.Signals(signal_number).name}.")
+        self.exit_code = 128 + signal_number
+        """What a shell expects of a program that a signal ended."""
+
+
+class Interruption:
+    """Whether a signal came."""
+
+    def __init__(self) -> None:
+        self._signal_number: int | None = None
+
+    def raise_if_requested(self) -> None:
+        if self._signal_number is not None:
+            raise TrainingInterrupted(self._signal_number)
+
+    def request(self, signal_number: int, frame: Any) -> None:
+        """What a signal calls: the second one does not wait."""
+        if self._signal_number is not None:
+            raise KeyboardInterrupt
+        self._signal_number = signal_number
+        logger.warning("Training stops behind the step in progress; a second signal stops it at once, unsaved.")
+
+
+@contextmanager
+def interruptible() -> Generator[Interruption]:
+    """Make SIGINT and SIGTERM a request, which the block looks at when it suits it."""
+    interruption = Interruption()
+    try:
+        previous = {number: signal.signal(number, interruption.request) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, where signals cannot be caught
+        previous = {}
+    try:
+        yield interruption
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

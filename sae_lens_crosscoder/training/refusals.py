@@ -1,0 +1,31 @@
+"""What cannot be used for training, found out before any long work."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+
+def refuse_unwritable(folder: str | None) -> None:
+    """Raise a ValueError if `folder` is there but no folder, or nothing can be written where it should be."""
+    if folder is None:
+        return
+    path = Path(folder).absolute()
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise ValueError(
+            f"Cannot write to {folder!r}: {nearest} is not a folder that may be written to ({error.strerror})."
+        ) from error
+
+
+def refuse_missing_device(device: str | None) -> None:
+    """Raise a ValueError if this torch cannot use the device."""
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
