@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.training._interruption import interrupt_callback
 
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
+from sae_lens_crosscoder.training.latent_shards import SHARDED_FILENAME
 
 
 def refuse_unwritable(folder: str | None) -> None:
@@ -65,18 +66,20 @@ def find_checkpoint(requested: str, checkpoint_path: str | None) -> Path:
     if checkpoint_path is None:
         raise ValueError("resume_from_checkpoint='latest' needs checkpoint_path, to know where to look.")
     parent = Path(checkpoint_path).parent
-    states = sorted(parent.glob(f"*/*/**/{TRAINER_STATE_FILENAME}"), key=lambda state: state.stat().st_mtime)
+    names = (TRAINER_STATE_FILENAME, SHARDED_FILENAME)
+    states = [state for name in names for state in parent.glob(f"*/*/**/{name}")]
     if not states:
         raise ValueError(f"There is no checkpoint below {str(parent)!r} to resume from: start without resuming.")
-    run, tokens = states[-1].relative_to(parent).parts[:2]
+    newest = max(states, key=lambda state: state.stat().st_mtime)
+    run, tokens = newest.relative_to(parent).parts[:2]
     return parent / run / tokens
 
 
 @contextmanager
-def signals_interrupt() -> Generator[None]:
+def signals_interrupt(handler: Callable[[Any, Any], None] = interrupt_callback) -> Generator[None]:
     """Make SIGINT and SIGTERM raise, so that the trainer can save a checkpoint before the process ends."""
     try:
-        previous = {number: signal.signal(number, interrupt_callback) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, where signals cannot be caught
         previous = {}
     try:

@@ -6,6 +6,7 @@ import random
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ import torch
 from jaxtyping import Int
 from sae_lens import SAE
 from sae_lens.config import HfDataset
-from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.util import temporary_seed
 from torch import Tensor
 
-from sae_lens_crosscoder.activations.datasets import hold_out, load_rows
+from sae_lens_crosscoder.activations.datasets import every_nth, hold_out, load_rows
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
@@ -37,6 +38,8 @@ from sae_lens_crosscoder.training.checkpoints import (
     signals_interrupt,
 )
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.training.distributed import connect
+from sae_lens_crosscoder.training.latent_shards import ShardedTrainer, is_checkpoint, load_checkpoint
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
@@ -66,6 +69,10 @@ class CrosscoderTrainingRunner:
         override_model: HookedModelPair | None = None,
     ) -> None:
         self.cfg = cfg
+        self.ranks = connect(cfg.latent_shards, cfg.device)
+        """The processes of this run."""
+        cfg.checkpoint_path = self.ranks.agreed(cfg.checkpoint_path)  # to which each appended another random id
+        share = cfg.share_of_stream(self.ranks.n)
         for folder in (cfg.output_path, cfg.checkpoint_path):
             refuse_unwritable(folder)
         for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
@@ -92,7 +99,8 @@ class CrosscoderTrainingRunner:
                 seed=cfg.seed,
             )
         training_rows, self._held_out_rows = hold_out(rows, cfg.n_held_out_rows)
-        self.activations_store = PairActivationsStore.from_config(self.pair, cfg, override_dataset=training_rows)
+        own_rows = every_nth(training_rows, self.ranks.n, first=self.ranks.rank)
+        self.activations_store = PairActivationsStore.from_config(self.pair, share, override_dataset=own_rows)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}
@@ -102,19 +110,23 @@ class CrosscoderTrainingRunner:
         """Train, save, and return the inference crosscoder; with `cfg.saes`, a dict of them by name.
 
         Each is saved as a folder (cfg.json, sae_weights.safetensors, metrics.jsonl, runner_cfg.json): `cfg.output_path`
-        itself, or a folder per name below it.
+        itself, or a folder per name below it. Of several processes only the first writes; the others return None.
         """
-        cfg = self.cfg
+        cfg, is_lead = self.cfg, self.ranks.is_lead
         self.trainers = {name: self._new_trainer(name) for name in self.training_crosscoders}
         if cfg.resume_from_checkpoint is not None:
-            self._resume(find_checkpoint(cfg.resume_from_checkpoint, cfg.checkpoint_path))
-        else:
+            self._resume(self.ranks.agreed(find_checkpoint(cfg.resume_from_checkpoint, cfg.checkpoint_path)))
+        elif is_lead:
             for trainer in self.trainers.values():
                 trainer.metrics_log.start_anew()
-        if cfg.logger.log_to_wandb:
+        if cfg.logger.log_to_wandb and is_lead:
             wandb_log.start(cfg.logger, cfg.to_dict())
-        with signals_interrupt(), self._activations() as activations:
+        with signals_interrupt(self.ranks.on_signal), self._activations() as activations:
             train_on_one_stream(self.trainers, activations)
+        for name, part in self.training_crosscoders.items():
+            self.training_crosscoders[name] = self.ranks.whole_of(part)
+        if not is_lead:
+            return None
         crosscoders = {name: self._save(name) for name in self.trainers}
         if cfg.logger.log_to_wandb:
             wandb_log.finish()
@@ -174,11 +186,13 @@ class CrosscoderTrainingRunner:
             "seed",
         ):
             setattr(metadata, key, getattr(self.cfg, key))
-        return crosscoder.to(self.cfg.device)
+        return self.ranks.part_of(crosscoder.to(self.cfg.device))
 
     def _new_trainer(self, name: str) -> CrosscoderTrainer:
+        several = self.ranks.n > 1
         trainer_cfg: CrosscoderTrainerConfig = self.cfg.to_sae_trainer_config()
-        if self.cfg.output_path is not None:
+        trainer_cfg.logger = replace(trainer_cfg.logger, log_to_wandb=trainer_cfg.logger.log_to_wandb and self.ranks.is_lead)
+        if self.cfg.output_path is not None and self.ranks.is_lead:
             trainer_cfg.metrics_path = str(Path(self.cfg.output_path, name, METRICS_FILENAME))
         evaluator: Any = LLMSaeEvaluator(
             model=self.pair,
@@ -187,11 +201,11 @@ class CrosscoderTrainingRunner:
             n_eval_batches=self.cfg.n_eval_batches,
             model_kwargs=self.cfg.model_kwargs,
         )
-        return CrosscoderTrainer(
+        return (ShardedTrainer if several else CrosscoderTrainer)(
             trainer_cfg,
             self.training_crosscoders[name],
             self.activations_store,
-            evaluator=evaluator,
+            evaluator=None if several else evaluator,  # which runs a whole crosscoder in one process
             save_checkpoint_fn=self._save_run_state,
             name=name,
         )
@@ -221,12 +235,11 @@ class CrosscoderTrainingRunner:
     def _resume(self, checkpoint: Path) -> None:
         for name, trainer in self.trainers.items():
             folder = checkpoint / name
-            if not (folder / TRAINER_STATE_FILENAME).exists():
+            if not is_checkpoint(folder):
                 raise ValueError(
                     f"Checkpoint {checkpoint} has no crosscoder {name!r}: resume with the config it is of."
                 )
-            trainer.load_trainer_state(folder)
-            trainer.sae.load_weights_from_checkpoint(folder)
+            load_checkpoint(trainer, folder)
             past = trainer.n_training_samples
             trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n > past]
             self.activations_store.load_from_checkpoint(folder)

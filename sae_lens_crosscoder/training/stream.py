@@ -29,19 +29,27 @@ def train_on_one_stream(
         trainer.sae.to(trainer.cfg.device)
     _estimate_scales(trainers, activations)
     with tqdm(
-        total=total, initial=lead.n_training_samples, desc="Training", unit="tok", unit_scale=True, mininterval=1
+        total=total,
+        initial=lead.n_training_samples,
+        desc="Training",
+        unit="tok",
+        unit_scale=True,
+        mininterval=1,
+        disable=not lead.ranks.is_lead,
     ) as progress:
         try:
             while not lead.is_last_step:
-                batch = _next_batch(activations, lead)
+                with lead.ranks.together():
+                    batch = _next_batch(activations, lead)
+                batch = lead.ranks.gathered(batch, "latents")
                 for trainer in trainers.values():
                     _one_step(trainer, batch)
-                progress.update(len(batch))
+                progress.update(lead.ranks.n_data * len(batch))
                 if lead.metrics_log.rows:
                     progress.set_postfix_str(_progress_note(trainers), refresh=False)
-        except BaseException:  # an interrupt, too, must not lose what was trained
+        except BaseException as error:  # an interrupt, too, must not lose what was trained
             for trainer in trainers.values():
-                if trainer.n_training_steps > 0:
+                if trainer.n_training_steps > 0 and trainer.ranks.can_still_meet(error):
                     save_checkpoint(trainer)
             raise
     for trainer in trainers.values():
@@ -128,7 +136,7 @@ def _estimate_scales(
                 f"The activations ended while scales were estimated on n_batches_for_norm_estimate={wanted} batches, "
                 "before training. Lower that number, or give a longer (or repeating) stream."
             )
-        mean_norms.add(batch)
+        mean_norms.add(lead.ranks.gathered(batch, "all"))
     for trainer in per_model:
         trainer.sae.scale_activations(mean_norms)
     for trainer in stacked:
