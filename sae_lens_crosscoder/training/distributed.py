@@ -97,6 +97,8 @@ class ProcessGrid(OneProcess):
 
     @override
     def gathered(self, rows: Tensor, over: Over) -> Tensor:
+        if self._sizes[over] == 1:
+            return rows
         everyones = rows.new_empty(self._sizes[over] * len(rows), *rows.shape[1:])
         with _exchange():
             dist.all_gather_into_tensor(everyones, rows.detach().contiguous(), group=self._groups[over])
@@ -127,6 +129,8 @@ class ProcessGrid(OneProcess):
     @override
     def sum_of_parts(self, part: Tensor) -> Tensor:
         """As torch's tensors of which every process has a part; each then gets the gradient of the sum."""
+        if self.n_latents == 1:
+            return part
         with _exchange():
             total: Tensor = DTensor.from_local(part, self.mesh["latents"], [Partial()], run_check=False).full_tensor()
         return total
@@ -206,8 +210,9 @@ class ProcessGrid(OneProcess):
 
     def _reduced(self, tensor: Tensor, over: Over, operation: Any = dist.ReduceOp.SUM) -> Tensor:
         """In place."""
-        with _exchange():
-            dist.all_reduce(tensor, op=operation, group=self._groups[over])
+        if self._sizes[over] > 1:
+            with _exchange():
+                dist.all_reduce(tensor, op=operation, group=self._groups[over])
         return tensor
 
 

@@ -1,7 +1,5 @@
 """Several gloo processes on this machine, forked so that none imports anything again, and what they train on."""
 
-import math
-
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -42,7 +40,7 @@ def activations(ranks, steps, dtype, first_step=0):
         batch = (on * torch.rand(BATCH, 20, generator=generator, dtype=torch.float64)) @ directions
         batch = batch + 0.05 * torch.randn(BATCH, 8, generator=generator, dtype=torch.float64) + 0.3
         if step >= first_step:
-            yield batch.to(dtype).chunk(ranks.n)[ranks.rank]
+            yield batch.to(getattr(torch, dtype)).chunk(ranks.n)[ranks.rank]
 
 
 def new_trainer(kind, ranks, steps, dtype="float64", stream=None, checkpoint_path=None, **fields):
@@ -56,16 +54,14 @@ def new_trainer(kind, ranks, steps, dtype="float64", stream=None, checkpoint_pat
     cfg = slc.CrosscoderTrainerConfig(
         total_training_samples=steps * BATCH,
         train_batch_size_samples=BATCH,
-        lr=3e-3,
-        lr_warm_up_steps=5,
-        dead_feature_window=4,
+        lr=1e-2,
+        lr_warm_up_steps=3,
+        dead_feature_window=2,
         log_frequency=5,
-        n_checkpoints=0,
-        checkpoint_path=checkpoint_path,
-        save_final_checkpoint=False,
+        checkpoint_path=checkpoint_path and str(checkpoint_path),
         n_batches_for_norm_estimate=2,
     )
-    stream = activations(ranks, math.inf if steps is None else steps + 9, getattr(torch, dtype)) if stream is None else stream
+    stream = activations(ranks, steps + 2, dtype) if stream is None else stream
     return (ShardedTrainer if ranks.n > 1 else slc.CrosscoderTrainer)(cfg, ranks.part_of(whole), stream)
 
 
