@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from sae_lens import ActivationsStore
 from sae_lens.config import HfDataset
+from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
@@ -22,6 +23,8 @@ class PairActivationsStore(ActivationsStore):
     """
 
     seed: int = 0
+    n_processes: int = 1
+    """How many share the dataset, each its own rows, of which all read about as many."""
 
     @classmethod
     @override
@@ -41,6 +44,19 @@ class PairActivationsStore(ActivationsStore):
         with torch.autocast(batch_tokens.device.type, dtype=torch.bfloat16, enabled=self.autocast_lm):
             activations = pair.activations(batch_tokens, self.hook_name, **self.model_kwargs)
         return activations[:, slice(*self.seqpos_slice)]
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        """SAELens's, which counts the rows that all processes have read."""
+        return {"n_dataset_processed": torch.tensor(self.n_processes * self.n_dataset_processed)}
+
+    @override
+    def load(self, file_path: str) -> None:
+        """Read up to this process's share of the rows that all had read, by however many they were."""
+        n_rows = int(load_file(file_path)["n_dataset_processed"]) // self.n_processes
+        while self.n_dataset_processed < n_rows:
+            if next(self.iterable_sequences, None) is None:  # the next epoch
+                self.iterable_sequences = self._iterate_tokenized_sequences()
 
     @override
     def get_data_loader(self) -> Iterator[Any]:

@@ -91,7 +91,8 @@ class OneProcess:
 
     def joint_gradients(self, parameters: Mapping[str, nn.Parameter]) -> Float[Tensor, ""]:
         """Sum gradients over parts of the batch, in place; the norm of the whole crosscoder's gradient."""
-        return torch.nn.utils.get_total_norm([weights.grad for weights in parameters.values() if weights.grad is not None])
+        gradients = [weights.grad for weights in parameters.values() if weights.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     # Beginning and end
 

@@ -200,9 +200,7 @@ class Screening:
         return Found(candidates[kept], pre[kept])
 
 
-def _sampled_bound(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, norms: Tensor, n_keep: int, ranks: OneProcess
-) -> float:
+def _sampled_bound(x: Tensor, W_enc: Tensor, b_enc: Tensor, norms: Tensor, n_keep: int, ranks: OneProcess) -> float:
     """The smallest of the largest scores of a few tokens, as many per token as in the whole batch; 0 if too few."""
     sample = x[:: max(1, len(x) // _N_SAMPLED)]
     scores = torch.addmm(b_enc, sample, W_enc).mul_(norms).view(-1)

@@ -1,10 +1,10 @@
 """Several processes train one crosscoder: what they exchange, by `torch.distributed`; `torchrun` starts them.
 
-Process r of a grid of `n_data` rows and `n_latents` columns is in row r // n_latents and column r % n_latents. It
-harvests its own share of the data; a row puts its shares together, so that all of it trains on the same tokens, and each
-of its processes holds a slice of the latents. What goes between processes at every step is, within a row, the
-activations, the reconstruction and the gradient of none of the weights; within a column, the weights' gradients; and
-between all, the scores of the pairs that may be selected.
+Process r of a grid of `n_data` rows and `n_latents` columns is in row r // n_latents and column r % n_latents. Each
+harvests its own share of the data. A row puts its shares together, so that all of it trains on the same tokens, and
+each of its processes holds a slice of the latents. What is exchanged at every step is, within a row, the activations
+and the reconstruction; within a column, the gradients; and between all, the scores of pairs that may be selected. The
+exact k-th score of the whole batch is found among those, so what is learned does not depend on the grid.
 """
 
 import os
@@ -99,10 +99,11 @@ class ProcessGrid(OneProcess):
     def gathered(self, rows: Tensor, over: Over) -> Tensor:
         if self._sizes[over] == 1:
             return rows
-        everyones = rows.new_empty(self._sizes[over] * len(rows), *rows.shape[1:])
+        rows = rows.detach().contiguous()
+        everyones = [torch.empty_like(rows) for _ in range(self._sizes[over])]
         with _exchange():
-            dist.all_gather_into_tensor(everyones, rows.detach().contiguous(), group=self._groups[over])
-        return everyones
+            dist.all_gather(everyones, rows, group=self._groups[over])
+        return torch.cat(everyones)
 
     @override
     def largest(self, scores: Float[Tensor, " pairs"], n: int) -> Largest:
@@ -235,6 +236,6 @@ def _exchange() -> Generator[None]:
         yield
     except RuntimeError as error:
         raise LostProcessError(
-            "Another process of this run has ended, and the run with it; torchrun says which. Go on from the last whole "
-            f"checkpoint with --resume_from_checkpoint latest. ({str(error).splitlines()[0]})"
+            "Another process of this run has ended, and the run with it; torchrun says which. Go on from the last "
+            f"whole checkpoint with --resume_from_checkpoint latest. ({str(error).splitlines()[0]})"
         ) from error

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from sae_lens.constants import SAE_CFG_FILENAME, TRAINER_STATE_FILENAME
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from typing_extensions import override
 
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
@@ -68,7 +69,7 @@ class ShardedTrainer(CrosscoderTrainer):
             (folder / SAE_CFG_FILENAME).write_text(json.dumps(cfg))
         if self.save_checkpoint_fn is not None:
             self.save_checkpoint_fn(checkpoint_path=folder)
-        dcp.save(_state(self), checkpoint_id=folder)
+        save(_state(self), checkpoint_id=folder)
 
     @override
     def set_final_sae_metadata(self) -> None:
@@ -102,7 +103,7 @@ def load_checkpoint(trainer: CrosscoderTrainer, folder: Path) -> None:
 def _load_sharded(trainer: CrosscoderTrainer, folder: Path) -> None:
     _make_moments(trainer)
     state = _state(trainer)
-    dcp.load(state, checkpoint_id=folder)  # into the tensors, which are the trainer's own
+    load(state, checkpoint_id=folder)  # into the tensors, which are the trainer's own
     progress = state["progress"]
     for name in _COUNTS:
         setattr(trainer, name, progress[name])
@@ -137,7 +138,8 @@ def _state(trainer: CrosscoderTrainer) -> dict[str, Any]:
         "scaling_factor": trainer.activation_scaler.scaling_factor,
         "coefficient_schedulers": {name: one.state_dict() for name, one in trainer.coefficient_schedulers.items()},
     }
-    return {**tensors, **{name: trainer.ranks.sharded(rows) for name, rows in latent_rows.items()}, "progress": progress}
+    sharded = {name: trainer.ranks.sharded(rows) for name, rows in latent_rows.items()}
+    return {**tensors, **sharded, "progress": progress}
 
 
 def _make_moments(trainer: CrosscoderTrainer) -> None:

@@ -101,6 +101,7 @@ class CrosscoderTrainingRunner:
         training_rows, self._held_out_rows = hold_out(rows, cfg.n_held_out_rows)
         own_rows = every_nth(training_rows, self.ranks.n, first=self.ranks.rank)
         self.activations_store = PairActivationsStore.from_config(self.pair, share, override_dataset=own_rows)
+        self.activations_store.n_processes = self.ranks.n
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}
@@ -124,7 +125,7 @@ class CrosscoderTrainingRunner:
         with signals_interrupt(self.ranks.on_signal), self._activations() as activations:
             train_on_one_stream(self.trainers, activations)
         for name, part in self.training_crosscoders.items():
-            self.training_crosscoders[name] = self.ranks.whole_of(part)
+            self.training_crosscoders[name] = self.ranks.whole_of(part) or part
         if not is_lead:
             return None
         crosscoders = {name: self._save(name) for name in self.trainers}
@@ -191,8 +192,9 @@ class CrosscoderTrainingRunner:
     def _new_trainer(self, name: str) -> CrosscoderTrainer:
         several = self.ranks.n > 1
         trainer_cfg: CrosscoderTrainerConfig = self.cfg.to_sae_trainer_config()
-        trainer_cfg.logger = replace(trainer_cfg.logger, log_to_wandb=trainer_cfg.logger.log_to_wandb and self.ranks.is_lead)
-        if self.cfg.output_path is not None and self.ranks.is_lead:
+        if not self.ranks.is_lead:
+            trainer_cfg.logger = replace(trainer_cfg.logger, log_to_wandb=False)
+        elif self.cfg.output_path is not None:
             trainer_cfg.metrics_path = str(Path(self.cfg.output_path, name, METRICS_FILENAME))
         evaluator: Any = LLMSaeEvaluator(
             model=self.pair,
@@ -225,7 +227,7 @@ class CrosscoderTrainingRunner:
 
     def _save_run_state(self, checkpoint_path: Path | None) -> None:
         """What a checkpoint needs beside the crosscoder: the place in the data, and the config."""
-        if checkpoint_path is not None:
+        if checkpoint_path is not None and self.ranks.is_lead:
             self.activations_store.save_to_checkpoint(checkpoint_path)
             self._write_config(checkpoint_path)
 

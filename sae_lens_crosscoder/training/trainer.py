@@ -129,8 +129,8 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
             )
         if not torch.isfinite(gradient_norm):
             raise NonFiniteError(
-                f"The gradient of crosscoder {self.name!r} became {gradient_norm.item()} at step {self.n_training_steps}, "
-                "although its loss was finite. Lower lr, or set gradient_clip_norm."
+                f"The gradient of crosscoder {self.name!r} became {gradient_norm.item()} at step "
+                f"{self.n_training_steps}, although its loss was finite. Lower lr, or set gradient_clip_norm."
             )
 
     def _clip_gradients(self, norm: Tensor) -> None:

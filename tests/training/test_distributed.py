@@ -54,7 +54,7 @@ def test_every_layout_gives_the_weights_of_one_process(trained):
 
 
 def test_metrics_are_those_of_the_whole_batch_and_of_all_latents(trained):
-    for _, (found, expected) in trained.items():
+    for found, expected in trained.values():
         pd.testing.assert_frame_equal(found[1], expected[1], rtol=1e-7)
         assert found[2] == pytest.approx(expected[2])
     assert max(expected[1].n_dead.max() for _, expected in trained.values()) > 0  # the revival loss was in use
