@@ -28,7 +28,6 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.planted import PlantedTokens, PlantedWorld
 from sae_lens_crosscoder.activations.streams import shuffled_batches
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.activations.worlds import world_a
 from sae_lens_crosscoder.analysis.score_card import score_card, truth_table
 from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS
 from sae_lens_crosscoder.training.checkpoints import find_checkpoint
@@ -53,8 +52,8 @@ class Experiment:
 
     def train(
         self, n_latents: int, stop_at: int | None = None, folder: Path | None = None, kill_after: float = 0
-    ) -> Any:
-        """The whole crosscoder, on the first process; from the last checkpoint in `folder`, if it has one.
+    ) -> Weights | None:
+        """State of the whole crosscoder, on the first process; from the last checkpoint in `folder`, if it has one.
 
         Args:
             stop_at: a step after which the data end.
@@ -71,7 +70,13 @@ class Experiment:
         except ValueError:
             if stop_at is None:
                 raise
-        return ranks.whole_of(trainer.sae)
+        whole = ranks.whole_of(trainer.sae)
+        return None if whole is None else dict(whole.state_dict())
+
+    def crosscoder(self, weights: Weights) -> Any:
+        crosscoder = build(self.cell, self.world, seed=0)
+        crosscoder.load_state_dict(weights)
+        return crosscoder
 
     def _trainer(self, ranks: Any, folder: Path | None) -> Any:
         cfg = slc.CrosscoderTrainerConfig(
@@ -97,16 +102,20 @@ class Experiment:
                 yield batch.to(getattr(torch, self.dtype)).chunk(ranks.n)[ranks.rank]
 
     def first_gradients(self, n_latents: int) -> Weights | None:
-        """By plain descent with a rate of 1, of which the first step is the gradient."""
+        """Of the whole crosscoder at its first step."""
         ranks = ProcessGrid(n_latents, "cpu") if dist.is_initialized() else ONE_PROCESS
         trainer = self._trainer(ranks, None)
         trainer.sae.cfg.gradient_clip_norm = None
-        trainer.optimizer = torch.optim.SGD(trainer.sae.parameters(), lr=1.0, fused=True)
-        before = ranks.whole_of(trainer.sae)
-        before = before and {name: weights.detach().clone() for name, weights in before.named_parameters()}
+        trainer.optimizer.register_step_post_hook(gradients_become_weights)
         trainer.step(ranks.gathered(next(self._batches(ranks, trainer, 1, 0)), "latents"))
-        after = ranks.whole_of(trainer.sae)
-        return before and {name: before[name] - weights.detach() for name, weights in after.named_parameters()}
+        whole = ranks.whole_of(trainer.sae)
+        return None if whole is None else {name: weights.detach() for name, weights in whole.named_parameters()}
+
+
+def gradients_become_weights(optimizer: Any, *_: Any) -> None:
+    """Put gradients where what brings the parts of a crosscoder together finds them."""
+    for weights in optimizer.param_groups[0]["params"]:
+        weights.data.copy_(weights.grad)
 
 
 def on_processes(n: int, work: Callable[..., Any], *args: Any) -> Any:
@@ -124,10 +133,9 @@ def _process(rank: int, n: int, work: Callable[..., Any], folder: str, args: tup
     dist.destroy_process_group()
 
 
-def difference(found: Any, expected: Any) -> float:
+def difference(found: Weights, expected: Weights) -> float:
     """The largest difference of two crosscoders' weights."""
-    pairs = zip(found.parameters(), expected.parameters(), strict=True)
-    return max(float((one - other).abs().max()) for one, other in pairs)
+    return max(float((found[name] - expected[name]).abs().max()) for name in ("W_enc", "W_dec", "b_enc", "b_dec"))
 
 
 def gradient_difference(found: Weights, expected: Weights) -> float:
@@ -135,7 +143,8 @@ def gradient_difference(found: Weights, expected: Weights) -> float:
     return max(float((found[n] - expected[n]).abs().max() / expected[n].abs().max()) for n in expected)
 
 
-def fve(crosscoder: Any, tokens: PlantedTokens) -> float:
+def fve(experiment: Experiment, weights: Weights, tokens: PlantedTokens) -> float:
+    crosscoder = experiment.crosscoder(weights)
     explained = VarianceExplained(crosscoder.layout)
     with torch.no_grad():
         for batch in tokens.activations.to(crosscoder.dtype).split(2048):
@@ -143,14 +152,21 @@ def fve(crosscoder: Any, tokens: PlantedTokens) -> float:
     return explained.pooled()
 
 
-def card(crosscoder: Any, world: PlantedWorld, tokens: PlantedTokens) -> dict[str, Any]:
+def card(experiment: Experiment, weights: Weights, tokens: PlantedTokens) -> dict[str, Any]:
     """World A's score card of the crosscoder as saved."""
+    world = experiment.world
     with tempfile.TemporaryDirectory() as folder:
-        crosscoder.save_inference_model(folder)
+        experiment.crosscoder(weights).save_inference_model(folder)
         saved = slc.load(folder)
     tokens = replace(tokens, activations=tokens.activations.to(saved.dtype))
     table = slc.diagnose(saved, activations=tokens.activations.split(2048))
     return card_columns(asdict(score_card(world, truth_table(world, saved, tokens), table)))
+
+
+def is_same_card(found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """Whether two score cards have the same numbers, of which nan is one."""
+    one, other = (torch.tensor(list(card.values()), dtype=torch.float64) for card in (found, expected))
+    return torch.allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
 def resumed(experiment: Experiment, n: int, n_latents: int) -> Any:
@@ -190,15 +206,15 @@ def compare(cell: Cell, processes: list[int], args: argparse.Namespace) -> Itera
     long = Experiment(cell, "float64", args.score_card_steps or STEPS[cell.architecture])
     tokens = double.world.sample(EVALUATION_TOKENS, seed=2000)
     alone, alone_single, gradients = double.train(1), single.train(1), single.first_gradients(1)
-    alone_card = card(long.train(1), long.world, tokens)
+    alone_card = card(long, long.train(1), tokens)
     for n in processes:
         for n_latents in layouts(n):
             started = time.perf_counter()
             together = on_processes(n, double.train, n_latents)
             seconds = time.perf_counter() - started
-            is_last = n_latents == layouts(n)[-2]
-            found_card = card(on_processes(n, long.train, n_latents), long.world, tokens) if is_last else None
-            deaths = killed(double, n, n_latents, seconds, args.moments) if is_last else []
+            is_chosen = n_latents == layouts(n)[-2]  # what takes long is done in one layout
+            found_card = card(long, on_processes(n, long.train, n_latents), tokens) if is_chosen else None
+            deaths = killed(double, n, n_latents, seconds, args.moments) if is_chosen else []
             yield {
                 "layout": f"data {n // n_latents} x latents {n_latents}",
                 "processes": n,
@@ -208,11 +224,11 @@ def compare(cell: Cell, processes: list[int], args: argparse.Namespace) -> Itera
                     on_processes(n, single.first_gradients, n_latents), gradients or {}
                 ),
                 "fve_difference": abs(
-                    fve(on_processes(n, single.train, n_latents), tokens) - fve(alone_single, tokens)
+                    fve(single, on_processes(n, single.train, n_latents), tokens) - fve(single, alone_single, tokens)
                 ),
                 "resumed_equal": difference(resumed(double, n, n_latents), alone) < EQUAL,
                 "resumed_equal_after_death": [left < EQUAL for left in deaths],
-                "score_card_unchanged": found_card and found_card == alone_card,
+                "score_card_unchanged": found_card and is_same_card(found_card, alone_card),
                 "score_card": found_card,
             }
 

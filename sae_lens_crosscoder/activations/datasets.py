@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
@@ -46,7 +47,11 @@ def every_nth(rows: IterableDataset, n: int, first: int) -> IterableDataset:
     """
     if n == 1:
         return rows
-    return rows.filter(lambda _, index: index % n == first, with_indices=True)
+
+    def is_own(_row: Any, index: int) -> bool:
+        return index % n == first
+
+    return rows.filter(is_own, with_indices=True)
 
 
 def hold_out(rows: Rows, n_held_out_rows: int) -> tuple[IterableDataset, IterableDataset]:

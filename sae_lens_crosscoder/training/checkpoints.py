@@ -85,5 +85,5 @@ def signals_interrupt(handler: Callable[[Any, Any], None] = interrupt_callback) 
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)

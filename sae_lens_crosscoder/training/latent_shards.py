@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def load_checkpoint(trainer: CrosscoderTrainer, folder: Path) -> None:
 def _load_sharded(trainer: CrosscoderTrainer, folder: Path) -> None:
     _make_moments(trainer)
     state = _state(trainer)
-    load(state, checkpoint_id=folder)  # into the tensors, which are the trainer's own
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is for one process
+        load(state, checkpoint_id=folder)  # into the tensors, which are the trainer's own
     progress = state["progress"]
     for name in _COUNTS:
         setattr(trainer, name, progress[name])

@@ -125,7 +125,8 @@ class CrosscoderTrainingRunner:
         with signals_interrupt(self.ranks.on_signal), self._activations() as activations:
             train_on_one_stream(self.trainers, activations)
         for name, part in self.training_crosscoders.items():
-            self.training_crosscoders[name] = self.ranks.whole_of(part) or part
+            whole = self.ranks.whole_of(part)
+            self.training_crosscoders[name] = part if whole is None else whole
         if not is_lead:
             return None
         crosscoders = {name: self._save(name) for name in self.trainers}
