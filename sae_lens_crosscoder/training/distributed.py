@@ -7,6 +7,7 @@ and the reconstruction; within a column, the gradients; and between all, the sco
 exact k-th score of the whole batch is found among those, so what is learned does not depend on the grid.
 """
 
+import logging
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS, Largest, OneProce
 from sae_lens_crosscoder.training import latent_shards
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class LostProcessError(ConnectionError):
@@ -235,7 +237,9 @@ def _exchange() -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError(
+        message = (
             "Another process of this run has ended, and the run with it; torchrun says which. Go on from the last "
             f"whole checkpoint with --resume_from_checkpoint latest. ({str(error).splitlines()[0]})"
-        ) from error
+        )
+        logger.error(message)  # at once, because torchrun is about to end this process as well
+        raise LostProcessError(message) from error

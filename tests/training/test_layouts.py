@@ -58,7 +58,7 @@ def test_each_process_holds_its_part_of_weights_gradients_and_moments():
     states = [4 * sum(w.nbytes for w in part_of(whole, 0, n).parameters()) for n in (1, 2, 4)]
     needed = [layout.n_bytes_needed["cpu"] for layout in layouts]
     for n in (1, 2):  # beside which little else depends on the layout
-        assert needed[0] - needed[n] == pytest.approx(states[0] - states[n], rel=0.1)
+        assert 1 <= (needed[0] - needed[n]) / (states[0] - states[n]) <= 1.3
 
 
 def test_a_plan_says_which_layout_fits():
