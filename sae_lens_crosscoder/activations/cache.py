@@ -77,6 +77,7 @@ class ActivationCache:
         mix_fraction: float = 0.5,
         block_size: int = 64,
         n_passes: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> MixedBatches:
         """Training batches: shards in random order, within each shard blocks in random order, mixed by `mixed_batches`.
 
@@ -84,6 +85,7 @@ class ActivationCache:
             buffer_size: tokens in the buffer; None for 16 batches, or the whole cache where that is less.
             block_size: neighbouring tokens that are read together; below 64 the disk is read in scraps.
             n_passes: passes over the cache, each in a new order; None for an endless stream.
+            part: (i, n) for the i-th of n streams, counted from 0, that have each block of the cache in one of them.
 
         Raises:
             ValueError: for a cache that is smaller than a batch.
@@ -91,7 +93,7 @@ class ActivationCache:
         if len(self) < batch_size:
             raise ValueError(f"{self.path} has {len(self)} tokens, which do not fill one batch of {batch_size}.")
         return mixed_batches(
-            _ShuffledBlocks(self, block_size, seed, n_passes),
+            _ShuffledBlocks(self, block_size, seed, n_passes, part),
             batch_size=batch_size,
             buffer_size=buffer_size or min(_BATCHES_IN_BUFFER * batch_size, len(self)),
             mix_fraction=mix_fraction,
@@ -145,9 +147,11 @@ class ActivationCache:
 class _ShuffledBlocks(Iterator[Tensor]):
     """Blocks of neighbouring tokens; the seed alone gives their order, so that a place in it is a number of blocks."""
 
-    def __init__(self, cache: ActivationCache, block_size: int, seed: int, n_passes: int | None) -> None:
+    def __init__(
+        self, cache: ActivationCache, block_size: int, seed: int, n_passes: int | None, part: tuple[int, int]
+    ) -> None:
         self._cache, self._block_size = cache, block_size
-        self._places = self._shuffled_places(seed, n_passes)
+        self._places = islice(self._shuffled_places(seed, n_passes), part[0], None, part[1])
         self._order = {"cache": cache.manifest.contents(), "block_size": block_size, "seed": seed}
         self._n_given = 0
         self._shard: int | None = None
@@ -183,4 +187,10 @@ class _ShuffledBlocks(Iterator[Tensor]):
                     f"The checkpoint is of a stream with {name}={state[name]!r}, but that of {self._cache.path} has "
                     f"{value!r}: go on with the cache and the order that training began with."
                 )
-        self._n_given = sum(1 for _ in islice(self._places, state["n_given"]))
+        self._skip(state["n_given"])
+
+    def approach(self, state: dict[str, Any], share: float) -> None:
+        self._skip(int(share * state["n_given"]))
+
+    def _skip(self, n_blocks: int) -> None:
+        self._n_given = sum(1 for _ in islice(self._places, n_blocks))

@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
@@ -33,6 +34,31 @@ def load_rows(dataset_path: str, *, streaming: bool, n_tokens: int, n_held_out_r
     if (Path(dataset_path) / "state.json").exists():
         return load_from_disk(dataset_path)  # pyright: ignore[reportReturnType]  (a single split, by that file)
     return load_dataset(dataset_path, split="train", streaming=streaming)  # pyright: ignore[reportReturnType]
+
+
+def every_nth(rows: IterableDataset, n: int, first: int) -> IterableDataset:
+    """Every n-th row from `first` on: the share of one of n processes, of which no two have a row in common.
+
+    Not by `split_dataset_by_node`, which deals out whole files where it can, and would then skip the held-out rows in
+    every one of them instead of in the first.
+
+    >>> rows = Dataset.from_dict({"tokens": [[1], [2], [3], [4]]}).to_iterable_dataset()
+    >>> [row["tokens"] for row in every_nth(rows, 2, first=1)]
+    [[2], [4]]
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if n == 1:
+        return rows
+
+    def is_own(_row: Any, index: int) -> bool:
+        return index % n == first
+
+    own = rows.filter(is_own, with_indices=True)
+    if next(iter(own), None) is None:
+        raise ValueError(f"Fewer than {first + 1} rows are left to train on, too few for {n} processes: use fewer.")
+    return own
 
 
 def hold_out(rows: Rows, n_held_out_rows: int) -> tuple[IterableDataset, IterableDataset]:

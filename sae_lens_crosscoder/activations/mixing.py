@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_crosscoder.activations.training_batches import resumable
+from sae_lens_crosscoder.activations.training_batches import approach, resumable
 
 
 def mixed_batches(
@@ -150,3 +150,7 @@ class MixedBatches(Iterator[Float[Tensor, "batch d_in"]]):
         self._rest = state["rest"]
         if self._generator is not None:
             self._generator.set_state(state["generator"])
+
+    def approach(self, state: dict[str, Any], share: float) -> None:
+        """Begin with an empty buffer; what was in the buffers of that state is left out."""
+        approach(self._chunks, state["chunks"], share)

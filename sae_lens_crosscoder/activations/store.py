@@ -29,6 +29,8 @@ class PairActivationsStore(ActivationsStore):
     """Contexts read in this pass over the dataset."""
     _n_skipped: int = 0
     """Contexts of the pass to come that lie before the place it begins at."""
+    _n_read: int = 0
+    """Contexts read in all passes."""
 
     @classmethod
     @override
@@ -82,6 +84,7 @@ class PairActivationsStore(ActivationsStore):
         self._n_skipped = 0
         for sequence in super()._iterate_tokenized_sequences():
             self._n_sequences += 1
+            self._n_read += 1
             yield sequence
         if first > 0:
             self._seekable_dataset.load_state_dict(None)  # or every further pass would begin there as well
@@ -101,7 +104,12 @@ class PairActivationsStore(ActivationsStore):
         """How far the tokens were read."""
         dataset = self._seekable_dataset
         state = None if dataset is None else dataset.state_dict()
-        return {"n_sequences": self._n_sequences, "n_rows": self.n_dataset_processed, "dataset": state}
+        return {
+            "n_sequences": self._n_sequences,
+            "n_read": self._n_read,
+            "n_rows": self.n_dataset_processed,  # SAELens's count, of rows that it is done with
+            "dataset": state,
+        }
 
     def go_to(self, place: dict[str, Any]) -> None:
         """Read on from a place: at once where the dataset can, otherwise by reading up to it, without the models."""
@@ -118,7 +126,13 @@ class PairActivationsStore(ActivationsStore):
                         f"The checkpoint was written {n_sequences} contexts into a dataset that now ends after "
                         f"{self._n_sequences}: go on with the dataset that training began with."
                     )
-        self.n_dataset_processed = place["n_rows"]
+        self._n_read, self.n_dataset_processed = place["n_read"], place["n_rows"]
+
+    def read_up_to(self, n_read: int) -> None:
+        """Read on behind as many contexts, in as many passes as they are, without the models."""
+        while self._n_read < n_read:
+            if next(self.iterable_sequences, None) is None:  # the next pass
+                self.iterable_sequences = self._iterate_tokenized_sequences()
 
 
 def _has_shuffle_buffer(rows: Any) -> bool:
@@ -146,3 +160,7 @@ class _Chunks(Iterator[Tensor]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._store.go_to(state)
         self._place = state
+
+    def approach(self, state: dict[str, Any], share: float) -> None:
+        self._store.read_up_to(int(share * state["n_read"]))
+        self._place = self._store.place()

@@ -25,6 +25,14 @@ class Resumable(Protocol[T_co]):
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
 
 
+@runtime_checkable
+class Approachable(Protocol):
+    """What can go near another's place: that of one of the streams of a run that had another number of processes."""
+
+    def approach(self, state: dict[str, Any], share: float) -> None:
+        """Go `share` times as far as the other was."""
+
+
 class Replayed(Iterator[T]):
     """Any iterator as a resumable one: as many items as were taken from it are made once more and dropped.
 
@@ -56,11 +64,24 @@ class Replayed(Iterator[T]):
                 "the stream that training began with, from its start."
             )
 
+    def approach(self, state: dict[str, Any], share: float) -> None:
+        self.load_state_dict({"n_taken": int(share * state["n_taken"])})
+
 
 def resumable(items: Iterable[T]) -> Resumable[T]:
     """An iterator over the items that can be gone back to: its own way if it has one, otherwise by replaying it."""
     iterator = iter(items)
     return iterator if isinstance(iterator, Resumable) else Replayed(iterator)
+
+
+def approach(items: Resumable[Any], state: dict[str, Any], share: float) -> None:
+    """Have an iterator go `share` times as far as another was; a ValueError if it only goes to places of its own."""
+    if not isinstance(items, Approachable):
+        raise ValueError(
+            f"The checkpoint is of another number of processes, and a {type(items).__name__} needs as many: "
+            "resume with those, or start from its weights with from_pretrained_path."
+        )
+    items.approach(state, share)
 
 
 class TrainingBatches(Iterator[Batch]):
@@ -113,6 +134,13 @@ class TrainingBatches(Iterator[Batch]):
         """Go to a place; before the first batch."""
         self._source.load_state_dict(state["source"])
         self._unused = deque(state["unused"])
+
+    def approach(self, state: dict[str, Any], share: float) -> None:
+        """Go near the place of one of `share` times as many processes, all of which made an equal share of batches."""
+        if isinstance(self._source, Replayed):  # whose items are batches, and these are as many on every process
+            self._source.load_state_dict({"n_taken": state["source"]["n_taken"] - len(state["unused"])})
+        else:
+            approach(self._source, state["source"], share)
 
     def close(self) -> None:
         if self._thread is not None:

@@ -15,6 +15,8 @@ class PlanConfig:
 
     memory_gib: float | None = None
     """Memory of each GPU, or of the CPU when no GPU is used; by default what this machine has."""
+    processes: int = 1
+    """How many processes train together, started by torchrun, each with devices of its own."""
     model_config: str | None = None
     """A folder with a transformers config.json of models like these, for when their own cannot be reached."""
 
@@ -31,7 +33,7 @@ def run(args: Sequence[str]) -> None:
         cfg, options = parsed.cfg, parsed.options
         if sweep is not None:
             cfg = with_sweep(cfg, *sweep)
-    print(plan(cfg, memory_gib=options.memory_gib, model_config=options.model_config))
+    print(plan(cfg, options.memory_gib, options.model_config, processes=options.processes))
 
 
 def _saved_config_with(path: str, args: Sequence[str]) -> tuple[CrosscoderRunnerConfig, PlanConfig]:

@@ -116,7 +116,8 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         else:
             x = self.process_sae_in(sae_in)
             precision = screening_precision(self.cfg.screening, x.device)
-            found = self._screening.select(x, self.W_enc, self.b_enc, norms, int(k * len(x)), precision)
+            n_keep = int(k * (self.ranks.n_data * len(x)))
+            found = self._screening.select(x, self.W_enc, self.b_enc, norms, n_keep, precision, self.ranks)
             code = SparseCode(x, self.W_enc, self.b_enc, *found)
         self._follow_smallest_score(code.scores(norms), step)
         return code
@@ -136,10 +137,11 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
     ) -> dict[str, Float[Tensor, ""]]:
         dead_mask = step_input.dead_neuron_mask
         dead = None if dead_mask is None else dead_mask.nonzero().squeeze(-1)
-        if dead is None or len(dead) == 0 or self.cfg.aux_loss_coefficient == 0:
+        n_dead = 0 if dead is None else self.ranks.total(len(dead), "latents")
+        if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
             return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
         revived = code.pre_of(dead), code.rows_of(self.W_dec, dead)
-        return {"auxiliary_reconstruction_loss": self._revival_loss(step_input.sae_in, sae_out, *revived)}
+        return {"auxiliary_reconstruction_loss": self._revival_loss(step_input.sae_in, sae_out, *revived, n_dead)}
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -166,7 +168,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         if dead_neuron_mask is None or self.cfg.aux_loss_coefficient == 0 or not dead_neuron_mask.any():
             return sae_out.new_zeros(())
         dead = dead_neuron_mask.nonzero().squeeze(-1)
-        return self._revival_loss(sae_in, sae_out, hidden_pre[:, dead], self.W_dec[dead])
+        return self._revival_loss(sae_in, sae_out, hidden_pre[:, dead], self.W_dec[dead], len(dead))
 
     def _revival_loss(
         self,
@@ -174,26 +176,30 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         sae_out: Float[Tensor, "batch d_in"],
         hidden_pre: Float[Tensor, "batch dead"],
         W_dec: Float[Tensor, "dead d_in"],
+        n_dead: int,
     ) -> Float[Tensor, ""]:
-        """alpha times the share of the residual's variance that the best dead latents leave unexplained."""
+        """alpha times the share of the residual's variance that the best of all `n_dead` leave unexplained."""
         residual = self.run_time_activation_norm_fn_in(sae_in.to(self.dtype) - sae_out).detach()
         # SAELens takes half of the stack, which is twice what one model's width suggests.
-        k_aux = min(self.layout.d_models[0] // 2, len(W_dec))
+        k_aux = min(self.layout.d_models[0] // 2, n_dead)
         acts = hidden_pre.relu()
         norms = score_norms(W_dec.detach(), self.layout, self.cfg.score)
-        best = (acts.detach() * norms).topk(k_aux, dim=-1, sorted=False).indices
-        kept = torch.zeros_like(acts).scatter(-1, best, acts.gather(-1, best))
-        unexplained = (residual - kept @ W_dec).square().sum(dim=-1).mean()
-        total = (residual - residual.mean(dim=0)).square().sum(dim=-1).mean()
+        scores, best = (acts.detach() * norms).topk(min(k_aux, len(W_dec)), dim=-1, sorted=False)
+        best_acts = acts.gather(-1, best) * self.ranks.among_largest(scores, k_aux)
+        revived = self.ranks.sum_of_parts(torch.zeros_like(acts).scatter(-1, best, best_acts) @ W_dec)
+        unexplained = (residual - revived).square().sum(dim=-1).mean()
+        mean = self.ranks.averaged(residual.mean(dim=0))
+        total = self.ranks.averaged((residual - mean).square().sum(dim=-1).mean())
         # A safe divisor, because the gradient of the branch not taken would be nan as well.
         ratio = unexplained / torch.where(total > 0, total, torch.ones_like(total))
         return self.cfg.aux_loss_coefficient * torch.where(total > 0, ratio, torch.zeros_like(ratio))
 
     @torch.no_grad()
     def _follow_smallest_score(self, scores: Float[Tensor, " pairs"], step: int) -> None:
-        if len(scores) == 0:
+        smallest = self.ranks.minimum(scores)
+        if smallest is None:
             return
-        smallest = scores.min().to(self.topk_threshold.dtype)
+        smallest = smallest.to(self.topk_threshold.dtype)
         rate = max(self.cfg.topk_threshold_lr, 1 / (1 + self.n_threshold_samples.item() / _THRESHOLD_LOOKBACK))
         if self.cfg.threshold_rule == "authors" and step > AUTHORS_THRESHOLD_START:
             rate = self.cfg.topk_threshold_lr if self.authors_average_begun else 1.0

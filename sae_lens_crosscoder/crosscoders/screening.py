@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.kernels import gather_dot, indices_above, indices_of, largest
+from sae_lens_crosscoder.crosscoders.kernels import gather_dot, indices_above, indices_of
+from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS, OneProcess
 from sae_lens_crosscoder.crosscoders.sparse import ActivePairs
 
 Precision = Literal["float32", "bfloat16"]
@@ -179,10 +180,11 @@ class Screening:
         norms: Float[Tensor, " d_sae"],
         n_keep: int,
         precision: Precision = "float32",
+        ranks: OneProcess = ONE_PROCESS,
     ) -> Found:
-        """The `n_keep` pairs with the largest positive scores `relu(pre) s_j`, or all there are."""
+        """This process's share of the `n_keep` pairs with the largest positive scores `relu(pre) s_j`, or of all."""
         if self._smallest is None:
-            bound = 0.8 * _sampled_bound(x, W_enc, b_enc, norms, n_keep)
+            bound = 0.8 * _sampled_bound(x, W_enc, b_enc, norms, n_keep, ranks)
         else:
             bound = self._smallest * (1 - self._margin)
         n_failed = 0
@@ -190,25 +192,24 @@ class Screening:
             # 0 / 0 and 1 / 0 leave out latents with a norm of 0, whose score is never positive.
             candidates, pre = pairs_above(x, W_enc, b_enc, bound / norms, precision)
             scores = pre * norms[candidates.latent]
-            kept = largest(scores, n_keep)
-            smallest = float(scores[kept].min()) if len(kept) else 0.0
+            kept, smallest, n_candidates = ranks.largest(scores, n_keep)
             # Rounding could put a pair of just this score on either side of the bound.
-            if bound == 0 or (len(candidates) >= n_keep and smallest > bound * (1 + 1e-5)):
+            if bound == 0 or (n_candidates >= n_keep and smallest > bound * (1 + 1e-5)):
                 break
             n_failed += 1
             self._margin = min(2 * self._margin, 0.5)
             bound = 0.5 * bound if n_failed < 4 else 0.0
             if n_failed == 1:
-                bound = min(bound, 0.8 * _sampled_bound(x, W_enc, b_enc, norms, n_keep))
-        if len(candidates) > _MAX_CANDIDATES * n_keep:
+                bound = min(bound, 0.8 * _sampled_bound(x, W_enc, b_enc, norms, n_keep, ranks))
+        if n_candidates > _MAX_CANDIDATES * n_keep:
             self._margin *= 0.9
         self._smallest = smallest or None
         return Found(candidates[kept], pre[kept])
 
 
-def _sampled_bound(x: Tensor, W_enc: Tensor, b_enc: Tensor, norms: Tensor, n_keep: int) -> float:
+def _sampled_bound(x: Tensor, W_enc: Tensor, b_enc: Tensor, norms: Tensor, n_keep: int, ranks: OneProcess) -> float:
     """The smallest of the largest scores of a few tokens, as many per token as in the whole batch; 0 if too few."""
     sample = x[:: max(1, len(x) // _N_SAMPLED)]
     scores = torch.addmm(b_enc, sample, W_enc).mul_(norms).view(-1)
-    n = min(len(scores), max(1, n_keep * len(sample) // len(x)))
-    return max(0.0, float(scores.topk(n, sorted=False).values.min()))
+    n = max(1, n_keep * len(sample) // len(x))
+    return max(0.0, ranks.largest(scores, n).smallest)

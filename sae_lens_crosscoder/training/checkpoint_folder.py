@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sae_lens_crosscoder.activations.shards import sha256_of
+from sae_lens_crosscoder.crosscoders.ranks import OneProcess
 from sae_lens_crosscoder.integrity import read_sealed, seal
 
 CHECKPOINT_FILENAME = "checkpoint.json"
@@ -21,6 +22,7 @@ _PARTIAL, _REPLACED = ".partial", ".replaced"
 _MAY_CHANGE = {
     *("training_tokens", "total_training_samples", "tokens_per_buffer"),
     *("device", "llm_device", "chat_device", "act_store_device", "prefetch_llm_batches"),
+    *("latent_shards",),
     *("checkpoint_path", "resume_from_checkpoint", "n_checkpoints", "n_checkpoints_kept", "save_final_checkpoint"),
     *("output_path", "metrics_path", "logger", "log_frequency", "verbose", "eval_batch_size_prompts", "n_eval_batches"),
     *("metadata", "sae_lens_version", "sae_lens_training_version"),
@@ -59,32 +61,45 @@ class CheckpointManifest:
 
 
 @contextmanager
-def new_checkpoint(folder: Path, n_training_tokens: int, settings: Mapping[str, Any]) -> Generator[Path]:
-    """A folder to write into that becomes `folder` when it is whole and on disk.
+def new_checkpoint(
+    folder: Path, n_training_tokens: int, settings: Mapping[str, Any], ranks: OneProcess
+) -> Generator[Path]:
+    """A folder that all processes write into, and that becomes `folder` when it is whole and on disk.
 
     Another checkpoint of that name is there until then. Raises a CheckpointError when something cannot be written, and
     leaves nothing half-written.
     """
     partial = folder.with_name(folder.name + _PARTIAL)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        sums = {path.relative_to(partial).as_posix(): sha256_of(path) for path in files}
-        manifest = CheckpointManifest(n_training_tokens, dict(settings), sums)
-        fields: dict[str, Any] = json.loads(json.dumps(asdict(manifest), default=str))
-        (partial / CHECKPOINT_FILENAME).write_text(json.dumps(seal(fields), indent=1))
-        for path in (*partial.rglob("*"), partial):
-            _synchronise(path)
-        _put_in_place(partial, folder)
+        with ranks.together():
+            if ranks.is_lead:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+        with ranks.together():
+            yield partial
+        with ranks.together():
+            if ranks.is_lead:
+                _complete(partial, n_training_tokens, settings)
+                _put_in_place(partial, folder)
     # How torch and safetensors say that a disk is full.
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if ranks.is_lead:
+            shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"The checkpoint {folder} could not be written: {error}. Checkpoints before it are whole. Make room "
             f"({_free(folder)} are free) or give another checkpoint_path, and resume from the latest."
         ) from error
+
+
+def _complete(partial: Path, n_training_tokens: int, settings: Mapping[str, Any]) -> None:
+    """Say what is in a folder, and make sure that it is on disk."""
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    sums = {path.relative_to(partial).as_posix(): sha256_of(path) for path in files}
+    manifest = CheckpointManifest(n_training_tokens, dict(settings), sums)
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(manifest), default=str))
+    (partial / CHECKPOINT_FILENAME).write_text(json.dumps(seal(fields), indent=1))
+    for path in (*partial.rglob("*"), partial):
+        _synchronise(path)
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

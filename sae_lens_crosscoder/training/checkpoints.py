@@ -21,17 +21,20 @@ from sae_lens_crosscoder.training.checkpoint_folder import (
     problem_with,
     remove_all_but,
 )
+from sae_lens_crosscoder.training.latent_shards import load_checkpoint
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 
-RUN_STATE_FILENAME = "run_state.pt"
+RUN_STATE_FILENAME = "run_state_{rank}.pt"
 logger = logging.getLogger(__name__)
 
 
 class RunCheckpoints:
     """Saves a run and brings it back to where it was saved; the resumed run is the unbroken one, to the bit on a CPU.
 
-    A checkpoint is a folder `<checkpoint_path>/<tokens>` with a file `run_state.pt` (activation buffer, place in the
-    data, random generators) and, per crosscoder, what SAELens's trainer saves.
+    A checkpoint is a folder `<checkpoint_path>/<tokens>` with a file `run_state_<rank>.pt` of every process (activation
+    buffer, place in the data, random generators) and, per crosscoder, what its trainer saves. Another number of
+    processes than the one that saved it goes on with the same weights and moments, but only near the place in the data,
+    without what was in the buffers.
 
     Args:
         settings: what the run is; a checkpoint of other settings is not gone on from.
@@ -41,7 +44,8 @@ class RunCheckpoints:
         self, trainers: Mapping[str, CrosscoderTrainer], batches: TrainingBatches, settings: Mapping[str, Any]
     ) -> None:
         self._trainers, self._batches, self._settings = trainers, batches, settings
-        self._cfg = next(iter(trainers.values())).cfg
+        lead = next(iter(trainers.values()))
+        self._cfg, self._ranks = lead.cfg, lead.ranks
         self._newest: Path | None = None
 
     @property
@@ -57,18 +61,23 @@ class RunCheckpoints:
         folder = run / f"{prefix}{self.n_tokens}"
         if folder == self._newest:  # nothing happened since
             return folder
-        with new_checkpoint(folder, self.n_tokens, self._settings) as partial:
+        with new_checkpoint(folder, self.n_tokens, self._settings, self._ranks) as partial:
             for name, trainer in self._trainers.items():
                 trainer.save_checkpoint(checkpoint_name=name, base_path=partial)
-            torch.save(self._state(), partial / RUN_STATE_FILENAME)
+            torch.save(self._state(), partial / RUN_STATE_FILENAME.format(rank=self._ranks.rank))
         self._newest = folder
-        if self._cfg.n_checkpoints_kept is not None and not keep_older:
+        if self._cfg.n_checkpoints_kept is not None and not keep_older and self._ranks.is_lead:
             remove_all_but(self._cfg.n_checkpoints_kept, run)
         return folder
 
     def save_because_of(self, error: BaseException) -> None:
-        """Save what was trained until an error, and say on the error where; older checkpoints stay."""
+        """Save what was trained until an error, and say on the error where; older checkpoints stay.
+
+        Nothing is saved when other processes have gone on, or have ended.
+        """
         if all(trainer.n_training_steps == 0 for trainer in self._trainers.values()):
+            return
+        if not self._ranks.can_still_meet(error):
             return
         try:
             folder = self.save(keep_older=True)
@@ -89,13 +98,18 @@ class RunCheckpoints:
             return
         run = self._cfg.checkpoint_path
         folder = find_checkpoint(self._cfg.resume_from_checkpoint, None if run is None else [Path(run)], self._settings)
-        state = torch.load(folder / RUN_STATE_FILENAME, map_location="cpu", weights_only=True)
+        state = _read_state(folder, 0)
+        n_processes = state["n_processes"]
+        if n_processes == self._ranks.n:
+            state = _read_state(folder, self._ranks.rank)
         for name, trainer in self._trainers.items():
-            trainer.sae.load_weights_from_checkpoint(folder / name)
-            trainer.load_trainer_state(folder / name)
+            load_checkpoint(trainer, folder / name)
             trainer.sae.load_carried_state(state["crosscoders"][name]["carried"])
             trainer.metrics_log.start_from(state["crosscoders"][name]["metrics"])
-        self._batches.load_state_dict(state["batches"])
+        if n_processes == self._ranks.n:
+            self._batches.load_state_dict(state["batches"])
+        else:
+            self._batches.approach(state["batches"], n_processes / self._ranks.n)
         _set_random_state(state["random"])
 
     def _state(self) -> dict[str, Any]:
@@ -103,7 +117,18 @@ class RunCheckpoints:
             name: {"carried": trainer.sae.carried_state(), "metrics": trainer.metrics_log.rows}
             for name, trainer in self._trainers.items()
         }
-        return {"crosscoders": crosscoders, "batches": self._batches.state_dict(), "random": _random_state()}
+        return {
+            "n_processes": self._ranks.n,
+            "crosscoders": crosscoders,
+            "batches": self._batches.state_dict(),
+            "random": _random_state(),
+        }
+
+
+def _read_state(folder: Path, rank: int) -> dict[str, Any]:
+    path = folder / RUN_STATE_FILENAME.format(rank=rank)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def find_checkpoint(requested: str, runs: list[Path] | None, settings: Mapping[str, Any]) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 
 from sae_lens.training._interruption import InterruptedException
 
+from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS, OneProcess
+
 logger = logging.getLogger(__name__)
 
 
@@ -21,27 +23,34 @@ class TrainingInterrupted(InterruptedException):
 
 
 class Interruption:
-    """Whether a signal came."""
+    """Whether a signal came, to any of the processes that train together."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: OneProcess) -> None:
+        self._ranks = ranks
         self._signal_number: int | None = None
 
     def raise_if_requested(self) -> None:
-        if self._signal_number is not None:
-            raise TrainingInterrupted(self._signal_number)
+        """Raise a TrainingInterrupted; for all processes, which must all ask."""
+        signal_number = self._ranks.maximum(self._signal_number or 0)
+        if signal_number:
+            raise TrainingInterrupted(signal_number)
 
     def request(self, signal_number: int, frame: Any) -> None:
-        """What a signal calls: the second one does not wait."""
-        if self._signal_number is not None:
+        """What a signal calls: the second one does not wait.
+
+        It does with several processes, because torchrun passes on the signal that the terminal has sent to them, too.
+        """
+        if self._signal_number is not None and self._ranks.n == 1:
             raise KeyboardInterrupt
         self._signal_number = signal_number
-        logger.warning("Training stops behind the step in progress; a second signal stops it at once, unsaved.")
+        at_once = "; a second signal stops it at once, unsaved" if self._ranks.n == 1 else ""
+        logger.warning("Training stops behind the step in progress%s.", at_once)
 
 
 @contextmanager
-def interruptible() -> Generator[Interruption]:
+def interruptible(ranks: OneProcess = ONE_PROCESS) -> Generator[Interruption]:
     """Make SIGINT and SIGTERM a request, which the block looks at when it suits it."""
-    interruption = Interruption()
+    interruption = Interruption(ranks)
     try:
         previous = {number: signal.signal(number, interruption.request) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, where signals cannot be caught

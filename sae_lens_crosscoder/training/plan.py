@@ -9,6 +9,7 @@ import torch
 from sae_lens_crosscoder.models.sizes import ModelSize, model_size
 from sae_lens_crosscoder.training.calibration import TimeEstimate, estimate_time, is_here
 from sae_lens_crosscoder.training.edits import USABLE_SHARE, Capacity, Edit, helpful_edits, overfull
+from sae_lens_crosscoder.training.layouts import GridLayout, grid_layouts
 from sae_lens_crosscoder.training.memory import MemoryItem, bytes_of, memory_items, memory_of, n_parameters
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
@@ -36,6 +37,8 @@ class Plan:
     """Disk for all checkpoints, which are all kept, and for the trained crosscoders."""
     time: TimeEstimate | None
     """None when it was not asked for, or when `device` is not in this machine."""
+    layouts: tuple[GridLayout, ...]
+    """For several processes: every way to divide batch and latents among them. All else is what one process needs."""
     notes: tuple[str, ...]
     """What could not be found out, and what to do about it."""
 
@@ -55,7 +58,8 @@ class Plan:
         return None if None in self.models or None in self.capacity.values() else True
 
     def __str__(self) -> str:
-        return "\n".join([*_memory_lines(self), "", *_disk_and_time_lines(self), *_note_lines(self)])
+        parts = (_memory_lines(self), _layout_lines(self), ["", *_disk_and_time_lines(self)], _note_lines(self))
+        return "\n".join(line for lines in parts for line in lines)
 
 
 def plan(
@@ -63,12 +67,14 @@ def plan(
     memory_gib: float | int | None = None,
     model_config: str | None = None,
     measure_time: bool = True,
+    processes: int = 1,
 ) -> Plan:
     """Plan a run: what it needs, whether that is there, and what to change; loads no model and downloads no weights.
 
     Args:
         memory_gib: memory of each GPU, or of the CPU when the config uses none; by default what this machine has.
         model_config: a folder with a transformers `config.json`, for models whose own cannot be reached.
+        processes: how many train together, each with devices of its own; what each needs and sends is in `layouts`.
         measure_time: train for a few seconds on `cfg.device`, to estimate the run's time.
 
     Raises:
@@ -95,6 +101,7 @@ def plan(
         # A checkpoint holds the weights and both of Adam's moments.
         n_checkpoint_bytes=sum(weights) * (3 * n_checkpoints + int(cfg.output_path is not None)),
         time=estimate_time(cfg, models) if measure_time and is_here(cfg.device) else None,
+        layouts=tuple(grid_layouts(cfg, processes, models, capacity)) if processes > 1 else (),
         notes=tuple(notes),
     )
 
@@ -160,6 +167,18 @@ def _memory_lines(plan: Plan) -> list[str]:
     if plan.edits:
         lines.append("What would help, the least harmful first:")
     return lines + [_edit_line(edit) for edit in plan.edits]
+
+
+def _layout_lines(plan: Plan) -> list[str]:
+    if not plan.layouts:
+        return []
+    n = plan.layouts[0].n_data * plan.layouts[0].n_latents
+    lines = ["", f"{n} processes (torchrun), of which each needs at the peak and sends in a step"]
+    for layout in plan.layouts:
+        needed = ", ".join(f"{_size(n_bytes)} on {device}" for device, n_bytes in layout.n_bytes_needed.items())
+        verdict = "" if layout.fits else ": does not fit"
+        lines.append(f"  --latent_shards {layout.n_latents:<4} {needed}; {_size(layout.n_bytes_sent)}{verdict}")
+    return lines
 
 
 def _edit_line(edit: Edit) -> str:

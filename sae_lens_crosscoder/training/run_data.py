@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.store import PairActivationsStore
+from sae_lens_crosscoder.crosscoders.ranks import OneProcess
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training.run_cache import read_run_cache
 from sae_lens_crosscoder.training.run_rows import RunRows
@@ -20,14 +21,22 @@ class RunData:
     """What a run trains on and what it is diagnosed on: activations that the pair makes, or that a cache holds.
 
     Attributes:
-        activations_store: an endless iterator of batches (batch, d_in) to train on.
+        activations_store: an endless iterator of batches (batch, d_in) to train on; of several processes, this one's
+            share of them.
         model_names: the base and the chat model's, None where they are not known.
     """
 
     def __init__(
-        self, cfg: CrosscoderRunnerConfig, override_dataset: HfDataset | None, override_model: HookedModelPair | None
+        self,
+        cfg: CrosscoderRunnerConfig,
+        override_dataset: HfDataset | None,
+        override_model: HookedModelPair | None,
+        ranks: OneProcess,
     ) -> None:
         self.cfg = cfg
+        self.ranks = ranks
+        """The processes of this run."""
+        self._share = cfg.share_of_stream(ranks.n)
         self._pair = override_model
         self._rows: RunRows | None = None
         self._held_out_cache: ActivationCache | None = None
@@ -91,11 +100,13 @@ class RunData:
     def _read_models(self, override_dataset: HfDataset | None) -> None:
         """Activations as the models make them; everything about the data is checked before they are loaded."""
         cfg = self.cfg
-        self._rows = RunRows(cfg, override_dataset, None if self._pair is None else self._pair.tokenizer)
+        self._rows = RunRows(cfg, override_dataset, None if self._pair is None else self._pair.tokenizer, self.ranks)
         self._pair = self._pair or load_pair(cfg)
         self._refuse_wrong_widths(self._pair.layout_at(cfg.hook_name).d_models)
         self.model_names = self._pair.model_names or (None, None)
-        self.activations_store = PairActivationsStore.from_config(self._pair, cfg, override_dataset=self._rows.training)
+        self.activations_store = PairActivationsStore.from_config(
+            self._pair, self._share, override_dataset=self._rows.training
+        )
 
     def _read_cache(self, override_dataset: HfDataset | None) -> None:
         """Activations from disk, in random order."""
@@ -106,10 +117,11 @@ class RunData:
         self._refuse_wrong_widths(training.layout.d_models)
         self.model_names = training.manifest.model_names or (None, None)
         self.activations_store = training.shuffled(
-            cfg.train_batch_size_tokens,
+            self._share.train_batch_size_tokens,
             seed=cfg.seed,
-            buffer_size=min(cfg.n_batches_in_buffer * cfg.context_size, len(training)),
+            buffer_size=min(self._share.n_batches_in_buffer * cfg.context_size, len(training)),
             mix_fraction=cfg.activations_mixing_fraction,
+            part=(self.ranks.rank, self.ranks.n),
         )
 
     def _refuse_wrong_widths(self, found: tuple[int, ...]) -> None:

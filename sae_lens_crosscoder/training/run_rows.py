@@ -7,11 +7,12 @@ from datasets import Dataset, IterableDataset
 from sae_lens.config import HfDataset
 from sae_lens.pretokenize_runner import get_special_token_from_cfg
 
-from sae_lens_crosscoder.activations.datasets import hold_out, load_rows
+from sae_lens_crosscoder.activations.datasets import every_nth, hold_out, load_rows
 from sae_lens_crosscoder.activations.kept import padding_id
 from sae_lens_crosscoder.activations.mix import DataMix, MixSource, SourceKind
 from sae_lens_crosscoder.activations.packing import Packing, in_contexts
 from sae_lens_crosscoder.activations.sources import source_rows
+from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS, OneProcess
 from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
@@ -36,10 +37,12 @@ class RunRows:
     Args:
         override_dataset: rows to use in place of what the config names.
         tokenizer: the chat model's; None to load it if it is needed.
+        ranks: the processes that train together, of which each has its own rows of every source to train on.
 
     Attributes:
         training, held_out: datasets with `input_ids` of `context_size` ids and the name of their `source`. They share
-            no row of any source. `state_dict` and `load_state_dict` of `training` are its place, exactly.
+            no row of any source, nor do two processes' `training`. `state_dict` and `load_state_dict` of `training` are
+            its place, exactly.
 
     Raises:
         ValueError: for a file, a column or a chat template that is not there, a tokenizer without a token that the
@@ -47,12 +50,16 @@ class RunRows:
     """
 
     def __init__(
-        self, cfg: CrosscoderRunnerConfig, override_dataset: HfDataset | None = None, tokenizer: Any = None
+        self,
+        cfg: CrosscoderRunnerConfig,
+        override_dataset: HfDataset | None = None,
+        tokenizer: Any = None,
+        ranks: OneProcess = ONE_PROCESS,
     ) -> None:
         self._cfg, self._given_tokenizer = cfg, tokenizer
         mix, rows = self._sources(override_dataset)
         parts = [hold_out(each, cfg.n_held_out_rows) for each in rows]
-        self.training = self._mixed(mix, [training for training, _ in parts])
+        self.training = self._mixed(mix, [every_nth(training, ranks.n, first=ranks.rank) for training, _ in parts])
         self.held_out = self._mixed(mix, [held_out for _, held_out in parts])
         if next(iter(self.held_out), None) is None:
             raise ValueError(

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.checkpoints import find_checkpoint, read_training_crosscoder
 from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.training.distributed import StoppedElsewhereError, connect
 from sae_lens_crosscoder.training.interruption import interruptible
+from sae_lens_crosscoder.training.latent_shards import ShardedTrainer
 from sae_lens_crosscoder.training.refusals import refuse_missing_device, refuse_unwritable
 from sae_lens_crosscoder.training.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -57,6 +60,8 @@ class CrosscoderTrainingRunner(RunData):
         override_dataset: HfDataset | None = None,
         override_model: HookedModelPair | None = None,
     ) -> None:
+        ranks = connect(cfg.latent_shards, cfg.device)
+        cfg.checkpoint_path = ranks.agreed(cfg.checkpoint_path)  # to which each appended another random id
         for folder in (cfg.output_path, cfg.checkpoint_path):
             refuse_unwritable(folder)
         for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
@@ -64,7 +69,7 @@ class CrosscoderTrainingRunner(RunData):
         if cfg.resume_from_checkpoint is not None:
             _go_on_from(cfg.resume_from_checkpoint, cfg)
         _seed_everything(cfg.seed)
-        super().__init__(cfg, override_dataset, override_model)
+        super().__init__(cfg, override_dataset, override_model, ranks)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}
@@ -74,24 +79,29 @@ class CrosscoderTrainingRunner(RunData):
         """Train, save, and return the inference crosscoder; with `cfg.saes`, a dict of them by name.
 
         Each is saved as a folder (cfg.json, sae_weights.safetensors, metrics.jsonl, runner_cfg.json): `cfg.output_path`
-        itself, or a folder per name below it.
+        itself, or a folder per name below it. Of several processes only the first writes; the others return None.
         """
-        cfg = self.cfg
+        cfg, is_lead = self.cfg, self.ranks.is_lead
         self.trainers = {name: self._new_trainer(name) for name in self.training_crosscoders}
         for trainer in self.trainers.values():
             trainer.metrics_log.start_from([])
-        if cfg.logger.log_to_wandb:
+        if cfg.logger.log_to_wandb and is_lead:
             wandb_log.start(cfg.logger, cfg.to_dict())
         n_ahead = int(cfg.prefetch_llm_batches or 0)
         checkpoints = train_on_one_stream(
             self.trainers, self.activations_store, settings=cfg.to_dict(), n_ahead=n_ahead
         )
+        for name, part in self.training_crosscoders.items():
+            whole = self.ranks.whole_of(part)
+            self.training_crosscoders[name] = part if whole is None else whole
         try:
-            with interruptible():  # what is trained is saved before anything else
-                crosscoders = {name: self._save(name) for name in self.trainers}
-        except (OSError, SafetensorError) as error:
+            with interruptible(self.ranks), self.ranks.together():  # what is trained is saved before anything else
+                crosscoders = {name: self._save(name) for name in self.trainers if is_lead}
+        except (OSError, SafetensorError, StoppedElsewhereError) as error:
             checkpoints.save_because_of(error)
             raise
+        if not is_lead:
+            return None
         if cfg.logger.log_to_wandb:
             wandb_log.finish()
         return crosscoders if cfg.saes is not None else crosscoders[""]
@@ -136,14 +146,18 @@ class CrosscoderTrainingRunner(RunData):
             "seed",
         ):
             setattr(metadata, key, settings[key])
-        return crosscoder.to(self.cfg.device)
+        return self.ranks.part_of(crosscoder.to(self.cfg.device))
 
     def _new_trainer(self, name: str) -> CrosscoderTrainer:
+        several = self.ranks.n > 1
         trainer_cfg: CrosscoderTrainerConfig = self.cfg.to_sae_trainer_config()
-        if self.cfg.output_path is not None:
+        if not self.ranks.is_lead:
+            trainer_cfg.logger = replace(trainer_cfg.logger, log_to_wandb=False)
+        elif self.cfg.output_path is not None:
             trainer_cfg.metrics_path = str(Path(self.cfg.output_path, name, METRICS_FILENAME))
-        evaluator = None if self.reads_cache else self._evaluator()
-        return CrosscoderTrainer(
+        # SAELens's evaluator runs a whole crosscoder in one process.
+        evaluator = None if several or self.reads_cache else self._evaluator()
+        return (ShardedTrainer if several else CrosscoderTrainer)(
             trainer_cfg,
             self.training_crosscoders[name],
             self.activations_store,

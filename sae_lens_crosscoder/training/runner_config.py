@@ -1,5 +1,6 @@
 """A SAELens runner config for a pair of models."""
 
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -100,6 +101,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     lr_warm_up_steps: int = 1000
     dead_feature_window: int = 0
     """Steps without being selected after which a latent is dead; 0 for the paper's 10 million tokens."""
+    latent_shards: int = 1
+    """Into how many slices the latents are divided, each held by a process of its own, when `torchrun` starts several;
+    what remains of them divides every batch. More slices need less memory each, and exchange less."""
     n_held_out_rows: int = 256
     """Rows (documents) at the start of the dataset, of each one in a mix, that are kept out of training, for diagnosis
     and evaluation."""
@@ -172,7 +176,26 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             raise ValueError(f"Only crosscoder configs can be trained here, but d_models is missing in {widths}.")
         if len(set(widths.values())) > 1:
             raise ValueError(f"Crosscoders on one stream must have the same widths, not {widths}.")
+        for name, cfg in self.crosscoder_configs.items():
+            if self.latent_shards < 1 or cfg.d_sae % self.latent_shards:
+                raise ValueError(
+                    f"latent_shards={self.latent_shards} must divide d_sae={cfg.d_sae} of crosscoder {name!r}: all "
+                    "processes hold equally many latents."
+                )
         self.to_sae_trainer_config()  # checks the schedule
+
+    def share_of_stream(self, n_processes: int) -> "CrosscoderRunnerConfig":
+        """The same run as one of several processes harvests it: an n-th of every batch, and of the buffer."""
+        if self.train_batch_size_tokens % n_processes:
+            raise ValueError(
+                f"train_batch_size_tokens={self.train_batch_size_tokens} cannot be divided evenly among {n_processes} "
+                "processes: use a multiple of their number."
+            )
+        share = copy.copy(self)
+        share.train_batch_size_tokens = self.train_batch_size_tokens // n_processes
+        # Still at least a batch.
+        share.n_batches_in_buffer = math.ceil(self.n_batches_in_buffer / n_processes)
+        return share
 
     @property
     def crosscoder_configs(self) -> dict[str, TrainingSAEConfig]:

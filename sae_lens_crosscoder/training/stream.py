@@ -30,7 +30,8 @@ def train_on_one_stream(
     SIGTERM arrives, the state before that is saved there, and the error says so. Returns what saves the run.
 
     Args:
-        activations: batches, from the start of their stream also when training goes on from a checkpoint.
+        activations: batches, of several processes this one's share of each, from the start of their stream also when
+            training goes on from a checkpoint.
         settings: what the run is, so that no other run's checkpoint is gone on from; None for the trainers' configs.
         n_ahead: batches made ahead in a background thread.
     """
@@ -39,7 +40,8 @@ def train_on_one_stream(
         raise ValueError(f"Crosscoders on one stream must train for equally many tokens, not {sorted(wanted)}.")
     if settings is None:
         settings = {name: trainer.settings for name, trainer in trainers.items()}
-    with closing(TrainingBatches(activations, n_ahead)) as batches, interruptible() as interruption:
+    ranks = next(iter(trainers.values())).ranks
+    with closing(TrainingBatches(activations, n_ahead)) as batches, interruptible(ranks) as interruption:
         for trainer in trainers.values():
             trainer.sae.to(trainer.cfg.device)
             trainer.data_provider = batches
@@ -69,12 +71,15 @@ def _train(
         unit="tok",
         unit_scale=True,
         mininterval=1,
+        disable=not lead.ranks.is_lead,
     ) as progress:
         try:
             while not all(trainer.is_last_step for trainer in trainers.values()):
-                unfinished = _next_batch(batches, lead)
-                _one_step(trainers, unfinished)
-                progress.update(len(unfinished))
+                with lead.ranks.together():
+                    unfinished = _next_batch(batches, lead)
+                batch = lead.ranks.gathered(unfinished, "latents")
+                _one_step(trainers, batch)
+                progress.update(lead.ranks.n_data * len(batch))
                 unfinished = None
                 if lead.metrics_log.rows:
                     progress.set_postfix_str(_progress_note(trainers), refresh=False)
@@ -171,7 +176,7 @@ def _estimate_scales(
                 f"The activations ended while scales were estimated on n_batches_for_norm_estimate={wanted} batches, "
                 "before training. Lower that number, or give a longer (or repeating) stream."
             )
-        mean_norms.add(batch)
+        mean_norms.add(lead.ranks.gathered(batch, "all"))
         interruption.raise_if_requested()
     for trainer in per_model:
         trainer.sae.scale_activations(mean_norms)

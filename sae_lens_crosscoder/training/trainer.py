@@ -66,10 +66,12 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
                 "cannot be trained on."
             )
         super().__init__(cfg, crosscoder, activations, evaluator, save_checkpoint_fn)
+        self.ranks = crosscoder.ranks
         self._use_fused_adam()
         self.name = name
         # As they are now: what training finds out, such as activation scales, enters the crosscoder's config.
-        self.settings: dict[str, Any] = {"trainer": asdict(cfg), "crosscoder": crosscoder.cfg.to_dict()}
+        whole = crosscoder.cfg.to_dict() | {"d_sae": crosscoder.cfg.d_sae * self.ranks.n_latents}
+        self.settings: dict[str, Any] = {"trainer": asdict(cfg), "crosscoder": whole}
         self.metrics_log = MetricsLog(cfg.metrics_path)
 
     @property
@@ -86,10 +88,14 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 
     @override
     def step(self, batch: Float[Tensor, "batch d_in"]) -> TrainStepOutput:
-        """SAELens's; one that fails leaves the trainer as it was, so that it can be saved and the step made again."""
+        """SAELens's, on this process's part of a batch; the others' tokens are counted as well.
+
+        A step that fails leaves the trainer as it was, so that it can be saved and the step made again.
+        """
         n_samples, carried = self.n_training_samples, self.sae.carried_state()
         buffers = {name: buffer.clone() for name, buffer in self.sae.named_buffers()}
         try:
+            self.n_training_samples += (self.ranks.n_data - 1) * len(batch)
             return super().step(batch)
         except BaseException:
             self.n_training_samples = n_samples
@@ -103,7 +109,8 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         """SAELens's step with two differences: the clipping is the crosscoder's, and nothing non-finite is learned."""
         # Before anything is learned from them, so that a checkpoint holds the state before the bad batch.
         where = f"at step {self.n_training_steps} (tokens up to {self.n_training_samples})"
-        require_finite(sae_in, sae.layout, where)
+        with self.ranks.together():
+            require_finite(sae_in, sae.layout, where)
         if not sae.training:
             sae.train()
         autocast: AbstractContextManager[Any] = self.autocast_if_enabled
@@ -117,15 +124,12 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
                     is_logging_step=self.is_logging_step,
                 )
             )
-        if not torch.isfinite(output.loss):
-            losses = ", ".join(f"{name}={value.item():g}" for name, value in output.losses.items())
-            raise NonFiniteError(
-                f"The loss of crosscoder {self.name!r} became {output.loss.item()} at step {self.n_training_steps} on "
-                f"finite activations ({losses}). {_REMEDY}"
-            )
-        output.loss.backward()
-        self._check_and_clip_gradients()
+        (output.loss / self.ranks.n_data).backward()
+        gradient_norm = self.ranks.joint_gradients(dict(sae.named_parameters()))
+        with self.ranks.together():
+            self._require_finite_step(output, gradient_norm)
         self._count_firing(output.feature_acts)  # nothing can fail any more
+        self._clip_gradients(gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
@@ -135,22 +139,30 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 
     @torch.no_grad()
     def _count_firing(self, feature_acts: Tensor) -> None:
-        n_firings = firing_counts(feature_acts)
+        n_firings = self.ranks.summed(firing_counts(feature_acts), "data")
         self.n_forward_passes_since_fired += 1
         self.n_forward_passes_since_fired[n_firings > 0] = 0
         self.act_freq_scores += n_firings
-        self.n_frac_active_samples += len(feature_acts)
+        self.n_frac_active_samples += self.ranks.n_data * len(feature_acts)
 
-    def _check_and_clip_gradients(self) -> None:
-        """Raise for gradients that are not finite; have the optimizer divide them by their excess over the limit."""
-        gradients = {name: weights.grad for name, weights in self.sae.named_parameters() if weights.grad is not None}
-        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-        if not torch.isfinite(norm):
-            bad = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
+    def _require_finite_step(self, output: TrainStepOutput, gradient_norm: Tensor) -> None:
+        if not torch.isfinite(output.loss):
+            losses = ", ".join(f"{name}={value.item():g}" for name, value in output.losses.items())
             raise NonFiniteError(
-                f"The gradient of crosscoder {self.name!r} became {norm.item()} at step {self.n_training_steps}, "
-                f"although its loss was finite (not finite: {', '.join(bad) or 'the norm alone'}). {_REMEDY}"
+                f"The loss of crosscoder {self.name!r} became {output.loss.item()} at step {self.n_training_steps} on "
+                f"finite activations ({losses}). {_REMEDY}"
             )
+        if not torch.isfinite(gradient_norm):
+            gradients = {name: weights.grad for name, weights in self.sae.named_parameters()}
+            bad = [name for name, grad in gradients.items() if grad is not None and not torch.isfinite(grad).all()]
+            raise NonFiniteError(
+                f"The gradient of crosscoder {self.name!r} became {gradient_norm.item()} at step "
+                f"{self.n_training_steps}, although its loss was finite "
+                f"(not finite: {', '.join(bad) or 'the norm alone'}). {_REMEDY}"
+            )
+
+    def _clip_gradients(self, norm: Tensor) -> None:
+        """Have the optimizer divide the gradients by the excess of their norm over the limit."""
         limit = self.sae.cfg.gradient_clip_norm
         if limit is not None:
             # Fused optimizers take a divisor, meant for mixed precision, which saves a pass over all gradients.
@@ -181,8 +193,12 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 
     @override
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
-        """SAELens's, but the learning rate is that of this run's length, which may be another than the checkpoint's."""
+        """SAELens's, but for this run's length, which may be another than the checkpoint's."""
         super().load_trainer_state(checkpoint_path)
+        self.follow_own_schedule()
+
+    def follow_own_schedule(self) -> None:
+        """Go on behind the steps made so far with the learning rate and the checkpoints that this config has there."""
         if (
             self.sae.cfg.normalize_activations == "expected_average_only_in"
             and self.activation_scaler.scaling_factor is None
@@ -207,17 +223,19 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
     @torch.no_grad()
     def metrics(self, output: TrainStepOutput) -> dict[str, float]:
         """One row of `history`, from what the step already has; FVE is that of its batch."""
+        ranks = self.ranks
         fve = VarianceExplained(self.sae.layout)
-        fve.add(output.sae_in, output.sae_out)
+        fve.add(ranks.gathered(output.sae_in, "data"), ranks.gathered(output.sae_out, "data"))
+        n_firings = ranks.summed(firing_counts(output.feature_acts).sum(), "all")
         row = {
             "step": float(self.n_training_steps + 1),
             "n_training_tokens": float(self.n_training_samples),
-            "loss": output.loss.item(),
-            **{name: value.item() for name, value in output.losses.items()},
+            "loss": ranks.averaged(output.loss).item(),
+            **{name: ranks.averaged(value).item() for name, value in output.losses.items()},
             **{f"fve_{name}": value for name, value in fve.per_model().items()},
             "fve_pooled": fve.pooled(),
-            "l0": firing_counts(output.feature_acts).sum().item() / len(output.feature_acts),
-            "n_dead": float(self.dead_neurons.sum()),
+            "l0": n_firings.item() / (ranks.n_data * len(output.feature_acts)),
+            "n_dead": float(ranks.summed(self.dead_neurons.sum(), "latents")),
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         for name, value in output.metrics.items():

@@ -86,6 +86,13 @@ class TestReading:
         assert not torch.equal(first(n, seed=2), twice[:n])
         assert not torch.equal(twice[n:], twice[:n])
 
+    def test_several_streams_have_every_token_in_one_of_them(self, written):
+        parts = [written.shuffled(4, block_size=4, buffer_size=4, n_passes=1, part=(i, 3)) for i in range(3)]
+        served = [sorted(row.tolist() for batch in part for row in batch) for part in parts]
+        whole = sorted(row.tolist() for batch in written.shuffled(4, buffer_size=4, n_passes=1) for row in batch)
+        assert sorted(row for part in served for row in part) == whole
+        assert min(map(len, served)) > len(whole) / 4
+
     def test_a_crosscoder_trains_on_it_and_is_diagnosed_on_it(self, pair, written):
         sae = slc.BatchTopKCrosscoderTrainingConfig(d_models=(16, 24), d_sae=32, k=4)
         crosscoder = slc.BatchTopKTrainingCrosscoder(sae)

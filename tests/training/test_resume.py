@@ -18,6 +18,7 @@ from sae_lens.training._interruption import InterruptedException
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.mixing import mixed_batches
 from sae_lens_crosscoder.activations.streams import shuffled_batches
+from sae_lens_crosscoder.activations.training_batches import TrainingBatches
 from sae_lens_crosscoder.activations.worlds import world_a
 from sae_lens_crosscoder.training import checkpoint_folder
 from sae_lens_crosscoder.training.checkpoint_folder import CheckpointError, problem_with
@@ -388,7 +389,7 @@ class TestWhichCheckpoint:
     @pytest.mark.parametrize(
         "damage",
         [
-            lambda folder: (folder / "run_state.pt").unlink(),
+            lambda folder: (folder / "run_state_0.pt").unlink(),
             lambda folder: (folder / "checkpoint.json").write_text("{"),
             lambda folder: (folder / "checkpoint.json").unlink(),
             lambda folder: flip_a_bit(folder / "checkpoint.json"),
@@ -433,6 +434,13 @@ class TestWhichCheckpoint:
         ):
             with pytest.raises(ValueError, match=message):
                 run(two.parent, stream, resume_from_checkpoint="latest")
+
+
+def test_a_stream_that_knows_its_own_places_alone_is_not_gone_on_with_by_another_number_of_processes(activations):
+    batches = TrainingBatches(Stopping(mixed(activations), 9, raising(OSError())))
+    next(batches)
+    with pytest.raises(ValueError, match="of another number of processes, and a Stopping needs as many"):
+        batches.approach(batches.state_dict(), 2.0)
 
 
 def flip_a_bit(path):
@@ -494,7 +502,7 @@ def test_every_file_is_on_disk_before_the_checkpoint_has_its_name(activations, t
 def test_a_checkpoint_is_readable_without_running_code_of_its_writer(activations, tmp_path):
     run(tmp_path, mixed(activations))
     (folder,) = (tmp_path / "checkpoints").glob("640")
-    state = torch.load(folder / "run_state.pt", weights_only=True)
+    state = torch.load(folder / "run_state_0.pt", weights_only=True)
     assert state["batches"]["source"]["buffer"].shape == (5 * BATCH, 128)
     manifest = json.loads((folder / "checkpoint.json").read_text())
     assert manifest["n_training_tokens"] == 640

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.packing import Packing
+from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS, OneProcess
 from sae_lens_crosscoder.models.tiny import tiny_tokenizer
 from sae_lens_crosscoder.training.run_rows import RunRows
 from tests.activations.data_files import (
@@ -28,8 +29,15 @@ TOKENIZER = tiny_tokenizer()
 BOS, PAD = TOKENIZER.bos_token_id, TOKENIZER.pad_token_id
 
 
-def rows_of(tokenizer=TOKENIZER, **fields):
-    return RunRows(run_config(**fields), tokenizer=tokenizer)
+def rows_of(tokenizer=TOKENIZER, ranks=ONE_PROCESS, **fields):
+    return RunRows(run_config(**fields), tokenizer=tokenizer, ranks=ranks)
+
+
+class OneOfTwo(OneProcess):
+    n_data = 2
+
+    def __init__(self, rank):
+        self.rank = rank
 
 
 def ids(rows):
@@ -203,6 +211,27 @@ def test_documents_without_tokens_are_no_contexts():
     empty, one = torch.tensor([], dtype=torch.long), torch.tensor([7])
     assert [c.tolist() for c in Packing(2, bos_id=1, padding_id=0).contexts([empty, one])] == [[1, 7]]
     assert [c.tolist() for c in Packing(2, bos_id=1).contexts([empty, one])] == [[1, 7]]
+
+
+class TestProcesses:
+    def test_every_document_is_read_by_one(self, tmp_path):
+        for source in text_and_chat(tmp_path).sources:
+            fields = dict(mix=slc.DataMix([source]), packing="one_document")
+            alone = rows_of(**fields)
+            shares = [rows_of(ranks=OneOfTwo(rank), **fields) for rank in range(2)]
+            assert ids(shares[0].training) == ids(alone.training)[::2]
+            assert ids(shares[1].training) == ids(alone.training)[1::2]
+            assert ids(shares[1].held_out) == ids(alone.held_out)
+
+    def test_each_has_the_sources_in_the_shares_of_the_mix(self, tmp_path):
+        for rank in range(2):
+            training = rows_of(mix=text_and_chat(tmp_path), ranks=OneOfTwo(rank)).training
+            assert [row["source"] for row in islice(training, 6)] == ["web", "chat"] * 3
+
+    def test_too_few_documents_for_all_are_refused(self, tmp_path):
+        mix = slc.DataMix([slc.MixSource(text_file(tmp_path, n=9))])
+        with pytest.raises(ValueError, match="too few for 2 processes: use fewer"):
+            rows_of(mix=mix, ranks=OneOfTwo(1))
 
 
 class TestResuming:
