@@ -46,8 +46,8 @@ class Comparison:
         kl = [f"{visible(text)}({value:.2f})" for text, value in zip(self.texts, self._kl, strict=True)]
         parts = [
             f"KL of what the models expect after each token, in nats:\n{''.join(kl)}",
-            f"next tokens after position {self.position}:\n{_readable(self.next_tokens).to_string(float_format="{:.4g}".format)}",
-            f"{self._shares}\n{_readable(self.latents).to_string(float_format="{:.4g}".format)}",
+            f"next tokens after position {self.position}:\n{_plain(self.next_tokens)}",
+            f"{self._shares}\n{_plain(self.latents)}",
         ]
         return "\n\n".join(parts)
 
@@ -56,8 +56,8 @@ class Comparison:
         parts = [
             f'<div class="title">Base and chat after <span class="token">{after}</span></div>',
             f"<p>{kl_strip(self.texts, self._kl, self.position)}</p>",
-            '<p class="soft">The stronger a token's colour, the further apart the models are about what comes after it (KL, '
-            f"square root; {cell(self._kl[self.position])} nats after the underlined one).</p>",
+            '<p class="soft">The stronger the colour of a token, the further apart the models are about what comes '
+            f"after it (KL, square root; {cell(self._kl[self.position])} nats after the underlined one).</p>",
             f'<div class="part">What they expect next</div>{self._chances()}',
             f'<div class="part">Latents that account for the difference</div><p class="soft">{inert(self._shares)}</p>',
             html_table(_readable(self.latents), corner="latent", decimals=3),
@@ -162,9 +162,14 @@ def _with_effects(
     return table
 
 
+def _plain(table: pd.DataFrame) -> str:
+    return _readable(table).to_string(float_format="{:.4g}".format)
+
+
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table with texts for lists of weighted tokens, and without columns that say nothing."""
-    return table.dropna(axis="columns", how="all").apply(lambda column: column.map(_text) if column.dtype == object else column)
+    said = table.dropna(axis="columns", how="all")
+    return said.apply(lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_text))
 
 
 def _text(value: Any) -> Any:

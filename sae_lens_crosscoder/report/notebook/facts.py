@@ -71,7 +71,7 @@ def _numbers(record: LatentRecord, table: pd.DataFrame, titles: dict[str, tuple[
         if _is_defined(value):
             shown = f"{value:,}" if isinstance(value, int) else cell(value, decimals)
             is_dead = bool(record.numbers.get("dead", False))
-            yield Fact(title, shown, None if is_dead else percentile(table, column, value))
+            yield Fact(title, shown, None if is_dead else percentile(table, column, float(value)))
 
 
 def _genuine(record: LatentRecord, table: pd.DataFrame) -> Iterator[Fact]:

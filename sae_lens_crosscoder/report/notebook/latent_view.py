@@ -48,7 +48,8 @@ class LatentView:
         title = f'<div class="title">Latent {self.record.latent}<span class="verdict">{dot}</span></div>'
         said = "".join(f'<div class="said">{inert(text)}</div>' for text in self._said())
         facts = "".join(
-            f'<div class="part">{heading}</div><dl class="facts">{"".join(map(_fact, facts))}</dl>'
+            f'<div class="part facts"><span>{heading}</span><span></span>{_rank_head(facts)}</div>'
+            f'<dl class="facts">{"".join(map(_fact, facts))}</dl>'
             for heading, facts in self.facts.items()
         )
         main = self._lenses() + self._examples()
@@ -78,8 +79,7 @@ class LatentView:
         """The strongest examples, and those of every band, the strongest band first."""
         n_bands = len(self.record.quantiles)
         bands = [("Strongest", self.record.top)]
-        for q in reversed(range(n_bands)):
-            bands.append((f"Quantile {q + 1} of {n_bands}", self.record.quantiles[q][::-1]))
+        bands += [(f"Quantile {q} of {n_bands}", self.record.quantiles[q - 1][::-1]) for q in range(n_bands, 0, -1)]
         for title, examples in bands:
             if examples:
                 yield title, examples[:_N_EXAMPLES]
@@ -167,6 +167,10 @@ def _of_weights(crosscoder: InferenceCrosscoder) -> pd.DataFrame:
     deltas: list[float] = delta_norm(norms).tolist()
     columns = {f"dec_norm_{name}": norms[:, m].tolist() for m, name in enumerate(crosscoder.layout.names)}
     return pd.DataFrame({"delta_norm": deltas, "label": [label(delta) for delta in deltas], **columns})
+
+
+def _rank_head(facts: Sequence[Fact]) -> str:
+    return '<span class="soft">percentile</span>' if any(fact.percentile is not None for fact in facts) else ""
 
 
 def _fact(fact: Fact) -> str:
