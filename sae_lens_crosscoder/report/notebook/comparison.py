@@ -169,7 +169,8 @@ def _plain(table: pd.DataFrame) -> str:
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table with texts for lists of weighted tokens, and without columns that say nothing."""
     said = table.dropna(axis="columns", how="all")
-    return said.apply(lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_text))
+    texts = {name: said[name].map(_text) for name in said if not pd.api.types.is_numeric_dtype(said[name])}
+    return said.assign(**{str(name): column for name, column in texts.items()})
 
 
 def _text(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """A latent's numbers in words, and where they stand among those of other latents."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -29,24 +30,14 @@ _FIRES = {
 
 def facts_about(record: LatentRecord, table: pd.DataFrame) -> dict[str, list[Fact]]:
     """What is known, by heading; whatever is not, and whatever is undefined for this latent, is left out."""
-    norms = {
-        f"{coder[:3]}_norm_{name}": (f"{coder} norm, {name}", 3)
-        for coder in ("decoder", "encoder")
-        for name in [column.removeprefix("dec_norm_") for column in table if str(column).startswith("dec_norm_")]
-    }
+    models = [name.removeprefix("dec_norm_") for name in record.numbers if name.startswith("dec_norm_")]
+    norms = {f"{c[:3]}_norm_{name}": (f"{c} norm, {name}", 3) for c in ("decoder", "encoder") for name in models}
     contexts = [Fact("contexts", f"{record.n_contexts:,}", None)] if record.n_contexts else []
     found = {
         "Where it writes": list(_numbers(record, table, {**_WRITES, **norms})),
         "Is it genuine": list(_genuine(record, table)),
         "When it fires": [*_numbers(record, table, _FIRES), *contexts, *_places(record)],
-        "Twins": [
-            Fact(
-                f"latent {twin['latent']}",
-                f"cosine {cell(twin['cosine'])}, divergence {cell(twin['divergence'])}",
-                None,
-            )
-            for twin in record.twins
-        ],
+        "Twins": list(_twins(record)),
         "What it causes, in nats per token": list(_effect(record)),
     }
     return {heading: facts for heading, facts in found.items() if facts}
@@ -67,11 +58,11 @@ def percentile(table: pd.DataFrame, column: str, value: float) -> float:
 
 def _numbers(record: LatentRecord, table: pd.DataFrame, titles: dict[str, tuple[str, int]]) -> Iterator[Fact]:
     for column, (title, decimals) in titles.items():
-        value = record.numbers.get(column)
+        value: Any = record.numbers.get(column)
         if _is_defined(value):
             shown = f"{value:,}" if isinstance(value, int) else cell(value, decimals)
-            is_dead = bool(record.numbers.get("dead", False))
-            yield Fact(title, shown, None if is_dead else percentile(table, column, float(value)))
+            has_place = math.isfinite(value) and not record.numbers.get("dead", False)
+            yield Fact(title, shown, percentile(table, column, float(value)) if has_place else None)
 
 
 def _genuine(record: LatentRecord, table: pd.DataFrame) -> Iterator[Fact]:
