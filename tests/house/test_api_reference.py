@@ -12,7 +12,7 @@ PUBLIC = {name: getattr(slc, name) for name in slc.__all__ if callable(getattr(s
 # What these mean is the same everywhere, and in the glossary or the type; any other parameter is explained.
 SAID_BY_NAME = {
     *("crosscoder", "pair", "tokens", "template", "response", "setups", "activations", "trainers", "cfg", "model"),
-    *("table", "chats", "texts", "tokenizer", "cases", "answers", "explanations", "norms", "directions", "latents"),
+    *("table", "chats", "texts", "tokenizer", "cases", "answers", "explanations", "norms", "directions"),
     *("path", "folder", "output_path", "title", "name", "first", "second", "column", "nus", "others", "changes"),
     *("device", "dtype", "seed", "batch_size", "batch_size_prompts", "max_length", "max_new_tokens", "hook_name"),
     *("checkpoint_path", "cfg_overrides", "force_download", "license", "write_card", "add_generation_prompt"),
