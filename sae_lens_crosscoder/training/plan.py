@@ -34,7 +34,7 @@ class Plan:
     n_cache_bytes: dict[str, int]
     """Disk for the activations of all training tokens, by precision, were they written down."""
     n_checkpoint_bytes: int
-    """Disk for all checkpoints, which are all kept, and for the trained crosscoders."""
+    """Disk for the trained crosscoders and for checkpoints: all, or those that are kept and the one being written."""
     time: TimeEstimate | None
     """None when it was not asked for, or when `device` is not in this machine."""
     layouts: tuple[GridLayout, ...]
@@ -88,8 +88,11 @@ def plan(
     if measure_time and not is_here(cfg.device):
         notes.append(f"No time is claimed: device={cfg.device!r} is not in this machine. Plan there, or override it.")
     n_values = cfg.training_tokens * cfg.sae.d_in
-    weights = [n_parameters(sae) * bytes_of(sae.dtype) for sae in cfg.crosscoder_configs.values()]
+    n_bytes = sum(n_parameters(sae) * bytes_of(sae.dtype) for sae in cfg.crosscoder_configs.values())
     n_checkpoints = 0 if cfg.checkpoint_path is None else cfg.n_checkpoints + int(cfg.save_final_checkpoint)
+    if cfg.n_checkpoints_kept is not None:
+        n_checkpoints = min(n_checkpoints, cfg.n_checkpoints_kept + 1)
+    buffer = cfg.n_batches_in_buffer * cfg.context_size * cfg.sae.d_in * bytes_of(cfg.dtype)
     return Plan(
         n_params={name: n_parameters(sae) for name, sae in cfg.crosscoder_configs.items()},
         models=models,
@@ -98,8 +101,8 @@ def plan(
         edits=tuple(helpful_edits(cfg, models, capacity)),
         n_steps=cfg.training_tokens // cfg.train_batch_size_tokens,
         n_cache_bytes={dtype: n_values * bytes_of(dtype) for dtype in ("bfloat16", "float32")},
-        # A checkpoint holds the weights and both of Adam's moments.
-        n_checkpoint_bytes=sum(weights) * (3 * n_checkpoints + int(cfg.output_path is not None)),
+        # A checkpoint holds the weights, both of Adam's moments and the shuffling buffer.
+        n_checkpoint_bytes=n_checkpoints * (3 * n_bytes + buffer) + n_bytes * int(cfg.output_path is not None),
         time=estimate_time(cfg, models) if measure_time and is_here(cfg.device) else None,
         layouts=tuple(grid_layouts(cfg, processes, models, capacity)) if processes > 1 else (),
         notes=tuple(notes),

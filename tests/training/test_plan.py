@@ -167,7 +167,10 @@ def test_steps_and_disk():
     weights = by_name(plan)["crosscoder weights"]
     assert plan.n_steps == 1000 // 128
     assert plan.n_cache_bytes == {"bfloat16": 1000 * 192 * 2, "float32": 1000 * 192 * 4}
-    assert plan.n_checkpoint_bytes == 3 * (3 * weights) + weights
+    buffer = cfg.n_batches_in_buffer * cfg.context_size * 192 * 4
+    assert plan.n_checkpoint_bytes == 3 * (3 * weights + buffer) + weights
+    two_at_most = replace(cfg, n_checkpoints_kept=1, n_checkpoints=9)
+    assert planned(two_at_most).n_checkpoint_bytes == 2 * (3 * weights + buffer) + weights
     assert planned(replace(cfg, checkpoint_path=None, output_path=None)).n_checkpoint_bytes == 0
 
 
