@@ -120,7 +120,7 @@ def on_processes(n: int, work: Callable[..., Any], *args: Any) -> Any:
     """What `work` returns in the first of n processes of one group."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_process, args=(n, work, folder, args), nprocs=n, start_method="fork")
-        return torch.load(Path(folder, "result.pt"), weights_only=False)
+        return torch.load(Path(folder, "result.pt"), weights_only=True)
 
 
 def _process(rank: int, n: int, work: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
