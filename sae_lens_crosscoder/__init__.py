@@ -18,6 +18,7 @@ from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling import activation_divergence
 from sae_lens_crosscoder.analysis.delta_norm import delta_norm
 from sae_lens_crosscoder.analysis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.difference import difference_shares
 from sae_lens_crosscoder.analysis.example_file import read_examples
 from sae_lens_crosscoder.analysis.examples import collect_examples
 from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
@@ -27,6 +28,7 @@ from sae_lens_crosscoder.analysis.nu_controls import nu_controls
 from sae_lens_crosscoder.analysis.paper_tables import PaperTables, paper_tables
 from sae_lens_crosscoder.analysis.statistics import latent_statistics
 from sae_lens_crosscoder.analysis.table import read_latents, write_interpretations, write_latents
+from sae_lens_crosscoder.analysis.user_labels import read_labels, write_label
 from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
 from sae_lens_crosscoder.causal.effects import causal_effects, effect_contrasts, kl_to_chat
 from sae_lens_crosscoder.causal.generation import Responses, generate_responses, given_responses
@@ -63,9 +65,13 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import TOKEN_REPLACEMENTS
 from sae_lens_crosscoder.publishing import push_to_hub, write_model_card
 from sae_lens_crosscoder.report import (
+    Comparison,
     Exploration,
     LatentRecord,
+    LatentView,
+    compare,
     explore,
+    latent,
     paper_report,
     write_effects,
     write_explorer,
@@ -90,6 +96,7 @@ __all__ = [
     "BatchTopKTrainingCrosscoder",
     "CallableClient",
     "ChatTokens",
+    "Comparison",
     "CrosscoderRunnerConfig",
     "CrosscoderTrainer",
     "CrosscoderTrainerConfig",
@@ -106,6 +113,7 @@ __all__ = [
     "LabelledRows",
     "LatentRecord",
     "LatentScaling",
+    "LatentView",
     "LocalClient",
     "MixSource",
     "NonFiniteError",
@@ -122,12 +130,14 @@ __all__ = [
     "causal_effects",
     "chat_tokens",
     "collect_examples",
+    "compare",
     "correlations",
     "counts_below",
     "crosscoder_huggingface_loader",
     "decoupled_pairs",
     "delta_norm",
     "diagnose",
+    "difference_shares",
     "edited",
     "effect_contrasts",
     "explore",
@@ -140,6 +150,7 @@ __all__ = [
     "interpretation_cost",
     "kl_to_chat",
     "labelled_rows",
+    "latent",
     "latent_effects",
     "latent_statistics",
     "load",
@@ -157,6 +168,7 @@ __all__ = [
     "rank_overlap",
     "read_examples",
     "read_foreign_latents",
+    "read_labels",
     "read_latents",
     "register_architectures",
     "resume_from",
@@ -169,6 +181,7 @@ __all__ = [
     "write_effects",
     "write_explorer",
     "write_interpretations",
+    "write_label",
     "write_latents",
     "write_model_card",
     "write_report",

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from sae_lens.constants import SAE_CFG_FILENAME
 
+from sae_lens_crosscoder.analysis.user_labels import LABELS_FILENAME, read_labels
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.integrity import SEAL, digest, read_json, read_table
 from sae_lens_crosscoder.loading.hub import download
@@ -37,14 +38,14 @@ def read_latents(folder: str | Path) -> pd.DataFrame:
     """The table in a crosscoder's folder, here or on the Hub (`owner/name`); its manifest is in `.attrs`.
 
     Where latents were interpreted, `explanation` and its scores are further columns (missing for other latents), and
-    the manifest of that is `.attrs["interpretation"]`.
+    the manifest of that is `.attrs["interpretation"]`. Where `write_label` left labels, they are `user_label`.
 
     Raises:
         ValueError: without a table, for one that is damaged, and for one of other weights than those in the folder. A
             table in a folder without a crosscoder is read whatever it is of.
     """
     if not Path(folder).exists():
-        folder = download(str(folder), [LATENTS_FILENAME, INTERPRETATIONS_FILENAME, SAE_CFG_FILENAME])
+        folder = download(str(folder), [LATENTS_FILENAME, INTERPRETATIONS_FILENAME, LABELS_FILENAME, SAE_CFG_FILENAME])
     path = Path(folder) / LATENTS_FILENAME
     if not path.exists():
         raise ValueError(f"{folder} has no {LATENTS_FILENAME}: make one with slc.diagnose and write_latents.")
@@ -57,7 +58,10 @@ def read_latents(folder: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path} is damaged: it does not hold what was written (SHA-256). Diagnose again.")
     _refuse_other_weights(table, path)
     explained = Path(folder) / INTERPRETATIONS_FILENAME
-    return _joined(table, explained) if explained.exists() else table
+    if explained.exists():
+        table = _joined(table, explained)
+    labels = read_labels(folder)
+    return table.assign(user_label=table.index.map(labels)) if labels else table
 
 
 def _checksum(table: pd.DataFrame) -> str:

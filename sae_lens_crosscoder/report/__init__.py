@@ -5,14 +5,19 @@ from sae_lens_crosscoder.report.explorer import Exploration, LatentRecord, explo
 from sae_lens_crosscoder.report.figures import delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.html import write_report
 from sae_lens_crosscoder.report.images import write_images
+from sae_lens_crosscoder.report.notebook import Comparison, LatentView, compare, latent
 from sae_lens_crosscoder.report.paper import paper_report
 
 __all__ = [
+    "Comparison",
     "Exploration",
     "LatentRecord",
+    "LatentView",
+    "compare",
     "delta_norm_histogram",
     "effects_bars",
     "explore",
+    "latent",
     "nu_scatter",
     "paper_report",
     "write_effects",

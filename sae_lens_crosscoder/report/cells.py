@@ -32,7 +32,7 @@ def cell(value: Any, decimals: int = 2) -> str:
     return dot + inert(value)
 
 
-def html_table(frame: pd.DataFrame, corner: str | None = None, css_class: str = "") -> str:
+def html_table(frame: pd.DataFrame, corner: str | None = None, css_class: str = "", decimals: int = 2) -> str:
     """A frame as an HTML table, numbers to the right; `corner` heads the index, None leaves it out."""
     numeric = [pd.api.types.is_numeric_dtype(frame.dtypes.iloc[i]) for i in range(frame.shape[1])]
     css = ["n" if is_numeric else "t" for is_numeric in numeric]
@@ -45,7 +45,7 @@ def html_table(frame: pd.DataFrame, corner: str | None = None, css_class: str = 
             columns[i] = [f"{value:,}" if isinstance(value, int) else value for value in columns[i]]
     rows: list[str] = []
     for i, index in enumerate(frame.index):
-        cells = [f'<td class="{c}">{cell(column[i])}</td>' for c, column in zip(css, columns, strict=True)]
+        cells = [f'<td class="{c}">{cell(column[i], decimals)}</td>' for c, column in zip(css, columns, strict=True)]
         if corner is not None:
             cells.insert(0, f'<th scope="row" class="t">{inert(index)}</th>')
         rows.append("<tr>" + "".join(cells) + "</tr>")

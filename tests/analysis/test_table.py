@@ -138,4 +138,5 @@ def test_the_table_of_a_crosscoder_on_the_hub_is_fetched_without_its_weights(cro
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     pd.testing.assert_frame_equal(slc.read_latents("owner/name"), table)
-    assert asked == [("owner/name", {"latents.parquet", "interpretations.parquet", "cfg.json"})]
+    names = {"latents.parquet", "interpretations.parquet", "user_labels.json", "cfg.json"}
+    assert asked == [("owner/name", names)]

@@ -43,10 +43,9 @@ N_EXAMPLES = 4 + 3 * 2
 @pytest.fixture(scope="module")
 def explorations(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
-    return {
-        "l1": make_exploration(folder, N, seed=0, words=WORDS),
-        HOSTILE: make_exploration(folder, 40, seed=1),
-    }
+    labelled = make_exploration(folder, N, seed=0, words=WORDS)
+    labelled.table["user_label"] = "<b>mine</b>"
+    return {"l1": labelled, HOSTILE: make_exploration(folder, 40, seed=1)}
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +241,7 @@ def test_a_deep_link_opens_the_latent_and_its_numbers(open_page, explorations):
     assert page.startswith("\u2190 all latents\nprevious")
     assert f"Latent {LATENT}" in page
     assert row.verdict.replace("_", " ") in page
+    assert row.user_label in page
     for text in (f"{row.delta_norm:.3f}", f"{row.nu_error:.2f}", f"[{row.nu_error_low:.2f}, {row.nu_error_high:.2f}]"):
         assert text in page
     live = table.max_activation[~table.dead]

@@ -35,6 +35,7 @@ from sae_lens_crosscoder.report.explorer.records import Exploration
 from sae_lens_crosscoder.report.figures import CLASS_BORDERS, REGIONS
 from sae_lens_crosscoder.report.html import reading_list
 from sae_lens_crosscoder.report.inert import inert, visible
+from sae_lens_crosscoder.report.strips import FULL_KL, STRENGTH
 from sae_lens_crosscoder.stacking import StackedLayout
 
 _SCRIPTS = (
@@ -94,6 +95,8 @@ def write_explorer(path: str | Path, explorations: Mapping[str, Exploration], ti
         "latentsPerBlock": LATENTS_PER_BLOCK,
         "tokensPerBlock": TOKENS_PER_BLOCK,
         "klStep": KL_STEP,
+        "fullKl": FULL_KL,
+        "strength": STRENGTH,
         "classBorders": CLASS_BORDERS,
         "regions": REGIONS,
         "limits": {"error": NU_ERROR_LIMIT, "reconstruction": NU_RECONSTRUCTION_LIMIT, "free": NU_FREE_LIMIT},
@@ -114,7 +117,7 @@ def write_explorer(path: str | Path, explorations: Mapping[str, Exploration], ti
             *late,
         ]
     )
-    style = resource("page.css") + _resource("explorer.css") + colour_rules("--hue")
+    style = resource("page.css") + resource("strips.css") + _resource("explorer.css") + colour_rules("--hue")
     return write_document(path, document(title, body, style=style, scripts=[script]))
 
 

@@ -119,7 +119,7 @@ class Exploration:
         profiles = self.profiles
         return LatentRecord(
             latent=latent,
-            numbers=self._rows[latent],
+            numbers={name: column[latent] for name, column in self._columns.items()},
             places=self._places(latent),
             histogram=() if profiles is None else tuple(profiles.histogram[latent].tolist()),
             by_position=() if profiles is None else tuple(profiles.by_position[latent].tolist()),
@@ -145,9 +145,8 @@ class Exploration:
         return TokenTexts(self.tokenizer)
 
     @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        rows: Any = self.table.to_dict("records")
-        return rows
+    def _columns(self) -> dict[str, list[Any]]:
+        return {str(name): self.table[name].tolist() for name in self.table}
 
     @cached_property
     def _statistics(self) -> list[dict[str, Any]]:

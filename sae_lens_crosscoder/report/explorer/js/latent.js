@@ -4,13 +4,14 @@ const pairsOf = (flat) => Array.from({ length: flat.length / 2 }, (_, i) => [tex
 async function latentPage(c, j, order) {
   const record = await recordOf(c, j);
   const verdict = c.category("verdict", j) ?? c.category("label", j);
+  const called = c.category("user_label", j);
   const [own, other] = c.value("delta_norm", j) < 0.5 ? ["base", "chat"] : ["chat", "base"];
   const facts = [whereItWrites(c, j), whetherGenuine(c, j), whenItFires(c, j, record)];
   facts.push(twinsOf(c, record), effectOf(c, record));
   const mark = html("span", { class: "verdict" }, dot(verdict), spaced(verdict));
   return html("article", { class: "latent" },
     pageLinks(order, j),
-    html("h2", {}, `Latent ${j}`, mark, (record.concepts ?? []).map(conceptMark)),
+    html("h2", {}, `Latent ${j}`, mark, called ? html("span", { class: "concept" }, called) : null, (record.concepts ?? []).map(conceptMark)),
     html("p", { class: "meaning" }, meaning(verdict, own, other) ?? ""),
     html("div", { class: "columns" },
       html("aside", {}, facts),

@@ -1,14 +1,12 @@
 // Examples as strips of tokens. Behind a token on which the latent is on are two stripes, base above and chat below: as
 // strong as its score, each as far as that model has a share in it. A line under a token says how far the models are
 // apart about what comes next.
-const FULL_KL = 4; // nats at which the line is darkest
-const [FAINTEST, STRONGEST] = [14, 78]; // in percent of a model's colour
-
 const tip = html("div", { id: "tip", role: "status", hidden: true });
 
 function strip(tokens, peak, active, models, scale) {
   const marks = new Map();
   const width = 2 + models.length;
+  const [faintest, strongest] = about.strength;
   for (let i = 0; i < active.length; i += width) marks.set(active[i], active.slice(i + 1, i + width));
   const line = html("span", { class: "strip" });
   tokens.forEach(({ text, kl }, i) => {
@@ -17,14 +15,14 @@ function strip(tokens, peak, active, models, scale) {
     const shown = html("span", { class: `tok${i === peak ? " peak" : ""}` }, read);
     if (score > 0) {
       shown.classList.add("on");
-      const strength = FAINTEST + (STRONGEST - FAINTEST) * Math.min(1, score / scale);
+      const strength = faintest + (strongest - faintest) * Math.min(1, score / scale);
       const largest = Math.max(...shares);
       shares.forEach((share, m) => {
         shown.style.setProperty(`--share-${m}`, `${Math.round(strength * Math.max(0, share / largest))}%`);
       });
     }
     if (kl !== null && kl >= about.klStep) {
-      shown.style.setProperty("--kl", `${Math.round(100 * Math.sqrt(Math.min(1, kl / FULL_KL)))}%`);
+      shown.style.setProperty("--kl", `${Math.round(100 * Math.sqrt(Math.min(1, kl / about.fullKl)))}%`);
     }
     shown.about = { text, score, shares, kl, models };
     line.append(shown);
