@@ -39,6 +39,7 @@ class StackedLayout:
 
     @property
     def n_models(self) -> int:
+        """Number of models side by side."""
         return len(self.d_models)
 
     @property

@@ -48,6 +48,7 @@ class ActivationCache:
 
     @property
     def layout(self) -> StackedLayout:
+        """Whose activation is where on the stacked axis."""
         return self.manifest.layout
 
     @property

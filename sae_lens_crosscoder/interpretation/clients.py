@@ -41,6 +41,7 @@ class CallableClient:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
+        """Every prompt's index and answer, one after the other."""
         for index, prompt in enumerate(prompts):
             yield index, self.function(prompt)
 
@@ -81,6 +82,7 @@ class EndpointClient:
     """Before a request is tried again, at most, the first time."""
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
+        """Every prompt's index and answer, in the order in which they come."""
         pool = ThreadPoolExecutor(self.concurrency)
         futures = {pool.submit(self._answer, prompt): index for index, prompt in enumerate(prompts)}
         try:

@@ -112,10 +112,12 @@ class HookedModelPair(HookedRootModule):
 
     @property
     def base(self) -> Any:
+        """The first of the models."""
         return self.members[0]
 
     @property
     def chat(self) -> Any:
+        """The last of the models."""
         return self.members[-1]
 
     @property

@@ -62,6 +62,7 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 
     @property
     def history(self) -> pd.DataFrame:
+        """The metrics so far, a row per logged step."""
         return self.metrics_log.table()
 
     @override
@@ -153,6 +154,7 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 
     @property
     def is_last_step(self) -> bool:
+        """Whether all tokens have been trained on when this step is over."""
         return self.n_training_samples >= self.cfg.total_training_samples
 
     @torch.no_grad()

@@ -142,6 +142,7 @@ class Exploration:
 
     @cached_property
     def texts(self) -> TokenTexts:
+        """Every token's text by its id, read with the tokenizer."""
         return TokenTexts(self.tokenizer)
 
     @cached_property

@@ -1,0 +1,89 @@
+"""The API reference builds, without a warning, and its text covers what is public and names only what is there."""
+
+import inspect
+import warnings
+
+import docstring_parser
+import pdoc
+
+import sae_lens_crosscoder as slc
+
+PUBLIC = {name: getattr(slc, name) for name in slc.__all__ if callable(getattr(slc, name))}
+# What these mean is the same everywhere, and in the glossary or the type; any other parameter is explained.
+SAID_BY_NAME = {
+    *("crosscoder", "pair", "tokens", "template", "response", "setups", "activations", "trainers", "cfg", "model"),
+    *("table", "chats", "texts", "tokenizer", "cases", "answers", "explanations", "norms", "directions"),
+    *("path", "folder", "output_path", "title", "name", "first", "second", "column", "nus", "others", "changes"),
+    *("device", "dtype", "seed", "batch_size", "batch_size_prompts", "max_length", "max_new_tokens", "hook_name"),
+    *("checkpoint_path", "cfg_overrides", "force_download", "license", "write_card", "add_generation_prompt"),
+    *("n_top", "n_quantiles", "n_per_quantile", "texts_per_prompt"),
+    *("price_per_million_answer_tokens", "price_per_million_prompt_tokens"),
+}
+
+
+def members():
+    """Every public name, and every public method and property that a public class of ours defines."""
+    for name, public in PUBLIC.items():
+        yield name, public
+        if inspect.isclass(public):
+            for attribute, value in vars(public).items():
+                is_text = inspect.isroutine(value) or inspect.isdatadescriptor(value) or hasattr(value, "func")
+                if is_text and not attribute.startswith("_"):
+                    yield f"{name}.{attribute}", value
+
+
+MEMBERS = dict(members())
+
+
+def documented(function):
+    """The parameters that a docstring explains."""
+    parsed = docstring_parser.parse(inspect.getdoc(function) or "", docstring_parser.DocstringStyle.GOOGLE)
+    explained = [param.arg_name for param in parsed.params if param.args[0] == "param"]
+    return {name.strip() for names in explained for name in names.split(",")}
+
+
+def parameters(function):
+    return set(inspect.signature(function).parameters) - {"self", "cls"}
+
+
+def docstring(member):
+    """Its own; a method may have that of what it overrides, but a class not its parent's."""
+    return vars(member).get("__doc__") if inspect.isclass(member) else inspect.getdoc(getattr(member, "func", member))
+
+
+def overrides(member):
+    return any(getattr(each, "__override__", False) for each in (member, getattr(member, "__func__", None)))
+
+
+def test_everything_public_begins_its_docstring_with_a_sentence():
+    """But for overrides of what the hosts themselves leave without a docstring."""
+    texts = {name: docstring(member) for name, member in MEMBERS.items()}
+    assert [name for name, text in texts.items() if not text and not overrides(MEMBERS[name])] == []
+    first = {name: text.strip().split("\n\n")[0] for name, text in texts.items() if text}
+    # A dataclass without a docstring gets its signature for one.
+    no_sentence = {name: text for name, text in first.items() if not text.endswith((".", ":")) or f"{name}(" in text}
+    assert no_sentence == {}
+
+
+def test_explained_arguments_exist():
+    explained = {name: documented(member) for name, member in MEMBERS.items() if callable(member)}
+    unknown = {name: names - parameters(MEMBERS[name]) for name, names in explained.items() if names}
+    assert {name: names for name, names in unknown.items() if names} == {}
+    assert sum(map(len, explained.values())) > 100  # so they were read
+
+
+def test_parameters_of_functions_are_explained_unless_their_names_say_it():
+    functions = {name: public for name, public in PUBLIC.items() if inspect.isfunction(public)}
+    unexplained = {name: parameters(each) - documented(each) - SAID_BY_NAME for name, each in functions.items()}
+    assert {name: names for name, names in unexplained.items() if names} == {}
+    used = set().union(*(parameters(each) - documented(each) for each in functions.values()))
+    assert used >= SAID_BY_NAME  # no name is excused that need not be
+
+
+def test_the_reference_builds_and_has_every_public_name(tmp_path):
+    pdoc.render.configure(docformat="google")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pdoc.pdoc("sae_lens_crosscoder", output_directory=tmp_path)
+    page = (tmp_path / "sae_lens_crosscoder.html").read_text()
+    assert [name for name in slc.__all__ if f'<section id="{name}">' not in page] == []
