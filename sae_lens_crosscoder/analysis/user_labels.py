@@ -20,6 +20,7 @@ def write_label(folder: str | Path, latent: int, text: str | None) -> Path:
 
     Args:
         folder: where the crosscoder is saved.
+        latent: its number.
         text: of at most 1000 characters; None takes the label away.
 
     Raises:

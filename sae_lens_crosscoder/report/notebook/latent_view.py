@@ -134,6 +134,7 @@ def latent(
     """All that is known of one latent, as the last line of a notebook's cell shows it. What is not given is not shown.
 
     Args:
+        latent: its number.
         exploration: what `slc.explore` found; or give its parts:
         latents: the table of `diagnose`, as `read_latents` reads it, with labels and explanations if there are. Without
             it, what the decoders' norms say.
