@@ -11,7 +11,7 @@ import sae_lens_crosscoder as slc
 PUBLIC = {name: getattr(slc, name) for name in slc.__all__ if callable(getattr(slc, name))}
 # What these mean is the same everywhere, and in the glossary or the type; any other parameter is explained.
 SAID_BY_NAME = {
-    *("crosscoder", "pair", "tokens", "template", "response", "setups", "activations", "trainers", "cfg", "model"),
+    *("crosscoder", "pair", "tokens", "template", "response", "setups", "trainers", "cfg", "model"),
     *("table", "chats", "texts", "tokenizer", "cases", "answers", "explanations", "norms", "directions"),
     *("path", "folder", "output_path", "title", "name", "first", "second", "column", "nus", "others", "changes"),
     *("device", "dtype", "seed", "batch_size", "batch_size_prompts", "max_length", "max_new_tokens", "hook_name"),
