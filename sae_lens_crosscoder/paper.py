@@ -17,9 +17,8 @@ from sae_lens_crosscoder.loading.foreign import ForeignOptions
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
 from sae_lens_crosscoder.report import paper_report
-from sae_lens_crosscoder.report.images import ImageFormat, require_formats
-from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
-from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.report.images import require_formats
+from sae_lens_crosscoder.training.saved_run import held_out_runner
 
 _MAX_TINY_ROWS = 1024
 
@@ -42,7 +41,7 @@ class PaperReportConfig(ForeignOptions):
     """How many conversations, texts or contexts are used at most of each kind, the first ones."""
     max_length: int = 1024
     """Tokens at which conversations and texts are cut off."""
-    images: list[ImageFormat] = field(default_factory=lambda: ["png"])
+    images: list[str] = field(default_factory=lambda: ["png"])
     """Formats of the static images, png and svg."""
     batch_size: int = 32
     """Rows at a time."""
@@ -91,7 +90,7 @@ def _data(
             "nothing to measure it on: give --chats, --texts or --activations, held out from its training."
         )
     if not (chats or texts or is_tiny):
-        runner = CrosscoderTrainingRunner(CrosscoderRunnerConfig.from_dict(json.loads(runner_path.read_text())))
+        runner = held_out_runner(str(folder), None, "give --chats, --texts or --activations.")
         return {"pair": runner.pair, "tokens": runner.held_out_tokens[: cfg.n_rows]}
     pair_options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
     pair = pair_of(crosscoders, cfg.crosscoder, **pair_options)

@@ -77,6 +77,16 @@ def test_null_runs_give_q_values(capsys):
     assert "'nowhere' is neither a folder here nor a Hub id" in capsys.readouterr().err
 
 
+def test_the_papers_report_reads_the_held_out_rows_of_a_run_of_another_pair():
+    assert main(["train", *TINY, "--chat-model-name", "tiny-base+jitter=0.02", "--output_path", "out"]) == 0
+    assert main(["paper-report", "out", "--output_path", "paper", "--n_rows", "4", "--images", "svg"]) == 0
+    document = json.loads(Path("paper/paper.json").read_text())
+    assert "tiny-base+jitter=0.02" in json.dumps(document)
+    config = json.loads(Path("out/runner_cfg.json").read_text())
+    Path("out/runner_cfg.json").write_text(json.dumps({**config, "seed": config["seed"] + 1}))
+    assert main(["paper-report", "out", "--output_path", "again"]) == 2  # edited, but sealed as it was
+
+
 def test_a_sweep_trains_one_crosscoder_per_value(capsys):
     assert main(["train", *TINY, "--output_path", "out", "--sweep", "k=2,8"]) == 0
     assert {path.name for path in Path("out").iterdir()} == {"k=2", "k=8"}

@@ -16,6 +16,8 @@ from sae_lens_crosscoder.analysis.example_text import marked_text
 from sae_lens_crosscoder.integrity import blaming, digest, listed, named_fingerprint, parse_json, seal, unseal
 from sae_lens_crosscoder.stacking import StackedLayout
 
+EXAMPLES_FILENAME = "examples.safetensors"
+"""In a crosscoder's folder."""
 FORMAT_VERSION = 2
 _PER_LATENT = ("b_enc", "n_contexts", "scores", "shares", "token", "token_ids")
 _CHECKSUM = "sha256"

@@ -92,7 +92,7 @@ def write_interpretations(table: pd.DataFrame, folder: str | Path) -> Path:
     attrs = table.attrs
     if path.exists():
         before = read_table(path)
-        if before.attrs.get("crosscoder_sha256") == attrs["crosscoder_sha256"]:
+        if before.attrs.get(CROSSCODER_SHA256) == attrs[CROSSCODER_SHA256]:
             others = before.drop(index=table.index, errors="ignore")
             table = pd.concat([others, table] if len(others) else [table]).sort_index()
             table.attrs.update(attrs)

@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, make_dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import simple_parsing
 from sae_lens import TrainingSAEConfig
-from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from simple_parsing import ArgumentParser, DashVariant
 
-from sae_lens_crosscoder.integrity import blaming, read_sealed
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 T = TypeVar("T")
@@ -31,16 +28,6 @@ def parser(command: str, **config_classes: Any) -> Any:
     for name, config_class in config_classes.items():
         flags.add_arguments(config_class, dest=name)
     return flags
-
-
-def read_runner_config(path: str) -> CrosscoderRunnerConfig:
-    """The config that training wrote, from the file itself or from the crosscoder's folder."""
-    file = Path(path, RUNNER_CFG_FILENAME) if Path(path).is_dir() else Path(path)
-    if not file.exists():
-        raise ValueError(f"There is no {file}: give a {RUNNER_CFG_FILENAME} that training wrote, or its folder.")
-    fields = read_sealed(file)
-    with blaming(file):
-        return CrosscoderRunnerConfig.from_dict(fields)
 
 
 def train_config_class() -> type[CrosscoderRunnerConfig]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lens_crosscoder.analysis.example_file import ExamplesFile, read_examples
+from sae_lens_crosscoder.analysis.example_file import EXAMPLES_FILENAME, ExamplesFile, read_examples
 from sae_lens_crosscoder.analysis.examples import collect_examples
 from sae_lens_crosscoder.analysis.table import read_latents, write_interpretations
 from sae_lens_crosscoder.cli.flags import parse
-from sae_lens_crosscoder.cli.held_out import held_out_runner
 from sae_lens_crosscoder.interpretation.answers import Answers
 from sae_lens_crosscoder.interpretation.cases import interpretation_cases
 from sae_lens_crosscoder.interpretation.clients import OPENAI_URL, Client, EndpointClient
@@ -19,8 +18,8 @@ from sae_lens_crosscoder.interpretation.embedding import sentence_embedder
 from sae_lens_crosscoder.interpretation.interpret import interpret
 from sae_lens_crosscoder.interpretation.local_client import LocalClient
 from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.training.saved_run import held_out_runner
 
-EXAMPLES_FILENAME = "examples.safetensors"
 ANSWERS_FILENAME = "answers.jsonl"
 
 

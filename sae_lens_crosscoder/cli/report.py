@@ -7,19 +7,18 @@ from pathlib import Path
 import simple_parsing
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
-from sae_lens_crosscoder.analysis.example_file import ExamplesFile, read_examples
+from sae_lens_crosscoder.analysis.example_file import EXAMPLES_FILENAME, ExamplesFile, read_examples
 from sae_lens_crosscoder.analysis.table import LATENTS_FILENAME, read_latents
 from sae_lens_crosscoder.causal.generation import Responses, generate_responses
 from sae_lens_crosscoder.cli.flags import parse
-from sae_lens_crosscoder.cli.held_out import held_out_runner
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.experiment import CausalConfig, conversations_of, crosscoder_folders
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_MODELS, matched_prompts
 from sae_lens_crosscoder.report import Exploration, explore, write_explorer
+from sae_lens_crosscoder.training.saved_run import held_out_runner
 
-EXAMPLES_FILENAME = "examples.safetensors"
 _INSTEAD = "use slc.explore with a pair and tokens of your own, and slc.write_explorer."
 
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.analysis.example_file import ExamplesFile, read_examples
 from sae_lens_crosscoder.analysis.manifest import provenance
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
+from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.integrity import fingerprint, named_fingerprint
 from sae_lens_crosscoder.interpretation.choice import CaseMaker, LatentCase
 from sae_lens_crosscoder.interpretation.embedding import Embedder
@@ -75,7 +76,7 @@ def interpretation_cases(
     if pair.tokenizer is None:
         raise ValueError("The pair has no tokenizer, so its tokens cannot be shown as text: load models that have one.")
     sha256 = named_fingerprint(crosscoder.state_dict())
-    if file.manifest["crosscoder_sha256"] != sha256:
+    if file.manifest[CROSSCODER_SHA256] != sha256:
         raise ValueError(
             f"The examples in {file.path} are of another crosscoder, whose latents are not these: make them again "
             "with slc.collect_examples."

@@ -41,3 +41,13 @@ def scaling_of(crosscoder, activations, batch=None, **kwargs):
         f = crosscoder.encode(part)
         scaling.add(part, f, crosscoder.decode(f))
     return scaling
+
+
+def lists(crosscoder, x):
+    """What the references take: activations, scores, decoder and bias, cut by model."""
+
+    def cut(rows):
+        return [[row[:3], row[3:]] for row in rows]
+
+    f = crosscoder.encode(x)
+    return cut(x.tolist()), f.tolist(), cut(crosscoder.W_dec.tolist()), cut([crosscoder.b_dec.tolist()])[0]

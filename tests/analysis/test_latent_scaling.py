@@ -11,6 +11,7 @@ from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_s
 from tests.analysis.conftest import (
     D_MODELS,
     D_SAE,
+    lists,
     random_activations,
     random_crosscoder,
     relu_crosscoder,
@@ -19,14 +20,6 @@ from tests.analysis.conftest import (
 from tests.reference import latent_scaling as ref
 
 TARGETS = ("activation", "reconstruction", "error")
-
-
-def lists(crosscoder, x):
-    def cut(rows):
-        return [[row[:3], row[3:]] for row in rows]
-
-    f = crosscoder.encode(x)
-    return cut(x.tolist()), f.tolist(), cut(crosscoder.W_dec.tolist()), cut([crosscoder.b_dec.tolist()])[0]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -6,7 +6,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.mse_improvement import TargetEnergies, mse_improvement
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
-from tests.analysis.conftest import D_SAE, random_activations, random_crosscoder, scaling_of
+from tests.analysis.conftest import D_SAE, lists, random_activations, random_crosscoder, scaling_of
 from tests.reference import latent_scaling as ref
 
 TARGETS = ("activation", "reconstruction", "error")
@@ -17,14 +17,6 @@ def energies_of(crosscoder, x, batch=11):
     for part in x.split(batch):
         energies.add(part, crosscoder.decode(crosscoder.encode(part)))
     return energies
-
-
-def lists(crosscoder, x):
-    def cut(rows):
-        return [[row[:3], row[3:]] for row in rows]
-
-    f = crosscoder.encode(x)
-    return cut(x.tolist()), f.tolist(), cut(crosscoder.W_dec.tolist()), cut([crosscoder.b_dec.tolist()])[0]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCau
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import tiny_tokenizer
-from tests.models.small_models import gemma2, random_hooked_transformer, save_pair, some_tokens
+from tests.models.small_models import gemma2, perturbed, random_hooked_transformer, save_pair, some_tokens
 
 D_SAE, D_MODEL, HOOK = 10, 32, "blocks.0.hook_resid_post"
 LATENTS = [7, 2, 5]
@@ -44,7 +44,7 @@ def gpt2(seed=0, noise=0.0):
     config = GPT2Config(
         vocab_size=len(tiny_tokenizer()), n_positions=64, n_embd=D_MODEL, n_layer=3, n_head=4, bos_token_id=0
     )
-    return _random(GPT2LMHeadModel, config, seed, noise)
+    return perturbed(GPT2LMHeadModel, config, seed, noise)
 
 
 def gpt_neo(seed=0, noise=0.0):
@@ -59,17 +59,7 @@ def gpt_neo(seed=0, noise=0.0):
         max_position_embeddings=64,
         bos_token_id=0,
     )
-    return _random(GPTNeoForCausalLM, config, seed, noise)
-
-
-def _random(model_class, config, seed, noise):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = model_class(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(noise * torch.randn_like(parameter))
-    return model
+    return perturbed(GPTNeoForCausalLM, config, seed, noise)
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,15 @@ def gemma2(seed: int = 0, noise: float = 0.0) -> Gemma2ForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
         attn_implementation="eager",
     )
-    return _perturbed(Gemma2ForCausalLM, config, seed, noise)
+    return perturbed(Gemma2ForCausalLM, config, seed, noise)
 
 
 def llama(seed: int = 0, noise: float = 0.0) -> LlamaForCausalLM:
     config = LlamaConfig(**_SHAPE, vocab_size=len(tiny_tokenizer()), attn_implementation="eager")
-    return _perturbed(LlamaForCausalLM, config, seed, noise)
+    return perturbed(LlamaForCausalLM, config, seed, noise)
 
 
-def _perturbed(model_class: Any, config: Any, seed: int, noise: float) -> Any:
+def perturbed(model_class: Any, config: Any, seed: int, noise: float) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config).eval()

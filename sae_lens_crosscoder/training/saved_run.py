@@ -1,11 +1,22 @@
-"""A trained crosscoder's pair and held-out tokens, from what its training wrote."""
+"""What training wrote beside a crosscoder: the run's config, and from it the pair and the held-out tokens."""
 
 from pathlib import Path
 
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
-from sae_lens_crosscoder.cli.flags import read_runner_config
+from sae_lens_crosscoder.integrity import blaming, read_sealed
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+
+
+def read_runner_config(path: str) -> CrosscoderRunnerConfig:
+    """The config that training wrote, from the file itself or from the crosscoder's folder."""
+    file = Path(path, RUNNER_CFG_FILENAME) if Path(path).is_dir() else Path(path)
+    if not file.exists():
+        raise ValueError(f"There is no {file}: give a {RUNNER_CFG_FILENAME} that training wrote, or its folder.")
+    fields = read_sealed(file)
+    with blaming(file):
+        return CrosscoderRunnerConfig.from_dict(fields)
 
 
 def held_out_runner(crosscoder: str, n_held_out_rows: int | None, instead: str) -> CrosscoderTrainingRunner:
