@@ -121,7 +121,7 @@ class _Documents:
             try:
                 ids = tokenize_with_chat_template(self._messages(value), self.tokenizer)
             except Exception as error:  # templates raise what they like
-                raise self._refusal(f"holds a conversation that cannot be written out ({error})") from error
+                raise self._refusal(f"holds a conversation that the chat template refuses ({error})") from error
         has_bos = len(ids) > 0 and int(ids[0]) == self.tokenizer.bos_token_id
         return ids[1:] if has_bos else ids
 
