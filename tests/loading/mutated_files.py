@@ -30,6 +30,7 @@ from tests.models.small_models import random_hooked_transformer, some_tokens
 
 OUTCOMES = ("refused", "loaded_right", "wrong", "crashed")
 HOOK, WIDTHS = "blocks.0.hook_resid_post", (8, 16)
+_BATCH, _N_STEPS = 8, 6
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,37 @@ def _read_checkpoint(folder, note):
     return plain([n_batches, sums])
 
 
+def _training(folder, n_steps, **fields):
+    """A run on one stream, in the middle of which its checkpoint is."""
+    torch.manual_seed(0)
+    cfg = slc.CrosscoderTrainerConfig(
+        total_training_samples=n_steps * _BATCH,
+        train_batch_size_samples=_BATCH,
+        lr_warm_up_steps=3,
+        dead_feature_window=2,
+        log_frequency=1,
+        metrics_path=None,
+        checkpoint_path=str(folder),
+        **fields,
+    )
+    trainer = slc.CrosscoderTrainer(cfg, batchtopk_crosscoder(), iter(()))
+    slc.train_on_one_stream({"": trainer}, (stacked_batch(n=_BATCH, seed=n) for n in range(_N_STEPS)))
+    return trainer
+
+
+def _make_training_checkpoint(folder, rng):
+    run = folder.with_name("run")
+    _training(run, _N_STEPS // 2, save_final_checkpoint=True)
+    (checkpoint,) = run.iterdir()
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+
+
+def _read_training_checkpoint(folder, note):
+    trainer = _training(folder.with_name("resumed"), _N_STEPS, resume_from_checkpoint=str(folder))
+    state = [trainer.sae.state_dict(), trainer.optimizer.state_dict(), trainer.n_forward_passes_since_fired]
+    return plain([*state, trainer.n_training_samples, trainer.history.to_dict("list")])
+
+
 def _makes_foreign(*names):
     def make(folder, rng):
         name = rng.choice(names)
@@ -297,6 +329,7 @@ LOADERS = {
     "cache": Loader(_make_cache, _read_cache, _is_right_cache),
     "examples": Loader(_make_examples, _read_examples, _is_what_was_written),
     "diagnosis_checkpoint": Loader(_make_checkpoint, _read_checkpoint, _is_what_was_written),
+    "training_checkpoint": Loader(_make_training_checkpoint, _read_training_checkpoint, _is_what_was_written),
     "dictionary_learning": Loader(
         _makes_foreign(*(name for name, layout in LAYOUTS.items() if layout.format == "dictionary_learning")),
         _read_foreign,

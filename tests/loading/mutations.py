@@ -109,8 +109,9 @@ def not_finite(path, rng):
             column = values[name].copy()
             column.iloc[rng.randrange(len(column))] = value
             return values.assign(**{name: column})
-        name = rng.choice([name for name in sorted(values) if values[name].is_floating_point()])
-        tensor = values[name].clone()
+        floating = [name for name in sorted(values) if values[name].is_floating_point()]
+        name = rng.choice(floating or sorted(values))
+        tensor = values[name].clone() if floating else values[name].float()
         tensor.view(-1)[rng.randrange(tensor.numel())] = value
         return {**values, name: tensor}
 
@@ -154,7 +155,8 @@ def keys(path, rng):
         return
 
     def change(values):
-        first, second = rng.sample(sorted(values), 2)
+        names = sorted(values)
+        first, second = rng.sample(names, 2) if len(names) > 1 else names * 2
         choice = rng.randrange(3)
         if isinstance(values, pd.DataFrame):
             swapped = values.rename(columns={first: second, second: first})
@@ -221,7 +223,14 @@ def _rewrite(path, change):
             values, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         save_file({name: tensor.contiguous() for name, tensor in change(values).items()}, path, metadata=metadata)
     elif path.suffix == ".pt":
-        torch.save(change(torch.load(path, weights_only=True)), path)
+        values = torch.load(path, weights_only=True)
+        holder = max(_dictionaries(values), key=lambda part: len(_tensors_in(part)))
+        tensors = _tensors_in(holder)
+        changed = change(tensors)
+        for name in tensors:
+            del holder[name]
+        holder.update(changed)
+        torch.save(values, path)
     elif path.suffix == ".parquet":
         table = pd.read_parquet(path)
         changed = change(table)
@@ -229,6 +238,16 @@ def _rewrite(path, change):
         changed.to_parquet(path)
     else:
         change(pd.read_csv(path, index_col=0)).to_csv(path)
+
+
+def _dictionaries(value):
+    """Every dictionary in nested values."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [value] * isinstance(value, dict) + [found for part in parts for found in _dictionaries(part)]
+
+
+def _tensors_in(holder):
+    return {name: value for name, value in holder.items() if isinstance(value, torch.Tensor)}
 
 
 _TENSORS, _TABLES = (".safetensors", ".pt"), (".parquet", ".csv")
