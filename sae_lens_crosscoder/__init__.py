@@ -75,6 +75,7 @@ from sae_lens_crosscoder.report import (
     paper_report,
     write_effects,
     write_explorer,
+    write_neuronpedia,
     write_report,
 )
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -184,5 +185,6 @@ __all__ = [
     "write_label",
     "write_latents",
     "write_model_card",
+    "write_neuronpedia",
     "write_report",
 ]

@@ -140,12 +140,17 @@ def test_report_makes_the_explorer_of_a_crosscoder_or_of_several(capsys):
     capsys.readouterr()
     few = ["--n_held_out_rows", "4", "--n_conversations"]
     for given, names, n in (("out", ["k=8", "k=4"], "0"), ("out/k=8", ["k=8"], "3")):
-        assert main(["report", "--crosscoder", given, "--output-path", "new/explorer.html", *few, n]) == 0
-        assert capsys.readouterr().out.splitlines()[-1] == "new/explorer.html"
+        files = ["--output-path", "new/explorer.html", "--neuronpedia", f"exports/{n}"]
+        assert main(["report", "--crosscoder", given, *files, *few, n]) == 0
+        exports = [f"exports/{n}/tiny-chat/2-crosscoder-k-{name[2:]}" for name in names]
+        assert capsys.readouterr().out.splitlines()[-len(names) - 1 :] == [*exports, "new/explorer.html"]
+        assert all(Path(export, "features", "batch-0.jsonl.gz").exists() for export in exports)
         source = Path("new/explorer.html").read_text(encoding="utf-8")
         about = json.loads(re.search('id="about">(.*?)</script>', source)[1])
         assert [crosscoder["name"] for crosscoder in about["crosscoders"]] == names
         assert all(crosscoder["n"] == 32 for crosscoder in about["crosscoders"])
+    assert main(["report", "--crosscoder", "out", "--neuronpedia", "exports/3"]) == 2
+    assert "neuronpedia='exports/3' is there already" in capsys.readouterr().err
     Path("out/k=8/runner_cfg.json").unlink()
     assert main(["report", "--crosscoder", "out/k=8"]) == 2
     assert "use slc.explore with a pair and tokens of your own" in capsys.readouterr().err

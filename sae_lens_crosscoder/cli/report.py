@@ -16,7 +16,8 @@ from sae_lens_crosscoder.experiment import CausalConfig, conversations_of, cross
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_MODELS, matched_prompts
-from sae_lens_crosscoder.report import Exploration, explore, write_explorer
+from sae_lens_crosscoder.report import Exploration, explore, write_explorer, write_neuronpedia
+from sae_lens_crosscoder.report.neuronpedia import slug
 from sae_lens_crosscoder.training.saved_run import held_out_runner
 
 _INSTEAD = "use slc.explore with a pair and tokens of your own, and slc.write_explorer."
@@ -31,6 +32,8 @@ class ReportConfig:
     examples.safetensors (of all held-out rows) are used if it has them."""
     output_path: str = "explorer.html"
     """The file to write."""
+    neuronpedia: str | None = None
+    """A new folder, to which the latents are written as well, as Neuronpedia imports them."""
     n_held_out_rows: int | None = None
     """Contexts to look at, from those that training held out; by default all of them."""
     prompts: str | None = None
@@ -51,8 +54,13 @@ def run(args: Sequence[str]) -> None:
     for folder in folders.values():
         if not (folder / RUNNER_CFG_FILENAME).exists():
             raise ValueError(f"{folder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: {_INSTEAD}")
+    if cfg.neuronpedia is not None and Path(cfg.neuronpedia).exists():
+        raise ValueError(f"neuronpedia={cfg.neuronpedia!r} is there already: give a folder to be made.")
     Path(cfg.output_path).parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     explorations = {name: _explored(cfg, name, folder) for name, folder in folders.items()}
+    if cfg.neuronpedia is not None:
+        for name, exploration in explorations.items():
+            print(write_neuronpedia(cfg.neuronpedia, exploration, slug(f"crosscoder-{name}")))
     print(write_explorer(cfg.output_path, explorations))
 
 

@@ -5,6 +5,7 @@ from sae_lens_crosscoder.report.explorer import Exploration, LatentRecord, explo
 from sae_lens_crosscoder.report.figures import delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.html import write_report
 from sae_lens_crosscoder.report.images import write_images
+from sae_lens_crosscoder.report.neuronpedia import write_neuronpedia
 from sae_lens_crosscoder.report.notebook import Comparison, LatentView, compare, latent
 from sae_lens_crosscoder.report.paper import paper_report
 
@@ -23,5 +24,6 @@ __all__ = [
     "write_effects",
     "write_explorer",
     "write_images",
+    "write_neuronpedia",
     "write_report",
 ]

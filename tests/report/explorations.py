@@ -88,7 +88,8 @@ def _write(path, table, ids, rng, n_top, n_quantiles, n_per_quantile):
         "b_enc": torch.zeros(n),
     }
     manifest = {"n_top": n_top, "n_quantiles": n_quantiles, "window": [BEFORE, AFTER], "context_size": CONTEXT}
-    write_examples(tensors, path, {**manifest, "d_models": [4, 4]})
+    about = {"models": ["made/Up-2b", "made/Up-2b-it"], "hook_name": "blocks.13.hook_resid_post", "dataset_path": "a/b"}
+    write_examples(tensors, path, {**manifest, **about, "n_tokens": N_PROMPTS * CONTEXT, "d_models": [4, 4]})
     return read_examples(path)
 
 

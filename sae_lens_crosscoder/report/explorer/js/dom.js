@@ -2,16 +2,31 @@
 const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 
 function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
+  for (const name in attributes) {
+    const value = attributes[name];
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name === "vars") {
-      for (const [variable, number] of Object.entries(value)) node.style.setProperty(`--${variable}`, number);
-    } else if (value !== null && value !== undefined && value !== false) {
+    else if (name === "vars") node.style.cssText = declarations(value);
+    else if (value !== null && value !== undefined && value !== false) {
       node.setAttribute(name, value === true ? "" : value);
     }
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  add(node, children);
   return node;
+}
+
+// All at once, because every change of a style is parsed and checked by itself.
+function declarations(vars) {
+  let text = "";
+  for (const name in vars) text += `--${name}:${vars[name]};`;
+  return text;
+}
+
+// One by one: a browser would first gather several in a fragment.
+function add(node, children) {
+  for (const child of children) {
+    if (Array.isArray(child)) add(node, child);
+    else if (child !== null && child !== undefined) node.append(child);
+  }
 }
 
 const html = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);

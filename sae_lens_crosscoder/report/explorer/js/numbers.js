@@ -20,7 +20,8 @@ function significant(value, digits = 3) {
   return withMinus(value.toFixed(Math.max(0, digits - nBeforePoint)));
 }
 
-const count = (value) => (isNumber(value) ? Math.round(value).toLocaleString("en") : MISSING);
+const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const count = (value) => (isNumber(value) ? WHOLE.format(Math.round(value)) : MISSING);
 
 function percent(share) {
   if (!isNumber(share)) return MISSING;

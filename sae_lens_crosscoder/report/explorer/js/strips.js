@@ -11,19 +11,19 @@ function strip(tokens, peak, active, models, scale) {
   const line = html("span", { class: "strip" });
   tokens.forEach(({ text, kl }, i) => {
     const [score, ...shares] = marks.get(i) ?? [0];
-    const read = i === 0 ? text.trimStart() || text : text;
-    const shown = html("span", { class: `tok${i === peak ? " peak" : ""}` }, read);
+    const vars = {};
     if (score > 0) {
-      shown.classList.add("on");
       const strength = faintest + (strongest - faintest) * Math.min(1, score / scale);
       const largest = Math.max(...shares);
       shares.forEach((share, m) => {
-        shown.style.setProperty(`--share-${m}`, `${Math.round(strength * Math.max(0, share / largest))}%`);
+        vars[`share-${m}`] = `${Math.round(strength * Math.max(0, share / largest))}%`;
       });
     }
     if (kl !== null && kl >= about.klStep) {
-      shown.style.setProperty("--kl", `${Math.round(100 * Math.sqrt(Math.min(1, kl / about.fullKl)))}%`);
+      vars.kl = `${Math.round(100 * Math.sqrt(Math.min(1, kl / about.fullKl)))}%`;
     }
+    const names = `tok${i === peak ? " peak" : ""}${score > 0 ? " on" : ""}`;
+    const shown = html("span", { class: names, vars }, i === 0 ? text.trimStart() || text : text);
     shown.about = { text, score, shares, kl, models };
     line.append(shown);
   });
