@@ -6,7 +6,7 @@ import torch.distributed as dist
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.training.distributed import ProcessGrid
 from sae_lens_crosscoder.training.latent_shards import part_of
-from sae_lens_crosscoder.training.layouts import step_traffic
+from sae_lens_crosscoder.training.scaling import step_traffic
 from tests.training.processes import BATCH, activations, grid, new_trainer, on_processes
 from tests.training.test_plan import config, planned
 
