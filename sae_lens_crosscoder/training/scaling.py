@@ -181,9 +181,13 @@ def hardware_of(figures: Mapping[str, Any]) -> Hardware | None:
     unknown = sorted(figures.keys() - {field.name for field in fields(Hardware)})
     if unknown:
         raise ValueError(f"Hardware has no {', '.join(unknown)}: its figures are {', '.join(FIGURES)}.")
+    wrong = {name: value for name, value in figures.items() if name in FIGURES and not isinstance(value, int | float)}
+    if wrong:
+        raise ValueError(f"Hardware has numbers for figures, not {wrong}.")
     if set(FIGURES) - figures.keys():
         return None
-    return Hardware(**{"source": said(figures, "given"), **figures})
+    named: dict[str, Any] = {"source": said(figures, "given"), **figures}
+    return Hardware(**named)
 
 
 def said(figures: Mapping[str, Any], how: str) -> str:

@@ -161,6 +161,8 @@ class TestPlan:
         assert "hardware='h100' is not one of h200_node, h200_nodes, nor a JSON object" in capsys.readouterr().err
         assert main(["plan", *flags.split(), '{"flop": 1}']) == 2
         assert "Hardware has no flop: its figures are flops, memory_bandwidth" in capsys.readouterr().err
+        assert main(["plan", *flags.split(), '{"flops": "fast"}']) == 2
+        assert "Hardware has numbers for figures, not {'flops': 'fast'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
