@@ -1,6 +1,7 @@
 """Paired activations on disk: made one model at a time, read as often as wanted."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.mixing import MixedBatches, mixed_batches
-from sae_lens_crosscoder.activations.shards import TOKENS, CacheManifest, part_path, read_part, read_tokens, sha256_of
+from sae_lens_crosscoder.activations.shards import (
+    MANIFEST_FILENAME,
+    TOKENS,
+    CacheManifest,
+    part_path,
+    read_part,
+    read_tokens,
+    sha256_of,
+)
 from sae_lens_crosscoder.stacking import StackedLayout
 
 _BATCHES_IN_BUFFER = 16
 _ROWS_IN_ORDER = 2048
+_POLL_SECONDS = 0.2
 
 
 class ActivationCache:
@@ -27,26 +37,30 @@ class ActivationCache:
     Args:
         checksums: `on_first_read` of each file, which reads it twice then, or `never`, as for a cache that passed
             `verify` before.
+        wait: seconds without any new file for which reading waits when it comes to one that is still to be written;
+            0 for a cache that must be whole.
 
     Raises:
-        ValueError: for a folder that is no cache, or one with missing or damaged files, which are named.
+        ValueError: for a folder that is no cache, or one with missing or damaged files, which are named; when reading,
+            for a file that was waited for in vain.
     """
 
-    def __init__(self, path: str | Path, checksums: Literal["on_first_read", "never"] = "on_first_read") -> None:
+    def __init__(
+        self, path: str | Path, checksums: Literal["on_first_read", "never"] = "on_first_read", wait: float | int = 0
+    ) -> None:
+        if not wait >= 0:
+            raise ValueError(f"wait={wait} must be a number of seconds, or 0 not to wait for files.")
         if checksums not in ("on_first_read", "never"):
             raise ValueError(f"checksums={checksums!r} is not one of 'on_first_read', 'never'.")
         self.path = Path(path)
         self.checksums = checksums
-        self.manifest = CacheManifest.read(self.path)
+        self.wait = wait
+        self.manifest = self._manifest_with(lambda manifest: True, self.path / MANIFEST_FILENAME)
         self._verified: set[Path] = set()
-        for shard in range(len(self.manifest.shards)):
+        for shard, written in enumerate(self.manifest.shards):
             for name in self.manifest.bytes_per_token:
-                problem = self.manifest.part_problem(self.path, shard, name)
-                if problem is not None:
-                    raise ValueError(
-                        f"The cache is not whole: {problem}. Call cache_activations again with the same arguments, "
-                        "which writes only what is missing."
-                    )
+                if wait == 0 or name in written.sha256:
+                    self._refuse_problem(shard, name)
 
     @property
     def layout(self) -> StackedLayout:
@@ -81,6 +95,9 @@ class ActivationCache:
         part: tuple[int, int] = (0, 1),
     ) -> MixedBatches:
         """Training batches: shards in random order, within each shard blocks in random order, mixed by `mixed_batches`.
+
+        Of a cache that waits for its files, the first pass takes the shards in their order instead, so that training
+        can begin with the first; it does so also when all are there, and the batches are the same.
 
         Args:
             buffer_size: tokens in the buffer; None for 16 batches, or the whole cache where that is less.
@@ -117,12 +134,13 @@ class ActivationCache:
 
     def verify(self) -> None:
         """Raise a ValueError that names the first file whose content is not what was written; reads everything."""
-        for shard, written in enumerate(self.manifest.shards):
+        for shard in range(len(self.manifest.shards)):
             for name in self.manifest.bytes_per_token:
-                self._verify_part(part_path(self.path, shard, name), written.sha256[name])
+                self._verify_part(shard, name)
 
-    def _verify_part(self, path: Path, sha256: str) -> None:
-        if sha256_of(path) != sha256:
+    def _verify_part(self, shard: int, name: str) -> None:
+        path = self._written(shard, name)
+        if sha256_of(path) != self.manifest.shards[shard].sha256[name]:
             raise ValueError(
                 f"{path} is damaged: its content is not what was written (SHA-256). Delete it and call "
                 "cache_activations again with the same arguments, which writes it anew."
@@ -139,10 +157,45 @@ class ActivationCache:
 
     def _part(self, shard: int, name: str) -> Path:
         """A file of a shard, checked if it is to be read for the first time."""
-        path = part_path(self.path, shard, name)
+        path = self._written(shard, name)
         if self.checksums == "on_first_read" and path not in self._verified:
-            self._verify_part(path, self.manifest.shards[shard].sha256[name])
+            self._verify_part(shard, name)
         return path
+
+    def _written(self, shard: int, name: str) -> Path:
+        """A file of a shard, as soon as it is there."""
+        path = part_path(self.path, shard, name)
+        if name not in self.manifest.shards[shard].sha256:
+            self.manifest = self._manifest_with(lambda manifest: name in manifest.shards[shard].sha256, path)
+            self._refuse_problem(shard, name)
+        return path
+
+    def _refuse_problem(self, shard: int, name: str) -> None:
+        problem = self.manifest.part_problem(self.path, shard, name)
+        if problem is not None:
+            raise ValueError(
+                f"The cache is not whole: {problem}. Call cache_activations again with the same arguments, which "
+                "writes only what is missing."
+            )
+
+    def _manifest_with(self, is_enough: Callable[[CacheManifest], bool], awaited: Path) -> CacheManifest:
+        """The manifest in the folder, as soon as it says enough; writers replace it with every file."""
+        n_files, deadline = -1, 0.0
+        while True:
+            is_there = self.wait == 0 or (self.path / MANIFEST_FILENAME).exists()
+            manifest = CacheManifest.read(self.path) if is_there else None
+            if manifest is not None and is_enough(manifest):
+                return manifest
+            n_now = 0 if manifest is None else sum(len(shard.sha256) for shard in manifest.shards)
+            if n_now > n_files:
+                n_files, deadline = n_now, time.monotonic() + self.wait
+            if time.monotonic() >= deadline:
+                raise ValueError(
+                    f"{awaited} is not written yet, and for {self.wait:g} s no file of the cache was: see whether its "
+                    "worker runs. It goes on with what is missing when it is started again, and training with "
+                    "resume_from_checkpoint; slower workers need a longer wait."
+                )
+            time.sleep(min(_POLL_SECONDS, self.wait))
 
 
 class _ShuffledBlocks(Iterator[Tensor]):
@@ -152,8 +205,14 @@ class _ShuffledBlocks(Iterator[Tensor]):
         self, cache: ActivationCache, block_size: int, seed: int, n_passes: int | None, part: tuple[int, int]
     ) -> None:
         self._cache, self._block_size = cache, block_size
+        self._first_in_order = cache.wait > 0
         self._places = islice(self._shuffled_places(seed, n_passes), part[0], None, part[1])
-        self._order = {"cache": cache.manifest.contents(), "block_size": block_size, "seed": seed}
+        self._order = {
+            "cache": cache.manifest.identity(),
+            "block_size": block_size,
+            "seed": seed,
+            "first_pass_in_order": self._first_in_order,
+        }
         self._n_given = 0
         self._shard: int | None = None
         self._parts: list[Tensor] = []
@@ -172,7 +231,8 @@ class _ShuffledBlocks(Iterator[Tensor]):
         shards = self._cache.manifest.shards
         n_done = 0
         while n_passes is None or n_done < n_passes:
-            for shard in torch.randperm(len(shards), generator=generator).tolist():
+            shuffled = torch.randperm(len(shards), generator=generator).tolist()
+            for shard in range(len(shards)) if self._first_in_order and n_done == 0 else shuffled:
                 n_blocks = -(-shards[shard].n_tokens // self._block_size)
                 for block in torch.randperm(n_blocks, generator=generator).tolist():
                     yield shard, block

@@ -1,4 +1,4 @@
-"""Writes paired activations to disk, with one model in memory at a time."""
+"""Writes paired activations to disk, if need be with one model in memory at a time, or by several workers."""
 
 import hashlib
 import shutil
@@ -23,6 +23,7 @@ from sae_lens_crosscoder.activations.shards import (
     CacheDtype,
     CacheManifest,
     Shard,
+    manifest_lock,
     part_path,
     write_part,
 )
@@ -33,6 +34,7 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import read_in_place, replacement_ids
 
 _TOKENS_PER_SHARD = 65_536
+_WAIT_FOR_OTHERS = 600  # seconds
 
 Prompts = tuple[Int[Tensor, "_ pos"], Bool[Tensor, "_ pos"]]  # a shard's, and which of their tokens are kept
 
@@ -49,11 +51,13 @@ def cache_activations(
     prompts_per_shard: int | None = None,
     batch_size_prompts: int = 32,
     loading: Mapping[str, Any] | None = None,
+    worker: tuple[int, int] = (0, 1),
 ) -> ActivationCache:
     """The activations of both models at one hook, on disk; a call that was interrupted goes on where it stopped.
 
-    First all shards of the base model are written, then all of the chat model. Given names, each model is loaded when
-    its turn comes (and once before, to check it), so that memory need hold only one.
+    Of a loaded pair, one shard after another is written, which an `ActivationCache` that waits can read meanwhile.
+    Given names, each model is loaded when its turn comes (and once before, to check it), so that memory need hold only
+    one: first all shards of the base model are written, then all of the chat model.
 
     Args:
         path: a folder; d_in times 2 (bfloat16) or 4 bytes per token.
@@ -63,6 +67,8 @@ def cache_activations(
         dataset: what the tokens are, for the record.
         prompts_per_shard: rows of tokens in one shard; None for about 65,536 tokens.
         loading: for names: `device`, `dtype`, `model_class_name` and what else `from_pretrained` takes.
+        worker: (i, n) for the i-th of n calls, counted from 0, that write one cache, each every n-th shard; they may
+            run at once, each i in one process. The cache that is returned waits for the others' shards.
 
     Raises:
         ValueError: before anything is written, for models that do not belong together, a hook that they do not have,
@@ -77,6 +83,8 @@ def cache_activations(
             f"keep has shape {tuple(keep.shape)} and {int(keep.sum())} tokens to write: give True or False for each of "
             f"tokens {tuple(tokens.shape)}, and True for some."
         )
+    if not 0 <= worker[0] < worker[1]:
+        raise ValueError(f"worker={worker} must be (i, n) with i from 0 to n - 1: n workers share the shards.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {tuple(DTYPES)}: float16 overflows on residual streams.")
     loaders, names, replacements = _loaders(models, loading)
@@ -100,17 +108,20 @@ def cache_activations(
     )
     folder = Path(path)
     manifest = _resumed(folder, manifest)
+    own = range(worker[0], len(prompts), worker[1])
+    members = dict(zip(manifest.layout.names, loaders, strict=True))
+    in_turn = [members] if isinstance(models, HookedModelPair) else [{name: members[name]} for name in members]
     try:
-        _write_tokens(folder, manifest, prompts)
-        for name, load in zip(manifest.layout.names, loaders, strict=True):
-            _write_model(folder, manifest, name, load, prompts, batch_size_prompts)
+        _write_tokens(folder, manifest, prompts, own)
+        for together in in_turn:
+            _write_models(folder, manifest, together, prompts, own, batch_size_prompts)
     except OSError as error:
         error.add_note(
             f"What is in {folder} stays: make room or mend the disk, and call cache_activations again with the same "
             "arguments, which writes only what is missing."
         )
         raise
-    return ActivationCache(folder)
+    return ActivationCache(folder, wait=_WAIT_FOR_OTHERS if worker[1] > 1 else 0)
 
 
 def _loaders(
@@ -183,6 +194,11 @@ def _sha256(tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -
 def _resumed(folder: Path, manifest: CacheManifest) -> CacheManifest:
     """The manifest in the folder, which must be of the same activations; without one, the new manifest, written."""
     folder.mkdir(parents=True, exist_ok=True)
+    with manifest_lock(folder):
+        return _found_or_written(folder, manifest)
+
+
+def _found_or_written(folder: Path, manifest: CacheManifest) -> CacheManifest:
     if (folder / MANIFEST_FILENAME).exists():
         there = CacheManifest.read(folder)
         difference = there.difference(manifest)
@@ -199,40 +215,34 @@ def _resumed(folder: Path, manifest: CacheManifest) -> CacheManifest:
     return manifest
 
 
-def _missing(folder: Path, manifest: CacheManifest, name: str) -> list[int]:
-    """The shards of which the file with this name is to be written."""
-    shards = range(len(manifest.shards))
-    return [shard for shard in shards if manifest.part_problem(folder, shard, name) is not None]
-
-
-def _write_tokens(folder: Path, manifest: CacheManifest, prompts: Sequence[Prompts]) -> None:
+def _write_tokens(folder: Path, manifest: CacheManifest, prompts: Sequence[Prompts], shards: range) -> None:
     """The ids of all tokens that are kept."""
-    missing = _missing(folder, manifest, TOKENS)
-    for shard in missing:
-        tokens, kept = prompts[shard]
-        ids = tokens[kept].to(TOKEN_DTYPE)
-        manifest.shards[shard].sha256[TOKENS] = write_part(part_path(folder, shard, TOKENS), [ids])
-    if missing:
-        manifest.write(folder)
+    written: dict[int, str] = {}
+    for shard in shards:
+        if manifest.part_problem(folder, shard, TOKENS) is not None:
+            tokens, kept = prompts[shard]
+            written[shard] = write_part(part_path(folder, shard, TOKENS), [tokens[kept].to(TOKEN_DTYPE)])
+    if written:
+        manifest.record(folder, TOKENS, written)
 
 
-def _write_model(
+def _write_models(
     folder: Path,
     manifest: CacheManifest,
-    name: str,
-    load: Callable[[], nn.Module],
+    loaders: Mapping[str, Callable[[], nn.Module]],
     prompts: Sequence[Prompts],
+    shards: range,
     batch_size_prompts: int,
 ) -> None:
-    """All of one model's files that are not there yet; the manifest says so as soon as one is complete."""
-    missing = _missing(folder, manifest, name)
-    model = load() if missing else None
-    for shard in tqdm(missing, desc=f"Caching {name} activations", unit="shard", leave=False):
+    """All of these models' files that are not there yet; the manifest says so as soon as one is complete."""
+    files = [(shard, name) for shard in shards for name in loaders]
+    missing = [file for file in files if manifest.part_problem(folder, *file) is not None]
+    models = {name: loaders[name]() for name in dict.fromkeys(name for _, name in missing)}
+    for shard, name in tqdm(missing, desc=f"Caching {' and '.join(loaders)} activations", unit="file", leave=False):
         path = part_path(folder, shard, name)
         batches = zip(*(part.split(batch_size_prompts) for part in prompts[shard]), strict=True)
-        rows = (_rows(model, batch, manifest.hook_name, DTYPES[manifest.dtype], path) for batch in batches)
-        manifest.shards[shard].sha256[name] = write_part(path, rows)
-        manifest.write(folder)
+        rows = (_rows(models[name], batch, manifest.hook_name, DTYPES[manifest.dtype], path) for batch in batches)
+        manifest.record(folder, name, {shard: write_part(path, rows)})
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import torch
+from filelock import FileLock
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from sae_lens_crosscoder.stacking import StackedLayout
 CacheDtype = Literal["bfloat16", "float32"]
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 TOKENS, TOKEN_DTYPE = "tokens", torch.int32
-MANIFEST_FILENAME = "manifest.json"
+MANIFEST_FILENAME, _LOCK_FILENAME = "manifest.json", "manifest.lock"
 FORMAT_VERSION = 1
 
 
@@ -67,9 +68,9 @@ class CacheManifest:
     def n_bytes(self) -> int:
         return self.n_tokens * sum(self.bytes_per_token.values())
 
-    def contents(self) -> str:
-        """A text that differs when a file's content does."""
-        return digest([shard.sha256 for shard in self.shards])
+    def identity(self) -> str:
+        """A text that differs when the activations do, and is the same however many of them are written."""
+        return digest({**dataclasses.asdict(self), "shards": [shard.n_tokens for shard in self.shards]})
 
     def part_problem(self, folder: Path, shard: int, name: str) -> str | None:
         """Why a file of a shard cannot be read, as far as its size tells; None when it can."""
@@ -103,6 +104,14 @@ class CacheManifest:
     def write(self, folder: Path) -> None:
         with atomic_file(folder / MANIFEST_FILENAME) as file:
             file.write(json.dumps(seal(dataclasses.asdict(self)), indent=1).encode())
+
+    def record(self, folder: Path, name: str, written: Mapping[int, str]) -> None:
+        """Add the checksums of files of some shards to the folder's manifest, beside what other workers added there."""
+        with manifest_lock(folder):
+            self.shards = CacheManifest.read(folder).shards
+            for shard, sha256 in written.items():
+                self.shards[shard].sha256[name] = sha256
+            self.write(folder)
 
     @classmethod
     def read(cls, folder: Path) -> "CacheManifest":
@@ -140,6 +149,11 @@ class CacheManifest:
         n_models = {len(names), len(weights)} - {0}
         if self.dtype not in DTYPES or n_models - {self.layout.n_models}:
             raise ValueError(f"dtype={self.dtype!r} or what it says of {n_models} models fits no {self.d_models} wide.")
+
+
+def manifest_lock(folder: Path) -> FileLock:
+    """Around reading and writing a manifest, which several workers do; a process that dies lets go of it."""
+    return FileLock(folder / _LOCK_FILENAME)
 
 
 def part_path(folder: Path, shard: int, name: str) -> Path:

@@ -8,6 +8,7 @@ from sae_lens_crosscoder.cli.flags import parser, take_sweep, train_config_class
 from sae_lens_crosscoder.training.plan import plan
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import read_runner_config
+from sae_lens_crosscoder.training.scaling import figures_from
 
 
 @dataclass
@@ -18,6 +19,9 @@ class PlanConfig:
     """Memory of each GPU, or of the CPU when no GPU is used; by default what this machine has."""
     processes: int = 1
     """How many processes train together, started by torchrun, each with devices of its own."""
+    hardware: str | None = None
+    """The machine to estimate time for: h200_node, h200_nodes (several of them), or JSON of some of its figures: flops,
+    memory_bandwidth, link_bandwidth, latency, fixed_seconds, efficiency; what is missing is measured here."""
     model_config: str | None = None
     """A folder with a transformers config.json of models like these, for when their own cannot be reached."""
 
@@ -34,7 +38,8 @@ def run(args: Sequence[str]) -> None:
         cfg, options = parsed.cfg, parsed.options
         if sweep is not None:
             cfg = with_sweep(cfg, *sweep)
-    print(plan(cfg, options.memory_gib, options.model_config, processes=options.processes))
+    hardware = None if options.hardware is None else figures_from(options.hardware)
+    print(plan(cfg, options.memory_gib, options.model_config, processes=options.processes, hardware=hardware))
 
 
 def _saved_config_with(path: str, args: Sequence[str]) -> tuple[CrosscoderRunnerConfig, PlanConfig]:

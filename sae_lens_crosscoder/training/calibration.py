@@ -1,9 +1,9 @@
-"""How long a run will take, from a few measured steps and products on the devices that it will use."""
+"""How long a run will take, from a few measured steps on the devices that it will use, or from their figures."""
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,10 +12,12 @@ import torch
 from sae_lens.registry import get_sae_training_class
 from sae_lens.util import str_to_dtype, temporary_seed
 
+from sae_lens_crosscoder.crosscoders.screening import screening_precision
 from sae_lens_crosscoder.models.sizes import ModelSize
 from sae_lens_crosscoder.training.memory import bytes_of, is_dense, memory_of, n_parameters, step_bytes
 from sae_lens_crosscoder.training.refusals import refuse_missing_device
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.scaling import Hardware, hardware_of, said, step_time
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 
 # A step that would take longer is measured in small, on no fewer tokens than this while latents can be left out.
@@ -25,10 +27,10 @@ _SMALL_BATCH = 128
 _WARM_UP, _MEASURED = 3, 3
 # What is measured uses at most this share of a device, which others may be using too.
 _SHARE_OF_MEMORY = 0.25
-# The cost model: how often a step goes over each parameter (gradient, its norm, and Adam's reads and writes), over
-# each active pair's row of weights, and, when dense, over each number of a (batch, d_sae) array.
-_PASSES_OVER_PARAMETERS, _PASSES_OVER_PAIRS, _PASSES_OVER_DENSE = 11, 5, 10
-_PRODUCTS = {"sparse": 1, "dense": 5}
+# A step of hardly anything, whose time is the fixed part of every step; timings wander, so at most this share of it.
+_FEWEST_LATENTS, _FEWEST_TOKENS, _MOST_FIXED = 32, 8, 0.9
+# What joins processes is not measured: a guess between loopback and a fast network.
+_ASSUMED_LINK = {"link_bandwidth": 10e9, "latency": 1e-4}
 _BYTES_TO_COPY = 64_000_000
 _PROBE_SIZE = {"cpu": 512}  # of a square product
 _PROBE_SIZE_ELSEWHERE = 4096
@@ -44,7 +46,9 @@ class TimeEstimate:
     """All activations, by products alone; None when the language models' sizes or devices are unknown."""
     n_steps: int
     how: str
-    """What was measured, and what is extrapolated."""
+    """What was measured, and what is extrapolated or given."""
+    hardware: Mapping[str, Hardware]
+    """What each crosscoder's steps are made on, by its name."""
 
     @property
     def seconds(self) -> float | None:
@@ -52,21 +56,24 @@ class TimeEstimate:
         return None if self.harvest_seconds is None else self.n_steps * self.step_seconds + self.harvest_seconds
 
 
-@dataclass(frozen=True)
-class _Rates:
-    flops: float
-    n_bytes: float
+def estimate_time(
+    cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None], figures: Mapping[str, Any] | None = None
+) -> TimeEstimate:
+    """About how long a run takes; needs `cfg.device` here, and a few seconds of it, unless all figures are given.
 
-
-def estimate_time(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None]) -> TimeEstimate:
-    """About how long a run takes; needs `cfg.device` here, and a few seconds of it."""
-    rates = _Rates(_flops_per_second(cfg.device, "float32"), _bytes_per_second(cfg.device))
-    measured = [_step_seconds(sae, cfg, rates) for sae in cfg.crosscoder_configs.values()]
+    Args:
+        figures: fields of a `Hardware` that are known; the others are measured, those of the link assumed.
+    """
+    elsewhere = hardware_of(figures or {})
+    crosscoders = cfg.crosscoder_configs
+    hardware = {name: elsewhere or measured_hardware(sae, cfg, figures or {}) for name, sae in crosscoders.items()}
+    steps = [step_time(sae, cfg.train_batch_size_tokens, hardware[name]) for name, sae in crosscoders.items()]
     return TimeEstimate(
-        step_seconds=sum(seconds for seconds, _ in measured),
-        harvest_seconds=_harvest_seconds(cfg, models),
+        step_seconds=sum(step.seconds for step in steps),
+        harvest_seconds=_harvest_seconds(cfg, models) if elsewhere is None else None,
         n_steps=cfg.training_tokens // cfg.train_batch_size_tokens,
-        how="; ".join(dict.fromkeys(how for _, how in measured)),
+        how="; ".join(dict.fromkeys(one.source for one in hardware.values())),
+        hardware=hardware,
     )
 
 
@@ -79,32 +86,51 @@ def is_here(device: str) -> bool:
     return True
 
 
-def step_cost(sae: Any, batch: int, rates: _Rates) -> float:
-    """Seconds of a step by the cost model, of which only ratios between sizes are used."""
-    n, dense = batch * sae.d_in, is_dense(sae)
-    flops = 2 * n * sae.d_sae * _PRODUCTS["dense" if dense else "sparse"]
-    passed = _PASSES_OVER_PARAMETERS * n_parameters(sae)
-    passed += _PASSES_OVER_DENSE * batch * sae.d_sae if dense else _PASSES_OVER_PAIRS * n * sae.k
-    return flops / rates.flops + passed * bytes_of(sae.dtype) / rates.n_bytes
+def measured_hardware(sae: Any, cfg: CrosscoderRunnerConfig, figures: Mapping[str, Any]) -> Hardware:
+    """This machine, on which the cost model gives a measured step of this crosscoder, or of a smaller one, its time.
 
-
-def _step_seconds(sae: Any, cfg: CrosscoderRunnerConfig, rates: _Rates) -> tuple[float, str]:
-    """Seconds of one crosscoder's step, and how that is known."""
+    Args:
+        figures: those that are known, in place of measured or assumed ones.
+    """
+    probes = Hardware(
+        flops=_flops_per_second(cfg.device, _product_dtype(sae, cfg.device)),
+        memory_bandwidth=_bytes_per_second(cfg.device),
+        fixed_seconds=0,
+        efficiency=1,
+        source="probes",
+        **_ASSUMED_LINK,
+    )
     whole = cfg.train_batch_size_tokens
-    small, batch = _affordable(sae, whole, cfg.device, rates)
+    small, batch = _affordable(sae, whole, cfg.device, probes)
     seconds = _measured_step_seconds(small, batch, cfg)
-    what = f"{_MEASURED} steps of {small.d_sae} latents on {batch} random tokens"
+    fewest = min(small.d_sae, max(_FEWEST_LATENTS, math.ceil(2 * getattr(small, "k", 0))))
+    nothing = _measured_step_seconds(replace(small, d_sae=fewest), _FEWEST_TOKENS, cfg)
+    fixed = min(nothing, _MOST_FIXED * seconds)
+    how = f"measured: {_MEASURED} steps of {small.d_sae} latents on {batch} random tokens"
     if (small.d_sae, batch) == (sae.d_sae, whole):
-        return seconds, f"measured: {what}, the real size"
-    ratio = step_cost(sae, whole, rates) / step_cost(small, batch, rates)
-    return seconds * ratio, f"measured: {what}; extrapolated by a cost model to {sae.d_sae} on {whole}: {ratio:.3g} x"
+        how += ", the real size"
+    else:
+        how += f", extrapolated by a cost model to {sae.d_sae} on {whole}"
+    assumed = {name: value for name, value in _ASSUMED_LINK.items() if name not in figures}
+    sources = [how, *([said(figures, "given")] if figures else []), *([said(assumed, "assumed")] if assumed else [])]
+    measured: dict[str, Any] = {
+        "fixed_seconds": fixed,
+        "efficiency": step_time(small, batch, probes).seconds / (seconds - fixed),
+        "source": "; ".join(sources),
+    }
+    return replace(probes, **{**measured, **figures})
 
 
-def _affordable(sae: Any, batch: int, device: str, rates: _Rates) -> tuple[Any, int]:
+def _product_dtype(sae: Any, device: str) -> str:
+    """The precision of the encoder's product."""
+    return sae.dtype if is_dense(sae) else screening_precision(sae.screening, torch.device(device))
+
+
+def _affordable(sae: Any, batch: int, device: str, probes: Hardware) -> tuple[Any, int]:
     """The crosscoder and batch themselves, or smaller ones whose steps take a fraction of a second."""
     limit = _SHARE_OF_MEMORY * (memory_of(device) or math.inf)
     small = replace(sae, k_max=None, k_anneal_steps=0) if hasattr(sae, "k_max") else sae
-    while step_cost(small, batch, rates) > _LONGEST_STEP_SECONDS or _needed(small, batch, device) > limit:
+    while step_time(small, batch, probes).seconds > _LONGEST_STEP_SECONDS or _needed(small, batch, device) > limit:
         if batch > _SMALL_BATCH:  # first, as weights that fit into a cache would make pairs look cheap
             batch //= 2
         elif small.d_sae >= 8 * max(getattr(small, "k", 1), 32):

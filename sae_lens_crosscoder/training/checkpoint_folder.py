@@ -22,7 +22,7 @@ _PARTIAL, _REPLACED = ".partial", ".replaced"
 _MAY_CHANGE = {
     *("training_tokens", "total_training_samples", "tokens_per_buffer"),
     *("device", "llm_device", "chat_device", "act_store_device", "prefetch_llm_batches"),
-    *("latent_shards",),
+    *("latent_shards", "wait_for_cache"),
     *("checkpoint_path", "resume_from_checkpoint", "n_checkpoints", "n_checkpoints_kept", "save_final_checkpoint"),
     *("output_path", "metrics_path", "logger", "log_frequency", "verbose", "eval_batch_size_prompts", "n_eval_batches"),
     *("metadata", "sae_lens_version", "sae_lens_training_version"),

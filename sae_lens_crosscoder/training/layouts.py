@@ -1,17 +1,14 @@
-"""What each of several processes needs and sends, for every way to divide batch and latents among them."""
+"""What each of several processes needs, sends and takes, for every way to divide batch and latents among them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sae_lens_crosscoder.models.sizes import ModelSize
 from sae_lens_crosscoder.training.edits import Capacity, bytes_per_device, overfull
-from sae_lens_crosscoder.training.memory import bytes_of, n_parameters
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
-
-# Scores that processes send for every pair that is kept.
-_SENT_PER_PAIR = 1.25
+from sae_lens_crosscoder.training.scaling import Hardware, StepTime, in_turn, step_time, step_traffic
 
 
 @dataclass(frozen=True)
@@ -28,46 +25,42 @@ class GridLayout:
     """In one step of every crosscoder, by the algorithms that send least (rings)."""
     fits: bool
     """Whether no device is known to have too little."""
+    time: StepTime | None
+    """Seconds of one step of every crosscoder; None when nothing is known of the hardware."""
 
 
 def grid_layouts(
-    cfg: CrosscoderRunnerConfig, n_processes: int, models: Sequence[ModelSize | None], capacity: Capacity
+    cfg: CrosscoderRunnerConfig,
+    n_processes: int,
+    models: Sequence[ModelSize | None],
+    capacity: Capacity,
+    hardware: Mapping[str, Hardware],
 ) -> list[GridLayout]:
     """Every grid of so many processes that the crosscoders' latents can be divided among, fewest slices first.
 
     The main memory of a machine is shared by its processes, and counted here for each of them as if it were its own.
 
+    Args:
+        hardware: what each crosscoder's steps are made on, by its name; empty when nothing is known of it.
+
     Raises:
         ValueError: if the batch cannot be divided evenly among the processes.
     """
     divisors = [n for n in range(1, n_processes + 1) if n_processes % n == 0]
-    crosscoders = cfg.crosscoder_configs.values()
+    crosscoders, batch = cfg.crosscoder_configs.values(), cfg.train_batch_size_tokens
     layouts: list[GridLayout] = []
     for n_latents in (n for n in divisors if all(sae.d_sae % n == 0 for sae in crosscoders)):
         needed = dict(bytes_per_device(_as_one_sees_it(cfg, n_processes, n_latents), models))
         n_data = n_processes // n_latents
-        sent = sum(step_traffic(sae, cfg.train_batch_size_tokens, n_data, n_latents) for sae in crosscoders)
-        layouts.append(GridLayout(n_data, n_latents, needed, sent, not overfull(needed, capacity)))
+        sent = sum(step_traffic(sae, batch, n_data, n_latents) for sae in crosscoders)
+        times = [
+            step_time(sae, batch, hardware[name], n_data, n_latents)
+            for name, sae in cfg.crosscoder_configs.items()
+            if name in hardware
+        ]
+        fits = not overfull(needed, capacity)
+        layouts.append(GridLayout(n_data, n_latents, needed, sent, fits, in_turn(times) if times else None))
     return layouts
-
-
-def step_traffic(sae: Any, batch: int, n_data: int, n_latents: int) -> int:
-    """Bytes that one process sends in a step without dead latents.
-
-    What n processes gather takes each of them (n - 1) / n of the result, and a sum twice that.
-
-    >>> from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig
-    >>> sae = L1CrosscoderTrainingConfig(d_model=2, d_sae=10)  # 94 weights
-    >>> step_traffic(sae, batch=8, n_data=2, n_latents=1)  # a sum of 94 floats and of 10 counts of 8 bytes
-    456
-    """
-    number = bytes_of(sae.dtype)
-    in_row, in_column, in_all = ((n - 1) / n for n in (n_latents, n_data, n_latents * n_data))
-    activations = batch // n_data * sae.d_in * number
-    own_latents = sae.d_sae // n_latents
-    gradients = (n_parameters(sae) * number + 8 * sae.d_sae) * own_latents // sae.d_sae
-    scores = _SENT_PER_PAIR * batch * getattr(sae, "k", 0) * number
-    return int(3 * in_row * activations + 2 * in_column * gradients + in_all * scores)
 
 
 def _as_one_sees_it(cfg: CrosscoderRunnerConfig, n_processes: int, n_latents: int) -> CrosscoderRunnerConfig:

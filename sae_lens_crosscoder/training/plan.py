@@ -1,8 +1,9 @@
 """What a run will need before anything is loaded: parameters, memory, disk, steps, time, and what would make it fit."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from sae_lens_crosscoder.training.edits import USABLE_SHARE, Capacity, Edit, hel
 from sae_lens_crosscoder.training.layouts import GridLayout, grid_layouts
 from sae_lens_crosscoder.training.memory import MemoryItem, bytes_of, memory_items, memory_of, n_parameters
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.scaling import ASSUMPTIONS, StepTime, hardware_of
 
 GIB = 2**30
 
@@ -36,7 +38,7 @@ class Plan:
     n_checkpoint_bytes: int
     """Disk for the trained crosscoders and for checkpoints: all, or those that are kept and the one being written."""
     time: TimeEstimate | None
-    """None when it was not asked for, or when `device` is not in this machine."""
+    """None when it was not asked for, or when `device` is not in this machine and its figures were not given."""
     layouts: tuple[GridLayout, ...]
     """For several processes: every way to divide batch and latents among them. All else is what one process needs."""
     notes: tuple[str, ...]
@@ -57,6 +59,12 @@ class Plan:
             return False
         return None if None in self.models or None in self.capacity.values() else True
 
+    @property
+    def fastest(self) -> GridLayout | None:
+        """Of the layouts that fit, the one with the shortest estimated step."""
+        timed = [layout for layout in self.layouts if layout.fits and layout.time is not None]
+        return min(timed, key=lambda layout: sum(layout.time or ()), default=None)
+
     def __str__(self) -> str:
         parts = (_memory_lines(self), _layout_lines(self), ["", *_disk_and_time_lines(self)], _note_lines(self))
         return "\n".join(line for lines in parts for line in lines)
@@ -68,6 +76,7 @@ def plan(
     model_config: str | None = None,
     measure_time: bool = True,
     processes: int = 1,
+    hardware: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan a run: what it needs, whether that is there, and what to change; loads no model and downloads no weights.
 
@@ -75,6 +84,8 @@ def plan(
         memory_gib: memory of each GPU, or of the CPU when the config uses none; by default what this machine has.
         model_config: a folder with a transformers `config.json`, for models whose own cannot be reached.
         processes: how many train together, each with devices of its own; what each needs and sends is in `layouts`.
+        hardware: figures of `training.scaling.Hardware` to estimate time from, by name; what is missing is measured
+            here, and of the link between processes assumed.
         measure_time: train for a few seconds on `cfg.device`, to estimate the run's time.
 
     Raises:
@@ -85,8 +96,14 @@ def plan(
     models, notes = _model_sizes(cfg, model_config)
     capacity = _capacity(cfg, memory_gib)
     memory = memory_items(cfg, models)
-    if measure_time and not is_here(cfg.device):
-        notes.append(f"No time is claimed: device={cfg.device!r} is not in this machine. Plan there, or override it.")
+    can_measure = measure_time and is_here(cfg.device)
+    is_timed = hardware_of(hardware or {}) is not None or can_measure
+    time = estimate_time(cfg, models, hardware) if is_timed else None
+    if measure_time and time is None:
+        notes.append(
+            f"No time is claimed: device={cfg.device!r} is not in this machine. Plan there, override it, or give all "
+            "figures of its hardware."
+        )
     n_values = cfg.training_tokens * cfg.sae.d_in
     n_bytes = sum(n_parameters(sae) * bytes_of(sae.dtype) for sae in cfg.crosscoder_configs.values())
     n_checkpoints = 0 if cfg.checkpoint_path is None else cfg.n_checkpoints + int(cfg.save_final_checkpoint)
@@ -103,8 +120,12 @@ def plan(
         n_cache_bytes={dtype: n_values * bytes_of(dtype) for dtype in ("bfloat16", "float32")},
         # A checkpoint holds the weights, both of Adam's moments and the shuffling buffer.
         n_checkpoint_bytes=n_checkpoints * (3 * n_bytes + buffer) + n_bytes * int(cfg.output_path is not None),
-        time=estimate_time(cfg, models) if measure_time and is_here(cfg.device) else None,
-        layouts=tuple(grid_layouts(cfg, processes, models, capacity)) if processes > 1 else (),
+        time=time,
+        layouts=tuple(
+            grid_layouts(cfg, processes, models, capacity, {} if time is None else time.hardware)
+            if processes > 1
+            else ()
+        ),
         notes=tuple(notes),
     )
 
@@ -176,12 +197,27 @@ def _layout_lines(plan: Plan) -> list[str]:
     if not plan.layouts:
         return []
     n = plan.layouts[0].n_data * plan.layouts[0].n_latents
-    lines = ["", f"{n} processes (torchrun), of which each needs at the peak and sends in a step"]
+    lines = ["", f"{n} processes (torchrun), of which each needs at the peak, and sends and takes in a step"]
     for layout in plan.layouts:
         needed = ", ".join(f"{_size(n_bytes)} on {device}" for device, n_bytes in layout.n_bytes_needed.items())
         verdict = "" if layout.fits else ": does not fit"
-        lines.append(f"  --latent_shards {layout.n_latents:<4} {needed}; {_size(layout.n_bytes_sent)}{verdict}")
+        verdict = ": the fastest that fits" if layout is plan.fastest else verdict
+        takes = "" if layout.time is None else f"; {_step_text(layout.time)}"
+        lines.append(f"  --latent_shards {layout.n_latents:<4} {needed}; {_size(layout.n_bytes_sent)}{takes}{verdict}")
+    if plan.time is not None:
+        sources = dict.fromkeys(hardware.source for hardware in plan.time.hardware.values())
+        lines += ["  assumed of a step's time:", *(f"    {text}" for text in (*sources, *ASSUMPTIONS))]
     return lines
+
+
+def _step_text(time: StepTime) -> str:
+    """A step's time and its parts.
+
+    >>> _step_text(StepTime(0.02, 0.01, 0.003, 0.0005, 0.0))
+    '33.5 ms (product 20, memory 10, fixed 3, link 0.5, latency 0)'
+    """
+    parts = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in time._asdict().items())
+    return f"{1e3 * time.seconds:.3g} ms ({parts})"
 
 
 def _edit_line(edit: Edit) -> str:

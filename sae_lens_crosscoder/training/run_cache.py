@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import IterableDataset
@@ -14,10 +14,12 @@ from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.kept import excluded_tokens, kept_tokens
 from sae_lens_crosscoder.activations.shards import CacheDtype
+from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 TRAINING, HELD_OUT = "training", "held_out"
+InMemory = Literal["one_model", "both_models"]
 # What, beside models and hook, decides which activations there are.
 _DATA_FIELDS = (
     "dataset_path",
@@ -37,12 +39,21 @@ _DATA_FIELDS = (
 
 
 def write_run_cache(
-    cfg: CrosscoderRunnerConfig, dtype: CacheDtype = "bfloat16", prompts_per_shard: int | None = None
+    cfg: CrosscoderRunnerConfig,
+    dtype: CacheDtype = "bfloat16",
+    prompts_per_shard: int | None = None,
+    worker: tuple[int, int] = (0, 1),
+    in_memory: InMemory = "one_model",
 ) -> tuple[ActivationCache, ActivationCache]:
     """The activations that a run trains on, and those that it is diagnosed on, in `cfg.cached_activations_path`.
 
-    They are `training_tokens` of its data, or one pass over it if that is less, and all held-out rows; each model is
-    loaded when its turn comes. A call that was interrupted goes on where it stopped.
+    They are `training_tokens` of its data, or one pass over it if that is less, and all held-out rows, which come
+    first. A call that was interrupted goes on where it stopped.
+
+    Args:
+        worker: (i, n) for the i-th of n calls that share the work, see `cache_activations`.
+        in_memory: `one_model`: each is loaded when its turn comes, and no shard is whole before the chat model's turn;
+            `both_models`: shard after shard is finished, for training that waits for them.
 
     Raises:
         ValueError: for what the run itself would refuse, and what `cache_activations` refuses.
@@ -51,36 +62,43 @@ def write_run_cache(
         raise ValueError("cached_activations_path is not set: name the folder that the activations go to.")
     rows = RunRows(cfg)
     excluded = excluded_tokens(cfg, rows.tokenizer)
+    names = (cfg.model_name, cfg.chat_model_name)
+    loading: dict[str, Any] = {
+        "device": cfg.llm_device or cfg.device,
+        "dtype": cfg.model_dtype,
+        "model_class_name": cfg.model_class_name,
+        "token_replacements": cfg.token_replacements,
+        **(cfg.model_from_pretrained_kwargs or {}),
+    }
+    at_once = in_memory == "both_models"
+    models = HookedModelPair.from_pretrained(*names, chat_device=cfg.chat_device, **loading) if at_once else names
     options: dict[str, Any] = {
         "dtype": dtype,
         "dataset": json.dumps(_data_of(cfg)),
         "prompts_per_shard": prompts_per_shard,
         "batch_size_prompts": cfg.store_batch_size_prompts,
-        "loading": {
-            "device": cfg.llm_device or cfg.device,
-            "dtype": cfg.model_dtype,
-            "model_class_name": cfg.model_class_name,
-            "token_replacements": cfg.token_replacements,
-            **(cfg.model_from_pretrained_kwargs or {}),
-        },
+        "loading": None if at_once else loading,
+        "worker": worker,
     }
 
     def write(name: str, part: IterableDataset, n_wanted: int | None) -> ActivationCache:
         tokens, keep = _contexts(part, cfg, excluded, n_wanted)
-        folder, models = Path(str(cfg.cached_activations_path), name), (cfg.model_name, cfg.chat_model_name)
+        folder = Path(str(cfg.cached_activations_path), name)
         return cache_activations(folder, models, tokens, cfg.hook_name, keep=keep, **options)
 
-    return write(TRAINING, rows.training, cfg.training_tokens), write(HELD_OUT, rows.held_out, None)
+    held_out = write(HELD_OUT, rows.held_out, None)
+    return write(TRAINING, rows.training, cfg.training_tokens), held_out
 
 
 def read_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, ActivationCache]:
     """The activations to train on, and those to be diagnosed on, from the cache that the config names.
 
     Raises:
-        ValueError: for a folder without a whole cache, and for one of other models, another hook or other data.
+        ValueError: for a folder without a whole cache, unless the config waits for it, and for one of other models,
+            another hook or other data.
     """
     folder = Path(cfg.cached_activations_path or "")
-    training, held_out = (ActivationCache(folder / name) for name in (TRAINING, HELD_OUT))
+    training, held_out = (ActivationCache(folder / name, wait=cfg.wait_for_cache) for name in (TRAINING, HELD_OUT))
     for cache in (training, held_out):
         cache.require_of((cfg.model_name, cfg.chat_model_name), cfg.hook_name)
         stored: dict[str, Any] = json.loads(cache.manifest.dataset or "{}")

@@ -81,6 +81,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     wherever a mix is read, JSON of its fields, or the name of a JSON file."""
     use_cached_activations: bool = False
     """Train on the activations that `cache` wrote to `cached_activations_path`, without the language models."""
+    wait_for_cache: float | int = 0
+    """Seconds without any new file for which training waits for activations that `cache` is still writing; 0 for a
+    cache that must be whole. When it waits, the first pass takes the shards in their order."""
     packing: PackingRule = "concatenated"
     """`concatenated`: documents follow one another, as SAELens packs them, and are cut where a context ends; attention
     reaches from one into those before it in the context, and so do windows around a token. `one_document`: a context
@@ -159,6 +162,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             raise ValueError("compile_llm and compile_sae are not supported for a pair: leave them False.")
         if self.hook_head_index is not None:
             raise ValueError(f"hook_head_index={self.hook_head_index}: a pair has no heads to choose from.")
+        if not self.wait_for_cache >= 0:
+            raise ValueError(f"wait_for_cache={self.wait_for_cache} must be a number of seconds, or 0 not to wait.")
         if self.n_held_out_rows < 1:
             raise ValueError(f"n_held_out_rows={self.n_held_out_rows} must be at least 1: diagnosis needs unseen data.")
         if self.dead_feature_window == 0:

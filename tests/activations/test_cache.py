@@ -252,8 +252,8 @@ class TestWriting:
                 write(pair, tmp_path / "cache", **options)
 
         assert in_child(limited) == 0
-        assert {path.name for path in (tmp_path / "cache").iterdir()} == {"manifest.json"} | {
-            f"0000{shard}.{name}.bin" for shard in range(2) for name in ("tokens", "base")
+        assert {path.name for path in (tmp_path / "cache").iterdir()} == {
+            *("manifest.json", "manifest.lock", "00000.tokens.bin", "00001.tokens.bin", "00000.base.bin")
         }
         write(pair, tmp_path / "cache", **options).verify()
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.training.distributed import ProcessGrid
 from sae_lens_crosscoder.training.latent_shards import part_of
-from sae_lens_crosscoder.training.layouts import step_traffic
+from sae_lens_crosscoder.training.scaling import n_collectives, step_traffic
 from tests.training.processes import BATCH, activations, grid, new_trainer, on_processes
 from tests.training.test_plan import config, planned
 
@@ -48,6 +48,43 @@ def test_what_is_sent_in_a_step_is_about_what_is_planned(tmp_path, n_latents):
     found = on_processes(4, _sent_in_a_step, tmp_path, n_latents)[0]
     # The rest is scalars, and scores beyond those that are kept: much, in so small a step.
     assert planned_bytes * 0.85 <= found <= planned_bytes * 1.25
+
+
+def _collectives_in_a_step(n_latents):
+    """Counted where things are exchanged, in runs without dead latents; all but those of searches for largest scores.
+
+    A search makes two, and is made again whenever a bound was too high. Beginning, end and logging are left out.
+    """
+    exchanges, searches = [], []
+
+    def counted(function, calls):
+        def count(*args, **kwargs):
+            calls.append(None)
+            return function(*args, **kwargs)
+
+        return count
+
+    def made(kind, steps, **fields):
+        exchanges.clear(), searches.clear()
+        new_trainer(kind, grid(n_latents), steps, **fields).fit()
+        return len(exchanges) - 2 * len(searches)
+
+    dist.all_reduce, dist.all_gather = counted(dist.all_reduce, exchanges), counted(dist.all_gather, exchanges)
+    ProcessGrid.largest = counted(ProcessGrid.largest, searches)
+    if n_latents > 1:
+        ProcessGrid.sum_of_parts = counted(ProcessGrid.sum_of_parts, exchanges)
+    kinds = {"l1": {}, "batchtopk": {"aux_loss_coefficient": 0.0}}
+    # Both lengths write two rows of metrics.
+    return {kind: (made(kind, 10, **fields) - made(kind, 6, **fields)) / 4 for kind, fields in kinds.items()}
+
+
+@pytest.mark.parametrize("n_latents", [1, 2, 4])
+def test_a_step_makes_as_many_exchanges_as_planned(tmp_path, n_latents):
+    found = on_processes(4, _collectives_in_a_step, tmp_path, n_latents)[0]
+    l1 = slc.L1CrosscoderTrainingConfig(d_models=(4, 4), d_sae=32)
+    batchtopk = slc.BatchTopKCrosscoderTrainingConfig(d_models=(4, 4), d_sae=32, k=K)
+    assert found["l1"] == n_collectives(l1, 4 // n_latents, n_latents)
+    assert found["batchtopk"] + 2 == n_collectives(batchtopk, 4 // n_latents, n_latents)
 
 
 def test_each_process_holds_its_part_of_weights_gradients_and_moments():

@@ -157,6 +157,19 @@ class TestCache:
             cache.verify()
         assert len(n_passes) <= n_whole - n_whole // 2 + 2  # a shard takes two, and one shard was half written
 
+    @pytest.mark.parametrize("in_memory", ["one_model", "both_models"])
+    def test_workers_write_what_one_does_and_training_that_waits_learns_the_same(self, tmp_path, mix, in_memory):
+        alone, shared = (cached(tmp_path / name, mix, wait_for_cache=0.1) for name in ("alone", "shared"))
+        write_run_cache(alone, prompts_per_shard=7)
+        write_run_cache(shared, prompts_per_shard=7, worker=(0, 2), in_memory=in_memory)
+        with pytest.raises(ValueError, match=r"training/00001.\w+.bin is not written yet, and for 0.1 s no file"):
+            slc.CrosscoderTrainingRunner(shared).run()
+        write_run_cache(shared, prompts_per_shard=7, worker=(1, 2), in_memory=in_memory)
+        for cache, expected in zip(read_run_cache(shared), read_run_cache(alone), strict=True):
+            assert cache.manifest == expected.manifest
+            assert torch.equal(torch.cat(list(cache)), torch.cat(list(expected)))
+        assert_same(*(slc.CrosscoderTrainingRunner(cfg).run() for cfg in (shared, alone)))
+
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
@@ -194,10 +207,14 @@ def test_cache_train_and_diagnose_by_the_command_line(tmp_path, mix, monkeypatch
         "--lr_warm_up_steps 2 --n_held_out_rows 8 --checkpoint_path None --cached_activations_path cache"
     ).split()
     flags += ["--token_replacements", '{"<sot>": "<pad>"}']
-    assert main(["cache", *flags, "--cache_dtype", "float32"]) == 0
-    assert "cache/training: 1,0" in capsys.readouterr().out
+    options = ["--cache_dtype", "float32", "--in_memory", "both_models", "--n_workers", "2", "--worker"]
+    for worker in ("0", "1"):
+        assert main(["cache", *flags, *options, worker]) == 0
+    printed = capsys.readouterr().out
+    assert "worker 1 of 2: its share is written of\ncache/training: 1,0" in printed
     no_models()
-    assert main(["train", *flags, "--use_cached_activations", "True", "--output_path", "out"]) == 0
+    training = ["--use_cached_activations", "True", "--wait_for_cache", "9"]
+    assert main(["train", *flags, *training, "--output_path", "out"]) == 0
     first = slc.read_latents("out")
     assert main(["diagnose", "out"]) == 0
     pd.testing.assert_frame_equal(slc.read_latents("out"), first)
