@@ -1,6 +1,5 @@
 """Writes paired activations to disk, with one model in memory at a time."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
+from sae_lens_crosscoder.activations.checkpoint import save_whole
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.harvest import require_tokens
 from sae_lens_crosscoder.activations.shards import (
+    CONTEXTS_FILENAME,
     DTYPES,
     MANIFEST_FILENAME,
     TOKEN_DTYPE,
@@ -23,6 +24,7 @@ from sae_lens_crosscoder.activations.shards import (
     CacheDtype,
     CacheManifest,
     Shard,
+    contexts_sha256,
     part_path,
     write_part,
 )
@@ -93,7 +95,7 @@ def cache_activations(
         dtype=dtype,
         dataset=dataset,
         context_size=tokens.shape[1],
-        tokens_sha256=_sha256(tokens, keep),
+        tokens_sha256=contexts_sha256(tokens, keep),
         shards=[Shard(int(kept.sum()), {}) for _, kept in prompts],
         token_replacements=replacements,
         weights_sha256=weights,
@@ -101,6 +103,9 @@ def cache_activations(
     folder = Path(path)
     manifest = _resumed(folder, manifest)
     try:
+        if not keep.all() and not (folder / CONTEXTS_FILENAME).exists():
+            contexts = {"tokens": tokens.cpu().to(TOKEN_DTYPE).contiguous(), "keep": keep.cpu().contiguous()}
+            save_whole(contexts, folder / CONTEXTS_FILENAME, {})
         _write_tokens(folder, manifest, prompts)
         for name, load in zip(manifest.layout.names, loaders, strict=True):
             _write_model(folder, manifest, name, load, prompts, batch_size_prompts)
@@ -170,14 +175,6 @@ def _inspected(
     replaced = replacement_ids(replacements, tokenizers[0], tokenizers[-1])
     refuse_different_tokens(tokenizers, replaced)
     return tuple(widths), tuple(weights), replaced
-
-
-def _sha256(tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -> str:
-    """Of the tokens, and of which are kept if not all are."""
-    digest = hashlib.sha256(tokens.cpu().long().contiguous().numpy().data)
-    if not keep.all():
-        digest.update(keep.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _resumed(folder: Path, manifest: CacheManifest) -> CacheManifest:
