@@ -66,9 +66,8 @@ def test_positions_end_with_the_last_token_that_counts(looked_at):
     whole = activation_profiles(crosscoder, pair, TOKENS[:, :6], highest, n_bands=3)
     keep = torch.arange(10).expand_as(TOKENS) < 6
     padded = activation_profiles(crosscoder, pair, TOKENS, highest, n_bands=3, keep=keep)
-    assert (
-        (padded.first_positions, padded.last_position) == (whole.first_positions, whole.last_position) == ((0, 2, 4), 5)
-    )
+    for found in (whole, padded):
+        assert (found.first_positions, found.last_position) == ((0, 2, 4), 5)
     assert torch.equal(padded.histogram, whole.histogram)
     torch.testing.assert_close(padded.by_position, whole.by_position)
 
@@ -76,9 +75,8 @@ def test_positions_end_with_the_last_token_that_counts(looked_at):
 def test_a_band_without_tokens_is_unknown(looked_at):
     pair, crosscoder, scores = looked_at
     keep = torch.arange(10).expand_as(TOKENS) >= 3
-    found = activation_profiles(
-        crosscoder, pair, TOKENS, pd.Series(scores.amax(dim=(0, 1)).tolist()), n_bands=4, keep=keep
-    )
+    highest = pd.Series(scores.amax(dim=(0, 1)).tolist())
+    found = activation_profiles(crosscoder, pair, TOKENS, highest, n_bands=4, keep=keep)
     assert found.by_position[:, 0].isnan().all()
     assert not found.by_position[:, 1:].isnan().any()
 
