@@ -213,7 +213,7 @@ def test_cache_train_and_diagnose_by_the_command_line(tmp_path, mix, monkeypatch
 def test_every_command_leaves_out_what_training_leaves_out(tmp_path, mix, monkeypatch, no_models, capsys, from_cache):
     monkeypatch.chdir(tmp_path)
     names = {"chat_model_name": "tiny-base+jitter=0.02", "output_path": "out"}
-    cfg = cached(tmp_path, mix, **names, **LEFT_OUT, n_held_out_rows=8)
+    cfg = cached(tmp_path, mix, **names, **LEFT_OUT)
     if from_cache:
         write_run_cache(cfg, dtype="float32")
         no_models()
@@ -222,24 +222,12 @@ def test_every_command_leaves_out_what_training_leaves_out(tmp_path, mix, monkey
     n_kept = table.attrs["n_tokens"]
     latents = table.index[table.n_active > 5][:2]
     capsys.readouterr()
-    command = [
-        "interpret",
-        "--crosscoder",
-        "out",
-        "--model",
-        "m",
-        "--embedder",
-        "words",
-        "--dry-run",
-        "--n_windows",
-        "50",
-    ]
-    assert main([*command, "--latents", *map(str, latents)]) == 0
+    command = "interpret --crosscoder out --model m --embedder words --dry-run --n_windows 50 --latents"
+    assert main([*command.split(), *map(str, latents)]) == 0
     examples = slc.read_examples("out/examples.safetensors")
     assert examples.manifest["n_tokens"] == n_kept
-    shown = [
-        each for latent in latents for band in (examples[latent].top, *examples[latent].quantiles) for each in band
-    ]
+    bands = [band for latent in latents for band in (examples[latent].top, *examples[latent].quantiles)]
+    shown = [each for band in bands for each in band]
     assert shown
     assert not {int(each.token_ids[each.peak]) for each in shown} & {PAD, 5, 40}
     assert all(each.token_ids[0] != PAD != each.token_ids[-1] for each in shown)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.packed_groups import packed_token_groups
 from sae_lens_crosscoder.analysis.concepts import MatchedContrast, concept_table
-from sae_lens_crosscoder.analysis.data_source import contexts_of
+from sae_lens_crosscoder.analysis.data_source import PromptSource, prompt_source
 from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling import activation_divergence
 from sae_lens_crosscoder.analysis.diagnose import diagnose
@@ -76,13 +76,14 @@ def explore(
         raise ValueError("contrasts and responses are put to the models: give pair= and tokens=, or leave them out.")
     data: dict[str, Any] = {"pair": pair, "tokens": tokens, "keep": keep, "activations": activations}
     data["batch_size_prompts"] = batch_size_prompts
+    source = prompt_source(crosscoder, purpose="explore", **data)
+    if examples is not None:
+        require_examples_of(examples, source.tokens, source.keep)
     tokenizer = tokenizer or getattr(pair, "tokenizer", None)
     table = diagnose(crosscoder, **data) if latents is None else latents
     if examples is None:
         examples = _collected(crosscoder, tokenizer=tokenizer, seed=seed, **data)
-    else:
-        require_examples_of(examples, *contexts_of(tokens, keep, activations))
-    statistics = _statistics(crosscoder, tokenizer, data)
+    statistics = _statistics(crosscoder, tokenizer, source, data)
     twins = None
     if crosscoder.layout.n_models == 2 and crosscoder.layout.same_width:
         pairs = decoupled_pairs(crosscoder, table)
@@ -106,14 +107,15 @@ def explore(
     )
 
 
-def _statistics(crosscoder: InferenceCrosscoder, tokenizer: Any, data: dict[str, Any]) -> pd.DataFrame | None:
+def _statistics(
+    crosscoder: InferenceCrosscoder, tokenizer: Any, source: PromptSource, data: dict[str, Any]
+) -> pd.DataFrame | None:
     """By token group, if the tokenizer has a chat template that tells groups apart."""
     if getattr(tokenizer, "chat_template", None) is None:
         return None
-    tokens, keep = contexts_of(data["tokens"], data["keep"], data["activations"])
-    groups = packed_token_groups(tokens, tokenizer, keep)
-    if data["activations"] is not None:  # which hold no others
-        groups = replace(groups, labels=groups.labels[keep][None])
+    groups = packed_token_groups(source.tokens, tokenizer, source.keep)
+    if data["activations"] is not None:  # which hold no tokens but those that are kept
+        groups = replace(groups, labels=groups.labels[source.keep][None])
     return latent_statistics(crosscoder, groups=groups, **data)
 
 
