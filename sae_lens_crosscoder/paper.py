@@ -91,7 +91,7 @@ def _data(
         )
     if not (chats or texts or is_tiny):
         runner = held_out_runner(str(folder), None, "give --chats, --texts or --activations.")
-        return {"pair": runner.pair, "tokens": runner.held_out_tokens[: cfg.n_rows]}
+        return runner.held_out_data(cfg.n_rows)
     pair_options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
     pair = pair_of(crosscoders, cfg.crosscoder, **pair_options)
     if chats or texts:

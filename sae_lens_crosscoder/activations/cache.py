@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.mixing import MixedBatches, mixed_batches
 from sae_lens_crosscoder.activations.shards import (
+    CONTEXTS_FILENAME,
     MANIFEST_FILENAME,
     TOKENS,
     CacheManifest,
+    contexts_sha256,
     part_path,
     read_part,
     read_tokens,
     sha256_of,
 )
+from sae_lens_crosscoder.integrity import blaming, read_tensors
 from sae_lens_crosscoder.stacking import StackedLayout
 
 _BATCHES_IN_BUFFER = 16
@@ -72,6 +75,30 @@ class ActivationCache:
         """The id of every token, in the order in which iterating gives their activations."""
         shards = [self._part(shard, TOKENS) for shard in range(len(self.manifest.shards))]
         return torch.cat([read_tokens(path, self.manifest.shards[i].n_tokens) for i, path in enumerate(shards)])
+
+    @property
+    def contexts(self) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+        """The contexts that the tokens come from, and which of their tokens are here: the others were left out.
+
+        Raises:
+            ValueError: where tokens were left out and the file that says which is missing or damaged.
+        """
+        file = self.path / CONTEXTS_FILENAME
+        if file.exists():
+            stored, _ = read_tensors(file)
+            with blaming(file):
+                tokens, keep = stored["tokens"].long(), stored["keep"]
+        else:  # whole contexts, as the checksum tells
+            n_contexts, context_size = len(self) // self.manifest.context_size, self.manifest.context_size
+            tokens = self.tokens[: n_contexts * context_size].view(n_contexts, context_size)
+            keep = torch.ones_like(tokens, dtype=torch.bool)
+        is_whole = tokens.shape == keep.shape == (len(tokens), self.manifest.context_size)
+        if not is_whole or contexts_sha256(tokens, keep) != self.manifest.tokens_sha256:
+            raise ValueError(
+                f"{file} is missing or damaged, so that nobody knows which contexts the tokens are from: delete it if "
+                "it is there and call cache_activations again with the same arguments, which writes only that file."
+            )
+        return tokens, keep
 
     def __len__(self) -> int:
         """Number of tokens."""

@@ -1,6 +1,5 @@
 """Writes paired activations to disk, if need be with one model in memory at a time, or by several workers."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
+from sae_lens_crosscoder.activations.checkpoint import save_whole
 from sae_lens_crosscoder.activations.checks import NonFiniteError
 from sae_lens_crosscoder.activations.harvest import require_tokens
 from sae_lens_crosscoder.activations.shards import (
+    CONTEXTS_FILENAME,
     DTYPES,
     MANIFEST_FILENAME,
     TOKEN_DTYPE,
@@ -23,6 +24,7 @@ from sae_lens_crosscoder.activations.shards import (
     CacheDtype,
     CacheManifest,
     Shard,
+    contexts_sha256,
     manifest_lock,
     part_path,
     write_part,
@@ -101,7 +103,7 @@ def cache_activations(
         dtype=dtype,
         dataset=dataset,
         context_size=tokens.shape[1],
-        tokens_sha256=_sha256(tokens, keep),
+        tokens_sha256=contexts_sha256(tokens, keep),
         shards=[Shard(int(kept.sum()), {}) for _, kept in prompts],
         token_replacements=replacements,
         weights_sha256=weights,
@@ -112,6 +114,8 @@ def cache_activations(
     members = dict(zip(manifest.layout.names, loaders, strict=True))
     in_turn = [members] if isinstance(models, HookedModelPair) else [{name: members[name]} for name in members]
     try:
+        if not keep.all():
+            _write_contexts(folder, tokens, keep)
         _write_tokens(folder, manifest, prompts, own)
         for together in in_turn:
             _write_models(folder, manifest, together, prompts, own, batch_size_prompts)
@@ -183,14 +187,6 @@ def _inspected(
     return tuple(widths), tuple(weights), replaced
 
 
-def _sha256(tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -> str:
-    """Of the tokens, and of which are kept if not all are."""
-    digest = hashlib.sha256(tokens.cpu().long().contiguous().numpy().data)
-    if not keep.all():
-        digest.update(keep.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
 def _resumed(folder: Path, manifest: CacheManifest) -> CacheManifest:
     """The manifest in the folder, which must be of the same activations; without one, the new manifest, written."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,6 +209,15 @@ def _found_or_written(folder: Path, manifest: CacheManifest) -> CacheManifest:
         )
     manifest.write(folder)
     return manifest
+
+
+def _write_contexts(folder: Path, tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -> None:
+    """Which tokens are kept, and those around them."""
+    path = folder / CONTEXTS_FILENAME
+    with manifest_lock(folder):
+        if not path.exists():
+            contexts = {"tokens": tokens.cpu().to(TOKEN_DTYPE).contiguous(), "keep": keep.cpu().contiguous()}
+            save_whole(contexts, path, {})
 
 
 def _write_tokens(folder: Path, manifest: CacheManifest, prompts: Sequence[Prompts], shards: range) -> None:

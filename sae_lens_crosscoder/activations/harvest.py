@@ -24,10 +24,16 @@ def harvest(
     """
     pair.require_hook(hook_name)
     require_tokens(tokens)
-    keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
+    return _batches(pair, tokens, hook_name, batch_size_prompts, kept_or_all(tokens, keep))
+
+
+def kept_or_all(tokens: Tensor, keep: Tensor | None) -> Bool[Tensor, "batch pos"]:
+    """Which tokens are kept, where None stands for all; a ValueError for a `keep` of another shape."""
+    if keep is None:
+        return torch.ones_like(tokens, dtype=torch.bool)
     if keep.shape != tokens.shape:
         raise ValueError(f"keep has shape {tuple(keep.shape)}, but tokens {tuple(tokens.shape)}: give one for each.")
-    return _batches(pair, tokens, hook_name, batch_size_prompts, keep)
+    return keep
 
 
 def require_tokens(tokens: Int[Tensor, "batch pos"]) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.activations.harvest import kept_or_all
 from sae_lens_crosscoder.activations.masks import chat_tokens
-from sae_lens_crosscoder.activations.token_groups import BOS_GROUP, TEMPLATE_GROUP, TokenGroups
+from sae_lens_crosscoder.activations.token_groups import BOS_GROUP, LEFT_OUT, TEMPLATE_GROUP, TokenGroups
 
 TEXT_GROUP: Final = "text"
 PACKED_GROUPS: Final = (BOS_GROUP, TEMPLATE_GROUP, "user", "assistant", TEXT_GROUP)
@@ -23,19 +24,29 @@ class _Piece(NamedTuple):
     after: int
 
 
-def packed_token_groups(tokens: Int[Tensor, "batch pos"], tokenizer: Any) -> TokenGroups:
+def packed_token_groups(
+    tokens: Int[Tensor, "batch pos"], tokenizer: Any, keep: Bool[Tensor, "batch pos"] | None = None
+) -> TokenGroups:
     """The groups `bos`, `template`, `user`, `assistant` and `text` of rows that were cut from a stream of documents.
 
     The template's own tokens are looked for as the tokenizer writes them around the turns of a user and an assistant.
     What is between them belongs to whom they announce; everything else, other roles included, is `text`. A row that
     begins in the middle of a turn is told by the first piece of the template after it.
 
+    Args:
+        keep: which tokens have a group; the others are left out. Of these, the ones behind the last that is kept are
+            not read, as padding says nothing about the words in front of it.
+
     Raises:
-        ValueError: for a tokenizer without a chat template.
+        ValueError: for a tokenizer without a chat template, or a `keep` of another shape.
     """
+    keep = kept_or_all(tokens, keep)
     pieces = _pieces(tokenizer)
-    labels = [_labels(row, pieces, tokenizer.bos_token_id) for row in tokens.tolist()]
-    return TokenGroups(torch.tensor(labels), PACKED_GROUPS)
+    labels = torch.full(tokens.shape, LEFT_OUT)
+    for i, (row, kept) in enumerate(zip(tokens, keep, strict=True)):
+        n_read = len(kept) - int(kept.flip(0).long().argmax()) if kept.any() else 0
+        labels[i, :n_read] = torch.tensor(_labels(row[:n_read].tolist(), pieces, tokenizer.bos_token_id))
+    return TokenGroups(labels.masked_fill(~keep.cpu(), LEFT_OUT), PACKED_GROUPS)
 
 
 def _pieces(tokenizer: Any) -> list[_Piece]:

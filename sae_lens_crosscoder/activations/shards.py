@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal
 
 import torch
 from filelock import FileLock
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.integrity import blaming, digest, read_sealed, seal
@@ -23,6 +23,8 @@ CacheDtype = Literal["bfloat16", "float32"]
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 TOKENS, TOKEN_DTYPE = "tokens", torch.int32
 MANIFEST_FILENAME, _LOCK_FILENAME = "manifest.json", "manifest.lock"
+CONTEXTS_FILENAME = "contexts.safetensors"
+"""Whole contexts, and which of their tokens are in the cache, where some were left out."""
 FORMAT_VERSION = 1
 
 
@@ -179,6 +181,14 @@ def read_part(path: Path, n_tokens: int, d_model: int, dtype: CacheDtype) -> Flo
     """The rows of a file as a tensor that the disk backs: read where and when they are used."""
     rows = torch.from_file(str(path), shared=False, size=n_tokens * d_model, dtype=DTYPES[dtype])
     return rows.view(n_tokens, d_model)
+
+
+def contexts_sha256(tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -> str:
+    """Of the tokens, and of which are kept if not all are."""
+    sha256 = hashlib.sha256(tokens.cpu().long().contiguous().numpy().data)
+    if not keep.all():
+        sha256.update(keep.cpu().contiguous().numpy().data)
+    return sha256.hexdigest()
 
 
 def read_tokens(path: Path, n_tokens: int) -> Int[Tensor, " token"]:

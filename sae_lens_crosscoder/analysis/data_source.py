@@ -5,12 +5,12 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.checks import require_finite
-from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.activations.harvest import harvest, kept_or_all
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
 from sae_lens_crosscoder.integrity import fingerprint
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -31,7 +31,7 @@ class HarvestedActivations:
     ) -> None:
         self._pair, self._tokens, self._hook_name = pair, tokens, hook_name
         self._batch_size_prompts = batch_size_prompts
-        self._keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
+        self._keep = kept_or_all(tokens, keep)
         self.n_tokens = int(self._keep.sum())
 
     def fingerprint(self) -> str:
@@ -90,6 +90,8 @@ def data_source(
     if activations is not None:
         if pair is not None or tokens is not None:
             raise ValueError("Give either a pair with tokens or activations, not both.")
+        if keep is not None:
+            raise ValueError("keep says which tokens the models run for: of activations, give only those to be used.")
         if isinstance(activations, ActivationCache):
             metadata = crosscoder.cfg.metadata
             activations.require_of((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
@@ -99,6 +101,72 @@ def data_source(
     metadata = crosscoder.cfg.metadata
     pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
     return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts, keep)
+
+
+class PromptSource:
+    """Activations of whole prompts at a time, with their tokens: what asks which token is beside which reads this.
+
+    Iterating gives rows of `tokens`, some at a time and in order, and the activations of those of their tokens that
+    are kept.
+
+    Args:
+        source: the activations of the tokens that are kept.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        tokens: Int[Tensor, "batch pos"],
+        keep: Bool[Tensor, "batch pos"],
+        batch_size_prompts: int,
+    ) -> None:
+        self.tokens, self.keep = tokens, keep
+        self._source, self._batch_size_prompts = source, batch_size_prompts
+
+    def __len__(self) -> int:
+        """How many times it gives some."""
+        return -(-len(self.tokens) // self._batch_size_prompts)
+
+    def __iter__(self) -> Iterator[tuple[slice, Float[Tensor, "_ d_in"]]]:
+        stream = iter(self._source.after(0))
+        rest = next(stream)
+        for start in range(0, len(self.tokens), self._batch_size_prompts):
+            rows = slice(start, start + self._batch_size_prompts)
+            n_kept = int(self.keep[rows].sum())
+            parts = [rest]
+            while sum(map(len, parts)) < n_kept:
+                parts.append(next(stream))
+            parts = [part for part in parts if len(part)] or parts[:1]
+            here = parts[0] if len(parts) == 1 else torch.cat(parts)
+            yield rows, here[:n_kept]
+            rest = here[n_kept:]
+
+
+def prompt_source(
+    crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair | None,
+    tokens: Tensor | None,
+    activations: ActivationCache | None,
+    batch_size_prompts: int,
+    purpose: str,
+    keep: Tensor | None = None,
+) -> PromptSource:
+    """What `data_source` gives, by prompts; of activations only a cache knows which prompts they are from."""
+    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, purpose, keep)
+    return PromptSource(source, *contexts_of(tokens, keep, activations), batch_size_prompts)
+
+
+def contexts_of(
+    tokens: Tensor | None, keep: Tensor | None, activations: ActivationCache | None
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """The prompts of a data source, and which of their tokens are kept; a ValueError if none is."""
+    if activations is not None:
+        return activations.contexts
+    assert tokens is not None  # or there is no data source
+    keep = kept_or_all(tokens, keep)
+    if not keep.any():
+        raise ValueError(f"Of {keep.numel()} tokens keep leaves out every one: there is nothing to look at.")
+    return tokens, keep
 
 
 class Encoded(NamedTuple):
@@ -123,10 +191,12 @@ def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_s
         yield Encoded(part, feature_acts, crosscoder.decode(feature_acts))
 
 
-def shard_block(tokens: Tensor | None) -> int:
+def shard_block(tokens: Tensor | None, keep: Tensor | None = None) -> int:
     """How many consecutive tokens a bootstrap keeps together, whole contexts if they are known.
 
-    Tokens of one context are not independent, so a context must not be spread over shards.
+    Tokens of one context are not independent, so a context must not be spread over shards. Where some tokens are left
+    out, contexts differ in length, and a block is as long as so many of the longest ones.
     """
-    context_size = 1 if tokens is None else tokens.shape[-1]
+    context_size = 1 if tokens is None else int(kept_or_all(tokens, keep).sum(dim=-1).max())
+    context_size = max(1, context_size)
     return max(1, _SHARD_BLOCK // context_size) * context_size

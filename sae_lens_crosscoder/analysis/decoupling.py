@@ -27,6 +27,7 @@ def activation_divergence(
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
+    keep: Tensor | None = None,
     groups: TokenGroups | None = None,
     activations: Float[Tensor, "token d_in"] | Batches | None = None,
     max_activation: pd.Series | None = None,
@@ -42,7 +43,7 @@ def activation_divergence(
 
     Args:
         latent_pairs: rows of `chat_latent` and `base_latent`, as `decoupled_pairs` returns; other pairs do as well.
-        pair, tokens, activations: data as `diagnose` takes it, which the crosscoder was not trained on.
+        pair, tokens, keep, activations: data as `diagnose` takes it, which the crosscoder was not trained on.
         groups: tokens labelled -1 in them, such as padding, are left out.
         max_activation: highest score of every latent, such as the column of a table that `diagnose` made on training
             data. Without it a first pass over the data finds it.
@@ -60,10 +61,10 @@ def activation_divergence(
     crosscoder = require_inference(crosscoder, "activation_divergence")
     indices = _pair_indices(latent_pairs, crosscoder)
     _require_thresholds(high, low)
-    labels = Cells.of(tokens, groups, None).labels
 
     def stream(description: str) -> Iterator[Tensor]:
-        source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "activation_divergence")
+        source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "activation_divergence", keep)
+        labels = Cells.of(tokens, groups, None, keep).labels
         return _encoded_stream(source, crosscoder, labels, description)
 
     if max_activation is not None:

@@ -71,7 +71,7 @@ def diagnose(
         raise ValueError(f"free_directions={free_directions!r} is not one of 'model_specific', 'all'.")
     nulls = require_nulls(null, crosscoder)
     source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "diagnose", keep)
-    block_size = shard_block(tokens)
+    block_size = shard_block(tokens, keep)
     sums = DiagnosisSums(crosscoder, block_size, free_directions)
     checkpoint = None
     if checkpoint_path is not None:

@@ -35,6 +35,7 @@ class Example:
     """Where the peak is in the window."""
     token_ids: Int[Tensor, " pos"]
     scores: Float[Tensor, " pos"]
+    """nan, and so are the shares, on a token that does not count and is shown between others that do."""
     shares: Float[Tensor, "pos model"]
     """`<e_j^m, h^m>`, each model's part of the pre-activation; with b_enc they add up to the score where it is on."""
 

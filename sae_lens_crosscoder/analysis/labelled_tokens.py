@@ -29,13 +29,18 @@ class Cells:
 
     @classmethod
     def of(
-        cls, tokens: Tensor | None, groups: TokenGroups | None, sources: Sequence[str] | TokenGroups | None
+        cls,
+        tokens: Tensor | None,
+        groups: TokenGroups | None,
+        sources: Sequence[str] | TokenGroups | None,
+        keep: Tensor | None = None,
     ) -> "Cells":
         """Raises a ValueError for labels that do not fit the tokens or one another.
 
         Args:
             sources: one for each row of the tokens or groups, or a label for every token; without tokens and groups,
                 one for each token.
+            keep: the tokens that are in a cell at all; None for all.
         """
         names = () if groups is None else groups.names
         source_names = sources.names if isinstance(sources, TokenGroups) else tuple(sorted(set(sources or ())))
@@ -47,7 +52,10 @@ class Cells:
         places = {ALL: torch.ones_like(group, dtype=torch.bool)}
         places |= {name: source == s for s, name in enumerate(source_names)}
         places |= {name: group == g for g, name in enumerate(names)}
-        return cls(_labels(tokens, groups, sources, source_names), n_groups, n_sources, places)
+        labels = _labels(tokens, groups, sources, source_names)
+        if labels is not None and keep is not None:
+            labels = labels[keep.flatten().cpu()]
+        return cls(labels, n_groups, n_sources, places)
 
 
 def _labels(

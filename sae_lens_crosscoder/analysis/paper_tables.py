@@ -39,6 +39,7 @@ def paper_tables(
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
+    keep: Tensor | None = None,
     groups: TokenGroups | None = None,
     sources: Sequence[str] | TokenGroups | None = None,
     activations: Activations | None = None,
@@ -51,7 +52,7 @@ def paper_tables(
 
     Args:
         crosscoders: inference crosscoders by name.
-        pair, tokens, groups, sources, activations: as `latent_statistics` takes them, held out from training;
+        pair, tokens, keep, groups, sources, activations: as `latent_statistics` takes them, held out from training;
             activations that can be read more than once.
 
     Raises:
@@ -64,9 +65,9 @@ def paper_tables(
             "These activations can be read only once, but pairs of latents take a second pass: give a tensor, a list "
             "of batches or an ActivationCache."
         )
-    cells = Cells.of(tokens, groups, sources)
-    source = data_source(lead, pair, tokens, activations, batch_size_prompts, "paper_tables")
-    sums = {name: _Sums(each, cells, shard_block(tokens)) for name, each in crosscoders.items()}
+    source = data_source(lead, pair, tokens, activations, batch_size_prompts, "paper_tables", keep)
+    cells = Cells.of(tokens, groups, sources, keep)
+    sums = {name: _Sums(each, cells, shard_block(tokens, keep)) for name, each in crosscoders.items()}
     for batch, labels, n_seen in labelled_batches(source, cells.labels, "Measuring"):
         for each in sums.values():
             each.add(batch, labels, n_seen)
@@ -80,6 +81,7 @@ def paper_tables(
                 pairs,
                 pair,
                 tokens,
+                keep=keep,
                 groups=groups,
                 activations=activations,
                 max_activation=latents.max_activation,

@@ -22,6 +22,7 @@ def latent_statistics(
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
+    keep: Tensor | None = None,
     groups: TokenGroups | None = None,
     sources: Sequence[str] | TokenGroups | None = None,
     activations: Activations | None = None,
@@ -34,6 +35,7 @@ def latent_statistics(
     Args:
         crosscoder: an inference crosscoder, whose activations are scores.
         pair, tokens: the two models, and token ids of shape (batch, pos).
+        keep: which of the tokens count, True or False each, as `runner.held_out_kept`; None for all.
         groups: each token's group, as `slc.token_groups` makes them; tokens labelled -1 are left out of everything.
         sources: where each row of the tokens comes from, such as "web" or "chat"; for rows that hold several documents,
             a `TokenGroups` that says it of every token.
@@ -52,8 +54,8 @@ def latent_statistics(
         ValueError: for labels that do not fit the tokens, names that clash, and whatever `diagnose` refuses.
     """
     crosscoder = require_inference(crosscoder, "latent_statistics")
-    cells = Cells.of(tokens, groups, sources)
-    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "latent_statistics")
+    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "latent_statistics", keep)
+    cells = Cells.of(tokens, groups, sources, keep)
     sums = StatisticsSums(crosscoder, cells)
     fve = VarianceExplained(crosscoder.layout)
     for (part, feature_acts, reconstruction), cell in labelled_parts(source, crosscoder, cells.labels, "Counting"):

@@ -92,18 +92,17 @@ def run(args: Sequence[str]) -> None:
     instead = "use slc.interpret with a pair and tokens of your own."
     runner = held_out_runner(cfg.crosscoder, cfg.n_held_out_rows, instead)
     crosscoder.to(runner.cfg.device)
-    tokens = runner.held_out_tokens[: cfg.n_held_out_rows]
+    data: dict[str, Any] = {"pair": None, "tokens": None, **runner.held_out_data(cfg.n_held_out_rows)}
+    data["tokenizer"] = runner.tokenizer
     path = Path(cfg.examples or folder / EXAMPLES_FILENAME)
-    examples: ExamplesFile = (
-        read_examples(path) if path.exists() else collect_examples(crosscoder, runner.pair, tokens, path)
-    )
+    examples: ExamplesFile = read_examples(path) if path.exists() else collect_examples(crosscoder, path=path, **data)
     sizes: dict[str, Any] = {
         "n_shown": cfg.n_shown,
         "n_scored": cfg.n_scored,
         "n_windows": cfg.n_windows,
         "seed": cfg.seed,
     }
-    cases = interpretation_cases(crosscoder, runner.pair, tokens, examples, latents, embed, **sizes)
+    cases = interpretation_cases(crosscoder, examples=examples, latents=latents, embed=embed, **data, **sizes)
     cost = interpretation_cost(
         cases,
         answers,

@@ -68,13 +68,15 @@ def _explored(cfg: ReportConfig, name: str, folder: Path) -> Exploration:
     print(f"{name}: looking at its latents on held-out rows", flush=True)
     runner = held_out_runner(str(folder), cfg.n_held_out_rows, _INSTEAD)
     crosscoder = load(str(folder)).to(runner.cfg.device)
-    is_tiny = runner.cfg.chat_model_name in TINY_MODELS
+    if runner.reads_cache:
+        print("Its activations come from a cache, so nothing is shown that takes the models: logit lens, KL, effects.")
+    is_tiny = runner.cfg.chat_model_name in TINY_MODELS and not runner.reads_cache
     contrasts = {concept: matched_prompts(concept, n_pairs=256, seed=cfg.seed) for concept in CONCEPTS if is_tiny}
     return explore(
         crosscoder,
-        runner.pair,
-        runner.held_out_tokens[: cfg.n_held_out_rows],
-        read_latents(folder) if (folder / LATENTS_FILENAME).exists() else None,
+        **runner.held_out_data(cfg.n_held_out_rows),
+        tokenizer=runner.tokenizer,
+        latents=read_latents(folder) if (folder / LATENTS_FILENAME).exists() else None,
         examples=_examples(cfg, folder),
         contrasts=contrasts,
         responses=_responses(cfg, crosscoder, runner.pair) if is_tiny or cfg.prompts is not None else None,

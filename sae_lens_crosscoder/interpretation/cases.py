@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.activations.cache import ActivationCache
+from sae_lens_crosscoder.analysis.data_source import contexts_of
 from sae_lens_crosscoder.analysis.example_file import ExamplesFile, read_examples
+from sae_lens_crosscoder.analysis.examples import tokens_sha256
 from sae_lens_crosscoder.analysis.manifest import provenance
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
-from sae_lens_crosscoder.integrity import fingerprint, named_fingerprint
+from sae_lens_crosscoder.integrity import named_fingerprint
 from sae_lens_crosscoder.interpretation.choice import CaseMaker, LatentCase
 from sae_lens_crosscoder.interpretation.embedding import Embedder
 from sae_lens_crosscoder.interpretation.windows import draw_windows
@@ -30,8 +33,8 @@ class InterpretationCases:
 
 def interpretation_cases(
     crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair,
-    tokens: Tensor,
+    pair: HookedModelPair | None,
+    tokens: Tensor | None,
     examples: ExamplesFile | str | Path,
     latents: Sequence[int],
     embed: Embedder,
@@ -39,7 +42,10 @@ def interpretation_cases(
     n_shown: int = 5,
     n_scored: int = 5,
     n_windows: int = 5000,
+    keep: Tensor | None = None,
+    activations: ActivationCache | None = None,
     documents: Tensor | None = None,
+    tokenizer: Any = None,
     seed: int = 0,
     batch_size_prompts: int = 32,
 ) -> InterpretationCases:
@@ -54,27 +60,31 @@ def interpretation_cases(
     What is asked about a latent depends on the seed and on the latent, not on which others are asked about.
 
     Args:
-        tokens: ids of shape (batch, pos) in which negatives are looked for, best those of the examples.
+        pair, tokens: the two models, and ids of shape (batch, pos) in which negatives are looked for, best those of the
+            examples.
         examples: of `collect_examples` on this crosscoder.
         latents: which to ask about, such as `table.index[table.label == "chat_only"]`.
         embed: texts to vectors, such as `sentence_embedder()` gives; by their cosine texts resemble one another.
         n_shown, n_scored: contexts of each third to explain from, and to score on, at most.
         n_windows: windows that negatives are chosen from. The models run on the prompts that these are in.
-        documents: as for `collect_examples`.
+        keep, activations, documents: as for `collect_examples`. What a latent does on tokens that do not count is not
+            looked at.
+        tokenizer: by default the pair's; of a cache, the one whose tokens these are.
 
     Raises:
-        ValueError: for a training crosscoder, another pair or one without a tokenizer, other examples, latents that do
-            not exist or come twice, or numbers below 1; all before the models run.
+        ValueError: for a training crosscoder, another pair, no tokenizer, other examples, latents that do not exist or
+            come twice, or numbers below 1; all before the models run.
     """
     crosscoder = require_inference(crosscoder, "interpretation_cases")
     sizes = {"n_shown": n_shown, "n_scored": n_scored, "n_windows": n_windows}
     file = examples if isinstance(examples, ExamplesFile) else read_examples(examples)
     _refuse_arguments({**sizes, "batch_size_prompts": batch_size_prompts}, latents, crosscoder.cfg.d_sae)
-    metadata = crosscoder.cfg.metadata
-    pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
-    pair.require_hook(require_hook_name(crosscoder))
-    if pair.tokenizer is None:
-        raise ValueError("The pair has no tokenizer, so its tokens cannot be shown as text: load models that have one.")
+    tokenizer = tokenizer or getattr(pair, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(
+            "The pair has no tokenizer, or there is only a cache, so tokens cannot be shown as text: load models that "
+            "have one, or give tokenizer=."
+        )
     sha256 = named_fingerprint(crosscoder.state_dict())
     if file.manifest[CROSSCODER_SHA256] != sha256:
         raise ValueError(
@@ -84,22 +94,25 @@ def interpretation_cases(
     windows = draw_windows(
         crosscoder,
         pair,
-        tokens.cpu(),
+        None if tokens is None else tokens.cpu(),
         torch.tensor(list(latents)),
         n_windows=n_windows,
         window=tuple(file.manifest["window"]),
         documents=None if documents is None else documents.cpu(),
         seed=seed,
         batch_size_prompts=batch_size_prompts,
+        keep=None if keep is None else keep.cpu(),
+        activations=activations,
+        bos_id=getattr(tokenizer, "bos_token_id", None),
     )
-    maker = CaseMaker(windows, pair.tokenizer, embed, n_shown=n_shown, n_scored=n_scored, seed=seed)
+    maker = CaseMaker(windows, tokenizer, embed, n_shown=n_shown, n_scored=n_scored, seed=seed)
     shown = tqdm(latents, desc="Cases", unit="latent", leave=False)
     cases = tuple(maker.case(file[latent], column) for column, latent in enumerate(shown))
     manifest = {
         **provenance(crosscoder),
         **sizes,
         "cases_seed": seed,
-        "tokens_sha256": fingerprint([tokens]),
+        **tokens_sha256(*contexts_of(tokens, keep, activations)),
         "examples": {name: file.manifest[name] for name in ("tokens_sha256", "sample_seed", "window")},
     }
     return InterpretationCases(cases, manifest)

@@ -7,10 +7,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.checks import require_finite
-from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.analysis.data_source import PromptSource, prompt_source
 from sae_lens_crosscoder.analysis.example_windows import TokenSpans
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.kernels import indices_of
 from sae_lens_crosscoder.crosscoders.sparse import pairs_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -27,8 +29,8 @@ class DrawnWindows:
 
 def draw_windows(
     crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair,
-    tokens: Int[Tensor, "batch pos"],
+    pair: HookedModelPair | None,
+    tokens: Int[Tensor, "batch pos"] | None,
     latents: Int[Tensor, " latent"],
     *,
     n_windows: int,
@@ -36,6 +38,9 @@ def draw_windows(
     documents: Int[Tensor, "batch pos"] | None,
     seed: int,
     batch_size_prompts: int,
+    keep: Bool[Tensor, "batch pos"] | None = None,
+    activations: ActivationCache | None = None,
+    bos_id: int | None = None,
 ) -> DrawnWindows:
     """Windows around tokens that are drawn uniformly; the models run on the prompts that these are in.
 
@@ -44,14 +49,23 @@ def draw_windows(
 
     Args:
         window: tokens before and after the drawn one; a window never leaves its document or prompt.
-        documents: as for `collect_examples`.
+        documents, keep, activations: as for `collect_examples`.
+        bos_id: the token that documents begin with, if any.
     """
-    spans = TokenSpans(tokens, documents, getattr(pair.tokenizer, "bos_token_id", None))
-    drawn = torch.randperm(tokens.numel(), generator=torch.Generator().manual_seed(seed))
-    drawn = drawn[spans.is_text[drawn]][:n_windows].sort().values
+    options = (batch_size_prompts, "interpretation_cases")
+    source = prompt_source(crosscoder, pair, tokens, activations, *options, keep)
+    tokens, keep = source.tokens, source.keep
+    spans = TokenSpans(tokens, documents, bos_id, keep)
+    drawn = torch.randperm(len(spans.place), generator=torch.Generator().manual_seed(seed))
+    drawn = spans.place[drawn[spans.is_text[drawn]][:n_windows].sort().values]
     start = torch.maximum(drawn - window[0], spans.first[drawn])
     stop = torch.minimum(drawn + window[1], spans.last[drawn]) + 1
-    on = _on(crosscoder, pair, tokens, latents, start, stop, batch_size_prompts)
+    prompt = torch.div(start, tokens.shape[1], rounding_mode="floor")
+    rows = torch.arange(len(tokens))
+    if activations is None:
+        rows = prompt.unique()
+        source = prompt_source(crosscoder, pair, tokens[rows], None, *options, keep[rows])
+    on = _on(crosscoder, source, rows, prompt, latents, start, stop)
     index: dict[TokenIds, int] = {}
     slots: list[int] = []
     for first, last in zip(start.tolist(), stop.tolist(), strict=True):
@@ -63,30 +77,28 @@ def draw_windows(
 
 def _on(
     crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair,
-    tokens: Int[Tensor, "batch pos"],
+    source: PromptSource,
+    rows: Int[Tensor, " row"],
+    prompt: Int[Tensor, " window"],
     latents: Int[Tensor, " latent"],
     start: Int[Tensor, " window"],
     stop: Int[Tensor, " window"],
-    batch_size_prompts: int,
 ) -> Bool[Tensor, "window latent"]:
-    """In which windows, sorted by prompt, which latents are on."""
-    context_size = tokens.shape[1]
+    """In which windows, sorted by prompt, which latents are on; `rows` are the prompts of the source."""
+    context_size = source.tokens.shape[1]
     column = torch.full((crosscoder.cfg.d_sae,), -1)
     column[latents] = torch.arange(len(latents))
-    prompt = start // context_size
-    rows = prompt.unique()
     on = torch.zeros(len(start), len(latents), dtype=torch.bool)
-    batches = harvest(pair, tokens[rows], require_hook_name(crosscoder), batch_size_prompts)
-    parts = rows.split(batch_size_prompts)
-    for part, activations in zip(tqdm(parts, desc="Windows", unit="batch", leave=False), batches, strict=True):
+    for here, activations in tqdm(source, desc="Windows", unit="batch", leave=False):
+        part, place = rows[here], indices_of(source.keep[here].flatten())
         token, where = _active(crosscoder, activations, column)
+        token = place[token]
         flat = part[token // context_size] * context_size + token % context_size  # ascending
         first, last = torch.searchsorted(prompt, part[0]), torch.searchsorted(prompt, part[-1], right=True)
-        here = slice(int(first), int(last))
-        begins, ends = (torch.searchsorted(flat, edge[here]).tolist() for edge in (start, stop))
-        for row, begin, end in zip(range(here.start, here.stop), begins, ends, strict=True):
-            on[row, where[begin:end]] = True
+        drawn = slice(int(first), int(last))
+        begins, ends = (torch.searchsorted(flat, edge[drawn]).tolist() for edge in (start, stop))
+        for window, begin, end in zip(range(drawn.start, drawn.stop), begins, ends, strict=True):
+            on[window, where[begin:end]] = True
     return on
 
 

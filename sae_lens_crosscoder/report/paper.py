@@ -25,6 +25,7 @@ def paper_report(
     pair: HookedModelPair | None = None,
     tokens: Tensor | None = None,
     *,
+    keep: Tensor | None = None,
     groups: TokenGroups | None = None,
     sources: Sequence[str] | TokenGroups | None = None,
     activations: Activations | None = None,
@@ -39,8 +40,8 @@ def paper_report(
 
     Args:
         crosscoders: one, or several of one pair and hook by name.
-        pair, tokens, groups, sources, activations: held-out data, as `latent_statistics` takes it. Template shares
-            are known only with groups.
+        pair, tokens, keep, groups, sources, activations: held-out data, as `latent_statistics` takes it. Template
+            shares are known only with groups.
         images: formats of the static images, `png` and `svg`. They need the extra `images` and a Chrome; without, all
             else is written, with a warning.
 
@@ -59,6 +60,7 @@ def paper_report(
         crosscoders,
         pair,
         tokens,
+        keep=keep,
         groups=groups,
         sources=sources,
         activations=activations,

@@ -11,6 +11,7 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.ranks import OneProcess
+from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training.run_cache import read_run_cache
 from sae_lens_crosscoder.training.run_rows import RunRows
@@ -61,6 +62,12 @@ class RunData:
             )
         return self._pair
 
+    @property
+    def tokenizer(self) -> Any:
+        """The chat model's, for which no model is loaded."""
+        cfg = self.cfg
+        return load_tokenizer(cfg.chat_model_name, cfg.model_class_name) if self._pair is None else self._pair.tokenizer
+
     @cached_property
     def held_out_tokens(self) -> Int[Tensor, "batch pos"]:
         """The held-out rows as contexts, which training never saw."""
@@ -78,7 +85,7 @@ class RunData:
         return [row["source"] for row in self._rows.held_out]
 
     def held_out_data(self, n_rows: int | None = None) -> dict[str, Any]:
-        """What to give `diagnose` beside the crosscoder: held-out tokens and the pair, or their cached activations.
+        """What to give `diagnose` and other analyses: the pair and held-out tokens, or their cached activations.
 
         Args:
             n_rows: how many contexts; None for all.
@@ -87,7 +94,8 @@ class RunData:
             return {"pair": self.pair, "tokens": self.held_out_tokens[:n_rows], "keep": self.held_out_kept[:n_rows]}
         if n_rows is not None:
             raise ValueError(
-                f"A cache is diagnosed on as a whole, so n_held_out_rows={n_rows} cannot be met: leave it out."
+                f"A cache is read as a whole, so that not just {n_rows} of its rows can be held-out data: leave the "
+                "number out."
             )
         return {"activations": self._held_out_cache}
 

@@ -14,7 +14,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations import caching
 from sae_lens_crosscoder.activations.checks import NonFiniteError
-from sae_lens_crosscoder.activations.shards import CacheManifest
+from sae_lens_crosscoder.activations.shards import CONTEXTS_FILENAME, CacheManifest
 from sae_lens_crosscoder.integrity import read_sealed, seal
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
 from tests.killing import in_child, killed_at
@@ -50,6 +50,32 @@ def by_hand(pair):
 
 def files(folder):
     return {path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir()}
+
+
+class TestContexts:
+    KEEP = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    KEEP[3:9] = False  # a whole shard
+
+    @pytest.mark.parametrize("keep", [None, KEEP])
+    def test_tokens_come_with_the_contexts_that_they_are_from(self, pair, tmp_path, keep):
+        tokens, kept = write(pair, tmp_path, keep=keep).contexts
+        assert torch.equal(tokens, TOKENS)
+        assert torch.equal(kept, torch.ones_like(kept) if keep is None else keep)
+        assert torch.equal(slc.ActivationCache(tmp_path).tokens, tokens[kept])
+
+    def test_a_cache_that_does_not_say_is_told_to_by_the_next_call(self, pair, tmp_path):
+        cache = write(pair, tmp_path, keep=self.KEEP)
+        before = files(tmp_path)
+        whole = (tmp_path / CONTEXTS_FILENAME).read_bytes()
+        for damaged in (whole[:-8] + b"\2" * 8, whole[: len(whole) // 2], None):
+            (tmp_path / CONTEXTS_FILENAME).unlink()
+            if damaged is not None:
+                (tmp_path / CONTEXTS_FILENAME).write_bytes(damaged)
+            with pytest.raises(ValueError, match=CONTEXTS_FILENAME):
+                _ = cache.contexts
+        assert torch.equal(write(pair, tmp_path, keep=self.KEEP).contexts[1], self.KEEP)
+        after = files(tmp_path)
+        assert {name for name in after if after[name] != before[name]} == {CONTEXTS_FILENAME}
 
 
 class TestReading:

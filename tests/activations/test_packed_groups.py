@@ -47,3 +47,17 @@ def test_a_tokenizer_without_a_template_is_refused():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer)
     with pytest.raises(ValueError, match="no chat template"):
         packed_token_groups(torch.tensor([[1, 2]]), tokenizer)
+
+
+def test_what_is_left_out_has_no_group_and_padding_changes_none():
+    tokenizer = tiny_tokenizer()
+    tokens = torch.tensor(tiny_dataset(8, seed=2)["input_ids"])
+    random = torch.Generator().manual_seed(0)
+    for end in range(20, 30):  # which cuts the template at all of its tokens
+        padding = tokens[torch.randint(8, tokens.shape, generator=random), torch.arange(64)]
+        keep = torch.rand(tokens.shape, generator=random) < 0.8
+        keep[:, end - 1], keep[:, end:], keep[3] = True, False, False
+        found = packed_token_groups(torch.where(torch.arange(64) < end, tokens, padding), tokenizer, keep)
+        expected = packed_token_groups(tokens[:, :end], tokenizer).labels
+        assert torch.equal(found.labels[keep], expected[keep[:, :end]])
+        assert bool((found.labels[~keep] == -1).all())

@@ -21,6 +21,9 @@ SIZES = dict(n_top=4, n_quantiles=3, n_per_quantile=2, window=WINDOW)
 TOKENS = some_tokens(n_prompts=9, n_pos=12)
 # Of 12 tokens: two documents, three, one that padding follows.
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 7, [2] * 4 + [3] * 1 + [4] * 7, [5] * 9 + [-1] * 3] * 3)
+# Not some at the ends, some in between, whole documents, and the last prompts.
+KEEP = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(4)) < 0.6
+KEEP[1, 4:], KEEP[7:] = False, False
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +51,12 @@ def collect(crosscoder, pair, path, tokens=TOKENS, **kwargs):
     return slc.collect_examples(crosscoder, pair, tokens, path / "examples.safetensors", **{**SIZES, **kwargs})
 
 
-def reference_contexts(crosscoder, pair, latent, documents):
+def reference_contexts(crosscoder, pair, latent, documents, keep):
     parts = [crosscoder.layout.split(prompt) for prompt in pair.activations(TOKENS, HOOK).double()]
     prompts = [list(zip(*(part.tolist() for part in models), strict=True)) for models in parts]
     encoder = [part[latent].tolist() for part in crosscoder.encoders]
     bias = crosscoder.b_enc[latent].item()
-    return ref.contexts(prompts, encoder, bias, THRESHOLD, documents.tolist(), *WINDOW)
+    return ref.contexts(prompts, encoder, bias, THRESHOLD, documents.tolist(), *WINDOW, keep.tolist())
 
 
 def assert_is(example, expected):
@@ -61,18 +64,20 @@ def assert_is(example, expected):
     assert example.token_ids.tolist() == TOKENS[expected["prompt"]][expected["positions"]].tolist()
     assert expected["positions"][example.peak] == expected["position"]
     assert example.score == pytest.approx(expected["score"], rel=1e-5)
-    torch.testing.assert_close(example.scores, torch.tensor(expected["scores"]), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(example.shares, torch.tensor(expected["shares"]), rtol=1e-5, atol=1e-5)
+    for name in ("scores", "shares"):
+        close = dict(rtol=1e-5, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(getattr(example, name), torch.tensor(expected[name]), **close)
 
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS])
+@pytest.mark.parametrize("keep", [None, KEEP])
 @pytest.mark.parametrize("seed", [0, 11])
-def test_examples_are_those_of_a_search_with_everything_in_memory(crosscoder, pair, tmp_path, documents, seed):
-    examples = collect(crosscoder, pair, tmp_path, documents=documents, seed=seed, batch_size_prompts=2)
+def test_examples_are_those_of_a_search_with_everything_in_memory(crosscoder, pair, tmp_path, documents, keep, seed):
+    examples = collect(crosscoder, pair, tmp_path, documents=documents, keep=keep, seed=seed, batch_size_prompts=2)
     n_seen = []
     for latent in range(D_SAE):
         ids = torch.zeros_like(TOKENS) if documents is None else documents
-        found = reference_contexts(crosscoder, pair, latent, ids)
+        found = reference_contexts(crosscoder, pair, latent, ids, torch.ones_like(ids) if keep is None else keep)
         got = examples[latent]
         assert got.n_contexts == len(found)
         n_seen.append(len(found))
@@ -108,6 +113,47 @@ def test_batches_of_any_size_give_the_same_examples(crosscoder, pair, tmp_path, 
             for x, y in zip(a, b, strict=True):
                 assert (x.prompt, x.position, x.token_ids.tolist()) == (y.prompt, y.position, y.token_ids.tolist())
                 torch.testing.assert_close(x.shares, y.shares, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [None, KEEP])
+@pytest.mark.parametrize("batch_size_prompts", [2, 9])
+def test_a_cache_gives_the_examples_of_the_tokens_that_it_is_of(
+    crosscoder, pair, tmp_path, monkeypatch, keep, batch_size_prompts
+):
+    tokenizer = types.SimpleNamespace(bos_token_id=int(TOKENS[0, 4]))
+    options = dict(batch_size_prompts=batch_size_prompts, tokenizer=tokenizer)
+    expected = collect(crosscoder, pair, tmp_path, keep=keep, **options)
+    expected, manifest = list(map(expected.__getitem__, range(D_SAE))), expected.manifest
+    cache = slc.cache_activations(tmp_path, pair, TOKENS, HOOK, keep=keep, dtype="float32", prompts_per_shard=4)
+    monkeypatch.setattr(pair, "activations", None)
+    found = slc.collect_examples(
+        crosscoder, activations=cache, path=tmp_path / "examples.safetensors", **SIZES, **options
+    )
+    assert found.manifest == manifest
+    for latent in range(D_SAE):
+        assert_same(found[latent], expected[latent])
+
+
+def assert_same(found, expected):
+    assert found.n_contexts == expected.n_contexts
+    for these, those in zip((found.top, *found.quantiles), (expected.top, *expected.quantiles), strict=True):
+        for a, b in zip(these, those, strict=True):
+            assert (a.prompt, a.position, a.peak) == (b.prompt, b.position, b.peak)
+            assert a.token_ids.tolist() == b.token_ids.tolist()
+            torch.testing.assert_close((a.scores, a.shares), (b.scores, b.shares), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_padding_changes_nothing_whatever_it_is(crosscoder, pair, tmp_path):
+    """Behind every prompt, and as prompts of its own."""
+    ids = some_tokens(n_prompts=14, n_pos=20, seed=9)
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    ids[:9, :12], keep[:9, :12] = TOKENS, True
+    expected = collect(crosscoder, pair, tmp_path)
+    expected = list(map(expected.__getitem__, range(D_SAE)))
+    found = collect(crosscoder, pair, tmp_path, tokens=ids, keep=keep, batch_size_prompts=2)
+    for latent in range(D_SAE):
+        assert_same(found[latent], expected[latent])
+    assert found.manifest["n_tokens"] == TOKENS.numel()
 
 
 def test_a_run_can_be_repeated_byte_for_byte_and_another_seed_draws_another_sample(crosscoder, pair, tmp_path):
@@ -241,6 +287,8 @@ def test_show_marks_the_strongest_tokens_and_says_whose_they_are():
         (dict(window=(3, -1)), "window=\\(3, -1\\) must be"),
         (dict(documents=DOCUMENTS[:2]), "documents has shape \\(2, 12\\), but tokens \\(9, 12\\)"),
         (dict(batch_size_prompts=0), "batch_size_prompts=0"),
+        (dict(keep=KEEP[:2]), "keep has shape \\(2, 12\\), but tokens \\(9, 12\\)"),
+        (dict(keep=torch.zeros_like(KEEP)), "Of 108 tokens keep leaves out every one"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused_before_the_models_run(

@@ -12,6 +12,8 @@ from tests.models.small_models import random_hooked_transformer, some_tokens
 
 D_MODELS, D_SAE, HOOK = (8, 16), 7, "blocks.0.hook_resid_post"
 TOKENS = some_tokens(n_prompts=9, n_pos=10)
+KEEP = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(4)) < 0.6
+KEEP[-3:] = False
 
 
 @pytest.fixture(scope="module")
@@ -28,28 +30,55 @@ def looked_at():
     return pair, crosscoder, scores
 
 
+@pytest.mark.parametrize("keep", [None, KEEP])
+@pytest.mark.parametrize("source", ["pair", "cache"])
 @pytest.mark.parametrize("batch", [2, 32])
-def test_profiles_are_counts_of_tokens(looked_at, batch):
+def test_profiles_are_counts_of_tokens(looked_at, tmp_path, batch, source, keep):
     pair, crosscoder, scores = looked_at
     highest = scores.amax(dim=(0, 1))
-    found = activation_profiles(
-        crosscoder, pair, TOKENS, pd.Series(highest.tolist()), n_bins=5, n_bands=4, batch_size_prompts=batch
-    )
+    data = dict(pair=pair, tokens=TOKENS, keep=keep)
+    if source == "cache":
+        cache = slc.cache_activations(tmp_path, pair, TOKENS, HOOK, keep=keep, dtype="float32", prompts_per_shard=4)
+        data = dict(pair=None, tokens=None, activations=cache)
+    options = dict(n_bins=5, n_bands=4, batch_size_prompts=batch)
+    found = activation_profiles(crosscoder, max_activation=pd.Series(highest.tolist()), **data, **options)
     # Ten positions in four bands.
-    assert found.first_positions == (0, 3, 5, 8)
+    assert (found.first_positions, found.last_position) == ((0, 3, 5, 8), 9)
+    counts = torch.ones_like(TOKENS) if keep is None else keep
     bands = [range(0, 3), range(3, 5), range(5, 8), range(8, 10)]
     for latent in range(D_SAE):
         histogram, n_on = [0] * 5, [0] * 4
         for prompt in range(9):
             for position in range(10):
                 score = scores[prompt, position, latent].item()
-                if score > 0:
+                if score > 0 and counts[prompt, position]:
                     histogram[min(4, math.floor(5 * score / highest[latent].item()))] += 1
                     n_on[next(b for b, band in enumerate(bands) if position in band)] += 1
         assert found.histogram[latent].tolist() == histogram
-        shares = [n / (9 * len(band)) for n, band in zip(n_on, bands, strict=True)]
+        shares = [n / int(counts[:, band].sum()) for n, band in zip(n_on, bands, strict=True)]
         assert found.by_position[latent].tolist() == pytest.approx(shares)
     assert found.histogram[2].sum() == 0 < found.histogram.sum()
+
+
+def test_positions_end_with_the_last_token_that_counts(looked_at):
+    pair, crosscoder, scores = looked_at
+    highest = pd.Series(scores.amax(dim=(0, 1)).tolist())
+    whole = activation_profiles(crosscoder, pair, TOKENS[:, :6], highest, n_bands=3)
+    keep = torch.arange(10).expand_as(TOKENS) < 6
+    padded = activation_profiles(crosscoder, pair, TOKENS, highest, n_bands=3, keep=keep)
+    for found in (whole, padded):
+        assert (found.first_positions, found.last_position) == ((0, 2, 4), 5)
+    assert torch.equal(padded.histogram, whole.histogram)
+    torch.testing.assert_close(padded.by_position, whole.by_position)
+
+
+def test_a_band_without_tokens_is_unknown(looked_at):
+    pair, crosscoder, scores = looked_at
+    keep = torch.arange(10).expand_as(TOKENS) >= 3
+    highest = pd.Series(scores.amax(dim=(0, 1)).tolist())
+    found = activation_profiles(crosscoder, pair, TOKENS, highest, n_bands=4, keep=keep)
+    assert found.by_position[:, 0].isnan().all()
+    assert not found.by_position[:, 1:].isnan().any()
 
 
 def test_scores_above_the_highest_are_in_the_last_bin(looked_at):

@@ -107,8 +107,14 @@ def test_dead_latents_have_empty_cases_and_ones_that_are_always_on_no_negatives(
     assert all(everywhere.shown)
 
 
+KEEP = torch.rand(8, 12, generator=torch.Generator().manual_seed(1)) < 0.7
+KEEP[5], KEEP[2, 8:] = False, False
+
+
+@pytest.mark.parametrize("keep", [None, KEEP])
+@pytest.mark.parametrize("source", ["pair", "cache"])
 @pytest.mark.parametrize("documents", [None, torch.tensor([[0] * 5 + [1] * 7, [2] * 9 + [-1] * 3] * 4)])
-def test_windows_are_off_where_an_encoding_of_everything_says_so(documents):
+def test_windows_are_off_where_an_encoding_of_everything_says_so(tmp_path, documents, source, keep):
     """Read token by token from a dense encoding, on a model whose activations depend on what comes before."""
     pair = slc.HookedModelPair(*[random_hooked_transformer(8, seed=seed) for seed in (1, 2)])
     generator = torch.Generator().manual_seed(0)
@@ -117,20 +123,31 @@ def test_windows_are_off_where_an_encoding_of_everything_says_so(documents):
     crosscoder.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
     tokens = some_tokens(n_prompts=8, n_pos=12, d_vocab=4)  # so few words that texts repeat
     kwargs = dict(n_windows=60, window=(2, 1), documents=documents, seed=0, batch_size_prompts=3)
-    windows = draw_windows(crosscoder, pair, tokens, torch.tensor([4, 1]), **kwargs)
+    data = (pair, tokens)
+    if source == "pair":
+        kwargs["keep"] = keep
+    else:
+        cached = dict(keep=keep, dtype="float32", prompts_per_shard=3)
+        hook_name = crosscoder.cfg.metadata.hook_name
+        kwargs["activations"] = slc.cache_activations(tmp_path, pair, tokens, hook_name, **cached)
+        data = (None, None)
+    windows = draw_windows(crosscoder, *data, torch.tensor([4, 1]), **kwargs)
     acts = crosscoder.encode(pair.activations(tokens, "blocks.1.hook_resid_post").double())
     ids = torch.zeros_like(tokens) if documents is None else documents
+    counts = torch.ones_like(KEEP) if keep is None else keep
     on = {}
     for row in range(8):
         for center in range(12):
-            span = [p for p in range(center - 2, center + 2) if 0 <= p < 12 and ids[row, p] == ids[row, center]]
-            if ids[row, center] >= 0:
-                fires = acts[row, span][:, [4, 1]].gt(0).any(dim=0).tolist()
+            document = [p for p in range(12) if ids[row, p] == ids[row, center] and counts[row, p]]
+            if ids[row, center] >= 0 and center in document:
+                span = [p for p in range(center - 2, center + 2) if document[0] <= p <= document[-1]]
+                read = [p for p in span if p in document]
+                fires = acts[row, read][:, [4, 1]].gt(0).any(dim=0).tolist()
                 on.setdefault(tuple(tokens[row, span].tolist()), []).append(fires)
     assert len(windows.token_ids) == len(set(windows.token_ids)) <= 60
     for text, found in zip(windows.token_ids, windows.on.tolist(), strict=True):
         assert found in on[text] or found == [any(column) for column in zip(*on[text], strict=True)]
-    every = draw_windows(crosscoder, pair, tokens, torch.tensor([4, 1]), **{**kwargs, "n_windows": 500})
+    every = draw_windows(crosscoder, *data, torch.tensor([4, 1]), **{**kwargs, "n_windows": 500})
     assert {text: found for text, found in zip(every.token_ids, every.on.tolist(), strict=True)} == {
         text: [any(column) for column in zip(*fires, strict=True)] for text, fires in on.items()
     }
@@ -184,6 +201,28 @@ def test_a_text_that_is_known_to_activate_the_latent_elsewhere_is_no_negative(pl
     negatives = {*texts(case, "random"), *texts(case, "hard")}
     assert negatives == {planted.pair.tokenizer.decode(ids) for ids in fillers}
     assert len(texts(case, "random")) == 8  # half of what there is, so that hard ones are left
+
+
+def test_cases_of_padded_texts_are_those_of_the_texts(planted, tmp_path):
+    """And so are those from a cache of them."""
+    texts = planted.tokens[:60]
+    padded = torch.cat([texts[:, :20], texts.roll(1, dims=0)[:, :12]], dim=1)
+    keep = (torch.arange(32) < 20).expand_as(padded)
+    data = [
+        dict(pair=planted.pair, tokens=texts[:, :20]),
+        dict(pair=planted.pair, tokens=padded, keep=keep),
+    ]
+    cache = slc.cache_activations(tmp_path / "cache", planted.pair, padded, HOOK, keep=keep, dtype="float32")
+    data.append(dict(pair=None, tokens=None, activations=cache, tokenizer=planted.pair.tokenizer))
+    made = []
+    for i, each in enumerate(data):
+        path = tmp_path / f"{i}.safetensors"
+        examples = slc.collect_examples(planted.crosscoder, path=path, window=WINDOW, **each)
+        options = dict(embed=slc.sentence_embedder("words"), n_scored=5, n_windows=200)
+        made.append(slc.interpretation_cases(planted.crosscoder, examples=examples, latents=[0, 2], **each, **options))
+    assert made[0].cases == made[1].cases == made[2].cases
+    assert all(case.detection for case in made[0].cases)
+    assert made[1].manifest == made[2].manifest != made[0].manifest
 
 
 def test_the_window_is_the_examples(cases):

@@ -1,5 +1,7 @@
 """Examples of one latent with everything in memory, one token at a time."""
 
+from math import nan
+
 from tests.reference.crosscoder import dot
 
 
@@ -8,28 +10,36 @@ def shares(h, encoder):
     return [dot(encoder[m], h[m]) for m in range(len(h))]
 
 
-def contexts(prompts, encoder, b_enc, threshold, documents, before, after):
-    """Every context in which the latent is on, in order; prompts[row][position][m] is an activation."""
+def contexts(prompts, encoder, b_enc, threshold, documents, before, after, keep):
+    """Every context in which the latent is on, in order; prompts[row][position][m] is an activation.
+
+    Where keep[row][position] is False, there is no score: such tokens are shown between others, and nothing else.
+    """
     found = []
+    n_kept = 0
     for row, prompt in enumerate(prompts):
         parts = [shares(h, encoder) for h in prompt]
         pre = [sum(part) + b_enc for part in parts]
         scores = [value if value > max(0.0, threshold) else 0.0 for value in pre]
         for first, last in spans(documents[row]):
-            inside = range(first, last + 1)
+            inside = [position for position in range(first, last + 1) if keep[row][position]]
+            n_before, n_kept = n_kept, n_kept + len(inside)
+            if not inside:
+                continue
             peak = max(inside, key=lambda position: (scores[position], -position))
             if documents[row][first] < 0 or scores[peak] == 0:
                 continue
-            shown = [position for position in range(peak - before, peak + after + 1) if position in inside]
+            around = range(peak - before, peak + after + 1)
+            shown = [position for position in around if inside[0] <= position <= inside[-1]]
             found.append(
                 {
                     "prompt": row,
                     "position": peak,
-                    "first": row * len(prompt) + first,
+                    "first": n_before,
                     "score": scores[peak],
                     "positions": shown,
-                    "scores": [scores[position] for position in shown],
-                    "shares": [parts[position] for position in shown],
+                    "scores": [scores[position] if position in inside else nan for position in shown],
+                    "shares": [parts[position] if position in inside else [nan] * len(encoder) for position in shown],
                 }
             )
     return found

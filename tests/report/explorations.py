@@ -52,7 +52,7 @@ def make_exploration(folder, n=200, seed=0, words=(), n_top=4, n_quantiles=3, n_
         tokenizer=WordTokenizer(words),
         statistics=statistics,
         profiles=ActivationProfiles(
-            torch.tensor(rng.integers(0, 90, (n, 24))), torch.tensor(rng.random((n, 16))), tuple(range(0, 64, 4))
+            torch.tensor(rng.integers(0, 90, (n, 24))), torch.tensor(rng.random((n, 16))), tuple(range(0, 64, 4)), 63
         ),
         lenses={"base": lens, "chat": lens},
         examples=examples,

@@ -90,6 +90,65 @@ def test_twins_effects_and_concepts_reach_their_latents(looked_at):
     assert [concept["concept"] for concept in found[best].concepts] == ["refusal"]
 
 
+def assert_same(found, expected):
+    """But for what takes the models."""
+    for name in ("table", "statistics", "twins"):
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(expected, name), rtol=1e-6)
+    assert found.profiles.first_positions == expected.profiles.first_positions
+    assert torch.equal(found.profiles.histogram, expected.profiles.histogram)
+    torch.testing.assert_close(found.profiles.by_position, expected.profiles.by_position)
+    for latent in range(12):
+        for these, those in zip((found[latent].top, *found[latent].quantiles), bands(expected, latent), strict=True):
+            assert [(each.texts, each.example.position) for each in these] == [
+                (each.texts, each.example.position) for each in those
+            ]
+            for a, b in zip(these, those, strict=True):
+                torch.testing.assert_close(a.example.scores, b.example.scores, equal_nan=True)
+
+
+def bands(found, latent):
+    return (found[latent].top, *found[latent].quantiles)
+
+
+def test_padding_is_seen_nowhere_whatever_it_is(looked_at):
+    pair, crosscoder, *_ = looked_at
+    n_read = 50
+    whole = slc.explore(crosscoder, pair, TOKENS[:, :n_read])
+    padded = torch.cat([TOKENS[:, :n_read], TOKENS.flip(0)[:, n_read:]], dim=1)
+    found = slc.explore(crosscoder, pair, padded, keep=(torch.arange(64) < n_read).expand_as(padded))
+    assert_same(found, whole)
+    for latent in range(12):
+        for a, b in zip(bands(found, latent), bands(whole, latent), strict=True):
+            assert [each.kl for each in a] == [pytest.approx(each.kl, abs=1e-4) for each in b]
+
+
+def test_a_cache_shows_what_takes_no_models(looked_at, tmp_path):
+    pair, crosscoder, *_ = looked_at
+    keep = ~torch.isin(TOKENS, torch.tensor([tiny_tokenizer().bos_token_id, int(TOKENS[0, 5])]))
+    cache = slc.cache_activations(tmp_path, pair, TOKENS, TINY_HOOK, keep=keep, dtype="float32")
+    table = slc.diagnose(crosscoder, pair, TOKENS, keep=keep)
+    found = slc.explore(crosscoder, activations=cache, tokenizer=pair.tokenizer, latents=table)
+    whole = slc.explore(crosscoder, pair, TOKENS, table, keep=keep, examples=found.examples)
+    assert_same(found, whole)
+    assert (found.kl, found.lenses, found.concepts) == (None, {}, None)
+    assert whole.lenses
+    slc.write_explorer(tmp_path / "explorer.html", {"cache": found})
+    scores = [each.example.scores for band in bands(found, 3) for each in band]
+    assert torch.cat(scores).isnan().any()  # shown, and left out
+    without = slc.explore(crosscoder, activations=cache, latents=table)
+    assert without.statistics is None
+    assert without[3].top[0].texts[0].strip().isdigit()
+
+
+def test_examples_of_other_tokens_and_questions_to_no_models_are_refused(looked_at):
+    pair, crosscoder, said, table, found = looked_at
+    for data in (dict(tokens=TOKENS.flip(0)), dict(tokens=TOKENS, keep=TOKENS != 5)):
+        with pytest.raises(ValueError, match="are of other tokens, or of all where some are left out now"):
+            slc.explore(crosscoder, pair, latents=table, examples=found.examples, **data)
+    with pytest.raises(ValueError, match="are put to the models"):
+        slc.explore(crosscoder, responses=said)
+
+
 def test_tokens_read_as_they_do_after_another_one():
     texts = TokenTexts(tiny_tokenizer())
     assert [texts(i) for i in tiny_tokenizer()("paris is in")["input_ids"]] == [" <bos>", " paris", " is", " in"]

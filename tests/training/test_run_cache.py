@@ -226,6 +226,38 @@ def test_cache_train_and_diagnose_by_the_command_line(tmp_path, mix, monkeypatch
     assert main(["plan", "out"]) == 0
 
 
+@pytest.mark.parametrize("from_cache", [False, True])
+def test_every_command_leaves_out_what_training_leaves_out(tmp_path, mix, monkeypatch, no_models, capsys, from_cache):
+    monkeypatch.chdir(tmp_path)
+    names = {"chat_model_name": "tiny-base+jitter=0.02", "output_path": "out"}
+    cfg = cached(tmp_path, mix, **names, **LEFT_OUT)
+    if from_cache:
+        write_run_cache(cfg, dtype="float32")
+        no_models()
+    runner = slc.CrosscoderTrainingRunner(cfg if from_cache else replace(cfg, use_cached_activations=False))
+    table = slc.diagnose(runner.run(), **runner.held_out_data())
+    n_kept = table.attrs["n_tokens"]
+    latents = table.index[table.n_active > 5][:2]
+    capsys.readouterr()
+    command = "interpret --crosscoder out --model m --embedder words --dry-run --n_windows 50 --latents"
+    assert main([*command.split(), *map(str, latents)]) == 0
+    examples = slc.read_examples("out/examples.safetensors")
+    assert examples.manifest["n_tokens"] == n_kept
+    bands = [band for latent in latents for band in (examples[latent].top, *examples[latent].quantiles)]
+    shown = [each for band in bands for each in band]
+    assert shown
+    assert not {int(each.token_ids[each.peak]) for each in shown} & {PAD, 5, 40}
+    assert all(each.token_ids[0] != PAD != each.token_ids[-1] for each in shown)
+    assert main(["paper-report", "out", "--output_path", "paper", "--images"]) == 0
+    measured = pd.read_parquet("paper/latents.parquet").loc["out"]
+    pd.testing.assert_series_equal(measured.n_active, table.n_active)
+    assert main(["report", "--crosscoder", "out"]) == 0  # with the examples that are there
+    page = Path("explorer.html").read_text()
+    assert f'"n_tokens": {n_kept}' in page or f'"n_tokens":{n_kept}' in page
+    said = capsys.readouterr().out
+    assert ("so nothing is shown that takes the models" in said) == from_cache
+
+
 @pytest.mark.filterwarnings("ignore:All samples in the training dataset have been exhausted")
 class TestGoingOn:
     """A run whose data vanish is gone on with to the bit, over several passes of its data."""

@@ -1,21 +1,24 @@
-"""Everything about a crosscoder's latents that a pair of models and held-out tokens can tell."""
+"""Everything about a crosscoder's latents that a pair of models and held-out tokens, or a cache of them, can tell."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.packed_groups import packed_token_groups
 from sae_lens_crosscoder.analysis.concepts import MatchedContrast, concept_table
+from sae_lens_crosscoder.analysis.data_source import PromptSource, prompt_source
 from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling import activation_divergence
 from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.example_file import ExamplesFile
-from sae_lens_crosscoder.analysis.examples import collect_examples
+from sae_lens_crosscoder.analysis.examples import collect_examples, require_examples_of
 from sae_lens_crosscoder.analysis.profiles import activation_profiles
 from sae_lens_crosscoder.analysis.statistics import latent_statistics
 from sae_lens_crosscoder.causal.compare import kl_between_models
@@ -31,10 +34,13 @@ _CONVERSATION_GROUPS = ("template", "user", "assistant")
 
 def explore(
     crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair,
-    tokens: Int[Tensor, "batch pos"],
+    pair: HookedModelPair | None = None,
+    tokens: Int[Tensor, "batch pos"] | None = None,
     latents: pd.DataFrame | None = None,
     *,
+    keep: Bool[Tensor, "batch pos"] | None = None,
+    activations: ActivationCache | None = None,
+    tokenizer: Any = None,
     examples: ExamplesFile | None = None,
     contrasts: Mapping[str, MatchedContrast] | None = None,
     responses: Responses | None = None,
@@ -44,8 +50,15 @@ def explore(
 ) -> Exploration:
     """Look at every latent from all sides: what `write_explorer` shows.
 
+    A cache knows nothing of what the models say, so that from one there are no logit lens, no KL, no causal effects and
+    no known concepts.
+
     Args:
-        tokens: held-out token ids of shape (batch, pos): not those the crosscoder was trained on.
+        pair, tokens: the two models, and held-out token ids of shape (batch, pos): not those the crosscoder was trained
+            on.
+        keep: which of the tokens count, True or False each, as `runner.held_out_kept`; None for all.
+        activations: instead of a pair and tokens, a cache of their activations.
+        tokenizer: by default the pair's; of a cache, the one whose tokens these are. Without it they are numbers.
         latents: the table of `diagnose`, which runs if there is none.
         examples: of these tokens, from `collect_examples`, which runs if there are none.
         contrasts: known concepts, as `concept_table` takes them.
@@ -55,53 +68,63 @@ def explore(
         seed: of what is drawn.
 
     Raises:
-        ValueError: as the functions that it calls.
+        ValueError: for contrasts or responses without a pair, examples of other tokens, and as the functions that it
+            calls.
     """
     crosscoder = require_inference(crosscoder, "explore")
-    same: dict[str, Any] = {"batch_size_prompts": batch_size_prompts}
-    table = diagnose(crosscoder, pair, tokens, **same) if latents is None else latents
-    statistics = None
-    if getattr(pair.tokenizer, "chat_template", None) is not None:
-        groups = packed_token_groups(tokens, pair.tokenizer)
-        statistics = latent_statistics(crosscoder, pair, tokens, groups=groups, **same)
+    if pair is None and (contrasts or responses is not None):
+        raise ValueError("contrasts and responses are put to the models: give pair= and tokens=, or leave them out.")
+    data: dict[str, Any] = {"pair": pair, "tokens": tokens, "keep": keep, "activations": activations}
+    data["batch_size_prompts"] = batch_size_prompts
+    source = prompt_source(crosscoder, purpose="explore", **data)
+    if examples is not None:
+        require_examples_of(examples, source.tokens, source.keep)
+    tokenizer = tokenizer or getattr(pair, "tokenizer", None)
+    table = diagnose(crosscoder, **data) if latents is None else latents
     if examples is None:
-        examples = _collected(crosscoder, pair, tokens, seed, batch_size_prompts)
+        examples = _collected(crosscoder, tokenizer=tokenizer, seed=seed, **data)
+    statistics = _statistics(crosscoder, tokenizer, source, data)
     twins = None
     if crosscoder.layout.n_models == 2 and crosscoder.layout.same_width:
         pairs = decoupled_pairs(crosscoder, table)
-        maxima = table["max_activation"]
-        twins = activation_divergence(crosscoder, pairs, pair, tokens, max_activation=maxima, **same)
-    return Exploration(
+        twins = activation_divergence(crosscoder, pairs, max_activation=table["max_activation"], **data)
+    found = Exploration(
         table=_with_more_columns(table, crosscoder, statistics),
-        tokenizer=pair.tokenizer,
+        tokenizer=tokenizer,
         statistics=statistics,
-        profiles=activation_profiles(crosscoder, pair, tokens, table["max_activation"], **same),
-        lenses=_lenses(crosscoder, pair),
+        profiles=activation_profiles(crosscoder, max_activation=table["max_activation"], **data),
         examples=examples,
-        kl=kl_between_models(pair, tokens, batch_size=batch_size_prompts),
         twins=twins,
+    )
+    if pair is None or tokens is None:
+        return found
+    return replace(
+        found,
+        lenses=_lenses(crosscoder, pair),
+        kl=kl_between_models(pair, tokens, batch_size=batch_size_prompts),
         effects=None if responses is None else _effects(crosscoder, pair, table, responses, n_random, seed),
         concepts=concept_table(crosscoder, pair, table, contrasts) if contrasts else None,
     )
 
 
-def _collected(
-    crosscoder: InferenceCrosscoder, pair: HookedModelPair, tokens: Tensor, seed: int, batch_size_prompts: int
-) -> ExamplesFile:
+def _statistics(
+    crosscoder: InferenceCrosscoder, tokenizer: Any, source: PromptSource, data: dict[str, Any]
+) -> pd.DataFrame | None:
+    """By token group, if the tokenizer has a chat template that tells groups apart."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return None
+    groups = packed_token_groups(source.tokens, tokenizer, source.keep)
+    if data["activations"] is not None:  # which hold no tokens but those that are kept
+        groups = replace(groups, labels=groups.labels[source.keep][None])
+    return latent_statistics(crosscoder, groups=groups, **data)
+
+
+def _collected(crosscoder: InferenceCrosscoder, **kwargs: Any) -> ExamplesFile:
     with tempfile.TemporaryDirectory() as folder:
         # The file stays open, and so readable, after its name is gone.
         path = Path(folder, "examples.safetensors")
         return collect_examples(
-            crosscoder,
-            pair,
-            tokens,
-            path,
-            n_top=10,
-            n_quantiles=5,
-            n_per_quantile=3,
-            window=(16, 10),
-            seed=seed,
-            batch_size_prompts=batch_size_prompts,
+            crosscoder, path=path, n_top=10, n_quantiles=5, n_per_quantile=3, window=(16, 10), **kwargs
         )
 
 

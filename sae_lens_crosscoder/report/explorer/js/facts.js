@@ -96,7 +96,7 @@ function whenItFires(c, j, record) {
   if (record.contexts) rows.push([html("dt", {}, "contexts"), html("dd", {}, count(record.contexts)), html("dd")]);
   return section("When it fires", html("dl", { class: "facts" }, rows),
     nActive > 0 && record.histogram ? scoreHistogram(record.histogram, c.value("max_activation", j)) : null,
-    nActive > 0 && record.positions ? positionProfile(record.positions, c.firstPositions, c.contextSize) : null,
+    nActive > 0 && record.positions ? positionProfile(record.positions, c.lastPosition) : null,
     nActive > 0 && record.places ? placeBars(c.groups, record.places) : null);
 }
 
@@ -116,9 +116,8 @@ function scoreHistogram(bins, highest) {
   return smallBars(bins.map((n) => Math.log(n + 1) / most), "tokens by score, log scale", "0", decimal(highest));
 }
 
-function positionProfile(shares, first, contextSize) {
+function positionProfile(shares, last) {
   const most = Math.max(...shares) || 1;
-  const last = contextSize === null ? first[first.length - 1] : contextSize - 1;
   const title = `by position in the context, up to ${percent(most)}`;
   return smallBars(shares.map((share) => share / most), title, "0", String(last));
 }
