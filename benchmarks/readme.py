@@ -286,6 +286,42 @@ def causal() -> str:
     )
 
 
+def processes() -> str:
+    """What several processes train, beside what one trains."""
+    frame, source = read("distributed.json")
+    deaths = [is_equal for row in frame.resumed_equal_after_death for is_equal in row]
+    cards = frame.score_card_unchanged.dropna()
+    return (
+        f"{' and '.join(map(str, sorted(frame.processes.unique())))} processes, the batch divided, the latents, and "
+        f"both, L1 and BatchTopK: after 200 steps in float64 the weights are one process's to "
+        f"{frame.max_weight_difference_float64.max():.0e}; in float32 the first gradients are to "
+        f"{frame.first_gradient_difference_float32.max():.0e} of the largest, and FVE to {frame.fve_difference.max():.0e}. "
+        f"{cards.sum():.0f} of {len(cards)} score cards of the standard planted world are unchanged. Saved by all, gone "
+        f"on with by half of them and then by one: equal in {frame.resumed_equal.sum()} of {len(frame)} layouts. A process "
+        f"killed at a random moment, and the run resumed: equal {sum(deaths)} of {len(deaths)} times. {source}"
+    )
+
+
+def faults() -> str:
+    """What kills, time and damaged files do to runs."""
+    frame, source = read("faults.json")
+    files, of_files = read("mutated_files.json")
+    kills = {name: frame[frame.name == name] for name in ("train", "cache")}
+    trained, cached = kills.values()
+    soaked = frame[frame.name.str.startswith("soak/")]
+    growth = ", ".join(f"{row.growth_mib:.1f} MiB of {row.warm_up_mib:,.0f}" for row in soaked.itertuples())
+    return (
+        f"Training killed (SIGKILL) at {len(trained)} random moments, {trained.was_writing.sum():.0f} of them while a "
+        f"checkpoint was written, and resumed: {trained.equal.sum():.0f} of {len(trained)} end with the bits of the "
+        f"unbroken run, {trained.n_unreadable.sum():.0f} unreadable checkpoints. The cache's writer killed "
+        f"{len(cached)} times: {cached.equal.sum():.0f} equal caches. Over {soaked.minutes.min():.0f} minutes of training "
+        f"and of caching, resident memory rose by {growth} after a warm-up of {soaked.warm_up_minutes.max():.0f}. "
+        f"{source}\n\n{files.n.sum():,} truncated, bit-flipped and otherwise mutated files through every loader: "
+        f"{files.refused.sum():,} refused by name, {files.loaded_right.sum():,} loaded right, {files.wrong.sum():,} "
+        f"wrong, {files.crashed.sum():,} crashes. {of_files}"
+    )
+
+
 PASSAGES: Mapping[str, Callable[[], str]] = {
     "claims": claims,
     "bends": bends,
@@ -294,6 +330,8 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "intervals": intervals,
     "speed": speed,
     "causal": causal,
+    "processes": processes,
+    "faults": faults,
 }
 
 

@@ -26,7 +26,7 @@ cfg = slc.CrosscoderRunnerConfig(
 )
 runner = slc.CrosscoderTrainingRunner(cfg)
 crosscoder = runner.run()
-latents = slc.diagnose(crosscoder, runner.pair, runner.held_out_tokens)
+latents = slc.diagnose(crosscoder, **runner.held_out_data())
 print(latents.attrs["fve"])
 columns = ["delta_norm", "label", "verdict", "nu_error", "nu_reconstruction", "n_active"]
 print(latents.nlargest(5, "delta_norm")[columns].round(2).to_string())

@@ -106,7 +106,7 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
     seconds = time.perf_counter() - started
     tables: dict[str, pd.DataFrame] = {}
     for name, crosscoder in crosscoders.items():
-        tables[name] = diagnose(crosscoder, runner.pair, runner.held_out_tokens)
+        tables[name] = diagnose(crosscoder, **runner.held_out_data())
         write_latents(tables[name], output_path / name)
     contrasts = {concept: matched_prompts(concept, n_pairs=256, seed=cfg.seed) for concept in CONCEPTS}
     concepts = pd.concat(
