@@ -291,14 +291,17 @@ def processes() -> str:
     frame, source = read("distributed.json")
     deaths = [is_equal for row in frame.resumed_equal_after_death for is_equal in row]
     cards = frame.score_card_unchanged.dropna()
+    of_weights, of_gradients, of_fve = (
+        f"{frame[name].max():.0e}"
+        for name in ("max_weight_difference_float64", "first_gradient_difference_float32", "fve_difference")
+    )
     return (
-        f"{' and '.join(map(str, sorted(frame.processes.unique())))} processes, the batch divided, the latents, and "
-        f"both, L1 and BatchTopK: after 200 steps in float64 the weights are one process's to "
-        f"{frame.max_weight_difference_float64.max():.0e}; in float32 the first gradients are to "
-        f"{frame.first_gradient_difference_float32.max():.0e} of the largest, and FVE to {frame.fve_difference.max():.0e}. "
-        f"{cards.sum():.0f} of {len(cards)} score cards of the standard planted world are unchanged. Saved by all, gone "
-        f"on with by half of them and then by one: equal in {frame.resumed_equal.sum()} of {len(frame)} layouts. A process "
-        f"killed at a random moment, and the run resumed: equal {sum(deaths)} of {len(deaths)} times. {source}"
+        f"With {' and '.join(map(str, sorted(frame.processes.unique())))} processes, the batch divided, the latents, "
+        f"or both, for L1 and BatchTopK: after 200 steps in float64 the weights are one process's to {of_weights}; in "
+        f"float32 the first gradients are to {of_gradients} of the largest, and FVE to {of_fve}. {cards.sum():.0f} of "
+        f"{len(cards)} score cards of the standard planted world are unchanged. Saved by all, gone on with by half of "
+        f"them and then by one: equal in {frame.resumed_equal.sum()} of {len(frame)} layouts. A process killed at a "
+        f"random moment, and the run resumed: equal {sum(deaths)} of {len(deaths)} times. {source}"
     )
 
 
@@ -306,19 +309,18 @@ def faults() -> str:
     """What kills, time and damaged files do to runs."""
     frame, source = read("faults.json")
     files, of_files = read("mutated_files.json")
-    kills = {name: frame[frame.name == name] for name in ("train", "cache")}
-    trained, cached = kills.values()
+    trained, cached = frame[frame.name == "train"], frame[frame.name == "cache"]
     soaked = frame[frame.name.str.startswith("soak/")]
-    growth = ", ".join(f"{row.growth_mib:.1f} MiB of {row.warm_up_mib:,.0f}" for row in soaked.itertuples())
+    growth = " and ".join(f"{row.growth_mib:.1f} MiB (of {row.warm_up_mib:,.0f})" for row in soaked.itertuples())
     return (
         f"Training killed (SIGKILL) at {len(trained)} random moments, {trained.was_writing.sum():.0f} of them while a "
         f"checkpoint was written, and resumed: {trained.equal.sum():.0f} of {len(trained)} end with the bits of the "
         f"unbroken run, {trained.n_unreadable.sum():.0f} unreadable checkpoints. The cache's writer killed "
-        f"{len(cached)} times: {cached.equal.sum():.0f} equal caches. Over {soaked.minutes.min():.0f} minutes of training "
-        f"and of caching, resident memory rose by {growth} after a warm-up of {soaked.warm_up_minutes.max():.0f}. "
-        f"{source}\n\n{files.n.sum():,} truncated, bit-flipped and otherwise mutated files through every loader: "
-        f"{files.refused.sum():,} refused by name, {files.loaded_right.sum():,} loaded right, {files.wrong.sum():,} "
-        f"wrong, {files.crashed.sum():,} crashes. {of_files}"
+        f"{len(cached)} times and started again: {cached.equal.sum():.0f} equal caches. In {soaked.minutes.min():.0f} "
+        f"minutes of training and of caching, resident memory rose by {growth} over that of the first "
+        f"{soaked.warm_up_minutes.max():.0f}. {source}\n\n{files.n.sum():,} truncated, bit-flipped and otherwise "
+        f"mutated files through every loader: {files.refused.sum():,} refused by name, {files.loaded_right.sum():,} "
+        f"loaded right, {files.wrong.sum():,} wrong, {files.crashed.sum():,} crashes. {of_files}"
     )
 
 

@@ -43,7 +43,7 @@ class TimeEstimate:
     step_seconds: float
     """One step of every crosscoder."""
     harvest_seconds: float | None
-    """All activations, by products alone; None when the language models' sizes or devices are unknown."""
+    """All activations, by products alone; None when the models' sizes or devices are unknown, or they do not run."""
     n_steps: int
     how: str
     """What was measured, and what is extrapolated or given."""
@@ -167,6 +167,8 @@ def _measured_step_seconds(sae: Any, batch: int, cfg: CrosscoderRunnerConfig) ->
 
 def _harvest_seconds(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None]) -> float | None:
     """Seconds of products in both models, which is less than harvesting takes."""
+    if not models:
+        return None
     places = (cfg.llm_device or cfg.device, cfg.chat_device or cfg.llm_device or cfg.device)
     seconds = 0.0
     for size, place in zip(models, places, strict=True):

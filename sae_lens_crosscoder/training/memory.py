@@ -57,7 +57,7 @@ def memory_items(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None]
     ]
     places = (cfg.llm_device or cfg.device, cfg.chat_device or cfg.llm_device or cfg.device)
     passes: defaultdict[str, int] = defaultdict(int)
-    for size, place in zip(models, map(device_name, places), strict=True):
+    for size, place in zip(models, map(device_name, places), strict=False):  # a run on cached activations has none
         if size is not None:
             n_bytes = size.n_params * bytes_of(cfg.model_dtype) + size.n_buffer_bytes
             items.append(MemoryItem(place, f"{size.name}, whole", n_bytes))
@@ -77,10 +77,10 @@ def n_parameters(sae: Any) -> int:
 
 
 def buffer_bytes(cfg: CrosscoderRunnerConfig) -> int:
-    """The shuffling buffer, the activations that are being added to it, and a batch from it."""
+    """The shuffling buffer, the activations that are being added to it, a batch from it, and those made ahead."""
     chunk = cfg.store_batch_size_prompts * cfg.context_size * bytes_of(cfg.model_dtype)
-    kept = (cfg.n_batches_in_buffer * cfg.context_size + cfg.train_batch_size_tokens) * bytes_of(cfg.dtype)
-    return (chunk + kept) * cfg.sae.d_in
+    batches = (1 + int(cfg.prefetch_llm_batches or 0)) * cfg.train_batch_size_tokens
+    return (chunk + (cfg.n_batches_in_buffer * cfg.context_size + batches) * bytes_of(cfg.dtype)) * cfg.sae.d_in
 
 
 def bytes_of(dtype: str) -> int:

@@ -79,8 +79,11 @@ def plan(
 
 def _model_sizes(
     cfg: CrosscoderRunnerConfig, model_config: str | None
-) -> tuple[tuple[ModelSize | None, ModelSize | None], list[str]]:
+) -> tuple[tuple[ModelSize | None, ...], list[str]]:
+    """Of the models that the run loads, and what could not be found out."""
     notes: list[str] = []
+    if cfg.use_cached_activations:
+        return (), notes
 
     def size_of(name: str) -> ModelSize | None:
         try:

@@ -17,8 +17,9 @@ class Plan:
 
     n_params: dict[str, int]
     """Of every crosscoder by name; a lone one has the empty name."""
-    models: tuple[ModelSize | None, ModelSize | None]
-    """The base and the chat model, None where their config could not be reached."""
+    models: tuple[ModelSize | None, ...]
+    """The base and the chat model, None where their config could not be reached; empty for a run on cached
+    activations."""
     memory: tuple[MemoryItem, ...]
     """What is held where at the peak."""
     capacity: dict[str, int | None]

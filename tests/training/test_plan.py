@@ -161,6 +161,22 @@ def test_half_the_precision_halves_the_models_and_not_the_crosscoder():
     assert half["crosscoder weights"] == full["crosscoder weights"]
 
 
+def test_a_run_on_cached_activations_needs_no_models():
+    of_models, cached = planned(config()), planned(config(use_cached_activations=True, cached_activations_path="x"))
+    loaded = {"tiny-base, whole", "tiny-chat, whole", "a forward pass"}
+    assert by_name(of_models).keys() - by_name(cached).keys() == loaded
+    assert by_name(cached).items() <= by_name(of_models).items()
+    assert cached.fits
+    timed = planned(config(use_cached_activations=True, cached_activations_path="x"), measure_time=True)
+    assert timed.time.harvest_seconds is None
+    assert "passes" not in str(timed)
+
+
+def test_batches_made_ahead_are_counted():
+    buffers = [by_name(planned(config(prefetch_llm_batches=n)))["shuffling buffer"] for n in (False, 1, 4)]
+    assert [n - buffers[0] for n in buffers] == [n * 128 * 192 * 4 for n in (0, 1, 4)]
+
+
 def test_steps_and_disk():
     cfg = config(training_tokens=1000, n_checkpoints=2, save_final_checkpoint=True, checkpoint_path="x")
     plan = planned(cfg)
