@@ -154,7 +154,8 @@ def _is_right_runner_config(folder, note, original, result):
         return plain(result) == plain(original)
     # What is 0 or null is filled in, and what is derived is not read.
     said = {key: value for key, value in fields.items() if value and key != "tokens_per_buffer"}
-    return _says(result, {**said, "sae": {key: value for key, value in said["sae"].items() if key != "metadata"}})
+    sae = {key: value for key, value in said["sae"].items() if key != "metadata" and (key, value) != ("d_in", 0)}
+    return _says(result, {**said, "sae": sae})
 
 
 def _make_cache(folder, rng):
