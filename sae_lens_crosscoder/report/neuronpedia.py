@@ -46,7 +46,8 @@ def write_neuronpedia(
     A latent's page there has its histogram of scores, its strongest contexts, a sample of all its contexts by score,
     its explanation if it was interpreted, and the tokens whose logits it raises and lowers most. Neuronpedia's pages
     are of one model: latents are shown as those of `model`, with the logits of its decoder there; scores are the
-    crosscoder's, the same for both. Numbers have four digits. A latent that was never on has a page without contexts.
+    crosscoder's, the same for both, and 0 on tokens that do not count. Numbers have four digits. A latent that was
+    never on has a page without contexts.
 
     Args:
         folder: of all exports. The source must not be in it yet.

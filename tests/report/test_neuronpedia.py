@@ -264,6 +264,21 @@ def test_what_explore_finds_is_what_the_crosscoder_does(tmp_path):
                 assert each["binContains"] == pytest.approx(share, rel=5e-4)
 
 
+def test_a_token_that_does_not_count_is_shown_as_off(tmp_path):
+    crosscoder, tokens = planted_crosscoder(), random_texts(12)
+    keep = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    found = slc.explore(crosscoder, one_hot_pair(), tokens, keep=keep)
+    rows = table(slc.write_neuronpedia(tmp_path, found, "cc", model_id="chat"), "activations")
+    strongest = [each for latent in range(len(found)) for each in found.examples[latent].top]
+    shown = [row for row in rows if row["binContains"] == -1]
+    assert any(each.scores.isnan().any() for each in strongest)
+    for row, example in zip(shown, strongest, strict=True):
+        counts = keep[example.prompt, example.position - example.peak :][: len(example.scores)].tolist()
+        expected = [score if kept else 0 for score, kept in zip(example.scores.tolist(), counts, strict=True)]
+        assert row["values"] == pytest.approx(expected, rel=5e-4)
+        assert row["minValue"] == pytest.approx(min(expected), rel=5e-4)
+
+
 def ids_of(texts):
     return torch.tensor([TOKEN_IDS[text.strip()] for text in texts])
 
