@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.cache import ActivationCache
 from sae_lens_crosscoder.activations.caching import cache_activations
 from sae_lens_crosscoder.activations.kept import excluded_tokens, kept_tokens
-from sae_lens_crosscoder.activations.shards import CacheDtype
+from sae_lens_crosscoder.activations.shards import MANIFEST_FILENAME, CacheDtype
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -98,6 +98,9 @@ def read_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, Activa
             another hook or other data.
     """
     folder = Path(cfg.cached_activations_path or "")
+    if cfg.wait_for_cache and not (folder / TRAINING / MANIFEST_FILENAME).exists():
+        # Held-out files are written first, and each of them begins the wait for the training manifest anew.
+        ActivationCache(folder / HELD_OUT, wait=cfg.wait_for_cache).verify()
     training, held_out = (ActivationCache(folder / name, wait=cfg.wait_for_cache) for name in (TRAINING, HELD_OUT))
     for cache in (training, held_out):
         cache.require_of((cfg.model_name, cfg.chat_model_name), cfg.hook_name)
