@@ -200,6 +200,7 @@ def _found_or_written(folder: Path, manifest: CacheManifest) -> CacheManifest:
         difference = there.difference(manifest)
         if difference is not None:
             raise ValueError(f"{folder} already holds another cache: {difference}. Choose another folder.")
+        there.forget_lost(folder)
         return there
     free = shutil.disk_usage(folder).free
     if free < manifest.n_bytes:
