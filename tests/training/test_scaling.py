@@ -45,6 +45,17 @@ def test_two_by_two_by_hand():
     assert time.latency == 16
 
 
+def test_products_in_float32_take_as_long_as_the_hardware_takes_for_those():
+    slower = replace(UNIT, flops_float32=0.25)
+    l1 = slc.L1CrosscoderTrainingConfig(d_models=(2, 4), d_sae=16)
+    in_float32 = [l1, replace(SAE, training_step="dense"), replace(SAE, screening="float32")]
+    in_bfloat16 = [SAE, replace(SAE, screening="bfloat16"), replace(l1, dtype="bfloat16")]
+    for sae in (*in_float32, *in_bfloat16):
+        expected = (4 if sae in in_float32 else 1) * step_time(sae, 8, UNIT).product
+        assert step_time(sae, 8, slower).product == expected
+    assert MACHINES["h200_node"].flops_float32 < MACHINES["h200_node"].flops / 10
+
+
 def test_hardware_that_is_twice_as_good_in_one_way_halves_one_part():
     whole = step_time(SAE, 8, UNIT, 2, 2)
     for name, parts in [
@@ -168,7 +179,8 @@ class TestPlan:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("flops", 0), ("memory_bandwidth", -1), ("link_bandwidth", float("nan")), ("efficiency", 0)]
+    ("name", "value"),
+    [("flops", 0), ("memory_bandwidth", -1), ("link_bandwidth", float("nan")), ("efficiency", 0), ("flops_float32", 0)],
 )
 def test_hardware_that_cannot_be_is_refused(name, value):
     with pytest.raises(ValueError, match=f"Hardware with {name}={value} never ends a step: it must be above 0"):
