@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.cli import main
@@ -130,6 +131,13 @@ class TestMeasured:
         alone = [slc.plan(config(sae=sae), processes=4).layouts for sae in saes.values()]
         for layout, *parts in zip(together, *alone, strict=True):
             assert layout.time.seconds == pytest.approx(sum(part.time.seconds for part in parts))
+
+
+def test_the_clock_stops_when_the_device_that_works_is_done(monkeypatch):
+    waited_for = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited_for.append(device))
+    calibration._seconds(lambda: None, "cuda:1")
+    assert waited_for == ["cuda:1"]
 
 
 class TestPlan:
