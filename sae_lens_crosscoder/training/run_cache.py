@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from datasets import IterableDataset
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
-from sae_lens_crosscoder.activations.caching import cache_activations
+from sae_lens_crosscoder.activations.caching import cache_activations, require_worker
 from sae_lens_crosscoder.activations.kept import excluded_tokens, kept_tokens
 from sae_lens_crosscoder.activations.shards import MANIFEST_FILENAME, CacheDtype
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -60,6 +60,9 @@ def write_run_cache(
     """
     if cfg.cached_activations_path is None:
         raise ValueError("cached_activations_path is not set: name the folder that the activations go to.")
+    require_worker(worker)
+    if in_memory not in get_args(InMemory):
+        raise ValueError(f"in_memory={in_memory!r} is not one of {', '.join(get_args(InMemory))}.")
     rows = RunRows(cfg)
     excluded = excluded_tokens(cfg, rows.tokenizer)
     names = (cfg.model_name, cfg.chat_model_name)

@@ -172,6 +172,19 @@ class TestCache:
             assert torch.equal(torch.cat(list(cache)), torch.cat(list(expected)))
         assert_same(*(slc.CrosscoderTrainingRunner(cfg).run() for cfg in (shared, alone)))
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"worker": (1, 1)}, r"worker=\(1, 1\) must be \(i, n\)"),
+            ({"in_memory": "both"}, "in_memory='both' is not one of one_model, both_models"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_anything_is_read(self, tmp_path, mix, monkeypatch, options, message):
+        unchecked = getattr(write_run_cache, "__wrapped__", write_run_cache)
+        monkeypatch.setattr("sae_lens_crosscoder.training.run_cache.RunRows", lambda cfg: pytest.fail("rows were read"))
+        with pytest.raises(ValueError, match=message):
+            unchecked(cached(tmp_path, mix), **options)
+
     def test_held_out_files_begin_the_wait_for_the_training_manifest_anew(self, tmp_path, mix, monkeypatch):
         cfg = cached(tmp_path, mix, wait_for_cache=10)
         training, held_out = write_run_cache(cfg, prompts_per_shard=3)
