@@ -273,7 +273,8 @@ class _ShuffledBlocks(Iterator[Tensor]):
             if state[name] != value:
                 raise ValueError(
                     f"The checkpoint is of a stream with {name}={state[name]!r}, but that of {self._cache.path} has "
-                    f"{value!r}: go on with the cache and the order that training began with."
+                    f"{value!r}: go on with the cache and the order that training began with. The first pass is in "
+                    "order for a wait (wait_for_cache) above 0."
                 )
         self._skip(state["n_given"])
 
