@@ -143,7 +143,7 @@ def test_report_makes_the_explorer_of_a_crosscoder_or_of_several(capsys):
         files = ["--output-path", "new/explorer.html", "--neuronpedia", f"exports/{n}"]
         assert main(["report", "--crosscoder", given, *files, *few, n]) == 0
         exports = [f"exports/{n}/tiny-chat/2-crosscoder-k-{name[2:]}" for name in names]
-        assert capsys.readouterr().out.splitlines()[-len(names) - 1 :] == [*exports, "new/explorer.html"]
+        assert capsys.readouterr().out.splitlines()[-len(names) - 1 :] == ["new/explorer.html", *exports]
         assert all(Path(export, "features", "batch-0.jsonl.gz").exists() for export in exports)
         source = Path("new/explorer.html").read_text(encoding="utf-8")
         about = json.loads(re.search('id="about">(.*?)</script>', source)[1])

@@ -83,14 +83,14 @@ class ActivationCache:
         Raises:
             ValueError: where tokens were left out and the file that says which is missing or damaged.
         """
-        file = self.path / CONTEXTS_FILENAME
+        kept, file = self.tokens, self.path / CONTEXTS_FILENAME  # which is written before the last of the tokens
         if file.exists():
             stored, _ = read_tensors(file)
             with blaming(file):
                 tokens, keep = stored["tokens"].long(), stored["keep"]
         else:  # whole contexts, as the checksum tells
             n_contexts, context_size = len(self) // self.manifest.context_size, self.manifest.context_size
-            tokens = self.tokens[: n_contexts * context_size].view(n_contexts, context_size)
+            tokens = kept[: n_contexts * context_size].view(n_contexts, context_size)
             keep = torch.ones_like(tokens, dtype=torch.bool)
         is_whole = tokens.shape == keep.shape == (len(tokens), self.manifest.context_size)
         if not is_whole or contexts_sha256(tokens, keep) != self.manifest.tokens_sha256:
@@ -273,7 +273,8 @@ class _ShuffledBlocks(Iterator[Tensor]):
             if state[name] != value:
                 raise ValueError(
                     f"The checkpoint is of a stream with {name}={state[name]!r}, but that of {self._cache.path} has "
-                    f"{value!r}: go on with the cache and the order that training began with."
+                    f"{value!r}: go on with the cache and the order that training began with. The first pass is in "
+                    "order for a wait (wait_for_cache) above 0."
                 )
         self._skip(state["n_given"])
 

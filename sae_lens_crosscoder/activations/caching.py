@@ -85,8 +85,7 @@ def cache_activations(
             f"keep has shape {tuple(keep.shape)} and {int(keep.sum())} tokens to write: give True or False for each of "
             f"tokens {tuple(tokens.shape)}, and True for some."
         )
-    if not 0 <= worker[0] < worker[1]:
-        raise ValueError(f"worker={worker} must be (i, n) with i from 0 to n - 1: n workers share the shards.")
+    require_worker(worker)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {tuple(DTYPES)}: float16 overflows on residual streams.")
     loaders, names, replacements = _loaders(models, loading)
@@ -126,6 +125,12 @@ def cache_activations(
         )
         raise
     return ActivationCache(folder, wait=_WAIT_FOR_OTHERS if worker[1] > 1 else 0)
+
+
+def require_worker(worker: tuple[int, int]) -> None:
+    """Raise a ValueError for what is not (i, n), the i-th of n workers counted from 0."""
+    if not 0 <= worker[0] < worker[1]:
+        raise ValueError(f"worker={worker} must be (i, n) with i from 0 to n - 1: n workers share the shards.")
 
 
 def _loaders(
@@ -200,6 +205,7 @@ def _found_or_written(folder: Path, manifest: CacheManifest) -> CacheManifest:
         difference = there.difference(manifest)
         if difference is not None:
             raise ValueError(f"{folder} already holds another cache: {difference}. Choose another folder.")
+        there.forget_lost(folder)
         return there
     free = shutil.disk_usage(folder).free
     if free < manifest.n_bytes:

@@ -115,6 +115,17 @@ class CacheManifest:
                 self.shards[shard].sha256[name] = sha256
             self.write(folder)
 
+    def forget_lost(self, folder: Path) -> None:
+        """Take files that are no longer whole from the manifest, so that readers wait until they are written again."""
+        files = [
+            (i, name) for i, shard in enumerate(self.shards) for name in self.bytes_per_token if name in shard.sha256
+        ]
+        lost = [file for file in files if self.part_problem(folder, *file) is not None]
+        for shard, name in lost:
+            del self.shards[shard].sha256[name]
+        if lost:
+            self.write(folder)
+
     @classmethod
     def read(cls, folder: Path) -> "CacheManifest":
         path = folder / MANIFEST_FILENAME

@@ -21,7 +21,8 @@ class PlanConfig:
     """How many processes train together, started by torchrun, each with devices of its own."""
     hardware: str | None = None
     """The machine to estimate time for: h200_node, h200_nodes (several of them), or JSON of some of its figures: flops,
-    memory_bandwidth, link_bandwidth, latency, fixed_seconds, efficiency; what is missing is measured here."""
+    memory_bandwidth, link_bandwidth, latency, fixed_seconds, efficiency, flops_float32; what is missing is measured
+    here."""
     model_config: str | None = None
     """A folder with a transformers config.json of models like these, for when their own cannot be reached."""
 

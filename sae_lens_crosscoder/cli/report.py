@@ -58,10 +58,10 @@ def run(args: Sequence[str]) -> None:
         raise ValueError(f"neuronpedia={cfg.neuronpedia!r} is there already: give a folder to be made.")
     Path(cfg.output_path).parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     explorations = {name: _explored(cfg, name, folder) for name, folder in folders.items()}
-    if cfg.neuronpedia is not None:
+    print(write_explorer(cfg.output_path, explorations))
+    if cfg.neuronpedia is not None:  # which may refuse a name, and then the explorer is there
         for name, exploration in explorations.items():
             print(write_neuronpedia(cfg.neuronpedia, exploration, slug(f"crosscoder-{name}")))
-    print(write_explorer(cfg.output_path, explorations))
 
 
 def _explored(cfg: ReportConfig, name: str, folder: Path) -> Exploration:

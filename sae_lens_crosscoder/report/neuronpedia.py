@@ -46,7 +46,8 @@ def write_neuronpedia(
     A latent's page there has its histogram of scores, its strongest contexts, a sample of all its contexts by score,
     its explanation if it was interpreted, and the tokens whose logits it raises and lowers most. Neuronpedia's pages
     are of one model: latents are shown as those of `model`, with the logits of its decoder there; scores are the
-    crosscoder's, the same for both. Numbers have four digits. A latent that was never on has a page without contexts.
+    crosscoder's, the same for both, and 0 on tokens that do not count. Numbers have four digits. A latent that was
+    never on has a page without contexts.
 
     Args:
         folder: of all exports. The source must not be in it yet.
@@ -61,8 +62,8 @@ def write_neuronpedia(
         The source's folder. Its files of one line hold what is said of it, and to whom it is visible: to all.
 
     Raises:
-        ValueError: for an exploration without examples or profiles, a model that there is not, names that Neuronpedia
-            cannot take, a hook in no layer, too many files, or a source that was written before.
+        ValueError: for an exploration without examples or profiles, a model that there is not or has no name, names
+            that Neuronpedia cannot take, a hook in no layer, too many files, or a source that was written before.
     """
     if exploration.examples is None or exploration.profiles is None:
         raise ValueError("Neuronpedia shows examples and histograms: give all of what slc.explore returns.")
@@ -71,6 +72,11 @@ def write_neuronpedia(
     if model not in names:
         raise ValueError(f"model={model!r} is none of the crosscoder's models: give one of {', '.join(names)}.")
     m = names.index(model)
+    if None in manifest["models"]:
+        raise ValueError(
+            "The crosscoder does not say which models it is of, which Neuronpedia shows: set model_name and "
+            "chat_model_name of its cfg.metadata, and explore again."
+        )
     source = Source(
         model_id=slug(_last_part(manifest["models"][m])) if model_id is None else model_id,
         source_id=f"{_layer(manifest['hook_name'])}-{source_set}",
@@ -120,9 +126,9 @@ def _layer(hook_name: str) -> str:
     return found[0]
 
 
-def _last_part(name: str | None) -> str:
+def _last_part(name: str) -> str:
     """A model's or a dataset's name without its owner or its folder, which is nobody's business."""
-    return Path(str(name)).name
+    return Path(name).name
 
 
 def _about(source: Source, manifest: Mapping[str, Any], m: int, creator_name: str) -> dict[str, dict[str, Any]]:
@@ -131,7 +137,7 @@ def _about(source: Source, manifest: Mapping[str, Any], m: int, creator_name: st
     base, *others = map(_last_part, manifest["models"])
     description = f"Crosscoder of {base} and {', '.join(others)}"
     described = {"description": description, "creatorName": creator_name, "urls": [], **owned}
-    name, dataset = _last_part(manifest["models"][m]), str(manifest["dataset_path"])
+    name, dataset = _last_part(manifest["models"][m]), manifest["dataset_path"] or ""
     return {
         "release": {"name": source.source_set, "descriptionShort": description, **described},
         "model": {

@@ -87,7 +87,8 @@ def explanation_rows(record: LatentRecord, source: Source) -> Iterator[dict[str,
 
 
 def _context(shown: ShownExample) -> dict[str, Any]:
-    values, peak = [short(score) for score in shown.example.scores.tolist()], shown.example.peak
+    # The database has numbers only, so that a token that does not count is shown as one on which the latent is off.
+    values, peak = [short(score) for score in shown.example.scores.nan_to_num(0).tolist()], shown.example.peak
     return {
         "tokens": shown.texts,
         "values": values,

@@ -199,5 +199,8 @@ def _seconds(work: Callable[[], object], device: str) -> float:
     """Seconds that some work takes, on the device's clock of finished work."""
     start = time.perf_counter()
     work()
-    torch.get_device_module(device).synchronize()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)  # which need not be the current one
+    else:
+        torch.get_device_module(device).synchronize()
     return time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from datasets import IterableDataset
@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache import ActivationCache
-from sae_lens_crosscoder.activations.caching import cache_activations
+from sae_lens_crosscoder.activations.caching import cache_activations, require_worker
 from sae_lens_crosscoder.activations.kept import excluded_tokens, kept_tokens
-from sae_lens_crosscoder.activations.shards import CacheDtype
+from sae_lens_crosscoder.activations.shards import MANIFEST_FILENAME, CacheDtype
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -60,6 +60,9 @@ def write_run_cache(
     """
     if cfg.cached_activations_path is None:
         raise ValueError("cached_activations_path is not set: name the folder that the activations go to.")
+    require_worker(worker)
+    if in_memory not in get_args(InMemory):
+        raise ValueError(f"in_memory={in_memory!r} is not one of {', '.join(get_args(InMemory))}.")
     rows = RunRows(cfg)
     excluded = excluded_tokens(cfg, rows.tokenizer)
     names = (cfg.model_name, cfg.chat_model_name)
@@ -98,6 +101,9 @@ def read_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, Activa
             another hook or other data.
     """
     folder = Path(cfg.cached_activations_path or "")
+    if cfg.wait_for_cache and not (folder / TRAINING / MANIFEST_FILENAME).exists():
+        # Held-out files are written first, and each of them begins the wait for the training manifest anew.
+        ActivationCache(folder / HELD_OUT, wait=cfg.wait_for_cache).verify()
     training, held_out = (ActivationCache(folder / name, wait=cfg.wait_for_cache) for name in (TRAINING, HELD_OUT))
     for cache in (training, held_out):
         cache.require_of((cfg.model_name, cfg.chat_model_name), cfg.hook_name)

@@ -36,7 +36,7 @@ class Hardware:
     """What each of the devices of a run is capable of, and what joins them."""
 
     flops: float | int
-    """Per second, of the encoder's product in the precision that it is made in."""
+    """Per second, of the encoder's product in the precision that screening makes it in."""
     memory_bandwidth: float | int
     """Bytes per second, reading and writing taken together."""
     link_bandwidth: float | int
@@ -49,9 +49,12 @@ class Hardware:
     """The share of `flops` and of `memory_bandwidth` that steps reach."""
     source: str
     """Where the figures come from."""
+    flops_float32: float | int | None = None
+    """`flops` of products in float32, as those of dense steps are; None where `flops` holds for these too."""
 
     def __post_init__(self) -> None:
-        for name in ("flops", "memory_bandwidth", "link_bandwidth", "efficiency"):
+        above_0 = ("flops", "memory_bandwidth", "link_bandwidth", "efficiency")
+        for name in (*above_0, *(["flops_float32"] if self.flops_float32 is not None else [])):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Hardware with {name}={getattr(self, name)} never ends a step: it must be above 0.")
         for name in ("latency", "fixed_seconds"):
@@ -60,17 +63,18 @@ class Hardware:
 
 
 FIGURES = tuple(field.name for field in fields(Hardware) if field.name != "source")
+_MAY_BE_MISSING = {"flops_float32"}
 _H200_SOURCE = (
-    "not measured: the vendor's published peaks of an H200 SXM (bfloat16 without sparsity 989 TFLOP/s, memory 4.8 "
-    "TB/s, {link}), of which steps are assumed to reach {efficiency:.0%}; {latency:.0f} us per collective and "
-    "{fixed:.0f} ms of fixed cost are assumed as well"
+    "not measured: the vendor's published peaks of an H200 SXM (bfloat16 without sparsity 989 TFLOP/s, float32 67 "
+    "TFLOP/s, memory 4.8 TB/s, {link}), of which steps are assumed to reach {efficiency:.0%}; {latency:.0f} us per "
+    "collective and {fixed:.0f} ms of fixed cost are assumed as well"
 )
 
 
 def _h200(link: str, link_bandwidth: float, latency: float) -> Hardware:
     efficiency, fixed = 0.5, 3e-3
     source = _H200_SOURCE.format(link=link, efficiency=efficiency, latency=latency * 1e6, fixed=fixed * 1e3)
-    return Hardware(989e12, 4.8e12, link_bandwidth, latency, fixed, efficiency, source)
+    return Hardware(989e12, 4.8e12, link_bandwidth, latency, fixed, efficiency, source, flops_float32=67e12)
 
 
 MACHINES = {
@@ -113,12 +117,18 @@ def step_time(sae: Any, batch: int, hardware: Hardware, n_data: int = 1, n_laten
     else:
         numbers += _PASSES_OVER_PAIRS * own_tokens * sae.k / n_latents * sae.d_in
     return StepTime(
-        product=flops / (hardware.efficiency * hardware.flops),
+        product=flops / (hardware.efficiency * _flops_per_second(sae, hardware)),
         memory=numbers * bytes_of(sae.dtype) / (hardware.efficiency * hardware.memory_bandwidth),
         fixed=hardware.fixed_seconds,
         link=step_traffic(sae, batch, n_data, n_latents) / hardware.link_bandwidth,
         latency=n_collectives(sae, n_data, n_latents) * hardware.latency,
     )
+
+
+def _flops_per_second(sae: Any, hardware: Hardware) -> float | int:
+    """In the precision of the crosscoder's product; hardware is taken to screen at its best, unless told otherwise."""
+    in_float32 = (sae.dtype if is_dense(sae) else sae.screening) == "float32"
+    return hardware.flops_float32 if in_float32 and hardware.flops_float32 is not None else hardware.flops
 
 
 def in_turn(steps: Iterable[StepTime]) -> StepTime:
@@ -184,7 +194,7 @@ def hardware_of(figures: Mapping[str, Any]) -> Hardware | None:
     wrong = {name: value for name, value in figures.items() if name in FIGURES and not isinstance(value, int | float)}
     if wrong:
         raise ValueError(f"Hardware has numbers for figures, not {wrong}.")
-    if set(FIGURES) - figures.keys():
+    if set(FIGURES) - _MAY_BE_MISSING - figures.keys():
         return None
     named: dict[str, Any] = {"source": said(figures, "given"), **figures}
     return Hardware(**named)

@@ -122,6 +122,34 @@ def test_a_worker_that_is_killed_takes_nothing_from_the_other_and_goes_on(pair, 
     assert CacheManifest.read(folder) == alone.manifest
 
 
+def test_a_file_that_was_lost_is_waited_for_until_its_worker_writes_it_again(pair, tmp_path):
+    alone = write(pair, tmp_path / "alone")
+    folder = tmp_path / "shared"
+    for worker in ((0, 2), (1, 2)):
+        write(pair, folder, worker=worker)
+    (folder / "00001.base.bin").unlink()
+    (folder / "00003.tokens.bin").write_bytes(b"")
+    cache = write(pair, folder, worker=(0, 2))
+    with at_once(partial(write, pair, folder, worker=(1, 2))):
+        assert torch.equal(torch.cat(list(cache)), torch.cat(list(alone)))
+    assert contents(folder) == contents(alone.path)
+    assert CacheManifest.read(folder) == alone.manifest
+
+
+def test_contexts_of_a_cache_that_has_just_begun_are_those_of_the_whole(pair, tmp_path):
+    keep = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+
+    def late():
+        original = caching._write_contexts
+        caching._write_contexts = lambda *args: time.sleep(1) or original(*args)
+        write(pair, tmp_path, keep=keep)
+
+    with at_once(late):
+        tokens, kept = slc.ActivationCache(tmp_path, wait=60).contexts
+    assert torch.equal(tokens, TOKENS)
+    assert torch.equal(kept, keep)
+
+
 def test_what_two_workers_note_at_once_is_all_in_the_manifest(pair, tmp_path):
     manifest = write(pair, tmp_path).manifest
 
@@ -171,5 +199,5 @@ def test_a_wait_that_is_none_is_refused_and_so_is_a_checkpoint_of_another_order(
             slc.ActivationCache(tmp_path, wait=wait)
     state = slc.ActivationCache(tmp_path).shuffled(8).state_dict()
     slc.ActivationCache(tmp_path).shuffled(8).load_state_dict(state)
-    with pytest.raises(ValueError, match="a stream with first_pass_in_order=False"):
+    with pytest.raises(ValueError, match=r"a stream with first_pass_in_order=False.* \(wait_for_cache\) above 0"):
         slc.ActivationCache(tmp_path, wait=1).shuffled(8).load_state_dict(state)

@@ -379,6 +379,21 @@ def test_what_was_not_looked_at_is_not_shown(browser, tmp_path):
 
 
 @needs_chromium
+def test_a_latent_that_is_on_elsewhere_but_not_in_what_was_looked_at_has_empty_bars(browser, tmp_path):
+    exploration = make_exploration(tmp_path, 20)
+    latent = int(exploration.table.n_active.argmax())
+    exploration.profiles.histogram[latent] = 0
+    path = write_explorer(tmp_path / "few.html", {"few": exploration})
+    browser.errors.clear()
+    browser.open(f"{path.as_uri()}#latent={latent}")
+    (drawn,) = browser.evaluate("[...document.querySelectorAll('.small-bars path')].map((p) => p.getAttribute('d'))")[
+        :1
+    ]
+    assert drawn.count("v0h") == exploration.profiles.histogram.shape[1]
+    assert browser.errors == []
+
+
+@needs_chromium
 def test_it_works_in_a_sandboxed_frame(browser, path, tmp_path):
     frame = (
         f'<iframe sandbox="allow-scripts" width="1200" height="800" srcdoc="{html.escape(path.read_text("utf-8"))}">'

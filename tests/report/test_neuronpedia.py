@@ -237,9 +237,8 @@ def test_the_same_exploration_gives_the_same_bytes(exploration, folder, tmp_path
 def test_what_explore_finds_is_what_the_crosscoder_does(tmp_path):
     """Every score of a real pair, whose embedding is one-hot, counted anew."""
     pair, crosscoder, tokens = one_hot_pair(), planted_crosscoder(), random_texts(12)
-    names = ("/home/me/Base", "/home/me/Chat")
-    pair.model_names = names
-    crosscoder.cfg.metadata.model_name, crosscoder.cfg.metadata.chat_model_name = names
+    pair.model_names = ("/home/me/Base", "/home/me/Chat")
+    named(crosscoder, *pair.model_names)
     folder = slc.write_neuronpedia(tmp_path, slc.explore(crosscoder, pair, tokens), "one-hot")
     assert folder == tmp_path / "chat" / "0-one-hot"
     assert not any("/home/me" in Path(file).read_text() for file in folder.glob("*.jsonl"))
@@ -262,6 +261,35 @@ def test_what_explore_finds_is_what_the_crosscoder_does(tmp_path):
             if each["binMin"] != -1:
                 share = float(((bins // 4 == at // 4) & (own > 0)).double().mean())
                 assert each["binContains"] == pytest.approx(share, rel=5e-4)
+
+
+def named(crosscoder, base="Base", chat="Chat"):
+    crosscoder.cfg.metadata.model_name, crosscoder.cfg.metadata.chat_model_name = base, chat
+    return crosscoder
+
+
+def test_models_without_names_are_refused(tmp_path):
+    found = slc.explore(planted_crosscoder(), one_hot_pair(), random_texts(2))
+    with pytest.raises(ValueError, match="does not say which models it is of"):
+        slc.write_neuronpedia(tmp_path, found, "cc")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_that_does_not_count_is_shown_as_off(tmp_path):
+    crosscoder, tokens = named(planted_crosscoder()), random_texts(12)
+    keep = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    found = slc.explore(crosscoder, one_hot_pair(), tokens, keep=keep)
+    folder = slc.write_neuronpedia(tmp_path, found, "cc")
+    (source,), rows = imported(folder / "source.jsonl"), table(folder, "activations")
+    assert source["dataset"] == ""  # as the crosscoder does not say
+    strongest = [each for latent in range(len(found)) for each in found.examples[latent].top]
+    shown = [row for row in rows if row["binContains"] == -1]
+    assert any(each.scores.isnan().any() for each in strongest)
+    for row, example in zip(shown, strongest, strict=True):
+        counts = keep[example.prompt, example.position - example.peak :][: len(example.scores)].tolist()
+        expected = [score if kept else 0 for score, kept in zip(example.scores.tolist(), counts, strict=True)]
+        assert row["values"] == pytest.approx(expected, rel=5e-4)
+        assert row["minValue"] == pytest.approx(min(expected), rel=5e-4)
 
 
 def ids_of(texts):

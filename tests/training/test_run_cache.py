@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations import caching
+from sae_lens_crosscoder.activations.shards import MANIFEST_FILENAME, CacheManifest, Shard
 from sae_lens_crosscoder.cli import main
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_tokenizer
 from sae_lens_crosscoder.training.run_cache import read_run_cache, write_run_cache
@@ -169,6 +171,46 @@ class TestCache:
             assert cache.manifest == expected.manifest
             assert torch.equal(torch.cat(list(cache)), torch.cat(list(expected)))
         assert_same(*(slc.CrosscoderTrainingRunner(cfg).run() for cfg in (shared, alone)))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"worker": (1, 1)}, r"worker=\(1, 1\) must be \(i, n\)"),
+            ({"in_memory": "both"}, "in_memory='both' is not one of one_model, both_models"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_anything_is_read(self, tmp_path, mix, monkeypatch, options, message):
+        unchecked = getattr(write_run_cache, "__wrapped__", write_run_cache)
+        monkeypatch.setattr("sae_lens_crosscoder.training.run_cache.RunRows", lambda cfg: pytest.fail("rows were read"))
+        with pytest.raises(ValueError, match=message):
+            unchecked(cached(tmp_path, mix), **options)
+
+    def test_held_out_files_begin_the_wait_for_the_training_manifest_anew(self, tmp_path, mix, monkeypatch):
+        cfg = cached(tmp_path, mix, wait_for_cache=10)
+        training, held_out = write_run_cache(cfg, prompts_per_shard=3)
+        manifest, away = training.path / MANIFEST_FILENAME, tmp_path / "away"
+        manifest.rename(away)
+        begun = CacheManifest.read(held_out.path)
+        begun.shards = [Shard(shard.n_tokens, {}) for shard in begun.shards]
+        begun.write(held_out.path)
+        clock = [0.0]
+
+        def written():
+            for i, shard in enumerate(held_out.manifest.shards):
+                for name, sha256 in shard.sha256.items():
+                    yield begun.record(held_out.path, name, {i: sha256})
+            yield away.rename(manifest)
+
+        def sleep(seconds):
+            clock[0] += 9
+            next(files)
+
+        files = written()
+        fake = SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0])
+        monkeypatch.setattr("sae_lens_crosscoder.activations.cache.time", fake)
+        found = [each.manifest for each in read_run_cache(cfg)]
+        assert found == [training.manifest, held_out.manifest]
+        assert clock[0] > 5 * cfg.wait_for_cache
 
     @pytest.mark.parametrize(
         ("fields", "message"),

@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.cli import main
@@ -43,6 +44,17 @@ def test_two_by_two_by_hand():
     # half of 3 times 4 tokens' 6 numbers; of 2 times half the gradients and 8-byte counts; 3/4 of 1.25 * 24 scores
     assert time.link == 3 * (4 * 6 * 4) / 2 + 2 * ((192 + 22) * 4 + 16 * 8) / 2 / 2 + 0.75 * 1.25 * 24 * 4
     assert time.latency == 16
+
+
+def test_products_in_float32_take_as_long_as_the_hardware_takes_for_those():
+    slower = replace(UNIT, flops_float32=0.25)
+    l1 = slc.L1CrosscoderTrainingConfig(d_models=(2, 4), d_sae=16)
+    in_float32 = [l1, replace(SAE, training_step="dense"), replace(SAE, screening="float32")]
+    in_bfloat16 = [SAE, replace(SAE, screening="bfloat16"), replace(l1, dtype="bfloat16")]
+    for sae in (*in_float32, *in_bfloat16):
+        expected = (4 if sae in in_float32 else 1) * step_time(sae, 8, UNIT).product
+        assert step_time(sae, 8, slower).product == expected
+    assert MACHINES["h200_node"].flops_float32 < MACHINES["h200_node"].flops / 10
 
 
 def test_hardware_that_is_twice_as_good_in_one_way_halves_one_part():
@@ -121,6 +133,13 @@ class TestMeasured:
             assert layout.time.seconds == pytest.approx(sum(part.time.seconds for part in parts))
 
 
+def test_the_clock_stops_when_the_device_that_works_is_done(monkeypatch):
+    waited_for = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited_for.append(device))
+    calibration._seconds(lambda: None, "cuda:1")
+    assert waited_for == ["cuda:1"]
+
+
 class TestPlan:
     def test_64_devices_and_a_million_latents(self):
         cfg = config(sae=MILLION, train_batch_size_tokens=2048, training_tokens=2048 * 10, device="cuda")
@@ -168,7 +187,8 @@ class TestPlan:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("flops", 0), ("memory_bandwidth", -1), ("link_bandwidth", float("nan")), ("efficiency", 0)]
+    ("name", "value"),
+    [("flops", 0), ("memory_bandwidth", -1), ("link_bandwidth", float("nan")), ("efficiency", 0), ("flops_float32", 0)],
 )
 def test_hardware_that_cannot_be_is_refused(name, value):
     with pytest.raises(ValueError, match=f"Hardware with {name}={value} never ends a step: it must be above 0"):

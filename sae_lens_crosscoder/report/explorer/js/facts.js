@@ -112,7 +112,7 @@ function smallBars(heights, title, left, right) {
 }
 
 function scoreHistogram(bins, highest) {
-  const most = Math.log(Math.max(...bins) + 1);
+  const most = Math.log(Math.max(...bins) + 1) || 1;
   return smallBars(bins.map((n) => Math.log(n + 1) / most), "tokens by score, log scale", "0", decimal(highest));
 }
 
