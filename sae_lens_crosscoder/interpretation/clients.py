@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import requests
@@ -82,14 +83,24 @@ class EndpointClient:
     """Before a request is tried again, at most, the first time."""
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
-        """Every prompt's index and answer, in the order in which they come."""
-        pool = ThreadPoolExecutor(self.concurrency)
-        futures = {pool.submit(self._answer, prompt): index for index, prompt in enumerate(prompts)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        """Every prompt's index and answer, in the order in which they come.
+
+        After a request that fails no other one is begun; the answers to those under way come before its error.
+        """
+        waiting = iter(enumerate(prompts))
+        refused: BaseException | None = None
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            running = {pool.submit(self._answer, prompt): index for index, prompt in islice(waiting, self.concurrency)}
+            while running:
+                future = next(as_completed(running))
+                index, error = running.pop(future), future.exception()
+                refused = refused or error
+                if refused is None:
+                    running |= {pool.submit(self._answer, prompt): other for other, prompt in islice(waiting, 1)}
+                if error is None:
+                    yield index, future.result()
+        if refused is not None:
+            raise refused
 
     def _answer(self, prompt: Prompt) -> str:
         backoff = wait_random_exponential(multiplier=self.first_wait_seconds, max=_LONGEST_WAIT_SECONDS)

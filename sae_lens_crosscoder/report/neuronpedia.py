@@ -57,6 +57,7 @@ def write_neuronpedia(
         model_id: what Neuronpedia calls that model; by default the last part of its name, in lower case.
         creator_name: who is shown to have made it.
         creator_id: that one's id at Neuronpedia.
+        latents_per_file: whose number Neuronpedia limits.
 
     Returns:
         The source's folder. Its files of one line hold what is said of it, and to whom it is visible: to all.

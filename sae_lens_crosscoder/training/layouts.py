@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.models.sizes import ModelSize
 from sae_lens_crosscoder.training.edits import Capacity, bytes_per_device, overfull
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -64,13 +65,18 @@ def grid_layouts(
 
 
 def _as_one_sees_it(cfg: CrosscoderRunnerConfig, n_processes: int, n_latents: int) -> CrosscoderRunnerConfig:
-    """A run of one process that holds as much: its share of the buffer, its row's batch, its column's latents."""
+    """A run of one process that holds as much: its share of the buffer, its row's batch, its column's latents.
+
+    Active pairs are spread evenly over the latents.
+    """
     share = cfg.share_of_stream(n_processes)
     share.train_batch_size_tokens *= n_latents
 
     def part(sae: Any) -> Any:
         own = copy.copy(sae)
         own.d_sae = sae.d_sae // n_latents  # not by a constructor, which would compare k with a part's latents
+        if isinstance(sae, BatchTopKCrosscoderTrainingConfig):
+            own.k = sae.k / n_latents
         return own
 
     share.sae = part(cfg.sae)

@@ -1,5 +1,6 @@
 """What training wrote beside a crosscoder: the run's config, and from it the pair and the held-out tokens."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from sae_lens.constants import RUNNER_CFG_FILENAME
@@ -37,4 +38,4 @@ def held_out_runner(crosscoder: str, n_held_out_rows: int | None, instead: str) 
             f"Training held out {cfg.n_held_out_rows} rows: n_held_out_rows={n_held_out_rows} would reach into "
             "training data."
         )
-    return CrosscoderTrainingRunner(cfg)
+    return CrosscoderTrainingRunner(replace(cfg, wait_for_cache=0))  # a cache that was trained on is whole

@@ -219,6 +219,7 @@ def test_sources_of_rows_are_sources_of_their_tokens():
 
 def test_labels_that_do_not_fit_are_refused_by_name():
     crosscoder, x, groups, sources = labelled_world()
+    crosscoder.cfg.metadata.hook_name = TINY_HOOK
     tokens = torch.zeros(N_ROWS, N_POS + 1, dtype=torch.long)
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
     with pytest.raises(ValueError, match=r"tokens are \(12, 21\), but the groups' labels \(12, 20\)"):

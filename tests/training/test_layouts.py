@@ -100,6 +100,13 @@ def test_each_process_holds_its_part_of_weights_gradients_and_moments():
         assert 1 <= (needed[0] - needed[n]) / (states[0] - states[n]) <= 1.3
 
 
+def test_active_pairs_are_divided_as_the_latents_are():
+    sae = slc.BatchTopKCrosscoderTrainingConfig(d_model=4, d_sae=1024, k=256, aux_loss_coefficient=0.0)
+    cfg = config(sae=sae, hook_name="blocks.2.hook_mlp_out", train_batch_size_tokens=8192, training_tokens=2**16)
+    needed = [layout.n_bytes_needed["cpu"] for layout in planned(cfg, processes=8).layouts]
+    assert max(needed) < 1.5 * min(needed)
+
+
 def test_a_plan_says_which_layout_fits():
     cfg = config(sae=WIDE)
     enough = planned(cfg, processes=2).layouts[1].n_bytes_needed["cpu"] / 2**30 / 0.9 + 0.001
