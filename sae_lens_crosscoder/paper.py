@@ -18,7 +18,7 @@ from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
 from sae_lens_crosscoder.report import paper_report
 from sae_lens_crosscoder.report.images import require_formats
-from sae_lens_crosscoder.training.saved_run import held_out_runner
+from sae_lens_crosscoder.training.saved_run import held_out_run
 
 _MAX_TINY_ROWS = 1024
 
@@ -90,8 +90,8 @@ def _data(
             "nothing to measure it on: give --chats, --texts or --activations, held out from its training."
         )
     if not (chats or texts or is_tiny):
-        runner = held_out_runner(str(folder), None, "give --chats, --texts or --activations.")
-        return runner.held_out_data(cfg.n_rows)
+        held_out = held_out_run(str(folder), None, "give --chats, --texts or --activations.")
+        return held_out.held_out_data(cfg.n_rows)
     pair_options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
     pair = pair_of(crosscoders, cfg.crosscoder, **pair_options)
     if chats or texts:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,6 +224,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(numb
     assert main([*args, "--output_path", "out", "--resume_from_checkpoint", "latest"]) == 0
     for name in ("sae_weights.safetensors", "metrics.jsonl"):
         assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
+    shutil.rmtree("checkpoints")
+    assert main(["diagnose", "out"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from sae_lens_crosscoder.analysis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.table import read_latents, write_latents
 from sae_lens_crosscoder.cli.flags import parse
 from sae_lens_crosscoder.loading.load import load
-from sae_lens_crosscoder.training.saved_run import held_out_runner
+from sae_lens_crosscoder.training.saved_run import held_out_run
 
 
 @dataclass
@@ -32,8 +32,8 @@ def run(args: Sequence[str]) -> None:
     crosscoder = load(cfg.crosscoder)
     nulls = [read_latents(folder) for folder in cfg.null]
     instead = "use slc.diagnose with a pair and tokens of your own."
-    runner = held_out_runner(cfg.crosscoder, cfg.n_held_out_rows, instead)
-    crosscoder.to(runner.cfg.device)
-    table = diagnose(crosscoder, **runner.held_out_data(cfg.n_held_out_rows), null=nulls)
+    held_out = held_out_run(cfg.crosscoder, cfg.n_held_out_rows, instead)
+    crosscoder.to(held_out.cfg.device)
+    table = diagnose(crosscoder, **held_out.held_out_data(cfg.n_held_out_rows), null=nulls)
     print(table.attrs["conclusion"])
     print(write_latents(table, cfg.output_path or cfg.crosscoder))

@@ -18,7 +18,7 @@ from sae_lens_crosscoder.interpretation.embedding import sentence_embedder
 from sae_lens_crosscoder.interpretation.interpret import interpret
 from sae_lens_crosscoder.interpretation.local_client import LocalClient
 from sae_lens_crosscoder.loading.load import load
-from sae_lens_crosscoder.training.saved_run import held_out_runner
+from sae_lens_crosscoder.training.saved_run import held_out_run
 
 ANSWERS_FILENAME = "answers.jsonl"
 
@@ -90,10 +90,10 @@ def run(args: Sequence[str]) -> None:
     embed = sentence_embedder(cfg.embedder, cfg.device)
     answers = Answers(cfg.answers or folder / ANSWERS_FILENAME, _client(cfg), recorded_only=cfg.recorded_only)
     instead = "use slc.interpret with a pair and tokens of your own."
-    runner = held_out_runner(cfg.crosscoder, cfg.n_held_out_rows, instead)
-    crosscoder.to(runner.cfg.device)
-    data: dict[str, Any] = {"pair": None, "tokens": None, **runner.held_out_data(cfg.n_held_out_rows)}
-    data["tokenizer"] = runner.tokenizer
+    held_out = held_out_run(cfg.crosscoder, cfg.n_held_out_rows, instead)
+    crosscoder.to(held_out.cfg.device)
+    data: dict[str, Any] = {"pair": None, "tokens": None, **held_out.held_out_data(cfg.n_held_out_rows)}
+    data["tokenizer"] = held_out.tokenizer
     path = Path(cfg.examples or folder / EXAMPLES_FILENAME)
     examples: ExamplesFile = read_examples(path) if path.exists() else collect_examples(crosscoder, path=path, **data)
     sizes: dict[str, Any] = {

@@ -18,7 +18,7 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_MODELS, matched_prompts
 from sae_lens_crosscoder.report import Exploration, explore, write_explorer, write_neuronpedia
 from sae_lens_crosscoder.report.neuronpedia import slug
-from sae_lens_crosscoder.training.saved_run import held_out_runner
+from sae_lens_crosscoder.training.saved_run import held_out_run
 
 _INSTEAD = "use slc.explore with a pair and tokens of your own, and slc.write_explorer."
 
@@ -66,20 +66,20 @@ def run(args: Sequence[str]) -> None:
 
 def _explored(cfg: ReportConfig, name: str, folder: Path) -> Exploration:
     print(f"{name}: looking at its latents on held-out rows", flush=True)
-    runner = held_out_runner(str(folder), cfg.n_held_out_rows, _INSTEAD)
-    crosscoder = load(str(folder)).to(runner.cfg.device)
-    if runner.reads_cache:
+    held_out = held_out_run(str(folder), cfg.n_held_out_rows, _INSTEAD)
+    crosscoder = load(str(folder)).to(held_out.cfg.device)
+    if held_out.reads_cache:
         print("Its activations come from a cache, so nothing is shown that takes the models: logit lens, KL, effects.")
-    is_tiny = runner.cfg.chat_model_name in TINY_MODELS and not runner.reads_cache
+    is_tiny = held_out.cfg.chat_model_name in TINY_MODELS and not held_out.reads_cache
     contrasts = {concept: matched_prompts(concept, n_pairs=256, seed=cfg.seed) for concept in CONCEPTS if is_tiny}
     return explore(
         crosscoder,
-        **runner.held_out_data(cfg.n_held_out_rows),
-        tokenizer=runner.tokenizer,
+        **held_out.held_out_data(cfg.n_held_out_rows),
+        tokenizer=held_out.tokenizer,
         latents=read_latents(folder) if (folder / LATENTS_FILENAME).exists() else None,
         examples=_examples(cfg, folder),
         contrasts=contrasts,
-        responses=_responses(cfg, crosscoder, runner.pair) if is_tiny or cfg.prompts is not None else None,
+        responses=_responses(cfg, crosscoder, held_out.pair) if is_tiny or cfg.prompts is not None else None,
         seed=cfg.seed,
     )
 

@@ -13,6 +13,7 @@ from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.ranks import OneProcess
 from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.training.refusals import refuse_missing_device
 from sae_lens_crosscoder.training.run_cache import read_run_cache
 from sae_lens_crosscoder.training.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -34,6 +35,8 @@ class RunData:
         override_model: HookedModelPair | None,
         ranks: OneProcess,
     ) -> None:
+        for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
+            refuse_missing_device(device)
         self.cfg = cfg
         self.ranks = ranks
         """The processes of this run."""

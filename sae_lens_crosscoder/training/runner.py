@@ -30,7 +30,7 @@ from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.distributed import StoppedElsewhereError, connect
 from sae_lens_crosscoder.training.interruption import interruptible
 from sae_lens_crosscoder.training.latent_shards import ShardedTrainer
-from sae_lens_crosscoder.training.refusals import refuse_missing_device, refuse_unwritable
+from sae_lens_crosscoder.training.refusals import refuse_unwritable
 from sae_lens_crosscoder.training.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.stream import train_on_one_stream
@@ -64,8 +64,6 @@ class CrosscoderTrainingRunner(RunData):
         cfg.checkpoint_path = ranks.agreed(cfg.checkpoint_path)  # to which each appended another random id
         for folder in (cfg.output_path, cfg.checkpoint_path):
             refuse_unwritable(folder)
-        for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
-            refuse_missing_device(device)
         if cfg.resume_from_checkpoint is not None:
             _go_on_from(cfg.resume_from_checkpoint, cfg)
         _seed_everything(cfg.seed)

@@ -1,12 +1,12 @@
 """What training wrote beside a crosscoder: the run's config, and from it the pair and the held-out tokens."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
+from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS
 from sae_lens_crosscoder.integrity import blaming, read_sealed
-from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
+from sae_lens_crosscoder.training.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 
@@ -20,8 +20,8 @@ def read_runner_config(path: str) -> CrosscoderRunnerConfig:
         return CrosscoderRunnerConfig.from_dict(fields)
 
 
-def held_out_runner(crosscoder: str, n_held_out_rows: int | None, instead: str) -> CrosscoderTrainingRunner:
-    """The runner that trained a crosscoder, which gives its pair and held-out tokens.
+def held_out_run(crosscoder: str, n_held_out_rows: int | None, instead: str) -> RunData:
+    """The pair and the held-out tokens of the run that trained a crosscoder, in one process, however many it had.
 
     Args:
         n_held_out_rows: how many of these will be used, None for all.
@@ -38,4 +38,5 @@ def held_out_runner(crosscoder: str, n_held_out_rows: int | None, instead: str) 
             f"Training held out {cfg.n_held_out_rows} rows: n_held_out_rows={n_held_out_rows} would reach into "
             "training data."
         )
-    return CrosscoderTrainingRunner(replace(cfg, wait_for_cache=0))  # a cache that was trained on is whole
+    cfg.wait_for_cache = 0  # a cache that was trained on is whole
+    return RunData(cfg, None, None, ONE_PROCESS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.cli import main
 from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
 from tests.training.processes import on_processes
 
@@ -71,6 +72,11 @@ def test_the_first_process_leaves_one_ordinary_folder_and_the_others_nothing(run
     assert crosscoder.cfg.metadata.l0 == pytest.approx(4, abs=0.05)
     rows = [json.loads(line) for line in (folder / "output" / "metrics.jsonl").read_text().splitlines()]
     assert [row["n_training_tokens"] for row in rows] == [3 * BATCH, 6 * BATCH]
+
+
+def test_one_process_diagnoses_what_several_trained(run, tmp_path):
+    assert main(["diagnose", str(run[0] / "output"), "--output_path", str(tmp_path)]) == 0
+    assert len(slc.read_latents(tmp_path)) == D_SAE
 
 
 def test_every_training_row_is_harvested_by_one_process(run, pair, tmp_path):
