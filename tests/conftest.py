@@ -1,7 +1,8 @@
-"""What every test gets: one thread, a fixed seed, no network."""
+"""What every test, and whatever it starts, gets: one thread, a fixed seed, no network."""
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, beside which other tests run
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
