@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import simple_parsing
-from sae_lens.constants import RUNNER_CFG_FILENAME
 
 from sae_lens_crosscoder.analysis.example_file import EXAMPLES_FILENAME, ExamplesFile, read_examples
 from sae_lens_crosscoder.analysis.table import LATENTS_FILENAME, read_latents
@@ -18,7 +17,7 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_MODELS, matched_prompts
 from sae_lens_crosscoder.report import Exploration, explore, write_explorer, write_neuronpedia
 from sae_lens_crosscoder.report.neuronpedia import slug
-from sae_lens_crosscoder.training.saved_run import held_out_run
+from sae_lens_crosscoder.training.saved_run import held_out_run, require_runner_config
 
 _INSTEAD = "use slc.explore with a pair and tokens of your own, and slc.write_explorer."
 
@@ -52,8 +51,7 @@ def run(args: Sequence[str]) -> None:
     cfg = parse(ReportConfig, args, "report")
     folders = crosscoder_folders(cfg.crosscoder)
     for folder in folders.values():
-        if not (folder / RUNNER_CFG_FILENAME).exists():
-            raise ValueError(f"{folder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: {_INSTEAD}")
+        require_runner_config(str(folder), _INSTEAD)
     if cfg.neuronpedia is not None and Path(cfg.neuronpedia).exists():
         raise ValueError(f"neuronpedia={cfg.neuronpedia!r} is there already: give a folder to be made.")
     Path(cfg.output_path).parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work

@@ -163,7 +163,7 @@ class ProcessGrid(OneProcess):
         error: Exception | None = None
         try:
             yield
-        except Exception as own_error:
+        except Exception as own_error:  # whatever it is, the others wait to hear of it
             error = own_error
         if not self.maximum(int(error is not None)):
             return

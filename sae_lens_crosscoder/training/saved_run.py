@@ -20,6 +20,12 @@ def read_runner_config(path: str) -> CrosscoderRunnerConfig:
         return CrosscoderRunnerConfig.from_dict(fields)
 
 
+def require_runner_config(crosscoder: str, instead: str) -> None:
+    """Raise a ValueError for a folder without its run's config, which says what to do `instead`."""
+    if not Path(crosscoder, RUNNER_CFG_FILENAME).exists():
+        raise ValueError(f"{crosscoder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: {instead}")
+
+
 def held_out_run(crosscoder: str, n_held_out_rows: int | None, instead: str) -> RunData:
     """The pair and the held-out tokens of the run that trained a crosscoder, in one process, however many it had.
 
@@ -30,8 +36,7 @@ def held_out_run(crosscoder: str, n_held_out_rows: int | None, instead: str) -> 
     Raises:
         ValueError: for a folder without its run's config, or more rows than were held out.
     """
-    if not Path(crosscoder, RUNNER_CFG_FILENAME).exists():
-        raise ValueError(f"{crosscoder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: {instead}")
+    require_runner_config(crosscoder, instead)
     cfg = read_runner_config(crosscoder)
     if n_held_out_rows is not None and n_held_out_rows > cfg.n_held_out_rows:
         raise ValueError(

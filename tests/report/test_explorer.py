@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from sae_lens_crosscoder.report import Exploration, write_explorer
-from tests.browser import CHROMIUM, Browser
+from tests.browser import Browser, needs_chromium
 from tests.report.explorations import GROUPS, PLACE_COLUMNS, WordTokenizer, make_exploration
 from tests.report.test_report import HOSTILE, make_table
 
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 WORDS = {
     2: " <script>alert(1)</script>",
     3: "</script><img src=x onerror=window.hacked=1>",

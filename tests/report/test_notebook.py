@@ -9,7 +9,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset
-from tests.browser import CHROMIUM, Browser
+from tests.browser import Browser, needs_chromium
 from tests.report.explorations import WordTokenizer, make_exploration
 from tests.report.test_explorer import SHOWN, WORDS
 from tests.report.test_report import BIDI, HOSTILE, make_table
@@ -241,7 +241,7 @@ def test_errors_say_what_does_not_fit(pair, of_pair):
         slc.compare(pair, of_pair, TOKENS)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@needs_chromium
 def test_styles_reach_nothing_else_and_strips_are_striped(exploration, crosscoder, tmp_path):
     j = int(exploration.table.index[~exploration.table.dead][0])
     view = slc.latent(crosscoder, j, exploration)._repr_html_()

@@ -16,6 +16,7 @@ def on_processes(n, work, folder, *args):
     """What `work(*args)` returns in each of n processes of one group."""
     folder.mkdir(parents=True, exist_ok=True)
     mp.start_processes(_process, args=(n, work, folder, args), nprocs=n, start_method="fork")
+    # Tables too; the files are those that were written just now.
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(n)]
 
 

@@ -8,32 +8,16 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.cli import main
-from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
+from tests.training import test_runner
 from tests.training.processes import on_processes
+from tests.training.test_runner import BATCH
 
-STEPS, BATCH, D_SAE = 6, 128, 64
+STEPS, D_SAE = 6, 64
 
 
 def config(folder, **fields):
-    defaults = dict(
-        sae=slc.BatchTopKCrosscoderTrainingConfig(d_model=96, d_sae=D_SAE, k=4),
-        model_name="tiny-base",
-        chat_model_name="tiny-chat",
-        hook_name=TINY_HOOK,
-        dataset_path=TINY_DATASET,
-        context_size=TINY_CONTEXT_SIZE,
-        training_tokens=STEPS * BATCH,
-        train_batch_size_tokens=BATCH,
-        store_batch_size_prompts=2,
-        n_held_out_rows=8,
-        lr=1e-3,
-        lr_warm_up_steps=2,
-        log_frequency=3,
-        n_checkpoints=2,
-        checkpoint_path=str(folder / "checkpoints"),
-        output_path=str(folder / "output"),
-    )
-    return slc.CrosscoderRunnerConfig(**(defaults | fields))
+    shorter = {"training_tokens": STEPS * BATCH, "store_batch_size_prompts": 2, "log_frequency": 3, "n_checkpoints": 2}
+    return test_runner.config(folder, **(shorter | fields))
 
 
 @pytest.fixture(scope="module")
