@@ -33,8 +33,8 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.mixing import mixed_batches
-from sae_lens_crosscoder.activations.shards import DTYPES, CacheManifest, Shard, part_path, write_part
+from sae_lens_crosscoder.activations.cache.manifest import DTYPES, CacheManifest, Shard, part_path, write_part
+from sae_lens_crosscoder.activations.shuffle_buffer import mixed_batches
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_HOOK, tiny_dataset
 from sae_lens_crosscoder.stacking import StackedLayout

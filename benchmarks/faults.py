@@ -29,10 +29,10 @@ from datasets import Dataset
 from results_file import write_results
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.demo import DemoConfig, demo_runner_config
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset
-from sae_lens_crosscoder.training.checkpoint_folder import checkpoints_in, problem_with
-from sae_lens_crosscoder.training.interruption import TrainingInterrupted
+from sae_lens_crosscoder.training.checkpoints.folder import checkpoints_in, problem_with
+from sae_lens_crosscoder.training.checkpoints.interruption import TrainingInterrupted
+from sae_lens_crosscoder.workflows.demo import DemoConfig, demo_runner_config
 
 STEPS, D_SAE, BATCH = 300, 256, 256
 CACHE_ROWS, SHARD_ROWS, MODELS = 4096, 64, ("tiny-base", "tiny-chat")

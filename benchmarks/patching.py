@@ -20,7 +20,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal.interventions import Intervention, intervention
+from sae_lens_crosscoder.causal.patching.interventions import Intervention, intervention
 
 N_LAYERS, HOOK, D_MODEL, D_SAE, D_VOCAB = 12, "blocks.5.hook_resid_post", 128, 1024, 4096
 N_INTERVENTIONS, N_LATENTS, N_POS, N_LAST, TOLERANCE = 32, 16, 64, 8, 1e-5

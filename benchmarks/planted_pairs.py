@@ -16,10 +16,10 @@ import torch
 from results_file import write_results
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.planted import PlantedWorld
-from sae_lens_crosscoder.activations.streams import NullKind, null_activations, shuffled_batches
-from sae_lens_crosscoder.activations.worlds import null_world, world_a
-from sae_lens_crosscoder.analysis.score_card import concept_recovery, score_card, truth_table
+from sae_lens_crosscoder.synthetic.null_streams import NullKind, null_activations, shuffled_batches
+from sae_lens_crosscoder.synthetic.planted import PlantedWorld
+from sae_lens_crosscoder.synthetic.score_card import concept_recovery, score_card, truth_table
+from sae_lens_crosscoder.synthetic.worlds import null_world, world_a
 
 L1, BATCHTOPK = "crosscoder", "batchtopk_crosscoder"
 STEPS = {L1: 3000, BATCHTOPK: 2500}

@@ -23,11 +23,11 @@ from results_file import write_results
 from torch import Tensor
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS
-from sae_lens_crosscoder.training.calibration import measured_hardware
-from sae_lens_crosscoder.training.distributed import ProcessGrid
-from sae_lens_crosscoder.training.latent_shards import ShardedTrainer
-from sae_lens_crosscoder.training.scaling import ASSUMPTIONS, Hardware, StepTime, step_time
+from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
+from sae_lens_crosscoder.planning.calibration import measured_hardware
+from sae_lens_crosscoder.planning.scaling import ASSUMPTIONS, Hardware, StepTime, step_time
+from sae_lens_crosscoder.training.distributed.latent_shards import ShardedTrainer
+from sae_lens_crosscoder.training.distributed.process_group import ProcessGrid
 
 K = 32
 WARM_UP = 5  # steps, in which the screening bound settles

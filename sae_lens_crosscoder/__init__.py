@@ -4,39 +4,35 @@ Importing registers the architectures with SAELens and does nothing else. The na
 order in which an analysis uses them.
 """
 
-from sae_lens_crosscoder.activations.cache import ActivationCache
-from sae_lens_crosscoder.activations.caching import cache_activations
-from sae_lens_crosscoder.activations.checks import NonFiniteError
-from sae_lens_crosscoder.activations.labelled_rows import LabelledRows, labelled_rows
-from sae_lens_crosscoder.activations.masks import ChatTokens, chat_tokens
-from sae_lens_crosscoder.activations.mix import DataMix, MixSource
-from sae_lens_crosscoder.activations.token_groups import TokenGroups, token_groups
-from sae_lens_crosscoder.analysis.agreement import agreement
-from sae_lens_crosscoder.analysis.artifacts import counts_below, overlap_with_shared, rank_overlap
-from sae_lens_crosscoder.analysis.correlations import correlations
-from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
-from sae_lens_crosscoder.analysis.decoupling import activation_divergence
-from sae_lens_crosscoder.analysis.delta_norm import delta_norm
-from sae_lens_crosscoder.analysis.diagnose import diagnose
-from sae_lens_crosscoder.analysis.difference import difference_shares
-from sae_lens_crosscoder.analysis.example_file import read_examples
-from sae_lens_crosscoder.analysis.examples import collect_examples
-from sae_lens_crosscoder.analysis.latent_scaling import LatentScaling
-from sae_lens_crosscoder.analysis.mse_improvement import TargetEnergies, mse_improvement
-from sae_lens_crosscoder.analysis.nu_by_group import nu_by_group
-from sae_lens_crosscoder.analysis.nu_controls import nu_controls
-from sae_lens_crosscoder.analysis.paper_tables import PaperTables, paper_tables
-from sae_lens_crosscoder.analysis.statistics import latent_statistics
-from sae_lens_crosscoder.analysis.table import read_latents, write_interpretations, write_latents
-from sae_lens_crosscoder.analysis.user_labels import read_labels, write_label
-from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
-from sae_lens_crosscoder.causal.effects import causal_effects, effect_contrasts, kl_to_chat
-from sae_lens_crosscoder.causal.generation import Responses, generate_responses, given_responses
-from sae_lens_crosscoder.causal.latent_effects import latent_effects, logit_attribution
-from sae_lens_crosscoder.causal.patched import patched
-from sae_lens_crosscoder.causal.patched_generation import generate_patched
-from sae_lens_crosscoder.causal.resume import resume_from
-from sae_lens_crosscoder.causal.splice import splice_evals
+from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.cache.writer import cache_activations
+from sae_lens_crosscoder.activations.finite import NonFiniteError
+from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
+from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
+from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm
+from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.examples.collect import collect_examples
+from sae_lens_crosscoder.analysis.examples.file import read_examples
+from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
+from sae_lens_crosscoder.analysis.latent_scaling.mse_improvement import TargetEnergies, mse_improvement
+from sae_lens_crosscoder.analysis.latent_scaling.nu_by_group import nu_by_group
+from sae_lens_crosscoder.analysis.latent_scaling.nu_controls import nu_controls
+from sae_lens_crosscoder.analysis.paper.paper_tables import PaperTables, paper_tables
+from sae_lens_crosscoder.analysis.statistics.agreement import agreement
+from sae_lens_crosscoder.analysis.statistics.artifacts import counts_below, overlap_with_shared, rank_overlap
+from sae_lens_crosscoder.analysis.statistics.correlations import correlations
+from sae_lens_crosscoder.analysis.statistics.difference import difference_shares
+from sae_lens_crosscoder.analysis.statistics.latent_statistics import latent_statistics
+from sae_lens_crosscoder.analysis.tables.latents_file import read_latents, write_interpretations, write_latents
+from sae_lens_crosscoder.analysis.tables.user_labels import read_labels, write_label
+from sae_lens_crosscoder.causal.experiment.effects import causal_effects, effect_contrasts, kl_to_chat
+from sae_lens_crosscoder.causal.forward.compare import next_tokens, token_kl
+from sae_lens_crosscoder.causal.forward.generation import Responses, generate_responses, given_responses
+from sae_lens_crosscoder.causal.forward.resume import resume_from
+from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects, logit_attribution
+from sae_lens_crosscoder.causal.patching.patched import patched
+from sae_lens_crosscoder.causal.patching.patched_generation import generate_patched
+from sae_lens_crosscoder.causal.patching.splice import splice_evals
 from sae_lens_crosscoder.crosscoders.batchtopk import (
     BatchTopKCrosscoderTrainingConfig,
     BatchTopKTrainingCrosscoder,
@@ -50,6 +46,10 @@ from sae_lens_crosscoder.crosscoders.inference import (
 )
 from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig, L1TrainingCrosscoder
 from sae_lens_crosscoder.crosscoders.registration import register_architectures
+from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens
+from sae_lens_crosscoder.data.labelled_rows import LabelledRows, labelled_rows
+from sae_lens_crosscoder.data.mix import DataMix, MixSource
+from sae_lens_crosscoder.data.token_groups import TokenGroups, token_groups
 from sae_lens_crosscoder.interpretation.answers import Answers
 from sae_lens_crosscoder.interpretation.cases import interpretation_cases
 from sae_lens_crosscoder.interpretation.clients import CallableClient, EndpointClient
@@ -58,12 +58,13 @@ from sae_lens_crosscoder.interpretation.delphi import export_delphi_cache
 from sae_lens_crosscoder.interpretation.embedding import sentence_embedder
 from sae_lens_crosscoder.interpretation.interpret import interpret
 from sae_lens_crosscoder.interpretation.local_client import LocalClient
-from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
-from sae_lens_crosscoder.loading.foreign_tables import read_foreign_latents
+from sae_lens_crosscoder.loading.formats.dictionary_learning_export import save_dictionary_learning
+from sae_lens_crosscoder.loading.formats.latent_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import TOKEN_REPLACEMENTS
-from sae_lens_crosscoder.publishing import push_to_hub, write_model_card
+from sae_lens_crosscoder.planning.edits import edited
+from sae_lens_crosscoder.planning.plan import plan
 from sae_lens_crosscoder.report import (
     Comparison,
     Exploration,
@@ -79,13 +80,12 @@ from sae_lens_crosscoder.report import (
     write_report,
 )
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
-from sae_lens_crosscoder.training.edits import edited
-from sae_lens_crosscoder.training.plan import plan
+from sae_lens_crosscoder.training.loop import train_on_one_stream
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
-from sae_lens_crosscoder.training.stream import train_on_one_stream
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
+from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.workflows.publish import push_to_hub, write_model_card
 
 register_architectures()
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.data.token_mask import kept_or_all
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -25,15 +26,6 @@ def harvest(
     pair.require_hook(hook_name)
     require_tokens(tokens)
     return _batches(pair, tokens, hook_name, batch_size_prompts, kept_or_all(tokens, keep))
-
-
-def kept_or_all(tokens: Tensor, keep: Tensor | None) -> Bool[Tensor, "batch pos"]:
-    """Which tokens are kept, where None stands for all; a ValueError for a `keep` of another shape."""
-    if keep is None:
-        return torch.ones_like(tokens, dtype=torch.bool)
-    if keep.shape != tokens.shape:
-        raise ValueError(f"keep has shape {tuple(keep.shape)}, but tokens {tuple(tokens.shape)}: give one for each.")
-    return keep
 
 
 def require_tokens(tokens: Int[Tensor, "batch pos"]) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from sae_lens_crosscoder.activations.kept import excluded_tokens, kept_tokens
-from sae_lens_crosscoder.activations.mixing import MixedBatches, mixed_batches
+from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
+from sae_lens_crosscoder.data.token_mask import excluded_tokens, kept_tokens
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 

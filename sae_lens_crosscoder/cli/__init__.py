@@ -17,8 +17,8 @@ from sae_lens_crosscoder.cli import (
     report,
     train,
 )
-from sae_lens_crosscoder.keys import without_keys
-from sae_lens_crosscoder.training.interruption import TrainingInterrupted
+from sae_lens_crosscoder.storage.secrets import without_keys
+from sae_lens_crosscoder.training.checkpoints.interruption import TrainingInterrupted
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,

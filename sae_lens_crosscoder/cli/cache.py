@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sae_lens_crosscoder.activations.shards import CacheDtype
+from sae_lens_crosscoder.activations.cache.manifest import CacheDtype
 from sae_lens_crosscoder.cli.flags import parser, train_config_class
-from sae_lens_crosscoder.training.run_cache import InMemory, write_run_cache
+from sae_lens_crosscoder.training.data.run_cache import InMemory, write_run_cache
 
 
 @dataclass

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_lens_crosscoder.cli.flags import parse
-from sae_lens_crosscoder.experiment import EFFECTS_FILENAME, PAGE_FILENAME, CausalConfig, run_causal
+from sae_lens_crosscoder.workflows.causal_experiment import EFFECTS_FILENAME, PAGE_FILENAME, CausalConfig, run_causal
 
 
 def run(args: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ from typing import Literal
 import simple_parsing
 
 from sae_lens_crosscoder.cli.flags import parse
-from sae_lens_crosscoder.loading.authors_layout import save_dictionary_learning
-from sae_lens_crosscoder.loading.foreign import ForeignOptions
+from sae_lens_crosscoder.loading.formats.dictionary_learning_export import save_dictionary_learning
+from sae_lens_crosscoder.loading.formats.foreign import ForeignOptions
 from sae_lens_crosscoder.loading.load import load
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sae_lens_crosscoder.cli.flags import parse
-from sae_lens_crosscoder.demo import REPORT_FILENAME, SUMMARY_FILENAME, DemoConfig, run_demo
+from sae_lens_crosscoder.workflows.demo import REPORT_FILENAME, SUMMARY_FILENAME, DemoConfig, run_demo
 
 
 def run(args: Sequence[str]) -> None:

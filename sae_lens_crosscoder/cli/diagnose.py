@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import simple_parsing
 
-from sae_lens_crosscoder.analysis.diagnose import diagnose
-from sae_lens_crosscoder.analysis.table import read_latents, write_latents
+from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.tables.latents_file import read_latents, write_latents
 from sae_lens_crosscoder.cli.flags import parse
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.training.saved_run import held_out_run

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae_lens_crosscoder.cli.flags import parse
-from sae_lens_crosscoder.doctor import examine, next_command
+from sae_lens_crosscoder.workflows.doctor import examine, next_command
 
 MARKS = {"ok": " ok ", "note": "note", "missing": "FAIL"}
 

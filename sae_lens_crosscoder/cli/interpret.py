@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lens_crosscoder.analysis.example_file import EXAMPLES_FILENAME, ExamplesFile, read_examples
-from sae_lens_crosscoder.analysis.examples import collect_examples
-from sae_lens_crosscoder.analysis.table import read_latents, write_interpretations
+from sae_lens_crosscoder.analysis.examples.collect import collect_examples
+from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, read_examples
+from sae_lens_crosscoder.analysis.tables.latents_file import read_latents, write_interpretations
 from sae_lens_crosscoder.cli.flags import parse
 from sae_lens_crosscoder.interpretation.answers import Answers
 from sae_lens_crosscoder.interpretation.cases import interpretation_cases

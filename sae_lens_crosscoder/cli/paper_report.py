@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_lens_crosscoder.cli.flags import parse
-from sae_lens_crosscoder.paper import PaperReportConfig, run_paper_report
+from sae_lens_crosscoder.workflows.paper_report import PaperReportConfig, run_paper_report
 
 
 def run(args: Sequence[str]) -> None:

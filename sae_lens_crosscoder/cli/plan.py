@@ -5,10 +5,10 @@ from dataclasses import dataclass, make_dataclass, replace
 from typing import Any
 
 from sae_lens_crosscoder.cli.flags import parser, take_sweep, train_config_class, with_sweep
-from sae_lens_crosscoder.training.plan import plan
+from sae_lens_crosscoder.planning.plan import plan
+from sae_lens_crosscoder.planning.scaling import figures_from
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import read_runner_config
-from sae_lens_crosscoder.training.scaling import figures_from
 
 
 @dataclass

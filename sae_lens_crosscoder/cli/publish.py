@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import simple_parsing
 
 from sae_lens_crosscoder.cli.flags import parse
-from sae_lens_crosscoder.publishing import push_to_hub, write_model_card
+from sae_lens_crosscoder.workflows.publish import push_to_hub, write_model_card
 
 
 @dataclass

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import simple_parsing
 
-from sae_lens_crosscoder.analysis.example_file import EXAMPLES_FILENAME, ExamplesFile, read_examples
-from sae_lens_crosscoder.analysis.table import LATENTS_FILENAME, read_latents
-from sae_lens_crosscoder.causal.generation import Responses, generate_responses
+from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, read_examples
+from sae_lens_crosscoder.analysis.tables.latents_file import LATENTS_FILENAME, read_latents
+from sae_lens_crosscoder.causal.forward.generation import Responses, generate_responses
 from sae_lens_crosscoder.cli.flags import parse
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.experiment import CausalConfig, conversations_of, crosscoder_folders
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_MODELS, matched_prompts
 from sae_lens_crosscoder.report import Exploration, explore, write_explorer, write_neuronpedia
-from sae_lens_crosscoder.report.neuronpedia import slug
+from sae_lens_crosscoder.report.export.neuronpedia import slug
 from sae_lens_crosscoder.training.saved_run import held_out_run, require_runner_config
+from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, conversations_of, crosscoder_folders
 
 _INSTEAD = "use slc.explore with a pair and tokens of your own, and slc.write_explorer."
 

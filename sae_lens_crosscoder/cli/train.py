@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_lens_crosscoder.analysis.diagnose import diagnose
-from sae_lens_crosscoder.analysis.table import write_latents
+from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.tables.latents_file import write_latents
 from sae_lens_crosscoder.cli.flags import parse, take_sweep, train_config_class, with_sweep
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig

@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.scores import score_norms
-from sae_lens_crosscoder.crosscoders.screening import Screening, screening_precision
-from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, SparseCode
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode, SparseCode
+from sae_lens_crosscoder.crosscoders.sparse_step.screening import Screening, screening_precision
 from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
 
 AUTHORS_THRESHOLD_START = 1000

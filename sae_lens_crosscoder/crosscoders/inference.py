@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
-from sae_lens_crosscoder.crosscoders.screening import pairs_above, screening_precision
 from sae_lens_crosscoder.crosscoders.sealing import seal_folder
+from sae_lens_crosscoder.crosscoders.sparse_step.screening import pairs_above, screening_precision
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 
 

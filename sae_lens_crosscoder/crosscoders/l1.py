@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.inference import ReLUCrosscoderConfig
-from sae_lens_crosscoder.crosscoders.screening import pairs_above, screening_precision
-from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode, SparseCode
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode, SparseCode
+from sae_lens_crosscoder.crosscoders.sparse_step.screening import pairs_above, screening_precision
 from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
 
 # Share of active pairs below which sums over them beat matrix products.

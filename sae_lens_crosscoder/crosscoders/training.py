@@ -14,15 +14,15 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_lens_crosscoder.activations.scale import MeanNorms
+from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales, fold_scores
+from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS, OneProcess
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.initialisation import Initialisation, geometric_median, initial_decoder
-from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS, OneProcess
 from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
-from sae_lens_crosscoder.crosscoders.screening import ScreeningChoice
 from sae_lens_crosscoder.crosscoders.sealing import seal_folder
-from sae_lens_crosscoder.crosscoders.sparse import Code, DenseCode
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode
+from sae_lens_crosscoder.crosscoders.sparse_step.screening import ScreeningChoice
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 from sae_lens_crosscoder.stacking import StackedLayout
 

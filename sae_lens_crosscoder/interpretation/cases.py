@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.cache import ActivationCache
-from sae_lens_crosscoder.analysis.data_source import contexts_of
-from sae_lens_crosscoder.analysis.example_file import ExamplesFile, read_examples
-from sae_lens_crosscoder.analysis.examples import tokens_sha256
-from sae_lens_crosscoder.analysis.manifest import provenance
+from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
+from sae_lens_crosscoder.analysis.examples.collect import tokens_sha256
+from sae_lens_crosscoder.analysis.examples.file import ExamplesFile, read_examples
+from sae_lens_crosscoder.analysis.inputs import contexts_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
-from sae_lens_crosscoder.integrity import named_fingerprint
 from sae_lens_crosscoder.interpretation.choice import CaseMaker, LatentCase
 from sae_lens_crosscoder.interpretation.embedding import Embedder
 from sae_lens_crosscoder.interpretation.windows import draw_windows
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.storage.integrity import named_fingerprint
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.example_file import Example, LatentExamples
-from sae_lens_crosscoder.analysis.example_text import marked_text, plain_text
+from sae_lens_crosscoder.analysis.examples.file import Example, LatentExamples
+from sae_lens_crosscoder.analysis.examples.text import marked_text, plain_text
 from sae_lens_crosscoder.interpretation.embedding import Embedder, unit_embeddings
 from sae_lens_crosscoder.interpretation.windows import DrawnWindows
 

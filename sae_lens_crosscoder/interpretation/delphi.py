@@ -10,10 +10,10 @@ from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.checks import require_finite
+from sae_lens_crosscoder.activations.finite import require_finite
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
-from sae_lens_crosscoder.crosscoders.sparse import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 

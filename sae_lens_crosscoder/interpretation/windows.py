@@ -7,13 +7,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.cache import ActivationCache
-from sae_lens_crosscoder.activations.checks import require_finite
-from sae_lens_crosscoder.analysis.data_source import PromptSource, prompt_source
-from sae_lens_crosscoder.analysis.example_windows import TokenSpans
+from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.finite import require_finite
+from sae_lens_crosscoder.analysis.examples.windows import TokenSpans
+from sae_lens_crosscoder.analysis.inputs import PromptSource, prompt_source
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.kernels import indices_of
-from sae_lens_crosscoder.crosscoders.sparse import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 TokenIds = tuple[int, ...]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lens_crosscoder.integrity import read_json, read_tensors
-from sae_lens_crosscoder.loading.foreign import ForeignFile
+from sae_lens_crosscoder.loading.formats.foreign import ForeignFile
+from sae_lens_crosscoder.storage.integrity import read_json, read_tensors
 
 WEIGHTS_NAMES = ("model.safetensors", "model_final.pt", "cc_weights.pt")
 SETTINGS_NAMES = ("config.json", "trainer_config.json", "cfg.json")

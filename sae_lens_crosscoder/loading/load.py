@@ -9,12 +9,11 @@ from sae_lens.util import str_to_dtype
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
-from sae_lens_crosscoder.integrity import listed
-from sae_lens_crosscoder.loading.crosscode import TENSORS as CROSSCODE_TENSORS
-from sae_lens_crosscoder.loading.crosscode import read_crosscode, read_kissane
-from sae_lens_crosscoder.loading.dictionary_learning import MAIN_TENSORS, read_dictionary_learning
 from sae_lens_crosscoder.loading.files import WEIGHTS_NAMES, find_weights, read_foreign_file
-from sae_lens_crosscoder.loading.foreign import (
+from sae_lens_crosscoder.loading.formats.crosscode import TENSORS as CROSSCODE_TENSORS
+from sae_lens_crosscoder.loading.formats.crosscode import read_crosscode, read_kissane
+from sae_lens_crosscoder.loading.formats.dictionary_learning import MAIN_TENSORS, read_dictionary_learning
+from sae_lens_crosscoder.loading.formats.foreign import (
     ForeignFile,
     ForeignFormat,
     ForeignOptions,
@@ -23,6 +22,7 @@ from sae_lens_crosscoder.loading.foreign import (
 )
 from sae_lens_crosscoder.loading.hub import download
 from sae_lens_crosscoder.loading.own import read_own
+from sae_lens_crosscoder.storage.integrity import listed
 
 CONVERTERS = {
     "dictionary_learning": read_dictionary_learning,

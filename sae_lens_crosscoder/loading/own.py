@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
-from sae_lens_crosscoder.integrity import SEAL, blaming, listed, named_fingerprint, read_sealed, read_tensors
+from sae_lens_crosscoder.storage.integrity import SEAL, blaming, listed, named_fingerprint, read_sealed, read_tensors
 
 
 def read_own(

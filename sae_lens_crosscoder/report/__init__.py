@@ -1,13 +1,13 @@
 """What an analysis or the causal experiment found, as HTML files that need no network, and their figures alone."""
 
-from sae_lens_crosscoder.report.effects import effects_bars, write_effects
 from sae_lens_crosscoder.report.explorer import Exploration, LatentRecord, explore, write_explorer
-from sae_lens_crosscoder.report.figures import delta_norm_histogram, nu_scatter
-from sae_lens_crosscoder.report.html import write_report
-from sae_lens_crosscoder.report.images import write_images
-from sae_lens_crosscoder.report.neuronpedia import write_neuronpedia
+from sae_lens_crosscoder.report.export.neuronpedia import write_neuronpedia
+from sae_lens_crosscoder.report.figures.delta_norm_and_nu import delta_norm_histogram, nu_scatter
+from sae_lens_crosscoder.report.figures.images import write_images
 from sae_lens_crosscoder.report.notebook import Comparison, LatentView, compare, latent
-from sae_lens_crosscoder.report.paper import paper_report
+from sae_lens_crosscoder.report.pages.effects import effects_bars, write_effects
+from sae_lens_crosscoder.report.pages.report_page import write_report
+from sae_lens_crosscoder.report.paper.paper import paper_report
 
 __all__ = [
     "Comparison",

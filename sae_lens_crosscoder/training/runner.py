@@ -22,19 +22,19 @@ from safetensors import SafetensorError
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
-from sae_lens_crosscoder.integrity import seal
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.storage.integrity import seal
 from sae_lens_crosscoder.training import wandb_log
-from sae_lens_crosscoder.training.checkpoints import find_checkpoint, read_training_crosscoder
-from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
-from sae_lens_crosscoder.training.distributed import StoppedElsewhereError, connect
-from sae_lens_crosscoder.training.interruption import interruptible
-from sae_lens_crosscoder.training.latent_shards import ShardedTrainer
+from sae_lens_crosscoder.training.checkpoints.interruption import interruptible
+from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, read_training_crosscoder
+from sae_lens_crosscoder.training.data.run_data import RunData
+from sae_lens_crosscoder.training.distributed.latent_shards import ShardedTrainer
+from sae_lens_crosscoder.training.distributed.process_group import StoppedElsewhereError, connect
+from sae_lens_crosscoder.training.loop import train_on_one_stream
 from sae_lens_crosscoder.training.refusals import refuse_unwritable
-from sae_lens_crosscoder.training.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
-from sae_lens_crosscoder.training.stream import train_on_one_stream
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
+from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
 
 METRICS_FILENAME = "metrics.jsonl"
 

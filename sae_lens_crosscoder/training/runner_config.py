@@ -15,12 +15,12 @@ from sae_lens.config import dict_field
 from sae_lens.registry import get_sae_training_class
 from typing_extensions import override
 
-from sae_lens_crosscoder.activations.mix import DataMix, MixSource
-from sae_lens_crosscoder.activations.packing import PackingRule
 from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
-from sae_lens_crosscoder.integrity import SEAL, refuse_as_folder_name
-from sae_lens_crosscoder.keys import refuse_keys
-from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig, default_dead_feature_window
+from sae_lens_crosscoder.data.mix import DataMix, MixSource
+from sae_lens_crosscoder.data.packing import PackingRule
+from sae_lens_crosscoder.storage.integrity import SEAL, refuse_as_folder_name
+from sae_lens_crosscoder.storage.secrets import refuse_keys
+from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig, default_dead_feature_window
 
 _BATCHES_IN_BUFFER = 16
 

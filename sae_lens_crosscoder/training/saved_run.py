@@ -4,9 +4,9 @@ from pathlib import Path
 
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
-from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS
-from sae_lens_crosscoder.integrity import blaming, read_sealed
-from sae_lens_crosscoder.training.run_data import RunData
+from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
+from sae_lens_crosscoder.storage.integrity import blaming, read_sealed
+from sae_lens_crosscoder.training.data.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 

@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-from sae_lens_crosscoder.activations.checks import NonFiniteError, require_finite
+from sae_lens_crosscoder.activations.finite import NonFiniteError, require_finite
 from sae_lens_crosscoder.activations.training_batches import TrainingBatches
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.crosscoders.kernels import counts
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.training import wandb_log
-from sae_lens_crosscoder.training.config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.metrics import MetricsLog
 from sae_lens_crosscoder.training.optimizer import LatentMajorAdam
+from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
 
 _REMEDY = (
     "Start anew with a lower lr or a gradient_clip_norm; from_pretrained_path takes over the weights of an earlier "
@@ -82,7 +82,7 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
     @override
     def fit(self) -> TrainingCrosscoder:
         """Train for `cfg.total_training_samples` tokens and return the (training) crosscoder."""
-        from sae_lens_crosscoder.training.stream import train_on_one_stream  # it drives this class
+        from sae_lens_crosscoder.training.loop import train_on_one_stream  # it drives this class
 
         train_on_one_stream({self.name: self}, self.data_provider)
         return self.sae

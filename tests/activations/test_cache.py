@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations import caching
-from sae_lens_crosscoder.activations.checks import NonFiniteError
-from sae_lens_crosscoder.activations.shards import CONTEXTS_FILENAME, CacheManifest
-from sae_lens_crosscoder.integrity import read_sealed, seal
+from sae_lens_crosscoder.activations.cache import writer as caching
+from sae_lens_crosscoder.activations.cache.manifest import CONTEXTS_FILENAME, CacheManifest
+from sae_lens_crosscoder.activations.finite import NonFiniteError
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
+from sae_lens_crosscoder.storage.integrity import read_sealed, seal
 from tests.killing import in_child, killed_at
 from tests.models.small_models import random_hooked_transformer, some_tokens
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.scale import MeanNorms
+from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from tests.reference.variance import mean_norm, variance_explained
 

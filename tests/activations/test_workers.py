@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations import caching
-from sae_lens_crosscoder.activations.shards import CacheManifest
+from sae_lens_crosscoder.activations.cache import writer as caching
+from sae_lens_crosscoder.activations.cache.manifest import CacheManifest
 from tests.activations.test_cache import TOKENS, write
 from tests.killing import killed_at
 from tests.models.small_models import random_hooked_transformer

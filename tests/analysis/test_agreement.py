@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.agreement import agreement, match_latents
+from sae_lens_crosscoder.analysis.statistics.agreement import agreement, match_latents
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder
 
 

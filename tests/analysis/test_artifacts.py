@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_lens_crosscoder.analysis.artifacts import counts_below, overlap_with_shared, rank_overlap
+from sae_lens_crosscoder.analysis.statistics.artifacts import counts_below, overlap_with_shared, rank_overlap
 from tests.reference import artifacts as ref
 
 

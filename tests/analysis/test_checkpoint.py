@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations import checkpoint
 from sae_lens_crosscoder.activations.harvest import harvest
-from sae_lens_crosscoder.analysis import data_source
+from sae_lens_crosscoder.analysis import inputs as data_source
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
+from sae_lens_crosscoder.storage import accumulators as checkpoint
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder
 
 

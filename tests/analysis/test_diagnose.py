@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.checks import require_finite
+from sae_lens_crosscoder.activations.finite import require_finite
 from sae_lens_crosscoder.activations.harvest import harvest
-from sae_lens_crosscoder.analysis import data_source
+from sae_lens_crosscoder.analysis import inputs as data_source
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder, scaling_of
 from tests.crosscoders.conftest import batchtopk_crosscoder
@@ -18,7 +18,7 @@ from tests.reference.variance import variance_explained
 
 NAN = float("nan")
 
-diagnose_module = importlib.import_module("sae_lens_crosscoder.analysis.diagnose")
+diagnose_module = importlib.import_module("sae_lens_crosscoder.analysis.diagnosis.diagnose")
 
 
 def faulty_world(n=40_000):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_lens_crosscoder.analysis.example_text import marked_text, plain_text
+from sae_lens_crosscoder.analysis.examples.text import marked_text, plain_text
 from tests.interpretation.test_local_client import byte_tokenizer
 
 

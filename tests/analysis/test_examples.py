@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis import example_file
-from sae_lens_crosscoder.analysis.example_windows import ExampleWindows, TokenSpans
-from sae_lens_crosscoder.analysis.kept_contexts import random_keys
+from sae_lens_crosscoder.analysis.examples import file as example_file
+from sae_lens_crosscoder.analysis.examples.kept_contexts import random_keys
+from sae_lens_crosscoder.analysis.examples.windows import ExampleWindows, TokenSpans
 from sae_lens_crosscoder.models.tiny import tiny_tokenizer
 from tests.analysis.conftest import relu_crosscoder
 from tests.models.small_models import random_hooked_transformer, some_tokens
@@ -263,7 +263,7 @@ def test_the_file_says_what_it_is_of_and_is_whole_or_absent(crosscoder, pair, tm
     def break_down(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("sae_lens_crosscoder.activations.checkpoint.os.fsync", break_down)
+    monkeypatch.setattr("sae_lens_crosscoder.storage.accumulators.os.fsync", break_down)
     with pytest.raises(OSError, match="disk full"):
         collect(crosscoder, pair, tmp_path, seed=6)
     assert examples.path.read_bytes() == before

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.mse_improvement import TargetEnergies, mse_improvement
+from sae_lens_crosscoder.analysis.latent_scaling.mse_improvement import TargetEnergies, mse_improvement
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
 from tests.analysis.conftest import D_SAE, lists, random_activations, random_crosscoder, scaling_of
 from tests.reference import latent_scaling as ref

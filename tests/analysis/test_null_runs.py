@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.null_runs import q_values
-from sae_lens_crosscoder.analysis.verdict import conclusion
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
+from sae_lens_crosscoder.analysis.diagnosis.verdict import conclusion
 from tests.analysis.conftest import random_activations, random_crosscoder
 
 NAN = float("nan")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.paper_tables import MSE_PREFIX
+from sae_lens_crosscoder.analysis.paper.paper_tables import MSE_PREFIX
 from tests.analysis.conftest import D_SAE, random_activations, random_crosscoder, relu_crosscoder, scaling_of
 
 N_ROWS, N_POS = 30, 20

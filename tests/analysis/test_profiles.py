@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.profiles import activation_profiles
+from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
 D_MODELS, D_SAE, HOOK = (8, 16), 7, "blocks.0.hook_resid_post"

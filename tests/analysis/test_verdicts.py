@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.delta_norm import LABELS, label
-from sae_lens_crosscoder.analysis.verdict import VERDICTS, nu_free_of_other, verdict
+from sae_lens_crosscoder.analysis.diagnosis.delta_norm import LABELS, label
+from sae_lens_crosscoder.analysis.diagnosis.verdict import VERDICTS, nu_free_of_other, verdict
 from tests.analysis.conftest import random_crosscoder
 
 NAN = float("nan")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations import checkpoint
-from sae_lens_crosscoder.causal import effects
+from sae_lens_crosscoder.causal.experiment import effects
+from sae_lens_crosscoder.storage import accumulators as checkpoint
 from tests.causal.conftest import LATENTS, hooked_case, random_crosscoder
 
 BATCH = 2

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal.effect_sums import EffectSums, token_of_turn
-from sae_lens_crosscoder.causal.effects import carried_energy
-from sae_lens_crosscoder.causal.setups import (
+from sae_lens_crosscoder.causal.experiment.effect_sums import EffectSums, token_of_turn
+from sae_lens_crosscoder.causal.experiment.effects import carried_energy
+from sae_lens_crosscoder.causal.experiment.setups import (
     Setup,
     chat_leaning_halves,
     latent_setups,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal import patched_generation
+from sae_lens_crosscoder.causal.patching import patched_generation
 from sae_lens_crosscoder.models.tiny import dialogues
 from tests.causal.conftest import HOOK, LATENTS, Case, random_crosscoder
 from tests.causal.test_patched import by_hand, hooks_of

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sae_lens_crosscoder.causal.interventions import intervention
+from sae_lens_crosscoder.causal.patching.interventions import intervention
 from tests.causal.conftest import D_SAE, LATENTS, random_crosscoder, stacked_activations, thresholds
 from tests.crosscoders.conftest import as_lists, l1_crosscoder
 from tests.reference.causal import edited

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal import answered
+from sae_lens_crosscoder.causal.forward import answered
 from tests.causal.conftest import D_MODEL, HOOK, LATENTS, thresholds
 from tests.causal.test_effects import edited_activation, kl_by_loops
 from tests.crosscoders.conftest import as_lists

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal import logit_lens as module
-from sae_lens_crosscoder.causal.compare import kl_between_models
+from sae_lens_crosscoder.causal.forward.compare import kl_between_models
+from sae_lens_crosscoder.causal.latents import logit_lens as module
 from sae_lens_crosscoder.models.tiny import tiny_dataset
 
 

@@ -10,7 +10,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal.later_layers import later_layers_of
+from sae_lens_crosscoder.causal.forward.later_layers import later_layers_of
 from sae_lens_crosscoder.models.tiny import load_tiny_model, tiny_tokenizer
 from tests.causal.conftest import gpt2, gpt_neo
 from tests.models.small_models import gemma2, random_hooked_transformer, some_tokens

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_lens_crosscoder.crosscoders import kernels
+from sae_lens_crosscoder.crosscoders.sparse_step import kernels
 from tests.crosscoders import kernel_laws as laws
 from tests.reference import kernels as reference
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sae_lens_crosscoder.crosscoders import screening as module
-from sae_lens_crosscoder.crosscoders.screening import Screening, pairs_above, screening_precision
+from sae_lens_crosscoder.crosscoders.sparse_step import screening as module
+from sae_lens_crosscoder.crosscoders.sparse_step.screening import Screening, pairs_above, screening_precision
 from tests.crosscoders.problems import D_IN, D_SAE, B, draw, problem
 
 

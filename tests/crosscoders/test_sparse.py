@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.streams import shuffled_batches
-from sae_lens_crosscoder.activations.worlds import world_a
-from sae_lens_crosscoder.crosscoders.screening import Screening, pairs_above
-from sae_lens_crosscoder.crosscoders.sparse import DenseCode, SparseCode
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import DenseCode, SparseCode
+from sae_lens_crosscoder.crosscoders.sparse_step.screening import Screening, pairs_above
+from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
+from sae_lens_crosscoder.synthetic.worlds import world_a
 from tests.crosscoders.problems import D_IN, D_SAE, B, draw, problem
 
 

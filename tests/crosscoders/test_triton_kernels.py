@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch's GPU builds.")
 
-from sae_lens_crosscoder.crosscoders import kernels, triton_kernels
+from sae_lens_crosscoder.crosscoders.sparse_step import kernels, triton_kernels
 from tests.crosscoders import kernel_laws as laws
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -10,7 +10,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.mixing_buffer import mixing_buffer
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.mixing import mixed_batches
+from sae_lens_crosscoder.activations.shuffle_buffer import mixed_batches
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 from tests.hosts.conftest import BATCH, CONTEXT, D_MODEL, HOOK, host_config, training_config
 

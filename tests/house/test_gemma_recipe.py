@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import dialogues
-from tests.activations.test_masks import tokenizer
+from tests.data.test_chat_tokens import tokenizer
 from tests.models.small_models import D_MODEL, gemma2, save_pair
 
 FOLDER = Path(__file__).parents[2] / "examples" / "gemma_2_2b"

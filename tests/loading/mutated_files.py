@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.checkpoint import SumsCheckpoint
-from sae_lens_crosscoder.integrity import seal
+from sae_lens_crosscoder.storage.accumulators import SumsCheckpoint
+from sae_lens_crosscoder.storage.integrity import seal
 from sae_lens_crosscoder.training.saved_run import read_runner_config
 from tests.analysis.conftest import random_activations, random_crosscoder
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal.compare import kl_between_models
+from sae_lens_crosscoder.causal.forward.compare import kl_between_models
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, matched_prompts, tiny_dataset, tiny_tokenizer
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 

@@ -314,7 +314,7 @@ def test_names_and_sizes_that_neuronpedia_cannot_take_are_refused(exploration, t
 
 
 def test_more_files_than_neuronpedia_lists_are_refused(exploration, tmp_path, monkeypatch):
-    monkeypatch.setattr("sae_lens_crosscoder.report.neuronpedia._MAX_FILES", 3)
+    monkeypatch.setattr("sae_lens_crosscoder.report.export.neuronpedia._MAX_FILES", 3)
     with pytest.raises(ValueError, match="of 40 latents: give 256"):
         slc.write_neuronpedia(tmp_path, exploration, "cc-2", latents_per_file=13)
     assert len(list(slc.write_neuronpedia(tmp_path, exploration, "cc-2", latents_per_file=14).glob("features/*"))) == 3

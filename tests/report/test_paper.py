@@ -13,20 +13,25 @@ import pandas as pd
 import pytest
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.paper_tables import MSE_PREFIX, PaperTables
-from sae_lens_crosscoder.report import images, write_images
-from sae_lens_crosscoder.report.class_histograms import cosine_histogram, frequency_histogram, template_histogram
-from sae_lens_crosscoder.report.curves import rank_curves, threshold_curves
-from sae_lens_crosscoder.report.nu_histograms import (
+from sae_lens_crosscoder.analysis.paper.paper_tables import MSE_PREFIX, PaperTables
+from sae_lens_crosscoder.report import write_images
+from sae_lens_crosscoder.report.figures import images
+from sae_lens_crosscoder.report.figures.class_histograms import (
+    cosine_histogram,
+    frequency_histogram,
+    template_histogram,
+)
+from sae_lens_crosscoder.report.figures.curves import rank_curves, threshold_curves
+from sae_lens_crosscoder.report.figures.nu_histograms import (
     TARGETS,
     mse_improvement_boxes,
     overlap_histogram,
     template_nu_histogram,
 )
-from sae_lens_crosscoder.report.nu_marginals import nu_marginals
-from sae_lens_crosscoder.report.paper_files import write_tables
-from sae_lens_crosscoder.report.paper_numbers import OURS, THEIRS, paper_numbers
-from sae_lens_crosscoder.report.paper_page import paper_figures, write_page
+from sae_lens_crosscoder.report.figures.nu_marginals import nu_marginals
+from sae_lens_crosscoder.report.paper.files import write_tables
+from sae_lens_crosscoder.report.paper.numbers import OURS, THEIRS, paper_numbers
+from sae_lens_crosscoder.report.paper.page import paper_figures, write_page
 from tests.analysis.conftest import random_activations, random_crosscoder
 from tests.report.test_report import BIDI, HOSTILE, Page, dead, make_table, texts, without_nu
 

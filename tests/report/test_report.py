@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from sae_lens_crosscoder.analysis.delta_norm import label
-from sae_lens_crosscoder.analysis.verdict import verdict
+from sae_lens_crosscoder.analysis.diagnosis.delta_norm import label
+from sae_lens_crosscoder.analysis.diagnosis.verdict import verdict
 from sae_lens_crosscoder.report import delta_norm_histogram, nu_scatter, write_report
-from sae_lens_crosscoder.report.figures import CLASS_BORDERS, REGIONS
+from sae_lens_crosscoder.report.figures.delta_norm_and_nu import CLASS_BORDERS, REGIONS
 
 HOSTILE = "<script>alert(1)</script>\"'&quot;\u202e\0gpj</b><img src=http://x onerror=alert(2)>"
 BIDI = "\u202e"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.streams import shuffled_batches
-from sae_lens_crosscoder.activations.worlds import world_a
+from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
+from sae_lens_crosscoder.synthetic.worlds import world_a
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from planted_pairs import Cell, claims, run

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.streams import shuffled_batches
+from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from tests.crosscoders.conftest import step
 
 D_MODEL = 8

@@ -5,9 +5,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS
-from sae_lens_crosscoder.training.distributed import ProcessGrid
-from sae_lens_crosscoder.training.latent_shards import ShardedTrainer
+from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
+from sae_lens_crosscoder.training.distributed.latent_shards import ShardedTrainer
+from sae_lens_crosscoder.training.distributed.process_group import ProcessGrid
 
 D_MODELS, D_SAE, BATCH = (4, 4), 32, 48
 

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.crosscoders.kernels import largest
-from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS
-from sae_lens_crosscoder.training.checkpoint_folder import CheckpointError, checkpoints_in, problem_with
-from sae_lens_crosscoder.training.distributed import LostProcessError, StoppedElsewhereError, connect
+from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import largest
+from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError, checkpoints_in, problem_with
+from sae_lens_crosscoder.training.distributed.process_group import LostProcessError, StoppedElsewhereError, connect
 from tests.training.processes import BATCH, activations, grid, new_trainer, on_processes, whole_weights
 
 STEPS = 12

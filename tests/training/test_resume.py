@@ -16,12 +16,12 @@ import torch
 from sae_lens.training._interruption import InterruptedException
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.mixing import mixed_batches
-from sae_lens_crosscoder.activations.streams import shuffled_batches
+from sae_lens_crosscoder.activations.shuffle_buffer import mixed_batches
 from sae_lens_crosscoder.activations.training_batches import TrainingBatches
-from sae_lens_crosscoder.activations.worlds import world_a
-from sae_lens_crosscoder.training import checkpoint_folder
-from sae_lens_crosscoder.training.checkpoint_folder import CheckpointError, problem_with
+from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
+from sae_lens_crosscoder.synthetic.worlds import world_a
+from sae_lens_crosscoder.training.checkpoints import folder as checkpoint_folder
+from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError, problem_with
 from tests.killing import in_child, killed_at
 
 BATCH, STEPS, D_SAE = 64, 12, 32

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations import caching
-from sae_lens_crosscoder.activations.shards import MANIFEST_FILENAME, CacheManifest, Shard
+from sae_lens_crosscoder.activations.cache import writer as caching
+from sae_lens_crosscoder.activations.cache.manifest import MANIFEST_FILENAME, CacheManifest, Shard
 from sae_lens_crosscoder.cli import main
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_tokenizer
-from sae_lens_crosscoder.training.run_cache import read_run_cache, write_run_cache
-from tests.activations.data_files import chat_file, run_config, text_and_chat, text_file
+from sae_lens_crosscoder.training.data.run_cache import read_run_cache, write_run_cache
+from tests.data.data_files import chat_file, run_config, text_and_chat, text_file
 
 PAD = tiny_tokenizer().pad_token_id
 LEFT_OUT = {"packing": "one_document", "seqpos_slice": (1, None), "exclude_special_tokens": [5, 40]}
@@ -181,7 +181,9 @@ class TestCache:
     )
     def test_what_cannot_be_is_refused_before_anything_is_read(self, tmp_path, mix, monkeypatch, options, message):
         unchecked = getattr(write_run_cache, "__wrapped__", write_run_cache)
-        monkeypatch.setattr("sae_lens_crosscoder.training.run_cache.RunRows", lambda cfg: pytest.fail("rows were read"))
+        monkeypatch.setattr(
+            "sae_lens_crosscoder.training.data.run_cache.RunRows", lambda cfg: pytest.fail("rows were read")
+        )
         with pytest.raises(ValueError, match=message):
             unchecked(cached(tmp_path, mix), **options)
 
@@ -207,7 +209,7 @@ class TestCache:
 
         files = written()
         fake = SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0])
-        monkeypatch.setattr("sae_lens_crosscoder.activations.cache.time", fake)
+        monkeypatch.setattr("sae_lens_crosscoder.activations.cache.reader.time", fake)
         found = [each.manifest for each in read_run_cache(cfg)]
         assert found == [training.manifest, held_out.manifest]
         assert clock[0] > 5 * cfg.wait_for_cache

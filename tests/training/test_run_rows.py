@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.packing import Packing
-from sae_lens_crosscoder.crosscoders.ranks import ONE_PROCESS, OneProcess
+from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS, OneProcess
+from sae_lens_crosscoder.data.packing import Packing
 from sae_lens_crosscoder.models.tiny import tiny_tokenizer
-from sae_lens_crosscoder.training.run_rows import RunRows
-from tests.activations.data_files import (
+from sae_lens_crosscoder.training.data.run_rows import RunRows
+from tests.data.data_files import (
     chat_file,
     documents,
     gemma_like_tokenizer,
@@ -85,7 +85,7 @@ class TestShares:
             assert ids(side) == reference.concatenated(words(part), 16, bos=BOS, separator=BOS)
 
     def test_looking_at_held_out_rows_does_not_move_the_training_rows(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("sae_lens_crosscoder.activations.packing._DOCUMENTS_AT_ONCE", 10)
+        monkeypatch.setattr("sae_lens_crosscoder.data.packing._DOCUMENTS_AT_ONCE", 10)
         for number in range(10):  # small files, because the place is kept by file
             text_file(tmp_path, n=20, seed=number, name=f"web-{number}.jsonl")
         mix = slc.DataMix([slc.MixSource(str(tmp_path / "web-*.jsonl"))])
@@ -238,7 +238,7 @@ class TestResuming:
     @pytest.mark.parametrize("rule", ["alternate", "probability"])
     @pytest.mark.parametrize("packing", ["concatenated", "one_document"])
     def test_rows_go_on_where_they_stopped(self, tmp_path, monkeypatch, rule, packing):
-        monkeypatch.setattr("sae_lens_crosscoder.activations.packing._DOCUMENTS_AT_ONCE", 10)
+        monkeypatch.setattr("sae_lens_crosscoder.data.packing._DOCUMENTS_AT_ONCE", 10)
         fields = dict(mix=text_and_chat(tmp_path, rule=rule), packing=packing)
         whole = ids(rows_of(**fields).training)
         for n_read in (1, 14, len(whole) - 1):
@@ -250,7 +250,7 @@ class TestResuming:
             assert start + ids(second) == whole
 
     def test_little_is_tokenized_again(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("sae_lens_crosscoder.activations.packing._DOCUMENTS_AT_ONCE", 10)
+        monkeypatch.setattr("sae_lens_crosscoder.data.packing._DOCUMENTS_AT_ONCE", 10)
         mix = slc.DataMix([slc.MixSource(text_file(tmp_path))])
         first = rows_of(mix=mix)
         n_contexts = len(list(first.training))

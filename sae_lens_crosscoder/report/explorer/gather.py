@@ -10,22 +10,22 @@ import pandas as pd
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.activations.cache import ActivationCache
-from sae_lens_crosscoder.activations.packed_groups import packed_token_groups
-from sae_lens_crosscoder.analysis.concepts import MatchedContrast, concept_table
-from sae_lens_crosscoder.analysis.data_source import PromptSource, prompt_source
-from sae_lens_crosscoder.analysis.decoder_pairs import decoupled_pairs
-from sae_lens_crosscoder.analysis.decoupling import activation_divergence
-from sae_lens_crosscoder.analysis.diagnose import diagnose
-from sae_lens_crosscoder.analysis.example_file import ExamplesFile
-from sae_lens_crosscoder.analysis.examples import collect_examples, require_examples_of
-from sae_lens_crosscoder.analysis.profiles import activation_profiles
-from sae_lens_crosscoder.analysis.statistics import latent_statistics
-from sae_lens_crosscoder.causal.compare import kl_between_models
-from sae_lens_crosscoder.causal.generation import Responses
-from sae_lens_crosscoder.causal.latent_effects import latent_effects
-from sae_lens_crosscoder.causal.logit_lens import LogitLens, logit_lens
+from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
+from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
+from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.examples.collect import collect_examples, require_examples_of
+from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
+from sae_lens_crosscoder.analysis.inputs import PromptSource, prompt_source
+from sae_lens_crosscoder.analysis.statistics.concepts import MatchedContrast, concept_table
+from sae_lens_crosscoder.analysis.statistics.latent_statistics import latent_statistics
+from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
+from sae_lens_crosscoder.causal.forward.compare import kl_between_models
+from sae_lens_crosscoder.causal.forward.generation import Responses
+from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
+from sae_lens_crosscoder.causal.latents.logit_lens import LogitLens, logit_lens
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.data.packed_groups import packed_token_groups
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.explorer.records import Exploration
 

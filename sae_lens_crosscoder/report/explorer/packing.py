@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sae_lens_crosscoder.report.explorer.records import LatentRecord, ShownExample, Weighted
-from sae_lens_crosscoder.report.inert import visible
+from sae_lens_crosscoder.report.html.inert import visible
 
 LATENTS_PER_BLOCK: Final = 32
 TOKENS_PER_BLOCK: Final = 2**15

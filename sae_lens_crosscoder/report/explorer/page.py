@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.analysis.verdict import NU_ERROR_LIMIT, NU_FREE_LIMIT, NU_RECONSTRUCTION_LIMIT
-from sae_lens_crosscoder.report.document import (
-    colour_rules,
-    document,
-    json_element,
-    resource,
-    script_element,
-    write_document,
-)
+from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_FREE_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.report.explorer.packing import (
     KL_STEP,
     LATENTS_PER_BLOCK,
@@ -32,10 +24,18 @@ from sae_lens_crosscoder.report.explorer.packing import (
     short,
 )
 from sae_lens_crosscoder.report.explorer.records import Exploration
-from sae_lens_crosscoder.report.figures import CLASS_BORDERS, REGIONS
-from sae_lens_crosscoder.report.html import reading_list
-from sae_lens_crosscoder.report.inert import inert, visible
-from sae_lens_crosscoder.report.strips import FULL_KL, STRENGTH
+from sae_lens_crosscoder.report.figures.delta_norm_and_nu import CLASS_BORDERS, REGIONS
+from sae_lens_crosscoder.report.html.document import (
+    colour_rules,
+    document,
+    json_element,
+    resource,
+    script_element,
+    write_document,
+)
+from sae_lens_crosscoder.report.html.inert import inert, visible
+from sae_lens_crosscoder.report.html.strips import FULL_KL, STRENGTH
+from sae_lens_crosscoder.report.pages.report_page import reading_list
 from sae_lens_crosscoder.stacking import StackedLayout
 
 _SCRIPTS = (
@@ -117,7 +117,7 @@ def write_explorer(path: str | Path, explorations: Mapping[str, Exploration], ti
             *late,
         ]
     )
-    style = resource("page.css") + resource("strips.css") + _resource("explorer.css") + colour_rules("--hue")
+    style = resource("html/page.css") + resource("html/strips.css") + _resource("explorer.css") + colour_rules("--hue")
     return write_document(path, document(title, body, style=style, scripts=[script]))
 
 

@@ -10,9 +10,9 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.example_file import Example, ExamplesFile
-from sae_lens_crosscoder.analysis.profiles import ActivationProfiles
-from sae_lens_crosscoder.causal.logit_lens import LogitLens
+from sae_lens_crosscoder.analysis.examples.file import Example, ExamplesFile
+from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
+from sae_lens_crosscoder.causal.latents.logit_lens import LogitLens
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
 Weighted = tuple[str, float]

@@ -8,18 +8,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.delta_norm import delta_norm, label
-from sae_lens_crosscoder.analysis.difference import difference_shares
-from sae_lens_crosscoder.causal.compare import next_tokens, token_kl
-from sae_lens_crosscoder.causal.latent_effects import latent_effects
-from sae_lens_crosscoder.causal.requirements import require_pair_of
+from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm, label
+from sae_lens_crosscoder.analysis.statistics.difference import difference_shares
+from sae_lens_crosscoder.causal.forward.compare import next_tokens, token_kl
+from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
+from sae_lens_crosscoder.causal.patching.requirements import require_pair_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.report.cells import cell, html_table
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
-from sae_lens_crosscoder.report.inert import inert, visible
+from sae_lens_crosscoder.report.html.cells import cell, html_table
+from sae_lens_crosscoder.report.html.inert import inert, visible
+from sae_lens_crosscoder.report.html.strips import kl_strip, token_text
 from sae_lens_crosscoder.report.notebook.frame import framed
-from sae_lens_crosscoder.report.strips import kl_strip, token_text
 
 _EFFECTS = ["kl_change_added", "kl_change_removed", "raises", "lowers"]
 _OF_TABLE = ["verdict", "user_label", "explanation"]

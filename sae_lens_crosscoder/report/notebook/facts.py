@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sae_lens_crosscoder.report.cells import MISSING, cell
 from sae_lens_crosscoder.report.explorer.records import LatentRecord
+from sae_lens_crosscoder.report.html.cells import MISSING, cell
 
 
 class Fact(NamedTuple):

@@ -6,15 +6,15 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lens_crosscoder.analysis.delta_norm import delta_norm, label
-from sae_lens_crosscoder.analysis.example_file import ExamplesFile
+from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm, label
+from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
-from sae_lens_crosscoder.report.cells import cell
 from sae_lens_crosscoder.report.explorer.records import Exploration, LatentRecord, ShownExample, Weighted
-from sae_lens_crosscoder.report.inert import inert, visible
+from sae_lens_crosscoder.report.html.cells import cell
+from sae_lens_crosscoder.report.html.inert import inert, visible
+from sae_lens_crosscoder.report.html.strips import example_strip, token_text
 from sae_lens_crosscoder.report.notebook.facts import Fact, facts_about
 from sae_lens_crosscoder.report.notebook.frame import framed
-from sae_lens_crosscoder.report.strips import example_strip, token_text
 
 _N_EXAMPLES = 5
 """Of the strongest, and of every band of scores."""

@@ -1,0 +1,232 @@
+"""What an activation cache consists of on disk: a manifest, and per shard one file of rows per model."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import torch
+from filelock import FileLock
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.storage.integrity import blaming, digest, read_sealed, seal
+
+CacheDtype = Literal["bfloat16", "float32"]
+DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+TOKENS, TOKEN_DTYPE = "tokens", torch.int32
+MANIFEST_FILENAME, _LOCK_FILENAME = "manifest.json", "manifest.lock"
+CONTEXTS_FILENAME = "contexts.safetensors"
+"""Whole contexts, and which of their tokens are in the cache, where some were left out."""
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Shard:
+    n_tokens: int
+    sha256: dict[str, str]
+    """Checksum of each file, by the name of what it holds; a file that is not written yet is missing."""
+
+
+@dataclass
+class CacheManifest:
+    """Which activations a cache holds, and how far they are written."""
+
+    model_names: tuple[str, ...] | None
+    hook_name: str
+    d_models: tuple[int, ...]
+    dtype: CacheDtype
+    dataset: str | None
+    context_size: int
+    tokens_sha256: str
+    shards: list[Shard]
+    token_replacements: dict[str, str] = dataclasses.field(default_factory=dict)
+    weights_sha256: tuple[str, ...] | None = None
+    """What each model's weights were when the cache was begun; None for a cache that does not say."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def layout(self) -> StackedLayout:
+        return StackedLayout(self.d_models)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(shard.n_tokens for shard in self.shards)
+
+    @property
+    def bytes_per_token(self) -> dict[str, int]:
+        """Of every file of a shard, by the name of what it holds: a model's activations, or the tokens' ids."""
+        widths = zip(self.layout.names, self.d_models, strict=True)
+        return {TOKENS: TOKEN_DTYPE.itemsize} | {name: width * DTYPES[self.dtype].itemsize for name, width in widths}
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_tokens * sum(self.bytes_per_token.values())
+
+    def identity(self) -> str:
+        """A text that differs when the activations do, and is the same however many of them are written."""
+        return digest({**dataclasses.asdict(self), "shards": [shard.n_tokens for shard in self.shards]})
+
+    def part_problem(self, folder: Path, shard: int, name: str) -> str | None:
+        """Why a file of a shard cannot be read, as far as its size tells; None when it can."""
+        path = part_path(folder, shard, name)
+        expected = self.shards[shard].n_tokens * self.bytes_per_token[name]
+        if name not in self.shards[shard].sha256:
+            return f"{path} is not written yet"
+        if not path.exists():
+            return f"{path} is missing"
+        if path.stat().st_size != expected:
+            return f"{path} is {path.stat().st_size} bytes long instead of {expected}"
+        return None
+
+    def difference(self, other: "CacheManifest") -> str | None:
+        """The first thing that makes two manifests those of different activations; None when they agree."""
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "weights_sha256":
+                changed = [
+                    name for name, a, b in zip(self.layout.names, mine or (), theirs or (), strict=False) if a != b
+                ]
+                if changed:
+                    return f"it is of other weights of the {' and the '.join(changed)} model, under the same name"
+                continue
+            if field.name == "shards":
+                mine, theirs = ([shard.n_tokens for shard in shards] for shards in (mine, theirs))
+            if mine != theirs:
+                return f"{field.name} is {mine!r} there and {theirs!r} here"
+        return None
+
+    def write(self, folder: Path) -> None:
+        with atomic_file(folder / MANIFEST_FILENAME) as file:
+            file.write(json.dumps(seal(dataclasses.asdict(self)), indent=1).encode())
+
+    def record(self, folder: Path, name: str, written: Mapping[int, str]) -> None:
+        """Add the checksums of files of some shards to the folder's manifest, beside what other workers added there."""
+        with manifest_lock(folder):
+            self.shards = CacheManifest.read(folder).shards
+            for shard, sha256 in written.items():
+                self.shards[shard].sha256[name] = sha256
+            self.write(folder)
+
+    def forget_lost(self, folder: Path) -> None:
+        """Take files that are no longer whole from the manifest, so that readers wait until they are written again."""
+        files = [
+            (i, name) for i, shard in enumerate(self.shards) for name in self.bytes_per_token if name in shard.sha256
+        ]
+        lost = [file for file in files if self.part_problem(folder, *file) is not None]
+        for shard, name in lost:
+            del self.shards[shard].sha256[name]
+        if lost:
+            self.write(folder)
+
+    @classmethod
+    def read(cls, folder: Path) -> "CacheManifest":
+        path = folder / MANIFEST_FILENAME
+        if not path.exists():
+            raise ValueError(f"{folder} is no activation cache: it has no {MANIFEST_FILENAME}. Make one first.")
+        fields = read_sealed(path)
+        if fields.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format_version={fields.get('format_version')}, but this version reads {FORMAT_VERSION}: "
+                "make the cache again."
+            )
+        with blaming(path):
+            if fields["model_names"] is not None:
+                fields["model_names"] = tuple(fields["model_names"])
+            if fields.get("weights_sha256") is not None:
+                fields["weights_sha256"] = tuple(fields["weights_sha256"])
+            fields["d_models"] = tuple(fields["d_models"])
+            fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
+            manifest = cls(**fields)
+            manifest.refuse_wrong_types()
+        return manifest
+
+    def refuse_wrong_types(self) -> None:
+        """Raise a ValueError for what no cache that was written has, as a manifest that was edited may."""
+        names, weights, replaced = self.model_names or (), self.weights_sha256 or (), self.token_replacements
+        checksums = [text for shard in self.shards for text in (*shard.sha256, *shard.sha256.values())]
+        sizes = [self.context_size, *self.d_models, *(shard.n_tokens for shard in self.shards)]
+        texts: list[object] = [self.hook_name, self.tokens_sha256, self.dataset or "", *names, *checksums, *weights]
+        texts += [*replaced, *replaced.values()]
+        if not all(type(size) is int and 0 < size < 2**48 for size in sizes):
+            raise ValueError(f"It must count in whole numbers above 0, not in {sizes!r:.200}.")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"Its names must be texts, not {texts!r:.200}.")
+        n_models = {len(names), len(weights)} - {0}
+        if self.dtype not in DTYPES or n_models - {self.layout.n_models}:
+            raise ValueError(f"dtype={self.dtype!r} or what it says of {n_models} models fits no {self.d_models} wide.")
+
+
+def manifest_lock(folder: Path) -> FileLock:
+    """Around reading and writing a manifest, which several workers do; a process that dies lets go of it."""
+    return FileLock(folder / _LOCK_FILENAME)
+
+
+def part_path(folder: Path, shard: int, name: str) -> Path:
+    """One model's rows of one shard, or the ids of its tokens, in order, without a header."""
+    return folder / f"{shard:05d}.{name}.bin"
+
+
+def write_part(path: Path, batches: Iterable[Tensor]) -> str:
+    """Write rows as they are in memory, whole or not at all; returns their SHA-256."""
+    sha256 = hashlib.sha256()
+    with atomic_file(path) as file, ThreadPoolExecutor(max_workers=1) as hashing:
+        hashed: Future[None] | None = None
+        for batch in batches:
+            raw = batch.cpu().contiguous().view(torch.uint8).numpy().data
+            if hashed is not None:
+                hashed.result()  # no more than one batch waits, and an error is not lost
+            hashed = hashing.submit(sha256.update, raw)  # beside the writing and the next forward pass
+            file.write(raw)
+    return sha256.hexdigest()
+
+
+def read_part(path: Path, n_tokens: int, d_model: int, dtype: CacheDtype) -> Float[Tensor, "token d_model"]:
+    """The rows of a file as a tensor that the disk backs: read where and when they are used."""
+    rows = torch.from_file(str(path), shared=False, size=n_tokens * d_model, dtype=DTYPES[dtype])
+    return rows.view(n_tokens, d_model)
+
+
+def contexts_sha256(tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -> str:
+    """Of the tokens, and of which are kept if not all are."""
+    sha256 = hashlib.sha256(tokens.cpu().long().contiguous().numpy().data)
+    if not keep.all():
+        sha256.update(keep.cpu().contiguous().numpy().data)
+    return sha256.hexdigest()
+
+
+def read_tokens(path: Path, n_tokens: int) -> Int[Tensor, " token"]:
+    """The ids of a shard's tokens."""
+    return torch.from_file(str(path), shared=False, size=n_tokens, dtype=TOKEN_DTYPE).long()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Generator[BinaryIO]:
+    """A file that has its name only once it is complete and on disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk, the room is needed
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or the new name may be lost with the power
+    finally:
+        os.close(folder)

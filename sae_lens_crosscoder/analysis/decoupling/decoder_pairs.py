@@ -1,0 +1,108 @@
+"""Latents that write the same direction, each into a model of its own: the trace of Latent Decoupling in decoders."""
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
+
+# Cosines that are in memory at a time.
+_MAX_COSINES = 2**24
+
+
+def decoupled_pairs(crosscoder: InferenceCrosscoder, table: pd.DataFrame, min_cosine: float = 0.9) -> pd.DataFrame:
+    """Every pair of a chat-only and a base-only latent that write the same direction, each into its own model.
+
+    Args:
+        table: what `diagnose` says about this crosscoder. Latents that are `dead` there are in no pair.
+        min_cosine: of the chat-only latent's chat decoder and the base-only latent's base decoder, which must exceed
+            it; in (0, 1).
+
+    Returns:
+        A row per pair: `chat_latent`, `base_latent`, `cosine`, and `isolated`: whether the two decoders are a component
+        of their own in the graph whose nodes are decoders (of either model) and whose edges lead from the one-sided
+        latents' own decoders to every one that exceeds `min_cosine`. The paper counts isolated pairs (109 in its L1
+        crosscoder); all of them are the authors' earlier count (167).
+
+    Raises:
+        ValueError: for a training crosscoder, models of different width or not two (whose decoders have no cosine), or
+            the table of another crosscoder.
+    """
+    crosscoder = require_inference(crosscoder, "decoupled_pairs")
+    _require_comparable(crosscoder)
+    if not 0 < min_cosine < 1:
+        raise ValueError(f"min_cosine={min_cosine} must lie in (0, 1): the paper's is 0.9.")
+    if len(table) != crosscoder.cfg.d_sae:
+        raise ValueError(
+            f"The table has {len(table)} latents, but the crosscoder {crosscoder.cfg.d_sae}: give the whole table that "
+            "slc.diagnose made of this crosscoder."
+        )
+    precision = torch.promote_types(crosscoder.dtype, torch.float32)
+    decoders = [normalize(decoder.detach().to(precision), dim=-1) for decoder in crosscoder.decoders]
+    chat_only, base_only, live = (
+        torch.tensor(mask.to_numpy(), device=decoders[0].device)
+        for mask in (table.label == "chat_only", table.label == "base_only", ~table.dead)
+    )
+    # A one-sided latent's decoder in the model that it is not about is next to nothing, and so is its direction.
+    ends = [live & ~chat_only, live & ~base_only]
+    chat_latents, base_latents = indices_of(chat_only & live), indices_of(base_only & live)
+    base, chat = decoders
+    first, second, cosine = _close_pairs(chat[chat_latents], base[base_latents], min_cosine)
+    n_neighbours = [
+        _n_neighbours(latents, own, decoders, ends, min_cosine)
+        for latents, own in ((chat_latents, chat), (base_latents, base))
+    ]
+    # All edges of one-sided decoders are counted, so two that have only each other are a component.
+    isolated = (n_neighbours[0][first] == 1) & (n_neighbours[1][second] == 1)
+    columns = {
+        "chat_latent": chat_latents[first],
+        "base_latent": base_latents[second],
+        "cosine": cosine,
+        "isolated": isolated,
+    }
+    return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+
+
+def _close_pairs(
+    rows: Float[Tensor, "rows d_model"], columns: Float[Tensor, "columns d_model"], min_cosine: float
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Float[Tensor, " found"]]:
+    """Row, column and cosine of all that are closer than `min_cosine`."""
+    found: list[tuple[Tensor, ...]] = [(*rows.new_zeros(2, 0, dtype=torch.int64), rows.new_zeros(0))]
+    size = max(1, _MAX_COSINES // max(1, len(columns)))
+    for start in range(0, len(rows), size):
+        cosines = rows[start : start + size] @ columns.T
+        row, column = (cosines > min_cosine).nonzero(as_tuple=True)
+        found.append((start + row, column, cosines[row, column]))
+    row, column, cosine = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return row, column, cosine
+
+
+def _n_neighbours(
+    latents: Int[Tensor, " chosen"],
+    own: Float[Tensor, "d_sae d_model"],
+    decoders: list[Float[Tensor, "d_sae d_model"]],
+    ends: list[Bool[Tensor, " d_sae"]],
+    min_cosine: float,
+) -> Int[Tensor, " chosen"]:
+    """How many decoders of other latents, of either model, are close to each latent's own."""
+    n_close = [latents.new_zeros(0)]
+    for chunk in latents.split(max(1, _MAX_COSINES // len(own))):
+        n = torch.zeros_like(chunk)
+        for decoder, may_end in zip(decoders, ends, strict=True):
+            close = (own[chunk] @ decoder.T > min_cosine) & may_end
+            close[torch.arange(len(chunk), device=chunk.device), chunk] = False
+            n += close.sum(dim=-1)
+        n_close.append(n)
+    return torch.cat(n_close)
+
+
+def _require_comparable(crosscoder: InferenceCrosscoder) -> None:
+    layout = crosscoder.layout
+    if layout.n_models != 2 or not layout.same_width:
+        raise ValueError(
+            f"Decoders of models of widths {layout.d_models} have no cosine, so latents cannot be paired by it: this "
+            "needs two models of the same width."
+        )

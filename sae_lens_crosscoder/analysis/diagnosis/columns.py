@@ -1,0 +1,112 @@
+"""The columns of the latent table, from sums that were streamed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm, label
+from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
+from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds, nu_free_of_other, verdict
+from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT, LatentScaling
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+
+
+def one_sided_latents(crosscoder: InferenceCrosscoder) -> Int[Tensor, " chosen"]:
+    """Latents of class chat_only or base_only, which the decoder norms alone decide."""
+    labels = [label(delta) for delta in delta_norm(crosscoder.decoder_norms.detach().double()).tolist()]
+    chosen = [latent for latent, name in enumerate(labels) if name in ("chat_only", "base_only")]
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def latent_table(
+    crosscoder: InferenceCrosscoder,
+    scaling: LatentScaling,
+    free: FreeDirections,
+    nulls: Sequence[pd.DataFrame],
+    min_active: int,
+    bounds: NuBounds,
+) -> pd.DataFrame:
+    """The table of `diagnose`, from sums that were already streamed."""
+    norms = crosscoder.decoder_norms.detach().double()
+    n_active = scaling.n_active
+    columns: dict[str, Tensor] = {"delta_norm": delta_norm(norms)}
+    for name, norm in zip(crosscoder.layout.names, norms.unbind(dim=-1), strict=True):
+        columns[f"dec_norm_{name}"] = norm
+    columns |= _cosines(crosscoder)
+    columns |= {
+        "n_active": n_active,
+        "frequency": n_active.double() / scaling.n_tokens,
+        "max_activation": scaling.max_activation,
+        "mean_activation": scaling.f1.sum(dim=0) / n_active,
+        "dead": n_active == 0,
+    }
+    columns |= _scaling_columns(scaling)
+    columns |= free.columns()
+    if len(set(crosscoder.activation_scales.tolist())) > 1 or crosscoder.cfg.activation_means is not None:
+        columns["delta_norm_raw"] = delta_norm(crosscoder.layout.norms(crosscoder.W_dec.detach().double()))
+        for target in ("error", "reconstruction"):
+            columns[f"nu_{target}_raw"] = scaling.nu(target, space="raw")
+    table = pd.DataFrame({name: column.detach().cpu().numpy() for name, column in columns.items()})
+    table.index.name = "latent"
+    table.insert(1, "label", [label(delta) for delta in table.delta_norm])
+    table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
+    table.insert(2, "verdict", [_verdict(row, min_active, bounds) for row in table.to_dict("records")])
+    return table
+
+
+def _verdict(row: Mapping[Any, Any], min_active: int, bounds: NuBounds) -> str:
+    own, other, probe = ("base", "chat", "_base_probe") if row["label"] == "base_only" else ("chat", "base", "")
+    nu_free = float("nan")
+    if f"free_norm_{own}" in row:  # as for every pair of models
+        nu_free = nu_free_of_other(row[f"free_norm_{other}"], row[f"free_noise_{other}"], row[f"free_norm_{own}"])
+    return verdict(
+        row["label"],
+        row["n_active"],
+        row[f"nu_error{probe}"],
+        row[f"nu_reconstruction{probe}"],
+        nu_free=nu_free,
+        q_value=row["q_value"],
+        min_active=min_active,
+        bounds=bounds,
+    )
+
+
+def _scaling_columns(scaling: LatentScaling) -> dict[str, Tensor]:
+    columns: dict[str, Tensor] = {}
+    for probe, suffix in ((CHAT, ""), (BASE, "_base_probe")):
+        for target in ("error", "reconstruction"):
+            name = f"nu_{target}{suffix}"
+            columns[name] = scaling.nu(target, probe)
+            columns[f"{name}_low"], columns[f"{name}_high"] = scaling.nu_interval(target, probe)
+    for target in ("error", "reconstruction"):
+        columns[f"nu_{target}_unfiltered"] = scaling.nu(target, significant=False)
+    for target in ("activation", "reconstruction", "error"):
+        for name, model in (("base", BASE), ("chat", CHAT)):
+            columns[f"beta_{target}_{name}"] = scaling.beta(target, model)
+    return columns
+
+
+def _cosines(crosscoder: InferenceCrosscoder) -> dict[str, Tensor]:
+    """Cosine between the models' decoders and encoders, nan where there is none, and the encoders' norm ratio."""
+    layout = crosscoder.layout
+    if not layout.same_width or layout.n_models != 2:
+        missing = torch.full((crosscoder.cfg.d_sae,), float("nan"))
+        return {"cos_sim": missing, "enc_cos_sim": missing, "enc_norm_ratio": missing}
+    W_dec, W_enc = crosscoder.W_dec.detach().double(), crosscoder.W_enc.detach().double().T
+    encoder_norms = layout.norms(W_enc)
+
+    def cosine(stacked: Tensor) -> Tensor:
+        # torch's cosine_similarity shrinks that of short vectors, which is what shrunk decoders are; 0 / 0 is nan.
+        base, chat = layout.split(stacked)
+        return (base * chat).sum(dim=-1) / layout.norms(stacked).prod(dim=-1)
+
+    return {
+        "cos_sim": cosine(W_dec),
+        "enc_cos_sim": cosine(W_enc),
+        "enc_norm_ratio": encoder_norms[:, CHAT] / encoder_norms[:, BASE],
+    }

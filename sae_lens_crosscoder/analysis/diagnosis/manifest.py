@@ -1,0 +1,26 @@
+"""What the results of an analysis say about where they come from."""
+
+from importlib.metadata import version
+from typing import Any
+
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
+from sae_lens_crosscoder.storage.integrity import named_fingerprint
+
+
+def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
+    """The versions of the packages, the weights' checksum, and what the crosscoder says about itself."""
+    metadata = crosscoder.cfg.metadata
+    return {
+        "versions": {name: version(name) for name in ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch")},
+        CROSSCODER_SHA256: named_fingerprint(crosscoder.state_dict()),
+        "architecture": crosscoder.cfg.architecture(),
+        "models": [metadata.model_name, metadata.chat_model_name],
+        "hook_name": metadata.hook_name,
+        "dataset_path": metadata.dataset_path,
+        "seed": metadata.seed,
+        "space": "raw" if crosscoder.cfg.activation_scales is None else "trained (scaled)",
+        "score": crosscoder.cfg.score,
+        "score_norm": crosscoder.cfg.score_norm,
+        "training": metadata.training_architecture_details,
+    }

@@ -1,0 +1,176 @@
+"""Max-activating examples on disk: one file, of which only the latents that are asked for are read."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sae_lens_crosscoder.analysis.examples.text import marked_text
+from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.storage.accumulators import save_whole
+from sae_lens_crosscoder.storage.integrity import blaming, digest, listed, named_fingerprint, parse_json, seal, unseal
+
+EXAMPLES_FILENAME = "examples.safetensors"
+"""In a crosscoder's folder."""
+FORMAT_VERSION = 2
+_PER_LATENT = ("b_enc", "n_contexts", "scores", "shares", "token", "token_ids")
+_CHECKSUM = "sha256"
+"""The tensor that holds every latent's checksum, so that a latent can be checked without reading all others."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One context of a latent: the tokens around its peak, the first token with the context's highest score."""
+
+    prompt: int
+    position: int
+    """Where the peak is: `tokens[prompt, position]` of the tokens that the examples were collected from."""
+    peak: int
+    """Where the peak is in the window."""
+    token_ids: Int[Tensor, " pos"]
+    scores: Float[Tensor, " pos"]
+    """nan, and so are the shares, on a token that does not count and is shown between others that do."""
+    shares: Float[Tensor, "pos model"]
+    """`<e_j^m, h^m>`, each model's part of the pre-activation; with b_enc they add up to the score where it is on."""
+
+    @property
+    def score(self) -> float:
+        """The highest score of the whole context."""
+        return float(self.scores[self.peak])
+
+    @property
+    def is_strong(self) -> Bool[Tensor, " pos"]:
+        """Where the score is at least half the peak's."""
+        return self.scores >= self.score / 2
+
+    def text(self, tokenizer: Any) -> str:
+        """The window on one line, with every strong token in «»."""
+        return marked_text(self.token_ids, self.is_strong, tokenizer)
+
+
+@dataclass(frozen=True)
+class LatentExamples:
+    """A latent's contexts; a dead one has none."""
+
+    latent: int
+    n_contexts: int
+    """In how many contexts it is on, of those that were looked at."""
+    b_enc: float
+    top: tuple[Example, ...]
+    """The contexts with the highest scores, highest first."""
+    quantiles: tuple[tuple[Example, ...], ...]
+    """Bands of a uniform sample of its contexts, each sorted by score: the weakest band first."""
+    model_names: tuple[str, ...]
+
+    def show(self, tokenizer: Any, n: int = 3) -> str:
+        """The first `n` examples of the top and of each band as text, with both models' shares at the peak."""
+        lines = [f"latent {self.latent}: on in {self.n_contexts} contexts"]
+        n_bands = len(self.quantiles)
+        groups = [("top", self.top)]
+        groups += [(f"quantile {n_bands - q} of {n_bands}", band) for q, band in enumerate(reversed(self.quantiles))]
+        for title, examples in groups:
+            lines += [title] if examples else []
+            for example in examples[:n]:
+                parts = zip(self.model_names, example.shares[example.peak].tolist(), strict=True)
+                shares = ", ".join(f"{name} {share:+.2f}" for name, share in parts)
+                lines.append(f"  {example.score:.2f} ({shares})  {example.text(tokenizer)}")
+        return "\n".join(lines)
+
+
+class ExamplesFile:
+    """A file of `collect_examples`: `examples[latent]` reads that latent and nothing else.
+
+    Raises:
+        ValueError: for a path that is no such file, or one that is damaged; what is damaged in one latent's examples is
+            noticed when they are read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ValueError(f"There is no file {str(path)!r}: make one with slc.collect_examples.")
+        try:
+            self._file: Any = safe_open(self.path, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no file of examples ({error}): make one with slc.collect_examples.") from error
+        with blaming(self.path):
+            stored = parse_json((self._file.metadata() or {}).get("manifest", "{}"))
+        self.manifest: dict[str, Any] = unseal(stored, self.path)
+        if self.manifest.get("examples_format") != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has examples_format={self.manifest.get('examples_format')}, but this version reads "
+                f"{FORMAT_VERSION}: make the file again with slc.collect_examples."
+            )
+        names = set(self._file.keys())
+        if names != {*_PER_LATENT, _CHECKSUM}:
+            raise ValueError(f"{path} is damaged: it holds {listed(names)}. Make it again.")
+        if any(self._file.get_slice(name).get_shape()[:1] != [len(self)] for name in names):
+            raise ValueError(f"{path} is damaged: it does not hold examples of {len(self)} latents. Make it again.")
+
+    def __len__(self) -> int:
+        """Number of latents, also of those without examples."""
+        return self.manifest["n_latents"]
+
+    def __getitem__(self, latent: int) -> LatentExamples:
+        if not 0 <= latent < len(self):
+            raise IndexError(f"There is no latent {latent}: the crosscoder has latents 0 to {len(self) - 1}.")
+        with blaming(self.path):
+            rows = {name: self._file.get_slice(name)[latent : latent + 1][0] for name in _PER_LATENT}
+            checksum = self._file.get_slice(_CHECKSUM)[latent : latent + 1][0]
+        if not torch.equal(checksum, _checksum(latent, rows)):
+            raise ValueError(
+                f"{self.path} is damaged: the examples of latent {latent} are not what was written (SHA-256). Make the "
+                "file again with slc.collect_examples."
+            )
+        n_top, n_quantiles = self.manifest["n_top"], self.manifest["n_quantiles"]
+        top = self._examples(rows, slice(0, n_top))
+        sample = self._examples(rows, slice(n_top, None))
+        bands: list[list[Example]] = [[] for _ in range(n_quantiles)]
+        for rank, example in enumerate(sample):
+            bands[rank * n_quantiles // len(sample)].append(example)
+        return LatentExamples(
+            latent=latent,
+            n_contexts=int(rows["n_contexts"]),
+            b_enc=float(rows["b_enc"]),
+            top=tuple(top),
+            quantiles=tuple(map(tuple, bands)),
+            model_names=StackedLayout(tuple(self.manifest["d_models"])).names,
+        )
+
+    def _examples(self, rows: Mapping[str, Tensor], slots: slice) -> list[Example]:
+        before, context_size = self.manifest["window"][0], self.manifest["context_size"]
+        examples: list[Example] = []
+        names = ("token", "token_ids", "scores", "shares")
+        for token, token_ids, scores, shares in zip(*(rows[name][slots] for name in names), strict=True):
+            if token < 0:  # an empty slot, and so are all after it
+                break
+            prompt, position = divmod(int(token), context_size)
+            there = token_ids >= 0
+            peak = int(there[:before].sum())
+            examples.append(Example(prompt, position, peak, token_ids[there], scores[there], shares[there]))
+        return examples
+
+
+def write_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[str, Any]) -> None:
+    """A file that `read_examples` reads, whole or not at all."""
+    n_latents = len(tensors["n_contexts"])
+    described = seal({"examples_format": FORMAT_VERSION, "n_latents": n_latents, **manifest})
+    rows = ({name: tensors[name][latent] for name in _PER_LATENT} for latent in range(n_latents))
+    checksums = torch.stack([_checksum(latent, row) for latent, row in enumerate(rows)])
+    save_whole({**tensors, _CHECKSUM: checksums}, path, {"manifest": json.dumps(described)})
+
+
+def _checksum(latent: int, rows: Mapping[str, Tensor]) -> UInt8[Tensor, "32"]:
+    """The SHA-256 of a latent's rows, its number included."""
+    return torch.tensor([*bytes.fromhex(digest([latent, named_fingerprint(rows)]))], dtype=torch.uint8)
+
+
+def read_examples(path: str | Path) -> ExamplesFile:
+    """The examples in a file of `collect_examples`, as `examples[latent]`."""
+    return ExamplesFile(path)

@@ -1,0 +1,167 @@
+"""What is kept of every latent's contexts: tokens around the peak, scores, and each model's share."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.analysis.examples.kept_contexts import (
+    KeptContexts,
+    Peaks,
+    Placed,
+    in_order,
+    peaks_of,
+    random_keys,
+)
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs, pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
+from sae_lens_crosscoder.data.token_mask import kept_or_all
+
+# Activations that are gathered at a time, as numbers.
+_CHUNK = 2**24
+
+
+class TokenSpans:
+    """The contexts of a batch of prompts: for every token, prompts in order, the first and last of its document.
+
+    These are the first and last that are kept: of the others, only those between tokens that are kept are in windows.
+
+    Args:
+        documents, keep: see `collect_examples`.
+        bos_id: where documents is None, the token that begins each; None for one document per prompt.
+
+    Attributes:
+        tokens, first, last: of every token; `first` and `last` where it is kept.
+        row: which of the tokens that are kept it is; -1 where it is not.
+        place, context, is_text: of every token that is kept: which of all tokens it is, which of those that are kept
+            begins its context, and whether it is in a document.
+    """
+
+    def __init__(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        documents: Int[Tensor, "batch pos"] | None,
+        bos_id: int | None,
+        keep: Bool[Tensor, "batch pos"] | None = None,
+    ) -> None:
+        keep = kept_or_all(tokens, keep)
+        begins = torch.zeros_like(tokens, dtype=torch.bool)
+        if documents is not None:
+            begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        elif bos_id is not None:
+            begins = tokens == bos_id
+        begins[:, 0] = True
+        ends = begins.roll(-1, dims=1)  # the first token of a prompt begins a document, so its last one ends one
+        index = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
+        self.tokens = tokens.flatten()
+        self.first = _next(keep, index)[_last(begins, index)]
+        self.last = _last(keep, index)[_next(ends, index)]
+        self.row = (keep.flatten().cumsum(dim=0) - 1).masked_fill(~keep.flatten(), -1)
+        self.place = indices_of(keep.flatten())
+        self.context = self.row[self.first[self.place]]
+        everywhere = torch.ones_like(begins) if documents is None else documents >= 0
+        self.is_text: Bool[Tensor, " kept"] = everywhere.flatten()[self.place]
+
+
+def _last(mask: Bool[Tensor, "batch pos"], index: Int[Tensor, "batch pos"]) -> Int[Tensor, " token"]:
+    """Of every token, the last one up to it in its prompt at which the mask is true, if there is one."""
+    return torch.where(mask, index, 0).cummax(dim=1).values.flatten()
+
+
+def _next(mask: Bool[Tensor, "batch pos"], index: Int[Tensor, "batch pos"]) -> Int[Tensor, " token"]:
+    """Of every token, the first one from it on in its prompt at which the mask is true, if there is one."""
+    return torch.where(mask, index, index.numel() - 1).flip(1).cummin(dim=1).values.flip(1).flatten()
+
+
+class ExampleWindows:
+    """Windows around the peaks of the contexts that are kept, whose size does not depend on how many tokens are added.
+
+    Slots hold the `n_top` contexts with the highest scores, then `n_sampled` drawn from all contexts in which the
+    latent is on.
+    """
+
+    def __init__(
+        self, crosscoder: InferenceCrosscoder, n_top: int, n_sampled: int, window: tuple[int, int], seed: int
+    ) -> None:
+        self._crosscoder, self._seed, self._before = crosscoder, seed, window[0]
+        d_sae, device = crosscoder.cfg.d_sae, crosscoder.W_enc.device
+        self.n_tokens = self._n_places = 0  # those that are kept, and all
+        self.n_contexts = torch.zeros(d_sae, dtype=torch.int64, device=device)
+        self.top = KeptContexts(d_sae, n_top, crosscoder.dtype, device)
+        self.sample = KeptContexts(d_sae, n_sampled, torch.int64, device)
+        self._offsets = torch.arange(-window[0], window[1] + 1, device=device)
+        shape = (d_sae, n_top + n_sampled, len(self._offsets))
+        self.token_ids = torch.full(shape, -1, dtype=torch.int32, device=device)
+        self.scores = torch.full(shape, torch.nan, device=device)
+        self.shares = torch.full((*shape, crosscoder.layout.n_models), torch.nan, device=device)
+
+    @torch.no_grad()
+    def add(self, activations: Float[Tensor, "token d_in"], spans: TokenSpans) -> None:
+        """The tokens that are kept of whole prompts, in order."""
+        pairs, scores = pairs_of(self._crosscoder.encode_sparse(activations))
+        is_text = spans.is_text[pairs.token]
+        pairs, scores = pairs[is_text], scores[is_text]
+        peaks = peaks_of(pairs, scores, spans.context)
+        self.n_contexts += peaks.latent.bincount(minlength=len(self.n_contexts))
+        tokens = spans.place[peaks.token] + self._n_places
+        keys = random_keys(self._seed, peaks.latent, peaks.context + self.n_tokens)
+        in_top = self.top.add(peaks.latent, peaks.score, tokens)
+        in_sample = self.sample.add(peaks.latent, keys, tokens)
+        for placed, first_slot in ((in_top, 0), (in_sample, self.top.keys.shape[1])):
+            self._write(placed, first_slot, peaks, activations, spans, pairs, scores)
+        self.n_tokens += len(activations)
+        self._n_places += len(spans.tokens)
+
+    def _write(
+        self,
+        placed: Placed,
+        first_slot: int,
+        peaks: Peaks,
+        activations: Float[Tensor, "token d_in"],
+        spans: TokenSpans,
+        pairs: ActivePairs,
+        scores: Float[Tensor, " pairs"],
+    ) -> None:
+        """The windows around contexts that have just entered."""
+        flat = pairs.token * pairs.d_sae + pairs.latent  # ascending
+        n_at_once = max(1, _CHUNK // (len(self._offsets) * activations.shape[1]))
+        for latent, slot, candidate in zip(*(column.split(n_at_once) for column in placed), strict=True):
+            peak = spans.place[peaks.token[candidate, None]]
+            token = peak + self._offsets
+            outside = (token < spans.first[peak]) | (token > spans.last[peak])
+            token = torch.where(outside, peak, token)
+            row = spans.row[token]
+            unknown = outside | (row < 0)
+            row = row.clamp(min=0)
+            pair = torch.searchsorted(flat, row * pairs.d_sae + latent[:, None]).clamp(max=len(flat) - 1)
+            is_on = flat[pair] == row * pairs.d_sae + latent[:, None]
+            at = (latent, first_slot + slot)
+            self.token_ids[at] = spans.tokens[token].int().masked_fill(outside, -1)
+            self.scores[at] = torch.where(is_on, scores[pair], 0).float().masked_fill(unknown, torch.nan)
+            shares = self._shares(activations, row, latent)
+            self.shares[at] = shares.float().masked_fill(unknown[..., None], torch.nan)
+
+    def _shares(
+        self,
+        activations: Float[Tensor, "token d_in"],
+        row: Int[Tensor, "window offset"],
+        latent: Int[Tensor, " window"],
+    ) -> Float[Tensor, "window offset model"]:
+        """`<e_j^m, h^m>`, in float32 at least."""
+        precision = torch.promote_types(activations.dtype, torch.float32)
+        parts = zip(self._crosscoder.layout.split(activations), self._crosscoder.encoders, strict=True)
+        shares = [part[row].to(precision) @ encoder[latent, :, None].to(precision) for part, encoder in parts]
+        return torch.cat(shares, dim=-1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is kept, a row per latent: the top contexts, highest first, then the sample, lowest first."""
+        n_top = self.top.keys.shape[1]
+        peaks = self.scores[:, n_top:, self._before]
+        rising = torch.where(self.sample.tokens < 0, -torch.inf, -peaks)  # empty slots last
+        order = [in_order(self.top.keys, self.top.tokens), n_top + in_order(rising, self.sample.tokens)]
+        row, slot = torch.arange(len(peaks), device=peaks.device)[:, None], torch.cat(order, dim=1)
+        tokens = torch.cat([self.top.tokens, self.sample.tokens], dim=1)
+        kept = {"token": tokens, "token_ids": self.token_ids, "scores": self.scores, "shares": self.shares}
+        result = {name: tensor[row, slot].cpu() for name, tensor in kept.items()}
+        b_enc = self._crosscoder.b_enc.detach().float().cpu()
+        return {**result, "n_contexts": self.n_contexts.cpu(), "b_enc": b_enc}

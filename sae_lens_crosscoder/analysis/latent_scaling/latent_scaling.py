@@ -1,0 +1,228 @@
+"""Latent Scaling: how much of a latent is present in each model's activations, for all latents in one pass.
+
+For a probe direction d_j and a target y, `beta = sum_i f_ij <d_j, y_i> / (sum_i f_ij^2 |d_j|^2)` is the factor by which
+latent j, scaled, explains y best. Targets per model are the activation, the reconstruction, and the error with latent j
+put back. Only the dot products of active (token, latent) pairs are formed, and their sums for the first two targets:
+no per-latent residual is ever needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot
+
+BASE, CHAT = 0, 1
+Target = Literal["activation", "reconstruction", "error"]
+Space = Literal["trained", "raw"]
+# Latents whose resamples are formed at a time.
+_CHUNK = 1024
+
+
+class LatentScaling:
+    """Streams the sums that Latent Scaling needs. Feed it with `add`; ask `beta` and `nu`.
+
+    Sums are float64 and kept in `n_shards` parts, to which blocks of consecutive tokens go in turn: resampling
+    the parts gives standard errors and intervals.
+
+    `nu_error` near 0 means that nothing of the latent is in the other model's error: it is specific. A high
+    `nu_error` means Complete Shrinkage, a high `nu_reconstruction` Latent Decoupling.
+
+    Everything is in the space the crosscoder was trained in; `space="raw"` gives that of the raw activations.
+    For models of different width, or more than two, every beta and nu is nan: there is no common direction to probe.
+
+    Args:
+        probes: directions to probe instead of the decoders, one array per model, as controls do.
+    """
+
+    def __init__(
+        self,
+        crosscoder: InferenceCrosscoder,
+        n_shards: int = 50,
+        block_size: int = 256,
+        probes: Sequence[Float[Tensor, "d_sae d_model"]] | None = None,
+    ) -> None:
+        self.crosscoder = crosscoder
+        self.is_control = probes is not None
+        """Whether other directions than the decoders are probed."""
+        self._probes = [probe.detach() for probe in (crosscoder.decoders if probes is None else probes)]
+        self.comparable = crosscoder.layout.same_width and crosscoder.layout.n_models == 2
+        self.n_tokens = 0
+        self._block_size = block_size
+        d_sae = crosscoder.cfg.d_sae
+        zeros = torch.zeros(n_shards, d_sae, dtype=torch.float64, device=crosscoder.W_dec.device)
+        self.f1, self.f2 = zeros, zeros.clone()
+        """sum f and sum f^2, (shard, d_sae)."""
+        self.n_active = torch.zeros_like(zeros[0], dtype=torch.int64)
+        self.max_activation = torch.zeros_like(zeros[0])
+        self._dots = zeros.new_zeros(2, 2, 2, n_shards, d_sae)
+        """sum f <d^probe, y^model>: (probe, model, activation or reconstruction, shard, d_sae)."""
+        self._products = zeros.new_full((2, 2, d_sae), torch.nan)
+        """<d^probe, d^model>: (probe, model, d_sae)."""
+        self._probe_squares = self._products[0].clone()
+        """|d^probe|^2: (probe, d_sae)."""
+        self._mean_products = self._products.clone()
+        """<d^probe, mean^model>, of what was subtracted from the activations in training."""
+        if self.comparable:
+            decoders = crosscoder.layout.split(crosscoder.W_dec.detach().double())
+            means = crosscoder.layout.split(crosscoder.activation_means.double())
+            for probe, direction in enumerate(direction.double() for direction in self._probes):
+                self._probe_squares[probe] = direction.square().sum(dim=-1)
+                for model, (decoder, mean) in enumerate(zip(decoders, means, strict=True)):
+                    self._products[probe, model] = (direction * decoder).sum(dim=-1)
+                    self._mean_products[probe, model] = direction @ mean
+
+    @torch.no_grad()
+    def add(
+        self,
+        activations: Float[Tensor, "token d_in"],
+        feature_acts: Float[Tensor, "token d_sae"],
+        reconstruction: Float[Tensor, "token d_in"],
+    ) -> None:
+        """Add tokens: raw stacked activations, and what the inference crosscoder makes of them.
+
+        The work is that of the active pairs when `feature_acts` are sparse, as `encode_sparse` returns them.
+        """
+        pairs, values = pairs_of(feature_acts)
+        f = values.double()
+        # Blocks are counted over the whole stream, so that the shards do not depend on how it was cut into calls.
+        tokens = torch.arange(self.n_tokens, self.n_tokens + len(activations), device=f.device)
+        shard = tokens // self._block_size % len(self.f1)
+        place = shard[pairs.token] * pairs.d_sae + pairs.latent
+        self.f1.view(-1).index_add_(0, place, f)
+        self.f2.view(-1).index_add_(0, place, f.square())
+        self.n_active.index_add_(0, pairs.latent, torch.ones_like(pairs.latent))
+        self.max_activation.scatter_reduce_(0, pairs.latent, f, "amax")
+        self.n_tokens += len(activations)
+        if not self.comparable:
+            return
+        # Dot products of half-precision numbers lose digits.
+        precision = torch.promote_types(torch.promote_types(activations.dtype, self.crosscoder.dtype), torch.float32)
+        probes = [direction.to(precision) for direction in self._probes]
+        for t, target in enumerate((activations, reconstruction)):
+            for model, part in enumerate(self.crosscoder.layout.split(target.to(precision))):
+                for probe, direction in enumerate(probes):
+                    dots = gather_dot(part, direction, pairs.token, pairs.latent)
+                    self._dots[probe, model, t].view(-1).index_add_(0, place, f * dots)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that was added, to go on from with `load_state_dict`."""
+        return {
+            "n_tokens": torch.tensor(self.n_tokens),
+            "f1": self.f1,
+            "f2": self.f2,
+            "n_active": self.n_active,
+            "max_activation": self.max_activation,
+            "dots": self._dots,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the sums of another one, of the same crosscoder, shards and blocks."""
+        self.n_tokens = int(state["n_tokens"])
+        for name, total in self.state_dict().items():
+            total.copy_(state[name])
+
+    def beta(self, target: Target, model: int, probe: int = CHAT, space: Space = "trained") -> Float[Tensor, " d_sae"]:
+        """The best factor for one target; nan where the latent never fires or the probe direction is 0."""
+        every_shard = torch.ones(1, len(self.f1), dtype=self.f1.dtype, device=self.f1.device)
+        return self._beta(every_shard, target, model, probe, slice(None), space)[:, 0]
+
+    def nu(
+        self, target: Target, probe: int = CHAT, space: Space = "trained", significant: bool = True
+    ) -> Float[Tensor, " d_sae"]:
+        """beta of the OTHER model over beta of the probe's own model; near 0 means specific to the probe's model.
+
+        With the chat model's decoder as probe this is the paper's nu_error or nu_reconstruction.
+
+        Args:
+            significant: nan where the denominator is below twice its bootstrap standard error, and so may be 0, or
+                where there is no standard error: on a single block of tokens, or when so few shards hold the latent
+                that a resample may miss it.
+        """
+        own = self.beta(target, probe, probe, space)
+        ratio = self.beta(target, 1 - probe, probe, space) / own
+        if not significant:
+            return ratio
+        return torch.where(own.abs() >= 2 * self._standard_error(target, probe, space), ratio, torch.nan)
+
+    def nu_interval(
+        self, target: Target, probe: int = CHAT, coverage: float = 0.95, n_resamples: int = 400, seed: int = 0
+    ) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+        """Bootstrap interval of nu over shards, in the trained space; nan where `nu` has no standard error."""
+        counts = self._resamples(n_resamples, seed)
+        factor = self._space_factor(1 - probe, probe, "trained")
+        tails = ((1 - coverage) / 2, (1 + coverage) / 2)
+        bounds: list[Tensor] = []
+        for latents in self._latent_chunks():
+            # What own and other beta are divided by is the same.
+            numerators = (self._numerators(target, model, probe, latents, "trained") for model in (1 - probe, probe))
+            other, own = (numerator.T @ counts.T for numerator in numerators)
+            bounds.append(_quantiles(factor * other / own, tails))
+        low, high = torch.cat(bounds, dim=-1)
+        return low, high
+
+    def _standard_error(self, target: Target, probe: int, space: Space) -> Float[Tensor, " d_sae"]:
+        counts = self._resamples(200, seed=0)
+        parts = [self._beta(counts, target, probe, probe, chunk, space).std(dim=-1) for chunk in self._latent_chunks()]
+        return torch.cat(parts)
+
+    def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample shard"]:
+        """How often each shard is drawn when as many are drawn, with replacement, as hold any tokens."""
+        counts = torch.zeros(n_resamples, len(self.f1), dtype=self.f1.dtype)
+        n_filled = min(len(self.f1), -(-self.n_tokens // self._block_size))
+        if n_filled >= 2:  # one block, drawn again and again, would seem to be without error
+            generator = torch.Generator().manual_seed(seed)
+            draws: Int[Tensor, "resample shard"] = torch.randint(n_filled, (n_resamples, n_filled), generator=generator)
+            counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=counts.dtype))
+        return counts.to(self.f1.device)
+
+    def _latent_chunks(self) -> list[slice]:
+        return [slice(start, start + _CHUNK) for start in range(0, self.f1.shape[1], _CHUNK)]
+
+    def _beta(
+        self,
+        counts: Float[Tensor, "resample shard"],
+        target: Target,
+        model: int,
+        probe: int,
+        latents: slice,
+        space: Space,
+    ) -> Float[Tensor, "latent resample"]:
+        """beta of shards counted so often; 0 / 0 is nan, as it should be."""
+        energy = self.f2[:, latents].T @ counts.T * self._probe_squares[probe, latents, None]
+        numerator = self._numerators(target, model, probe, latents, space).T @ counts.T
+        return self._space_factor(model, probe, space) * numerator / energy
+
+    def _numerators(
+        self, target: Target, model: int, probe: int, latents: slice, space: Space
+    ) -> Float[Tensor, "shard latent"]:
+        """`sum f <d^probe, y>`, with y in raw units but centred as in the space."""
+        activation, reconstruction = self._dots[probe, model, :, :, latents]
+        if space == "trained":
+            shift = self.f1[:, latents] * self._mean_products[probe, model, latents]
+            activation, reconstruction = activation - shift, reconstruction - shift
+        match target:
+            case "activation":
+                return activation
+            case "reconstruction":
+                return reconstruction
+            case "error":
+                put_back = self.f2[:, latents] * self._products[probe, model, latents]
+                return activation - reconstruction + put_back
+
+    def _space_factor(self, model: int, probe: int, space: Space) -> float:
+        scales = self.crosscoder.activation_scales.tolist()
+        return scales[model] / scales[probe] if space == "trained" else 1.0
+
+
+def _quantiles(values: Float[Tensor, "latent resample"], levels: tuple[float, float]) -> Float[Tensor, "2 latent"]:
+    """nan for a latent of which any is nan."""
+    if values.device.type == "cpu":  # where numpy is several times as fast
+        return torch.from_numpy(np.quantile(values.numpy(), levels, axis=-1, overwrite_input=True))
+    return torch.quantile(values, values.new_tensor(levels), dim=-1)

@@ -1,0 +1,87 @@
+"""How every latent's scores are spread: over their size, and over the positions of a context."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.analysis.inputs import contexts_of, data_source, encoded
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+
+@dataclass(frozen=True)
+class ActivationProfiles:
+    """Where on the scale of scores, and where in a context, every latent is on."""
+
+    histogram: Int[Tensor, "d_sae bin"]
+    """Tokens on which it is on, by score, in bins of equal width from 0 to its highest score."""
+    by_position: Float[Tensor, "d_sae band"]
+    """The share of the tokens in each band of positions on which it is on; nan in a band without tokens."""
+    first_positions: tuple[int, ...]
+    """Where each band begins."""
+    last_position: int
+    """Where the last band ends: the last position at which any token counts."""
+
+
+@torch.no_grad()
+def activation_profiles(
+    crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair | None,
+    tokens: Int[Tensor, "batch pos"] | None,
+    max_activation: pd.Series,
+    *,
+    keep: Bool[Tensor, "batch pos"] | None = None,
+    activations: ActivationCache | None = None,
+    n_bins: int = 24,
+    n_bands: int = 16,
+    batch_size_prompts: int = 32,
+) -> ActivationProfiles:
+    """How every latent's scores are spread, from one pass over the tokens.
+
+    Args:
+        pair, tokens, keep, activations: data as `collect_examples` takes it.
+        max_activation: every latent's highest score, such as the column of a table that `diagnose` made on the same
+            tokens; a higher score is counted in the last bin.
+        n_bands: of positions, fewer if a context is shorter; bands differ in width by one position at most.
+
+    Raises:
+        ValueError: for a training crosscoder, a pair it was not trained on, or another number of highest scores.
+    """
+    crosscoder = require_inference(crosscoder, "activation_profiles")
+    d_sae = crosscoder.cfg.d_sae
+    if len(max_activation) != d_sae:
+        raise ValueError(f"max_activation has {len(max_activation)} entries, but the crosscoder {d_sae} latents.")
+    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "activation_profiles", keep)
+    device = crosscoder.W_dec.device
+    position = contexts_of(tokens, keep, activations)[1].nonzero()[:, 1].to(device)
+    n_positions = int(position.max()) + 1
+    highest = torch.tensor(max_activation.to_numpy(dtype=float), device=device)
+    n_bands = min(n_bands, n_positions)
+    band_of = torch.arange(n_positions, device=device) * n_bands // n_positions
+    histogram = torch.zeros(d_sae * n_bins, dtype=torch.int64, device=device)
+    on_in_band = torch.zeros(d_sae * n_bands, dtype=torch.int64, device=device)
+    n_seen = 0
+    with tqdm(total=source.n_tokens, desc="Profiles", unit="token", unit_scale=True, leave=False) as bar:
+        for batch in source.after(0):
+            for part in encoded(crosscoder, batch, n_seen):
+                active, scores = pairs_of(part.feature_acts)
+                bins = (scores.double() / highest[active.latent] * n_bins).clamp(max=n_bins - 1).long()
+                histogram += (active.latent * n_bins + bins).bincount(minlength=len(histogram))
+                band = band_of[position[n_seen + active.token]]
+                on_in_band += (active.latent * n_bands + band).bincount(minlength=len(on_in_band))
+                n_seen += len(part.activations)
+                bar.update(len(part.activations))
+    n_in_band = band_of[position].bincount(minlength=n_bands)
+    first = torch.searchsorted(band_of, torch.arange(n_bands, device=device))
+    return ActivationProfiles(
+        histogram.view(d_sae, n_bins).cpu(),
+        (on_in_band.view(d_sae, n_bands) / n_in_band).cpu(),
+        tuple(first.tolist()),
+        n_positions - 1,
+    )

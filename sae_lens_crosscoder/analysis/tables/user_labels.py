@@ -1,0 +1,94 @@
+"""What people call latents, kept beside the crosscoder's weights."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sae_lens.constants import SAE_CFG_FILENAME
+
+from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
+from sae_lens_crosscoder.loading.hub import download
+from sae_lens_crosscoder.storage.integrity import read_json, read_sealed, seal
+
+LABELS_FILENAME = "user_labels.json"
+MAX_CHARACTERS = 1000
+
+
+def write_label(folder: str | Path, latent: int, text: str | None) -> Path:
+    """Keep what you call a latent in its crosscoder's folder, where `read_labels` and `read_latents` find it.
+
+    Args:
+        folder: where the crosscoder is saved.
+        latent: its number.
+        text: of at most 1000 characters; None takes the label away.
+
+    Raises:
+        ValueError: for a folder without a crosscoder, a latent that it does not have, a text that is blank, too long or
+            no Unicode, and labels there that are damaged or of other weights, which stay as they are.
+    """
+    path = Path(folder) / LABELS_FILENAME
+    cfg_path = Path(folder) / SAE_CFG_FILENAME
+    if not cfg_path.exists():
+        raise ValueError(f"{folder} holds no crosscoder, so its latents have no labels: save it there first.")
+    cfg = read_json(cfg_path)
+    if not 0 <= latent < cfg["d_sae"]:
+        raise ValueError(f"There is no latent {latent}: the crosscoder has latents 0 to {cfg['d_sae'] - 1}.")
+    if text is not None and not _is_label(text):
+        raise ValueError(
+            f"{text!r:.80} is no label: give 1 to {MAX_CHARACTERS} characters that are not all blank, or None to take "
+            "the label away."
+        )
+    labels = read_labels(folder)
+    labels.pop(latent, None)
+    if text is not None:
+        labels[latent] = text
+    by_name = {str(j): labels[j] for j in sorted(labels)}
+    sealed = seal({CROSSCODER_SHA256: cfg.get(CROSSCODER_SHA256), "labels": by_name})
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(sealed, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return path
+
+
+def read_labels(folder: str | Path) -> dict[int, str]:
+    """The labels in a crosscoder's folder, here or on the Hub (`owner/name`), by latent; none where none were written.
+
+    Raises:
+        ValueError: for labels that are damaged, or of other weights than those in the folder.
+    """
+    if not Path(folder).exists():
+        folder = download(str(folder), [LABELS_FILENAME, SAE_CFG_FILENAME])
+    path, cfg_path = Path(folder) / LABELS_FILENAME, Path(folder) / SAE_CFG_FILENAME
+    if not path.exists():
+        return {}
+    fields = read_sealed(path)
+    labels: Any = fields.get("labels")
+    if fields.keys() != {CROSSCODER_SHA256, "labels"} or not isinstance(labels, dict):
+        raise ValueError(f"{path} holds no labels of latents, so it is damaged: delete it, or get it anew.")
+    cfg = read_json(cfg_path) if cfg_path.exists() else {}
+    mine, theirs = fields[CROSSCODER_SHA256], cfg.get(CROSSCODER_SHA256)
+    if None not in (mine, theirs) and mine != theirs:
+        raise ValueError(
+            f"{path} and the crosscoder beside it do not belong together: the labels are of other weights, or of these "
+            "in another precision. Move them to their own crosscoder."
+        )
+    wrong = [name for name, text in labels.items() if not _is_latent(name, cfg.get("d_sae")) or not _is_label(text)]
+    if wrong:
+        raise ValueError(f"{path} is damaged: {wrong[0]!r:.80} is no latent with a label. Delete it, or get it anew.")
+    return {int(name): text for name, text in labels.items()}
+
+
+def _is_latent(name: str, d_sae: int | None) -> bool:
+    is_number = name.isascii() and name.isdecimal() and len(name) < 12 and name == str(int(name))
+    return is_number and (d_sae is None or int(name) < d_sae)
+
+
+def _is_label(text: object) -> bool:
+    """Whether it is a text that says something, and that a file can hold: half a surrogate pair is none."""
+    if not isinstance(text, str) or not text.strip() or len(text) > MAX_CHARACTERS:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,0 +1,144 @@
+"""KL, loss and agreement summed per setup, window and conversation, and what the sums say about the means."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.causal.experiment.setups import Setup
+
+WINDOWS: Final = {"all": (1, None), "token 1": (1, 1), "tokens 2-10": (2, 10), "tokens 11+": (11, None)}
+"""Of every assistant turn, counted from 1. Token 1 is predicted from the template's last position, so the setup
+`template` gets it for free: the paper's "first 9 tokens" are the tokens 2 to 10."""
+QUANTITIES: Final = ("kl_nats", "loss_nats", "frac_agree")
+"""Per token: `KL(p_chat || p_patched)`; the patched model's cross-entropy on the token that follows; and whether its
+most likely token is the chat model's."""
+CONTRASTS: Final = (
+    ("top_delta_norm", "bottom_delta_norm"),
+    ("top_nu", "bottom_nu"),
+    ("top_nu", "random_same_number"),
+    ("top_nu", "random_same_energy"),
+)
+"""Which setups are tested against each other: halves, and the better half against random latents."""
+_KL = QUANTITIES.index("kl_nats")
+
+
+class EffectSums:
+    """Sums in float64: `totals` (quantity, setup, window, conversation), of `n_tokens` (window, conversation)."""
+
+    def __init__(self, setups: Sequence[Setup], response: Bool[Tensor, "conversation pos"]) -> None:
+        self.setups = list(setups)
+        self._response = response.cpu()
+        turn_tokens = token_of_turn(self._response)
+        self._in_window = torch.stack(
+            [(turn_tokens >= first) & (turn_tokens <= (last or turn_tokens.max())) for first, last in WINDOWS.values()]
+        )
+        self.n_tokens = self._in_window.sum(dim=-1)
+        shape = (len(QUANTITIES), len(self.setups), *self.n_tokens.shape)
+        self.totals = torch.zeros(shape, dtype=torch.float64)
+
+    def add(
+        self, setup: int, conversations: Int[Tensor, " row"], per_token: Float[Tensor, "quantity selected"]
+    ) -> None:
+        """Add what was measured at all response tokens of some conversations, in order."""
+        response = self._response[conversations]
+        spread = torch.zeros(len(QUANTITIES), *response.shape, dtype=torch.float64)
+        spread[:, response] = per_token.double().cpu()
+        self.totals[:, setup][..., conversations] += torch.einsum(
+            "wcp,qcp->qwc", self._in_window[:, conversations].double(), spread
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"totals": self.totals}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.totals.copy_(state["totals"])
+
+    def table(self, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Means per token with 95 % intervals, and the reduction against the setup `none`, a row per setup and window.
+
+        Conversations are resampled, the same ones for all setups, because a conversation's tokens are not independent.
+        nan where a window has no token, and for intervals of a single conversation.
+        """
+        means, resampled = self._means(), self._means(self._resamples(n_resamples, seed))
+        names = [setup.name for setup in self.setups]
+        none = names.index("none") if "none" in names else None
+        rows: list[dict[str, object]] = []
+        for s, setup in enumerate(self.setups):
+            for w, window in enumerate(WINDOWS):
+                row = {"setup": setup.name, "variant": setup.variant, "n_latents": setup.n_latents, "window": window}
+                for q, quantity in enumerate(QUANTITIES):
+                    row |= _interval(quantity, means[q, s, w], resampled[q, s, w])
+                if none is not None:
+                    reductions = [1 - value[_KL, s, w] / value[_KL, none, w] for value in (means, resampled)]
+                    row |= _interval("reduction", *reductions)
+                n_tokens, n_conversations = int(self.n_tokens[w].sum()), self.n_tokens.shape[-1]
+                rows.append({**row, "n_tokens": n_tokens, "n_conversations": n_conversations})
+        return pd.DataFrame(rows)
+
+    def contrasts(
+        self, pairs: Sequence[tuple[str, str]] = CONTRASTS, n_resamples: int = 1000, seed: int = 0
+    ) -> pd.DataFrame:
+        """Whether one setup's KL is below another's: a row per pair, variant and window.
+
+        Pairs of which one was not measured are left out. `kl_nats_difference` is the first's mean per token less the
+        second's, below 0 where the first is nearer to the chat model, with a 95 % interval from conversations that are
+        resampled for both alike. `p_value` is two-sided, from exchanging the two within conversations at random, and
+        never below `1 / (1 + n_resamples)`.
+        """
+        index = {(setup.name, setup.variant): s for s, setup in enumerate(self.setups)}
+        weights = self._resamples(n_resamples, seed)
+        means, resampled = self._means(), self._means(weights)
+        signs = torch.randint(0, 2, weights.shape, generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+        rows: list[dict[str, object]] = []
+        for first, second in pairs:
+            for variant in dict.fromkeys(variant for name, variant in index if name == first):
+                if (second, variant) not in index:
+                    continue
+                a, b = index[first, variant], index[second, variant]
+                exchanged = (self.totals[_KL, a] - self.totals[_KL, b]) @ torch.cat(
+                    [torch.ones_like(signs[:1]), signs]
+                ).T
+                # Rounding must not tell an exchange of everything or nothing from what was seen.
+                as_far = exchanged.abs() >= exchanged[:, :1].abs() * (1 - 1e-9)
+                for w, window in enumerate(WINDOWS):
+                    differences = [value[_KL, a, w] - value[_KL, b, w] for value in (means, resampled)]
+                    row = {"setup": first, "against": second, "variant": variant, "window": window}
+                    row |= _interval("kl_nats_difference", *differences)
+                    defined = bool(self.n_tokens[w].any())
+                    rows.append({**row, "p_value": as_far[w].double().mean().item() if defined else float("nan")})
+        return pd.DataFrame(rows)
+
+    def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample conversation"]:
+        """How often each conversation is drawn; nan for a single one, which says nothing about the others."""
+        n_conversations = self.n_tokens.shape[-1]
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(0, n_conversations, (n_resamples, n_conversations), generator=generator)
+        weights = torch.zeros(drawn.shape, dtype=torch.float64)
+        weights.scatter_add_(-1, drawn, torch.ones_like(weights))
+        return weights if n_conversations > 1 else weights * torch.nan
+
+    def _means(self, weights: Tensor | None = None) -> Float[Tensor, "quantity setup window *resample"]:
+        """Per token, with every conversation as often as `weights` (resample, conversation) say, or once."""
+        if weights is None:
+            return self.totals.sum(dim=-1) / self.n_tokens.sum(dim=-1)
+        return (self.totals @ weights.T) / (self.n_tokens.double() @ weights.T)
+
+
+def token_of_turn(response: Bool[Tensor, "conversation pos"]) -> Int[Tensor, "conversation pos"]:
+    """Which token of its turn a response token is, from 1, and 0 elsewhere; a turn is a run of response tokens.
+
+    >>> token_of_turn(torch.tensor([[False, True, True, False, True]]))
+    tensor([[0, 1, 2, 0, 1]])
+    """
+    position = torch.arange(1, response.shape[-1] + 1)
+    before = torch.where(response, 0, position).cummax(dim=-1).values
+    return torch.where(response, position - before, 0)
+
+
+def _interval(name: str, value: Float[Tensor, ""], resampled: Float[Tensor, " resample"]) -> dict[str, float]:
+    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
+    return {name: float(value), f"{name}_low": low, f"{name}_high": high}

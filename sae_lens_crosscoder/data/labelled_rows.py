@@ -1,0 +1,73 @@
+"""Rows of tokens that know which of them is the template's, whose words the others are, and where each row is from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sae_lens_crosscoder.data.chat_tokens import chat_tokens
+from sae_lens_crosscoder.data.token_groups import BOS_GROUP, LEFT_OUT, TEMPLATE_GROUP, TokenGroups, token_groups
+from sae_lens_crosscoder.models.tiny import tiny_dataset, tiny_tokenizer
+
+TEXT_GROUP = "text"
+_CHAT, _WEB = "chat", "web"
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Tokens with their groups and sources, as `latent_statistics` takes them."""
+
+    tokens: Int[Tensor, "batch pos"]
+    groups: TokenGroups
+    sources: Sequence[str] | TokenGroups
+
+
+def labelled_rows(
+    tokenizer: Any, chats: Sequence[Sequence[dict[str, str]]], texts: Sequence[str] = (), max_length: int = 1024
+) -> LabelledRows:
+    """A row per conversation, of source `chat`, and per text, of source `web`; the groups are `token_groups`'s.
+
+    Rows are cut off at `max_length` tokens and padded on the right with tokens that are left out of everything. Plain
+    text is of group `text`, behind the beginning of sequence that the tokenizer puts in front.
+
+    Args:
+        chats: messages with `role` and `content`.
+
+    Raises:
+        ValueError: for neither chats nor texts, and whatever `chat_tokens` refuses.
+    """
+    if not chats and not texts:
+        raise ValueError("There are no conversations and no texts, so no rows: give at least one.")
+    marked = [chat_tokens(tokenizer, list(messages)) for messages in chats]
+    chat_groups = token_groups(marked, tokenizer) if marked else None
+    in_chats = () if chat_groups is None else chat_groups.names
+    names = tuple(sorted({*in_chats, BOS_GROUP, TEXT_GROUP}))
+    new_labels = torch.tensor([*(names.index(name) for name in in_chats), LEFT_OUT])  # which -1 indexes
+    labels = [] if chat_groups is None else list(new_labels[chat_groups.labels])
+    ids = [chat.input_ids for chat in marked]
+    for text in texts:
+        ids.append(torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64))
+        is_bos = ids[-1] == tokenizer.bos_token_id
+        labels.append(torch.where(is_bos, names.index(BOS_GROUP), names.index(TEXT_GROUP)))
+    tokens = pad_sequence(ids, batch_first=True)[:, :max_length]
+    groups = TokenGroups(pad_sequence(labels, batch_first=True, padding_value=LEFT_OUT)[:, :max_length], names)
+    return LabelledRows(tokens, groups, [_CHAT] * len(chats) + [_WEB] * len(texts))
+
+
+def tiny_labelled_rows(n_rows: int, seed: int = 0) -> LabelledRows:
+    """Held-out rows of the built-in pair: plain text and dialogues of combinations that training never had.
+
+    A row holds several documents, so each token has a source of its own.
+    """
+    rows = tiny_dataset(n_rows, seed, split="held_out").with_format("torch")[:]
+    tokens, role = rows["input_ids"], rows["role"]
+    is_bos = tokens == tiny_tokenizer().bos_token_id
+    names = (TEXT_GROUP, "user", "assistant", TEMPLATE_GROUP, BOS_GROUP)  # the first four in the order of the roles
+    groups = TokenGroups(torch.where(is_bos, names.index(BOS_GROUP), role), names)
+    # A beginning is of the document behind it.
+    is_text = torch.where(is_bos, role.roll(-1, dims=1), role) == names.index(TEXT_GROUP)
+    return LabelledRows(tokens, groups, TokenGroups(is_text.long(), (_CHAT, _WEB)))

@@ -1,0 +1,184 @@
+"""A crosscoder's latents as the files that Neuronpedia imports.
+
+The format is that of Neuronpedia's public data sets, which its import reads: `lib/db/import.ts` and
+`app/api/admin/import/route.ts` of `apps/webapp` in github.com/hijohnnylin/neuronpedia (commit ebb8426, August 2026).
+A line is a row of a table of its database, whose columns are in `prisma/schema.prisma` there; those that a file's first
+line does not name get the database's defaults. SAEDashboard's batches are converted to the same files.
+"""
+
+import gzip
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from sae_lens_crosscoder.report.explorer.records import Exploration
+from sae_lens_crosscoder.report.export.neuronpedia_rows import (
+    Source,
+    activation_rows,
+    explanation_rows,
+    feature_row,
+    jsonl,
+)
+from sae_lens_crosscoder.stacking import StackedLayout
+
+DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
+"""The user that every new Neuronpedia has."""
+# The import asks once for the names in a folder, and is given no more.
+_MAX_FILES = 1000
+
+
+def write_neuronpedia(
+    folder: str | Path,
+    exploration: Exploration,
+    source_set: str,
+    *,
+    model: str = "chat",
+    model_id: str | None = None,
+    creator_name: str = "",
+    creator_id: str = DEFAULT_CREATOR_ID,
+    latents_per_file: int = 256,
+) -> Path:
+    """Write latents to `folder/MODEL_ID/LAYER-SOURCE_SET/`, as Neuronpedia imports them from `v1/` in its bucket.
+
+    A latent's page there has its histogram of scores, its strongest contexts, a sample of all its contexts by score,
+    its explanation if it was interpreted, and the tokens whose logits it raises and lowers most. Neuronpedia's pages
+    are of one model: latents are shown as those of `model`, with the logits of its decoder there; scores are the
+    crosscoder's, the same for both, and 0 on tokens that do not count. Numbers have four digits. A latent that was
+    never on has a page without contexts.
+
+    Args:
+        folder: of all exports. The source must not be in it yet.
+        exploration: what `slc.explore` found.
+        source_set: what it is called, as no other of the model: lower-case letters, digits and dashes.
+        model: whose latents they are shown as, `base` or `chat`.
+        model_id: what Neuronpedia calls that model; by default the last part of its name, in lower case.
+        creator_name: who is shown to have made it.
+        creator_id: that one's id at Neuronpedia.
+        latents_per_file: whose number Neuronpedia limits.
+
+    Returns:
+        The source's folder. Its files of one line hold what is said of it, and to whom it is visible: to all.
+
+    Raises:
+        ValueError: for an exploration without examples or profiles, a model that there is not or has no name, names
+            that Neuronpedia cannot take, a hook in no layer, too many files, or a source that was written before.
+    """
+    if exploration.examples is None or exploration.profiles is None:
+        raise ValueError("Neuronpedia shows examples and histograms: give all of what slc.explore returns.")
+    manifest = exploration.examples.manifest
+    names = StackedLayout(tuple(manifest["d_models"])).names
+    if model not in names:
+        raise ValueError(f"model={model!r} is none of the crosscoder's models: give one of {', '.join(names)}.")
+    m = names.index(model)
+    if None in manifest["models"]:
+        raise ValueError(
+            "The crosscoder does not say which models it is of, which Neuronpedia shows: set model_name and "
+            "chat_model_name of its cfg.metadata, and explore again."
+        )
+    source = Source(
+        model_id=slug(_last_part(manifest["models"][m])) if model_id is None else model_id,
+        source_id=f"{_layer(manifest['hook_name'])}-{source_set}",
+        source_set=source_set,
+        creator_id=creator_id,
+        model=model,
+        n_tokens=manifest["n_tokens"],
+    )
+    _refuse_names({"source_set": source_set, "model_id": source.model_id})
+    n_latents = len(exploration)
+    if latents_per_file < max(1, n_latents / _MAX_FILES):
+        raise ValueError(
+            f"latents_per_file={latents_per_file} does not give 1 to {_MAX_FILES:,} files, which are all that "
+            f"Neuronpedia reads, of {n_latents:,} latents: give {max(256, -(-n_latents // _MAX_FILES))}."
+        )
+    target = Path(folder) / source.model_id / source.source_id
+    if target.exists():
+        raise ValueError(f"{target} is there already, and its files would stay: delete it, or give another folder.")
+    target.mkdir(parents=True)
+    for table, row in _about(source, manifest, m, creator_name).items():
+        (target / f"{table}.jsonl").write_bytes(jsonl([row]))
+    starts = range(0, n_latents, latents_per_file)
+    for n, start in enumerate(tqdm(starts, desc="Neuronpedia", unit="file", leave=False)):
+        _write_batch(target, n, exploration, range(start, min(start + latents_per_file, n_latents)), source)
+    return target
+
+
+def slug(name: str) -> str:
+    """A name as Neuronpedia can take it.
+
+    >>> slug("Llama-3.1-8B Instruct"), slug("k=8")
+    ('llama-3.1-8b-instruct', 'k-8')
+    """
+    return re.sub("[^a-z0-9._]+|__+", "-", name.lower()).strip("-._")
+
+
+def _refuse_names(names: Mapping[str, str]) -> None:
+    for what, name in names.items():
+        if not name or name != slug(name):
+            raise ValueError(f"{what}={name!r} is to be part of an address: give {slug(name) or 'crosscoder'!r}.")
+
+
+def _layer(hook_name: str) -> str:
+    found = re.search(r"\d+", hook_name)
+    if found is None:
+        raise ValueError(f"The hook {hook_name!r} is in no layer, but Neuronpedia's sources begin with its number.")
+    return found[0]
+
+
+def _last_part(name: str) -> str:
+    """A model's or a dataset's name without its owner or its folder, which is nobody's business."""
+    return Path(name).name
+
+
+def _about(source: Source, manifest: Mapping[str, Any], m: int, creator_name: str) -> dict[str, dict[str, Any]]:
+    """The files of one line. What Neuronpedia has under the same name, such as the model, it leaves as it is."""
+    owned = {"creatorId": source.creator_id, "visibility": "PUBLIC"}
+    base, *others = map(_last_part, manifest["models"])
+    description = f"Crosscoder of {base} and {', '.join(others)}"
+    described = {"description": description, "creatorName": creator_name, "urls": [], **owned}
+    name, dataset = _last_part(manifest["models"][m]), manifest["dataset_path"] or ""
+    return {
+        "release": {"name": source.source_set, "descriptionShort": description, **described},
+        "model": {
+            "id": source.model_id,
+            "displayName": name,
+            "displayNameShort": name,
+            "instruct": m > 0,
+            "dimension": manifest["d_models"][m],
+            "layers": 0,  # is demanded, but not known here
+            "neuronsPerLayer": 0,
+            "owner": "",
+            **owned,
+        },
+        "sourceset": {
+            "modelId": source.model_id,
+            "name": source.source_set,
+            "releaseName": source.source_set,
+            **described,
+        },
+        "source": {
+            "id": source.source_id,
+            "modelId": source.model_id,
+            "setName": source.source_set,
+            "dataset": _last_part(dataset) if Path(dataset).is_absolute() else dataset,
+            "num_prompts": source.n_tokens // manifest["context_size"],
+            "num_tokens_in_prompt": manifest["context_size"],
+            "notes": f"{description} at {manifest['hook_name']}; its logits are those of {name}.",
+            **owned,
+        },
+    }
+
+
+def _write_batch(target: Path, n: int, exploration: Exploration, latents: range, source: Source) -> None:
+    records = [exploration[latent] for latent in latents]
+    tables = {
+        "features": [feature_row(record, source) for record in records],
+        "activations": [row for record in records for row in activation_rows(record, source)],
+        "explanations": [row for record in records for row in explanation_rows(record, source)],
+    }
+    for table, rows in tables.items():
+        if rows:  # the import fails at an empty file
+            (target / table).mkdir(exist_ok=True)
+            (target / table / f"batch-{n}.jsonl.gz").write_bytes(gzip.compress(jsonl(rows), 6, mtime=0))

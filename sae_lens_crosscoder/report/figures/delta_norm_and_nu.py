@@ -1,0 +1,248 @@
+"""The two figures of a report: on which model latents write, and which of the chat-only ones are genuine."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
+from sae_lens_crosscoder.report.figures.panels import (
+    COLOURS,
+    above_panel,
+    count,
+    panel_text,
+    panel_title,
+    require_tables,
+    style,
+)
+from sae_lens_crosscoder.report.html.inert import inert
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+CLASS_BORDERS = (0.1, 0.4, 0.6, 0.9)
+"""Where `analysis.delta_norm.label` changes."""
+REGIONS = ("base_only", "other", "shared", "other", "chat_only")
+"""The classes between the borders."""
+N_BINS = 50
+NU_RANGE = (-0.5, 1.5)
+MAX_SHARED_DRAWN = 5000
+"""Shared latents drawn per panel: above some ten thousand points a browser stalls. The chat-only ones are all drawn."""
+
+_SYMBOLS = {"complete_shrinkage": "diamond", "latent_decoupling": "square", "rare": "circle-open"}
+_PANEL, _TOP, _GAP, _BOTTOM = 170, 76, 104, 56
+"""Heights in pixels of a histogram, of the first title, of the gap with a title in it, and of the axis labels below."""
+
+
+def delta_norm_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
+    """How many latents write on base only, on both, and on chat only: a panel per crosscoder, counts on a log axis.
+
+    Dead latents, and those without a Delta_norm, are left out and counted in the panel's subtitle.
+
+    Args:
+        tables: tables of `diagnose` by crosscoder name.
+
+    Raises:
+        ValueError: without tables, or for a table that lacks `delta_norm`, `label` or `dead`.
+    """
+    from plotly.subplots import make_subplots
+
+    require_tables(tables, ("delta_norm", "label", "dead"))
+    drawn_height = len(tables) * (_PANEL + _GAP) - _GAP
+    figure = make_subplots(rows=len(tables), cols=1, shared_xaxes=True, vertical_spacing=_GAP / drawn_height)
+    most = 1
+    for row, (name, table) in enumerate(tables.items(), start=1):
+        most = max(most, _add_histogram(figure, row, name, table))
+    axis_title = "Delta_norm (0: base only, 0.5: shared, 1: chat only)"
+    figure.update_xaxes(range=[0, 1], tickvals=[0, *CLASS_BORDERS[:2], 0.5, *CLASS_BORDERS[2:], 1], showgrid=False)
+    figure.update_xaxes(title={"text": axis_title, "standoff": 10, "font": {"size": 13}}, row=len(tables), col=1)
+    # From 0.7, so that a bin with one latent has a height.
+    log_range = [np.log10(0.7), np.log10(most) + 0.15]
+    figure.update_yaxes(type="log", range=log_range, dtick=1, tickformat=",d", title={"text": "latents", "standoff": 6})
+    style(
+        figure,
+        height=_TOP + drawn_height + _BOTTOM,
+        margin={"t": _TOP, "b": _BOTTOM, "l": 60, "r": 16},
+        showlegend=False,
+    )
+    return figure
+
+
+def nu_scatter(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
+    """Which chat-only latents are genuine: nu_error against nu_reconstruction, a panel per crosscoder.
+
+    Chat-only latents have the colour of their verdict, over a grey cloud of shared latents; those in the box "genuine"
+    are no artifact, by the `bounds` in the table's manifest ("signed" where it has none). Latents without both nu are
+    left out and counted in the panel's title, and so are those that lie beyond the axes, which zooming out shows.
+
+    Args:
+        tables: tables of `diagnose` by crosscoder name.
+
+    Raises:
+        ValueError: without tables, or for a table that lacks a column that is drawn.
+    """
+    from plotly.subplots import make_subplots
+
+    columns = ("delta_norm", "label", "verdict", "n_active", "nu_error", "nu_reconstruction")
+    require_tables(tables, columns)
+    n_columns = min(2, len(tables))
+    n_rows = -(-len(tables) // n_columns)
+    panel, header = 400, 100
+    height = n_rows * (panel + header) + 90
+    figure = make_subplots(
+        rows=n_rows,
+        cols=n_columns,
+        horizontal_spacing=0.09,
+        vertical_spacing=(header + 50) / (height - header - 90) if n_rows > 1 else 0,
+    )
+    in_legend: set[str] = set()
+    for i, (name, table) in enumerate(tables.items()):
+        _add_scatter(figure, i // n_columns + 1, i % n_columns + 1, name, table, in_legend)
+    figure.update_xaxes(range=NU_RANGE, dtick=0.5, zeroline=False, title={"text": "nu_error", "standoff": 8})
+    figure.update_yaxes(range=NU_RANGE, dtick=0.5, zeroline=False, title={"text": "nu_reconstruction", "standoff": 4})
+    legend = {"orientation": "h", "x": 0, "y": -60 / (height - header - 90), "yanchor": "top", "itemsizing": "constant"}
+    style(figure, height=height, margin={"t": header, "b": 90, "l": 60, "r": 16}, legend=legend)
+    return figure
+
+
+def _add_histogram(figure: Any, row: int, name: str, table: pd.DataFrame) -> int:
+    """Draw one panel, and give the count of its highest bin."""
+    import plotly.graph_objects as go
+
+    alive = table[~table["dead"].astype(bool)]
+    defined = alive[alive["delta_norm"].notna()]
+    edges = np.linspace(0, 1, N_BINS + 1)
+    counts, _ = np.histogram(defined["delta_norm"].to_numpy(dtype=float), bins=edges)
+    middles = (edges[:-1] + edges[1:]) / 2
+    regions = [REGIONS[i] for i in np.searchsorted(CLASS_BORDERS, middles)]
+    bars = go.Bar(
+        x=middles,
+        y=counts,
+        width=np.full(N_BINS, 0.92 / N_BINS),
+        name=inert(name),
+        marker={"color": [COLOURS[region] for region in regions], "line": {"width": 0}},
+        customdata=np.stack([edges[:-1], edges[1:]], axis=1),
+        hovertemplate="Delta_norm %{customdata[0]:.2f} to %{customdata[1]:.2f}<br>%{y:,} latents<extra></extra>",
+    )
+    figure.add_trace(bars, row=row, col=1)
+    left_out = f"{count(len(table) - len(alive))} dead left out"
+    if len(alive) > len(defined):
+        left_out += f", {len(alive) - len(defined):,} without Delta_norm left out"
+    panel_title(figure, row, 1, name, [f"{count(len(defined))} drawn, {left_out}"], shift=38)
+    for border in CLASS_BORDERS:
+        figure.add_vline(x=border, line={"color": "rgba(128,128,128,0.55)", "width": 1, "dash": "dot"}, row=row, col=1)
+    _name_regions(figure, row, defined)
+    if defined.empty:
+        panel_text(figure, row, 1, "live latents: none")
+    return int(counts.max())
+
+
+def _name_regions(figure: Any, row: int, defined: pd.DataFrame) -> None:
+    """The class names, with the number of latents of each, above a panel; the outer two are flush with its ends."""
+    middles = (0.0, 0.25, 0.5, 0.75, 1.0)
+    anchors = ("left", "center", "center", "center", "right")
+    for i, (region, x, anchor) in enumerate(zip(REGIONS, middles, anchors, strict=True)):
+        labelled = defined[defined["label"] == region]
+        if region == "other":
+            labelled = labelled[(labelled["delta_norm"] < 0.5) == (i == 1)]
+        figure.add_annotation(
+            text=f"{region}<br>{count(len(labelled))}",
+            **above_panel(figure, row, 1, x=x, xanchor=anchor, align=anchor),
+            font={"size": 12},
+        )
+
+
+def _add_scatter(figure: Any, row: int, col: int, name: str, table: pd.DataFrame, in_legend: set[str]) -> None:
+    """Draw one panel. `in_legend` collects the groups that the legend has already."""
+    summary: list[str] = []
+    beyond: list[str] = []
+    for label in ("shared", "chat_only"):
+        latents = table.loc[table["label"] == label]
+        nu = latents[["nu_error", "nu_reconstruction"]].to_numpy(dtype=float)
+        has_nu: NDArray[np.bool_] = np.asarray(np.isfinite(nu).all(axis=1))
+        n_beyond = int(((nu < NU_RANGE[0]) | (nu > NU_RANGE[1]))[has_nu].any(axis=1).sum())
+        latents = latents.loc[has_nu]
+        drawn = f"{count(len(latents))} drawn"
+        if label == "shared":
+            if len(latents) > MAX_SHARED_DRAWN:
+                drawn = f"{MAX_SHARED_DRAWN:,} of {len(latents):,} drawn"
+            add_points(figure, row, col, thinned(latents), "shared", in_legend)
+        else:
+            for verdict, group in latents.groupby("verdict", dropna=False):
+                add_points(figure, row, col, group, str(verdict), in_legend)
+            if latents.empty:
+                panel_text(figure, row, col, "chat_only latents with both nu: none")
+        summary.append(f"{label}: {drawn}, {count(int((~has_nu).sum()))} without nu")
+        beyond.append(f"{count(n_beyond)} {label}")
+    panel_title(figure, row, col, name, [*summary, f"beyond the axes: {', '.join(beyond)}"], shift=6)
+    draw_box(figure, row, col, table)
+
+
+def thinned(latents: pd.DataFrame) -> pd.DataFrame:
+    """At most `MAX_SHARED_DRAWN` of the rows, evenly spaced: latents are in no order, so this is a fair sample."""
+    if len(latents) <= MAX_SHARED_DRAWN:
+        return latents
+    return latents.iloc[np.linspace(0, len(latents) - 1, MAX_SHARED_DRAWN).astype(int)]
+
+
+def add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: str, in_legend: set[str]) -> None:
+    """Draw latents at their nu, with the colour and symbol of a verdict, or as the cloud of `shared` ones."""
+    import plotly.graph_objects as go
+
+    if latents.empty:
+        return
+    is_cloud = group == "shared"
+    marker: dict[str, Any] = {
+        "color": COLOURS.get(group, COLOURS["other"]),
+        "size": 4 if is_cloud else 7,
+        "opacity": 0.4 if is_cloud else 0.85,
+        "symbol": _SYMBOLS.get(group, "circle"),
+    }
+    points = go.Scatter(
+        x=latents["nu_error"].to_numpy(dtype=float),
+        y=latents["nu_reconstruction"].to_numpy(dtype=float),
+        mode="markers",
+        marker=marker,
+        name="shared" if is_cloud else f"chat_only: {group}",
+        legendgroup=group,
+        showlegend=group not in in_legend,
+        customdata=np.column_stack([latents.index, latents["delta_norm"], latents["n_active"]]),
+        hovertemplate=f"latent %{{customdata[0]}} ({group})<br>delta_norm %{{customdata[1]:.3f}}<br>nu_error %{{x:.3f}}"
+        "<br>nu_reconstruction %{y:.3f}<br>n_active %{customdata[2]:,}<extra></extra>",
+    )
+    in_legend.add(group)
+    figure.add_trace(points, row=row, col=col)
+
+
+def draw_box(figure: Any, row: int, col: int, table: pd.DataFrame) -> None:
+    """Frame where the verdict is chat_specific: down to the lowest nu, or as far down as up with bounds "absolute"."""
+    chat_only = table.loc[table["label"] == "chat_only"]
+    corners = {"x0": -NU_ERROR_LIMIT, "y0": -NU_RECONSTRUCTION_LIMIT}
+    if table.attrs.get("bounds", "signed") == "signed":
+        for corner, nu in (("x0", "nu_error"), ("y0", "nu_reconstruction")):
+            corners[corner] = float(np.nanmin([NU_RANGE[0], *chat_only[nu]])) - 0.1
+    figure.add_shape(
+        type="rect",
+        **corners,
+        x1=NU_ERROR_LIMIT,
+        y1=NU_RECONSTRUCTION_LIMIT,
+        line={"color": COLOURS["chat_specific"], "width": 1.2, "dash": "dot"},
+        fillcolor="rgba(128,128,128,0.07)",
+        layer="above",  # or the grid hides its edges
+        row=row,
+        col=col,
+    )
+    figure.add_annotation(
+        text="genuine",
+        x=max(corners["x0"], NU_RANGE[0]),
+        y=max(corners["y0"], NU_RANGE[0]),
+        xanchor="left",
+        yanchor="bottom",
+        xshift=3,
+        showarrow=False,
+        font={"size": 12, "color": COLOURS["chat_specific"]},
+        row=row,
+        col=col,
+    )

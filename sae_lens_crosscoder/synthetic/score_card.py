@@ -1,0 +1,221 @@
+"""Judges a crosscoder against planted truth: did it find the right latents, and did it flag the wrong ones?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
+from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.synthetic.planted import PlantedTokens, PlantedWorld
+
+MIN_COSINE = 0.7
+MIN_HIT_RATE = 0.1
+SPECIFIC_BELOW = 0.2
+_SIDES = {"chat_only": "chat_specific", "base_only": "base_specific"}
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How well some latents, said to be specific to one model, fit the truth."""
+
+    n: int
+    """How many were said to be."""
+    precision: float
+    """Share of them that are right: nan for none."""
+    recall: float
+    """Share of the concepts of that model alone that a right one of them carries."""
+
+
+@dataclass(frozen=True)
+class ScoreCard:
+    """A crosscoder against the truth. Every share lies in [0, 1], and is nan where there is nothing to share.
+
+    A latent is right when less than a fifth of its concept is present in the model that it is not specific to. One that
+    matches no concept, or never fires, is wrong wherever it is flagged, never left out.
+    """
+
+    n_dead: int
+    n_unmatched: int
+    """Latents that fire but point along no concept."""
+    frac_recovered: float
+    """Share of all concepts that a latent carries."""
+    chat_only: Attribution
+    """Latents of class chat_only, by Delta_norm alone."""
+    base_only: Attribution
+    chat_after_nu: Attribution
+    """Those of them with |nu_error| < 0.2 and |nu_reconstruction| < 0.5."""
+    base_after_nu: Attribution
+    """The same in the mirror: with the base model's decoder as the probe."""
+    chat_verdict: Attribution
+    """Latents with the verdict chat_specific."""
+    base_verdict: Attribution
+    frac_weak_flagged: float
+    """Share of weak concepts that a wrong chat-only latent matches: the Complete Shrinkage trap."""
+    frac_decoupled_flagged: float
+    """The same of decoupled concepts: the Latent Decoupling trap. A latent that fires just where such a concept is in
+    the chat model alone is right, and does not count."""
+    frac_weakened_flagged: float
+    """Share of concepts that are weak in the chat model which a wrong base-only latent matches."""
+    frac_rotated_specific: float
+    """Share of rotated concepts that a latent with a verdict of being specific matches."""
+    nu_auroc_in_flagged: float
+    """How well the larger of the two nu, each over its limit, tells wrong chat-only latents from right ones."""
+    delta_norm_spearman: float
+    """Rank correlation over matched latents of Delta_norm with minus the presence in base, which it should follow."""
+    nu_error_spearman: float
+    """The same of nu_error with the presence in base."""
+
+
+def match_concepts(world: PlantedWorld, crosscoder: InferenceCrosscoder) -> Int[Tensor, " d_sae"]:
+    """The concept that each latent's longer decoder half points along (cosine above 0.7), or -1."""
+    cosines = [
+        normalize(decoder.detach(), dim=-1) @ directions.T.to(decoder)
+        for decoder, directions in zip(crosscoder.decoders, world.directions, strict=True)
+    ]
+    norms = crosscoder.decoder_norms
+    chat_leans = (norms[:, CHAT] >= norms[:, BASE])[:, None]
+    best = torch.where(chat_leans, cosines[CHAT], cosines[BASE]).max(dim=-1)
+    return torch.where(best.values > MIN_COSINE, best.indices, -1)
+
+
+def base_presence(
+    feature_acts: Float[Tensor, "token d_sae"], tokens: PlantedTokens, concepts: Int[Tensor, " d_sae"]
+) -> Float[Tensor, " d_sae"]:
+    """nu*: how much of its concept the base model has while the latent is on, relative to the chat model.
+
+    `sum_t f_j c^base / sum_t f_j c^chat` from the planted coefficients c: what Delta_norm and nu try to estimate. 0 for
+    a latent of the chat model alone, infinite for one of the base model alone, nan for an unmatched or dead latent.
+    """
+    coefficients = tokens.coefficients.to(feature_acts.device).double()
+    sums = torch.einsum("tj,tcm->jcm", feature_acts.double(), coefficients)
+    own = sums[torch.arange(len(concepts)), concepts.clamp(min=0)]
+    return torch.where(concepts >= 0, own[:, BASE] / own[:, CHAT], torch.nan)
+
+
+def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: PlantedTokens) -> pd.DataFrame:
+    """What is true of every latent: a frame that goes beside the one of `diagnose`, by the same index.
+
+    Returns:
+        `concept` (-1 for none) and its `kind`; `base_presence`; and `hit_rate`, the share of the concept's firings, in
+        either model, on which the latent fires.
+    """
+    with torch.no_grad():
+        feature_acts = crosscoder.encode(tokens.activations.to(crosscoder.W_dec))
+    concepts = match_concepts(world, crosscoder)
+    present = (tokens.coefficients > 0).any(dim=-1).to(feature_acts)
+    hits = ((feature_acts > 0).to(feature_acts).T @ present)[torch.arange(len(concepts)), concepts.clamp(min=0)]
+    truth = pd.DataFrame(
+        {
+            "concept": concepts.cpu().numpy(),
+            "kind": [world.concepts[index].kind if index >= 0 else "none" for index in concepts.tolist()],
+            "base_presence": base_presence(feature_acts, tokens, concepts).cpu().numpy(),
+            "hit_rate": torch.where(concepts >= 0, hits / present.sum(dim=0)[concepts], torch.nan).cpu().numpy(),
+        }
+    )
+    truth.index.name = "latent"
+    return truth
+
+
+def concept_recovery(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Concept by concept: how often it fires, which latent carries it best, and what is said about that latent.
+
+    A latent carries a concept if it points along it and fires on at least a tenth of its firings; `latent` is -1 where
+    none does. With `firing_probability` this shows the detection limit: how rare a concept may be and still be found.
+    """
+    carrying = _carrying(truth).sort_values("hit_rate").drop_duplicates("concept", keep="last")
+    latents = carrying.reset_index().set_index("concept").latent.reindex(range(len(world.concepts)), fill_value=-1)
+    said = table.reindex(latents.to_numpy())
+    return pd.DataFrame(
+        {
+            "kind": [concept.kind for concept in world.concepts],
+            "firing_probability": [world.firing_probability(index) for index in range(len(world.concepts))],
+            "rho": [concept.rho for concept in world.concepts],
+            "q": [concept.q for concept in world.concepts],
+            "angle_degrees": [concept.angle_degrees for concept in world.concepts],
+            "latent": latents.to_numpy(),
+            **{name: said[name].to_numpy() for name in ("delta_norm", "label", "verdict", "nu_error")},
+        },
+        index=pd.RangeIndex(len(world.concepts), name="concept"),
+    )
+
+
+def score_card(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFrame) -> ScoreCard:
+    """Judge what `diagnose` says about a crosscoder by what is true of it.
+
+    Args:
+        truth: of `truth_table`, from tokens that training never saw.
+        table: of `diagnose`.
+    """
+    frame = table.join(truth)
+    presence = {"chat_only": frame.base_presence, "base_only": 1 / frame.base_presence}
+    right = {side: presence[side] < SPECIFIC_BELOW for side in _SIDES}  # False where nan
+    flagged = {side: frame.label == side for side in _SIDES}
+    excess = {"chat_only": _excess(frame, ""), "base_only": _excess(frame, "_base_probe")}
+
+    def attribution(side: str, said: pd.Series) -> Attribution:
+        correct = frame[said & right[side]]
+        found = _found(world, (side,), correct[correct.hit_rate >= MIN_HIT_RATE])
+        return Attribution(int(said.sum()), float(right[side][said].mean()), found)
+
+    wrong = {side: frame[flagged[side] & ~right[side]] for side in _SIDES}
+    matched = frame[(frame.concept >= 0) & ~frame.dead]
+    wrong_excess, right_excess = (excess["chat_only"][flagged["chat_only"] & r].to_numpy() for r in _both(right))
+    return ScoreCard(
+        n_dead=int(frame.dead.sum()),
+        n_unmatched=int(((frame.concept < 0) & ~frame.dead).sum()),
+        frac_recovered=_carrying(frame).concept.nunique() / len(world.concepts),
+        chat_only=attribution("chat_only", flagged["chat_only"]),
+        base_only=attribution("base_only", flagged["base_only"]),
+        chat_after_nu=attribution("chat_only", flagged["chat_only"] & (excess["chat_only"] < 1)),
+        base_after_nu=attribution("base_only", flagged["base_only"] & (excess["base_only"] < 1)),
+        chat_verdict=attribution("chat_only", frame.verdict == _SIDES["chat_only"]),
+        base_verdict=attribution("base_only", frame.verdict == _SIDES["base_only"]),
+        frac_weak_flagged=_found(world, ("weak",), wrong["chat_only"]),
+        frac_decoupled_flagged=_found(world, ("decoupled",), wrong["chat_only"]),
+        frac_weakened_flagged=_found(world, ("weakened",), wrong["base_only"]),
+        frac_rotated_specific=_found(world, ("rotated",), frame[frame.verdict.isin(_SIDES.values())]),
+        nu_auroc_in_flagged=_auroc(wrong_excess, right_excess),
+        delta_norm_spearman=_spearman(matched.delta_norm, -matched.base_presence),
+        nu_error_spearman=_spearman(matched.nu_error, matched.base_presence),
+    )
+
+
+def _both(right: dict[str, pd.Series]) -> tuple[pd.Series, pd.Series]:
+    return ~right["chat_only"], right["chat_only"]
+
+
+def _carrying(truth: pd.DataFrame) -> pd.DataFrame:
+    return truth[truth.hit_rate >= MIN_HIT_RATE]
+
+
+def _found(world: PlantedWorld, kinds: Sequence[str], latents: pd.DataFrame) -> float:
+    """Share of the concepts of these kinds that some of the latents match."""
+    wanted = {index for index, concept in enumerate(world.concepts) if concept.kind in kinds}
+    return len(wanted & set(latents.concept)) / len(wanted) if wanted else float("nan")
+
+
+def _excess(frame: pd.DataFrame, probe: str) -> pd.Series:
+    """The larger of the two nu, each over its limit; below 1 means that neither artifact shows."""
+    limits = {f"nu_error{probe}": NU_ERROR_LIMIT, f"nu_reconstruction{probe}": NU_RECONSTRUCTION_LIMIT}
+    return (frame[list(limits)].abs() / pd.Series(limits)).max(axis=1, skipna=False)
+
+
+def _spearman(scores: pd.Series, truth: pd.Series) -> float:
+    both = pd.DataFrame({"score": scores, "truth": truth}).dropna().rank()
+    varies = len(both) > 0 and bool((both.nunique() > 1).all())
+    return float(both.score.corr(both.truth)) if varies else float("nan")
+
+
+def _auroc(higher: Float[np.ndarray, " wrong"], lower: Float[np.ndarray, " right"]) -> float:
+    """Chance that one of `higher` exceeds one of `lower`, an undefined nu counting as highest; nan if one is empty."""
+    higher, lower = (np.nan_to_num(values, nan=np.inf)[:, None] for values in (higher, lower))
+    if higher.size == 0 or lower.size == 0:
+        return float("nan")
+    return float((higher > lower.T).mean() + 0.5 * (higher == lower.T).mean())

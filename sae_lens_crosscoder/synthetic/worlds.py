@@ -1,0 +1,75 @@
+"""The standard worlds, and their variations: each shows where a crosscoder is right, and where it bends."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
+
+N_CONCEPTS = 174
+PROBABILITIES = (0.01, 0.05)
+
+
+def world_a(
+    seed: int,
+    *,
+    d_models: tuple[int, int] = (64, 64),
+    probabilities: tuple[float, float] = PROBABILITIES,
+    exclusive_probability: float | None = None,
+    exclusive_size: float = 1.0,
+    co_occurring: bool = False,
+    mirrored: bool = False,
+    **world: Any,
+) -> PlantedWorld:
+    """The standard world: 174 concepts, 16 of them chat-only, with 24 weak and 18 decoupled ones as traps.
+
+    >>> world = world_a(seed=0)
+    >>> len(world.concepts), len(world.indices("chat_only")), world.layout.d_models
+    (174, 16, (64, 64))
+
+    Args:
+        d_models: with different widths the 12 rotated concepts are shared ones.
+        probabilities: between which firing probabilities are drawn, evenly in the logarithm.
+        exclusive_probability: that of the chat-only concepts instead, to make them rare.
+        exclusive_size: what the chat-only concepts' coefficients are multiplied by.
+        co_occurring: every second chat-only concept fires on the tokens of the one before it.
+        mirrored: the weak concepts are strong in base and weak in chat, as after a fine-tuning that suppresses.
+        world: further arguments of `PlantedWorld`.
+    """
+    draws = iter(_probabilities(seed, *probabilities))
+    concepts = [Concept("shared", next(draws)) for _ in range(96)]
+    concepts += [Concept("chat_only", next(draws), size=exclusive_size) for _ in range(16)]
+    concepts += [Concept("base_only", next(draws)) for _ in range(8)]
+    weak = "weakened" if mirrored else "weak"
+    concepts += [Concept(weak, next(draws), rho=rho) for rho in (0.25, 0.35, 0.5) for _ in range(8)]
+    concepts += [Concept("decoupled", next(draws), q=q) for q in (0.4, 0.6, 0.8) for _ in range(6)]
+    if d_models[0] == d_models[1]:
+        concepts += [Concept("rotated", next(draws), angle_degrees=angle) for angle in (45.0, 90.0) for _ in range(6)]
+    else:
+        concepts += [Concept("shared", next(draws)) for _ in range(12)]
+    for index in range(96, 112):
+        if exclusive_probability is not None:
+            concepts[index] = replace(concepts[index], firing_probability=exclusive_probability)
+        if co_occurring and index % 2:
+            concepts[index] = replace(concepts[index], fires_with=index - 1)
+    return PlantedWorld(concepts, d_models, seed, **world)
+
+
+def null_world(seed: int, *, d_models: tuple[int, int] = (64, 64), **world: Any) -> PlantedWorld:
+    """Nothing differs but noise: 174 shared concepts, each turned by up to 15 degrees between the models."""
+    turns = torch.rand(N_CONCEPTS, generator=_generator(seed)).tolist()
+    drawn = zip(_probabilities(seed, *PROBABILITIES), turns, strict=True)
+    concepts = [Concept("rotated", p, angle_degrees=15 * turn) for p, turn in drawn]
+    world.setdefault("noise", 0.03)
+    return PlantedWorld(concepts, d_models, seed, **world)
+
+
+def _probabilities(seed: int, low: float, high: float) -> list[float]:
+    places = torch.rand(N_CONCEPTS, generator=_generator(seed + 10_000), dtype=torch.float64)
+    return [math.exp(math.log(low) + (math.log(high) - math.log(low)) * place) for place in places.tolist()]
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(1_800_000_000 + seed)

@@ -1,0 +1,177 @@
+"""Folders that are checkpoints once they are whole: written beside, checked by what they say they hold."""
+
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from sae_lens_crosscoder.activations.cache.manifest import sha256_of
+from sae_lens_crosscoder.crosscoders.collectives import OneProcess
+from sae_lens_crosscoder.storage.integrity import read_sealed, seal
+
+CHECKPOINT_FILENAME = "checkpoint.json"
+FORMAT_VERSION = 1
+_PARTIAL, _REPLACED = ".partial", ".replaced"
+# Settings that a run may go on with changed: how long, where, and what is written about it.
+_MAY_CHANGE = {
+    *("training_tokens", "total_training_samples", "tokens_per_buffer"),
+    *("device", "llm_device", "chat_device", "act_store_device", "prefetch_llm_batches"),
+    *("latent_shards", "wait_for_cache"),
+    *("checkpoint_path", "resume_from_checkpoint", "n_checkpoints", "n_checkpoints_kept", "save_final_checkpoint"),
+    *("output_path", "metrics_path", "logger", "log_frequency", "verbose", "eval_batch_size_prompts", "n_eval_batches"),
+    *("metadata", "sae_lens_version", "sae_lens_training_version"),
+}
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written; the ones before it are whole."""
+
+
+@dataclass
+class CheckpointManifest:
+    """What a checkpoint is of, and every file in it."""
+
+    n_training_tokens: int
+    settings: dict[str, Any]
+    files: dict[str, str]
+    """SHA-256 by path within the folder."""
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def read(cls, folder: Path) -> "CheckpointManifest":
+        path = folder / CHECKPOINT_FILENAME
+        try:
+            manifest = cls(**read_sealed(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{folder} is no whole checkpoint: {CHECKPOINT_FILENAME} cannot be read ({error})."
+            ) from None
+        if manifest.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format_version={manifest.format_version}, but this version reads {FORMAT_VERSION}: resume "
+                "with the version that wrote it."
+            )
+        return manifest
+
+
+@contextmanager
+def new_checkpoint(
+    folder: Path, n_training_tokens: int, settings: Mapping[str, Any], ranks: OneProcess
+) -> Generator[Path]:
+    """A folder that all processes write into, and that becomes `folder` when it is whole and on disk.
+
+    Another checkpoint of that name is there until then. Raises a CheckpointError when something cannot be written, and
+    leaves nothing half-written.
+    """
+    partial = folder.with_name(folder.name + _PARTIAL)
+    try:
+        with ranks.together():
+            if ranks.is_lead:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+        with ranks.together():
+            yield partial
+        with ranks.together():
+            if ranks.is_lead:
+                _complete(partial, n_training_tokens, settings)
+                _put_in_place(partial, folder)
+    # How torch and safetensors say that a disk is full.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if ranks.is_lead:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"The checkpoint {folder} could not be written: {error}. Checkpoints before it are whole. Make room "
+            f"({_free(folder)} are free) or give another checkpoint_path, and resume from the latest."
+        ) from error
+
+
+def _complete(partial: Path, n_training_tokens: int, settings: Mapping[str, Any]) -> None:
+    """Say what is in a folder, and make sure that it is on disk."""
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    sums = {path.relative_to(partial).as_posix(): sha256_of(path) for path in files}
+    manifest = CheckpointManifest(n_training_tokens, dict(settings), sums)
+    fields: dict[str, Any] = json.loads(json.dumps(asdict(manifest), default=str))
+    (partial / CHECKPOINT_FILENAME).write_text(json.dumps(seal(fields), indent=1))
+    for path in (*partial.rglob("*"), partial):
+        _synchronise(path)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    replaced = folder.with_name(folder.name + _REPLACED)
+    if folder.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)  # still a whole checkpoint, and found as one
+    partial.rename(folder)
+    _synchronise(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _synchronise(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free(folder: Path) -> str:
+    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
+    return f"{shutil.disk_usage(nearest).free / 1e9:.3g} GB"
+
+
+def checkpoints_in(*runs: Path) -> list[Path]:
+    """The checkpoints in the folders of some runs, oldest first; nobody has looked whether they are whole."""
+    markers = [marker for run in runs for marker in run.glob(f"*/{CHECKPOINT_FILENAME}")]
+    return [marker.parent for marker in sorted(markers, key=lambda marker: marker.stat().st_mtime_ns)]
+
+
+def remove_all_but(n_kept: int, folder: Path) -> None:
+    """Delete a run's older checkpoints, and what is left of checkpoints that were being written or deleted."""
+    for checkpoint in checkpoints_in(folder)[:-n_kept]:
+        if not checkpoint.name.endswith(_PARTIAL):
+            checkpoint.rename(checkpoint.with_name(checkpoint.name + _PARTIAL))  # half-deleted, it is no checkpoint
+    for left in (*folder.glob(f"*{_PARTIAL}"), *folder.glob(f"*{_REPLACED}")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def problem_with(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be gone on from; None if every file is what was written."""
+    try:
+        manifest = CheckpointManifest.read(checkpoint)
+    except ValueError as error:
+        return str(error)
+    for name, sha256 in manifest.files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if sha256_of(path) != sha256:
+            return f"{path} is damaged: its content is not what was written (SHA-256)"
+    return None
+
+
+def changed_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two runs' settings, apart from what a run may go on with changed.
+
+    >>> changed_settings({"lr": 0.1, "sae": {"k": 8, "device": "cpu"}}, {"lr": 0.1, "sae": {"k": 9, "device": "cuda"}})
+    ['sae.k is 8 there and 9 here']
+    """
+    theirs, ours = _flat(there), _flat(json.loads(json.dumps(here, default=str)))
+    return [
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in sorted(theirs | ours)
+        if theirs.get(name) != ours.get(name) and _MAY_CHANGE.isdisjoint(name.split("."))
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,208 @@
+"""Where a run goes on from: all that its future depends on, in one checkpoint for all its crosscoders."""
+
+import logging
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sae_lens import TrainingSAE, TrainingSAEConfig
+from sae_lens.constants import SAE_CFG_FILENAME
+
+from sae_lens_crosscoder.activations.training_batches import TrainingBatches
+from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
+from sae_lens_crosscoder.training.checkpoints.folder import (
+    CheckpointManifest,
+    changed_settings,
+    checkpoints_in,
+    new_checkpoint,
+    problem_with,
+    remove_all_but,
+)
+from sae_lens_crosscoder.training.distributed.latent_shards import load_checkpoint
+from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
+
+RUN_STATE_FILENAME = "run_state_{rank}.pt"
+logger = logging.getLogger(__name__)
+
+
+class RunCheckpoints:
+    """Saves a run and brings it back to where it was saved; the resumed run is the unbroken one, to the bit on a CPU.
+
+    A checkpoint is a folder `<checkpoint_path>/<tokens>` with a file `run_state_<rank>.pt` of every process (activation
+    buffer, place in the data, random generators) and, per crosscoder, what its trainer saves. Another number of
+    processes than the one that saved it goes on with the same weights and moments, but only near the place in the data,
+    without what was in the buffers.
+
+    Args:
+        settings: what the run is; a checkpoint of other settings is not gone on from.
+    """
+
+    def __init__(
+        self, trainers: Mapping[str, CrosscoderTrainer], batches: TrainingBatches, settings: Mapping[str, Any]
+    ) -> None:
+        self._trainers, self._batches, self._settings = trainers, batches, settings
+        lead = next(iter(trainers.values()))
+        self._cfg, self._ranks = lead.cfg, lead.ranks
+        self._newest: Path | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that every crosscoder was trained on."""
+        return min(trainer.n_training_samples for trainer in self._trainers.values())
+
+    def save(self, prefix: str = "", keep_older: bool = False) -> Path | None:
+        """Write a checkpoint and remove those that are older than the config wants kept; None without a path."""
+        if self._cfg.checkpoint_path is None:
+            return None
+        run = Path(self._cfg.checkpoint_path)
+        folder = run / f"{prefix}{self.n_tokens}"
+        if folder == self._newest:  # nothing happened since
+            return folder
+        with new_checkpoint(folder, self.n_tokens, self._settings, self._ranks) as partial:
+            for name, trainer in self._trainers.items():
+                trainer.save_checkpoint(checkpoint_name=name, base_path=partial)
+            torch.save(self._state(), partial / RUN_STATE_FILENAME.format(rank=self._ranks.rank))
+        self._newest = folder
+        if self._cfg.n_checkpoints_kept is not None and not keep_older and self._ranks.is_lead:
+            remove_all_but(self._cfg.n_checkpoints_kept, run)
+        return folder
+
+    def save_because_of(self, error: BaseException) -> None:
+        """Save what was trained until an error, and say on the error where; older checkpoints stay.
+
+        Nothing is saved when other processes have gone on, or have ended.
+        """
+        if all(trainer.n_training_steps == 0 for trainer in self._trainers.values()):
+            return
+        if not self._ranks.can_still_meet(error):
+            return
+        try:
+            folder = self.save(keep_older=True)
+        except OSError as unsaved:
+            error.add_note(str(unsaved))
+            return
+        if folder is None:
+            error.add_note("Nothing was saved, because checkpoint_path is None.")
+        else:
+            error.add_note(
+                f"All {self.n_tokens} tokens of training are saved in {folder}: go on with "
+                "resume_from_checkpoint='latest'."
+            )
+
+    def resume(self) -> None:
+        """Go to the checkpoint that the config names, if it names one."""
+        if self._cfg.resume_from_checkpoint is None:
+            return
+        run = self._cfg.checkpoint_path
+        folder = find_checkpoint(self._cfg.resume_from_checkpoint, None if run is None else [Path(run)], self._settings)
+        state = _read_state(folder, 0)
+        n_processes = state["n_processes"]
+        if n_processes == self._ranks.n:
+            state = _read_state(folder, self._ranks.rank)
+        for name, trainer in self._trainers.items():
+            load_checkpoint(trainer, folder / name)
+            trainer.sae.load_carried_state(state["crosscoders"][name]["carried"])
+            trainer.metrics_log.start_from(state["crosscoders"][name]["metrics"])
+        if n_processes == self._ranks.n:
+            self._batches.load_state_dict(state["batches"])
+        else:
+            self._batches.approach(state["batches"], n_processes / self._ranks.n)
+        _set_random_state(state["random"])
+
+    def _state(self) -> dict[str, Any]:
+        crosscoders = {
+            name: {"carried": trainer.sae.carried_state(), "metrics": trainer.metrics_log.rows}
+            for name, trainer in self._trainers.items()
+        }
+        return {
+            "n_processes": self._ranks.n,
+            "crosscoders": crosscoders,
+            "batches": self._batches.state_dict(),
+            "random": _random_state(),
+        }
+
+
+def _read_state(folder: Path, rank: int) -> dict[str, Any]:
+    path = folder / RUN_STATE_FILENAME.format(rank=rank)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def find_checkpoint(requested: str, runs: list[Path] | None, settings: Mapping[str, Any]) -> Path:
+    """The checkpoint to go on from: the requested folder, or for `latest` the newest whole one of these settings.
+
+    Args:
+        runs: the folders of runs, in which `latest` looks for checkpoints.
+
+    Raises:
+        ValueError: for a folder that is no whole checkpoint, and for other settings, which are named.
+    """
+    if requested != "latest":
+        folder = Path(requested)
+        problem = f"there is no folder {requested!r}" if not folder.is_dir() else problem_with(folder)
+        if problem is not None:
+            raise ValueError(f"resume_from_checkpoint: {problem}. Give a whole checkpoint, or 'latest'.")
+        changed = changed_settings(CheckpointManifest.read(folder).settings, settings)
+        if changed:
+            raise ValueError(
+                f"{folder} is a checkpoint of another run: {'; '.join(changed)}. Resume with the settings it was made "
+                "with, or start a new run from its weights alone with from_pretrained_path."
+            )
+        return folder
+    if runs is None:
+        raise ValueError("resume_from_checkpoint='latest' needs checkpoint_path, to know where to look.")
+    others: list[str] = []
+    for folder in reversed(checkpoints_in(*runs)):
+        problem = problem_with(folder)
+        if problem is not None:
+            logger.warning("A checkpoint is passed over: %s.", problem)
+            continue
+        changed = changed_settings(CheckpointManifest.read(folder).settings, settings)
+        if not changed:
+            return folder
+        others.append(f"{folder} ({'; '.join(changed)})")
+    hint = f" There is one of another run: {others[0]}." if others else ""
+    raise ValueError(
+        f"There is no whole checkpoint of this run to resume from (looked in {len(runs)} folders at checkpoint_path): "
+        f"start without resuming.{hint}"
+    )
+
+
+def read_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCrosscoder:
+    """The weights that training goes on from; they must be of the configured kind and size."""
+    if not (folder / SAE_CFG_FILENAME).exists():
+        raise ValueError(f"from_pretrained_path: {folder} has no {SAE_CFG_FILENAME}; give a training checkpoint.")
+    stored: Any = TrainingSAE.load_from_disk(folder, device=cfg.device)
+    found, wanted = stored.cfg, cfg
+    for key in ("d_models", "d_sae", "score"):
+        if (type(found), getattr(found, key)) != (type(wanted), getattr(wanted, key)):
+            raise ValueError(
+                f"from_pretrained_path: {folder} holds a {found.architecture()} with {key}={getattr(found, key)}, but "
+                f"the config asks for a {wanted.architecture()} with {key}={getattr(wanted, key)}."
+            )
+    crosscoder: Any = type(stored)(cfg)  # so that what the config says about training holds from here on
+    crosscoder.cfg.activation_scales = found.activation_scales
+    crosscoder.load_state_dict(stored.state_dict())
+    return crosscoder
+
+
+def _random_state() -> dict[str, Any]:
+    """Of every global generator, in types that `torch.load` reads without running code."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (the hosts use the global generator)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

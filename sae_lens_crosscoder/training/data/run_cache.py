@@ -1,0 +1,144 @@
+"""A run's activations on disk: written once, by the config that trains on them."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from datasets import IterableDataset
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens_crosscoder.activations.cache.manifest import MANIFEST_FILENAME, CacheDtype
+from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.cache.writer import cache_activations, require_worker
+from sae_lens_crosscoder.data.token_mask import excluded_tokens, kept_tokens
+from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.training.data.run_rows import RunRows
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+
+TRAINING, HELD_OUT = "training", "held_out"
+InMemory = Literal["one_model", "both_models"]
+# What, beside models and hook, decides which activations there are.
+_DATA_FIELDS = (
+    "dataset_path",
+    "mix",
+    "use_chat_formatting",
+    "context_size",
+    "packing",
+    "padding_token",
+    "prepend_bos",
+    "sequence_separator_token",
+    "disable_concat_sequences",
+    "seqpos_slice",
+    "exclude_special_tokens",
+    "n_held_out_rows",
+    "seed",
+)
+
+
+def write_run_cache(
+    cfg: CrosscoderRunnerConfig,
+    dtype: CacheDtype = "bfloat16",
+    prompts_per_shard: int | None = None,
+    worker: tuple[int, int] = (0, 1),
+    in_memory: InMemory = "one_model",
+) -> tuple[ActivationCache, ActivationCache]:
+    """The activations that a run trains on, and those that it is diagnosed on, in `cfg.cached_activations_path`.
+
+    They are `training_tokens` of its data, or one pass over it if that is less, and all held-out rows, which come
+    first. A call that was interrupted goes on where it stopped.
+
+    Args:
+        worker: (i, n) for the i-th of n calls that share the work, see `cache_activations`.
+        in_memory: `one_model`: each is loaded when its turn comes, and no shard is whole before the chat model's turn;
+            `both_models`: shard after shard is finished, for training that waits for them.
+
+    Raises:
+        ValueError: for what the run itself would refuse, and what `cache_activations` refuses.
+    """
+    if cfg.cached_activations_path is None:
+        raise ValueError("cached_activations_path is not set: name the folder that the activations go to.")
+    require_worker(worker)
+    if in_memory not in get_args(InMemory):
+        raise ValueError(f"in_memory={in_memory!r} is not one of {', '.join(get_args(InMemory))}.")
+    rows = RunRows(cfg)
+    excluded = excluded_tokens(cfg, rows.tokenizer)
+    names = (cfg.model_name, cfg.chat_model_name)
+    loading: dict[str, Any] = {
+        "device": cfg.llm_device or cfg.device,
+        "dtype": cfg.model_dtype,
+        "model_class_name": cfg.model_class_name,
+        "token_replacements": cfg.token_replacements,
+        **(cfg.model_from_pretrained_kwargs or {}),
+    }
+    at_once = in_memory == "both_models"
+    models = HookedModelPair.from_pretrained(*names, chat_device=cfg.chat_device, **loading) if at_once else names
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "dataset": json.dumps(_data_of(cfg)),
+        "prompts_per_shard": prompts_per_shard,
+        "batch_size_prompts": cfg.store_batch_size_prompts,
+        "loading": None if at_once else loading,
+        "worker": worker,
+    }
+
+    def write(name: str, part: IterableDataset, n_wanted: int | None) -> ActivationCache:
+        tokens, keep = _contexts(part, cfg, excluded, n_wanted)
+        folder = Path(str(cfg.cached_activations_path), name)
+        return cache_activations(folder, models, tokens, cfg.hook_name, keep=keep, **options)
+
+    held_out = write(HELD_OUT, rows.held_out, None)
+    return write(TRAINING, rows.training, cfg.training_tokens), held_out
+
+
+def read_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, ActivationCache]:
+    """The activations to train on, and those to be diagnosed on, from the cache that the config names.
+
+    Raises:
+        ValueError: for a folder without a whole cache, unless the config waits for it, and for one of other models,
+            another hook or other data.
+    """
+    folder = Path(cfg.cached_activations_path or "")
+    if cfg.wait_for_cache and not (folder / TRAINING / MANIFEST_FILENAME).exists():
+        # Held-out files are written first, and each of them begins the wait for the training manifest anew.
+        ActivationCache(folder / HELD_OUT, wait=cfg.wait_for_cache).verify()
+    training, held_out = (ActivationCache(folder / name, wait=cfg.wait_for_cache) for name in (TRAINING, HELD_OUT))
+    for cache in (training, held_out):
+        cache.require_of((cfg.model_name, cfg.chat_model_name), cfg.hook_name)
+        stored: dict[str, Any] = json.loads(cache.manifest.dataset or "{}")
+        wanted: dict[str, Any] = json.loads(json.dumps(_data_of(cfg)))
+        different = sorted(name for name in wanted if stored.get(name) != wanted[name])
+        if cache.manifest.token_replacements != cfg.token_replacements:
+            different.append("token_replacements")
+        if different:
+            raise ValueError(
+                f"{cache.path} holds activations of other data: its config differs in {', '.join(different)}. Use the "
+                "config that wrote it, or write another cache."
+            )
+    return training, held_out
+
+
+def _data_of(cfg: CrosscoderRunnerConfig) -> dict[str, Any]:
+    settings = cfg.to_dict()
+    return {name: settings[name] for name in _DATA_FIELDS}
+
+
+def _contexts(
+    rows: IterableDataset, cfg: CrosscoderRunnerConfig, excluded: Tensor | None, n_wanted: int | None
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """As many contexts as hold the wanted number of tokens that are kept, and which those are."""
+    contexts: list[Tensor] = []
+    n_kept = 0
+    with tqdm(total=n_wanted, desc="Reading tokens", unit="tok", unit_scale=True, leave=False) as bar:
+        for row in rows:
+            context = torch.tensor(row["input_ids"], dtype=torch.int32)
+            n_here = int(kept_tokens(context[None], cfg.seqpos_slice, excluded).sum())
+            contexts.append(context)
+            n_kept += n_here
+            bar.update(n_here)
+            if n_wanted is not None and n_kept >= n_wanted:
+                break
+    tokens = torch.stack(contexts)
+    return tokens, kept_tokens(tokens, cfg.seqpos_slice, excluded)

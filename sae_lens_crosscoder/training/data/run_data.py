@@ -1,0 +1,158 @@
+"""The models and the data of a run, from its config alone."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from sae_lens.config import HfDataset
+from torch import Tensor
+
+from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.store import PairActivationsStore
+from sae_lens_crosscoder.crosscoders.collectives import OneProcess
+from sae_lens_crosscoder.models.loading import load_tokenizer
+from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.training.data.run_cache import read_run_cache
+from sae_lens_crosscoder.training.data.run_rows import RunRows
+from sae_lens_crosscoder.training.refusals import refuse_missing_device
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+
+
+class RunData:
+    """What a run trains on and what it is diagnosed on: activations that the pair makes, or that a cache holds.
+
+    Attributes:
+        activations_store: an endless iterator of batches (batch, d_in) to train on; of several processes, this one's
+            share of them.
+        model_names: the base and the chat model's, None where they are not known.
+    """
+
+    def __init__(
+        self,
+        cfg: CrosscoderRunnerConfig,
+        override_dataset: HfDataset | None,
+        override_model: HookedModelPair | None,
+        ranks: OneProcess,
+    ) -> None:
+        for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
+            refuse_missing_device(device)
+        self.cfg = cfg
+        self.ranks = ranks
+        """The processes of this run."""
+        self._share = cfg.share_of_stream(ranks.n)
+        self._pair = override_model
+        self._rows: RunRows | None = None
+        self._held_out_cache: ActivationCache | None = None
+        self.activations_store: Any
+        self.model_names: tuple[str | None, ...]
+        if cfg.use_cached_activations:
+            self._read_cache(override_dataset)
+        else:
+            self._read_models(override_dataset)
+
+    @property
+    def reads_cache(self) -> bool:
+        return self._held_out_cache is not None
+
+    @property
+    def pair(self) -> HookedModelPair:
+        """The two models, which a run on cached activations does not load."""
+        if self._pair is None:
+            raise ValueError(
+                "This run reads cached activations and has loaded no models: use those of `held_out_data`, or load the "
+                "pair with HookedModelPair.from_pretrained."
+            )
+        return self._pair
+
+    @property
+    def tokenizer(self) -> Any:
+        """The chat model's, for which no model is loaded."""
+        cfg = self.cfg
+        return load_tokenizer(cfg.chat_model_name, cfg.model_class_name) if self._pair is None else self._pair.tokenizer
+
+    @cached_property
+    def held_out_tokens(self) -> Int[Tensor, "batch pos"]:
+        """The held-out rows as contexts, which training never saw."""
+        return torch.stack(list(self.held_out_store.iterable_sequences))
+
+    @property
+    def held_out_kept(self) -> Bool[Tensor, "batch pos"]:
+        """Which of `held_out_tokens` training would use: not padding, and nothing that the config leaves out."""
+        return self.held_out_store.kept(self.held_out_tokens)
+
+    @cached_property
+    def held_out_sources(self) -> list[str]:
+        """The source that each row of `held_out_tokens` comes from, by name."""
+        assert self._rows is not None  # or held_out_tokens would have raised
+        return [row["source"] for row in self._rows.held_out]
+
+    def held_out_data(self, n_rows: int | None = None) -> dict[str, Any]:
+        """What to give `diagnose` and other analyses: the pair and held-out tokens, or their cached activations.
+
+        Args:
+            n_rows: how many contexts; None for all.
+        """
+        if self._held_out_cache is None:
+            return {"pair": self.pair, "tokens": self.held_out_tokens[:n_rows], "keep": self.held_out_kept[:n_rows]}
+        if n_rows is not None:
+            raise ValueError(
+                f"A cache is read as a whole, so that not just {n_rows} of its rows can be held-out data: leave the "
+                "number out."
+            )
+        return {"activations": self._held_out_cache}
+
+    @property
+    def held_out_store(self) -> PairActivationsStore:
+        pair = self.pair
+        assert self._rows is not None  # they come with the pair
+        return PairActivationsStore.from_config(pair, self.cfg, override_dataset=self._rows.held_out)
+
+    def _read_models(self, override_dataset: HfDataset | None) -> None:
+        """Activations as the models make them; everything about the data is checked before they are loaded."""
+        cfg = self.cfg
+        self._rows = RunRows(cfg, override_dataset, None if self._pair is None else self._pair.tokenizer, self.ranks)
+        self._pair = self._pair or load_pair(cfg)
+        self._refuse_wrong_widths(self._pair.layout_at(cfg.hook_name).d_models)
+        self.model_names = self._pair.model_names or (None, None)
+        self.activations_store = PairActivationsStore.from_config(
+            self._pair, self._share, override_dataset=self._rows.training
+        )
+
+    def _read_cache(self, override_dataset: HfDataset | None) -> None:
+        """Activations from disk, in random order."""
+        cfg = self.cfg
+        if override_dataset is not None or self._pair is not None:
+            raise ValueError("use_cached_activations=True reads no dataset and no models: give neither.")
+        training, self._held_out_cache = read_run_cache(cfg)
+        self._refuse_wrong_widths(training.layout.d_models)
+        self.model_names = training.manifest.model_names or (None, None)
+        self.activations_store = training.shuffled(
+            self._share.train_batch_size_tokens,
+            seed=cfg.seed,
+            buffer_size=min(self._share.n_batches_in_buffer * cfg.context_size, len(training)),
+            mix_fraction=cfg.activations_mixing_fraction,
+            part=(self.ranks.rank, self.ranks.n),
+        )
+
+    def _refuse_wrong_widths(self, found: tuple[int, ...]) -> None:
+        for name, cfg in self.cfg.crosscoder_configs.items():
+            if cfg.layout.d_models != found:  # pyright: ignore[reportAttributeAccessIssue]
+                raise ValueError(
+                    f"Crosscoder {name!r} is configured for models of widths {cfg.layout.d_models}, "  # pyright: ignore[reportAttributeAccessIssue]
+                    f"but at {self.cfg.hook_name} these models are {found} wide: set d_models={found}."
+                )
+
+
+def load_pair(cfg: CrosscoderRunnerConfig) -> HookedModelPair:
+    """The pair of models that a run is of."""
+    return HookedModelPair.from_pretrained(
+        cfg.model_name,
+        cfg.chat_model_name,
+        device=cfg.llm_device or cfg.device,
+        chat_device=cfg.chat_device,
+        dtype=cfg.model_dtype,
+        model_class_name=cfg.model_class_name,
+        token_replacements=cfg.token_replacements,
+        **(cfg.model_from_pretrained_kwargs or {}),
+    )

@@ -1,0 +1,184 @@
+"""Drives one or several trainers over a single stream of activations."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens_crosscoder.activations.scales import MeanNorms
+from sae_lens_crosscoder.activations.training_batches import TrainingBatches
+from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError
+from sae_lens_crosscoder.training.checkpoints.interruption import Interruption, interruptible
+from sae_lens_crosscoder.training.checkpoints.run_checkpoints import RunCheckpoints
+from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
+
+
+def train_on_one_stream(
+    trainers: Mapping[str, CrosscoderTrainer],
+    activations: Iterable[Float[Tensor, "batch d_in"]],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    n_ahead: int = 0,
+) -> RunCheckpoints:
+    """Train several crosscoders in lockstep, each batch of activations made once and given to all.
+
+    All trainers must want the same number of tokens. The first one's config says where checkpoints are written and
+    whether to go on from one. When the stream fails or ends early, anything becomes NaN or infinite, or SIGINT or
+    SIGTERM arrives, the state before that is saved there, and the error says so. Returns what saves the run.
+
+    Args:
+        activations: batches, of several processes this one's share of each, from the start of their stream also when
+            training goes on from a checkpoint.
+        settings: what the run is, so that no other run's checkpoint is gone on from; None for the trainers' configs.
+        n_ahead: batches made ahead in a background thread.
+    """
+    wanted = {trainer.cfg.total_training_samples for trainer in trainers.values()}
+    if len(wanted) != 1:
+        raise ValueError(f"Crosscoders on one stream must train for equally many tokens, not {sorted(wanted)}.")
+    if settings is None:
+        settings = {name: trainer.settings for name, trainer in trainers.items()}
+    ranks = next(iter(trainers.values())).ranks
+    with closing(TrainingBatches(activations, n_ahead)) as batches, interruptible(ranks) as interruption:
+        for trainer in trainers.values():
+            trainer.sae.to(trainer.cfg.device)
+            trainer.data_provider = batches
+        checkpoints = RunCheckpoints(trainers, batches, settings)
+        checkpoints.resume()
+        _estimate_scales(trainers, batches, interruption)
+        _train(trainers, batches, checkpoints, interruption)
+        for trainer in trainers.values():
+            _finish(trainer)
+        if next(iter(trainers.values())).cfg.save_final_checkpoint:
+            checkpoints.save(prefix="final_")
+    return checkpoints
+
+
+def _train(
+    trainers: Mapping[str, CrosscoderTrainer],
+    batches: TrainingBatches,
+    checkpoints: RunCheckpoints,
+    interruption: Interruption,
+) -> None:
+    lead = next(iter(trainers.values()))
+    unfinished: Tensor | None = None
+    with tqdm(
+        total=lead.cfg.total_training_samples,
+        initial=checkpoints.n_tokens,
+        desc="Training",
+        unit="tok",
+        unit_scale=True,
+        mininterval=1,
+        disable=not lead.ranks.is_lead,
+    ) as progress:
+        try:
+            while not all(trainer.is_last_step for trainer in trainers.values()):
+                with lead.ranks.together():
+                    unfinished = _next_batch(batches, lead)
+                batch = lead.ranks.gathered(unfinished, "latents")
+                _one_step(trainers, batch)
+                progress.update(lead.ranks.n_data * len(batch))
+                unfinished = None
+                if lead.metrics_log.rows:
+                    progress.set_postfix_str(_progress_note(trainers), refresh=False)
+                if _checkpoint_is_due(lead):
+                    checkpoints.save()
+                interruption.raise_if_requested()
+        except (KeyboardInterrupt, CheckpointError):  # asked not to save, or not able to
+            raise
+        except BaseException as error:
+            if unfinished is not None:
+                batches.give_back(unfinished)
+            checkpoints.save_because_of(error)
+            raise
+
+
+def _one_step(trainers: Mapping[str, CrosscoderTrainer], batch: Float[Tensor, "batch d_in"]) -> None:
+    """Every crosscoder learns from the batch, apart from those that had done so when another's step failed."""
+    step = min(trainer.n_training_steps for trainer in trainers.values())
+    for trainer in trainers.values():
+        if trainer.n_training_steps > step:
+            continue
+        if trainer.n_frac_active_samples > 0:  # or a failed attempt at this step did it
+            trainer.maybe_reset_sparsity()
+        # On the crosscoder's device, because half precision is half as much to move.
+        output = trainer.step(batch.to(trainer.sae.device).to(trainer.sae.dtype))
+        if trainer.is_logging_step:
+            row = trainer.metrics(output)
+            trainer.metrics_log.write(row)
+            if trainer.cfg.logger.log_to_wandb:
+                trainer.log_to_wandb(row)
+        trainer.n_training_steps += 1
+
+
+def _checkpoint_is_due(trainer: CrosscoderTrainer) -> bool:
+    thresholds = trainer.checkpoint_thresholds
+    is_due = bool(thresholds) and trainer.n_training_samples > thresholds[0]
+    if is_due:
+        thresholds.pop(0)
+    return is_due
+
+
+def _next_batch(
+    activations: Iterator[Float[Tensor, "batch d_in"]], trainer: CrosscoderTrainer
+) -> Float[Tensor, "batch d_in"]:
+    try:
+        batch = next(activations)
+    except StopIteration:
+        raise ValueError(
+            f"The activations ended after {trainer.n_training_samples} tokens, but "
+            f"total_training_samples={trainer.cfg.total_training_samples}. Give a longer (or repeating) stream, or "
+            "train on fewer tokens."
+        ) from None
+    if batch.ndim != 2 or batch.shape[0] == 0:
+        raise ValueError(f"Activations must come as (batch, d_in) with at least one token, not {tuple(batch.shape)}.")
+    trainer.sae.layout.split(batch)  # says what is wrong with the width
+    return batch
+
+
+def _progress_note(trainers: Mapping[str, CrosscoderTrainer]) -> str:
+    notes: list[str] = []
+    for name, trainer in trainers.items():
+        row = trainer.metrics_log.rows[-1]
+        notes.append(f"{name} loss {row['loss']:.3g}, FVE {row['fve_pooled']:.3f}, L0 {row['l0']:.1f}".strip())
+    return " | ".join(notes)
+
+
+def _finish(trainer: CrosscoderTrainer) -> None:
+    if trainer.activation_scaler.scaling_factor is not None:
+        trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+        trainer.activation_scaler.scaling_factor = None
+    trainer.set_final_sae_metadata()
+
+
+def _estimate_scales(
+    trainers: Mapping[str, CrosscoderTrainer], activations: Iterator[Tensor], interruption: Interruption
+) -> None:
+    """Fix activation scales on batches that are then not trained on, as SAELens does."""
+    per_model = [trainer for trainer in trainers.values() if trainer.sae.wants_activation_scales]
+    stacked = [
+        trainer
+        for trainer in trainers.values()
+        if trainer.sae.cfg.normalize_activations == "expected_average_only_in"
+        and trainer.activation_scaler.scaling_factor is None
+    ]
+    if not per_model and not stacked:
+        return
+    lead = next(iter(trainers.values()))
+    mean_norms = MeanNorms(lead.sae.layout)
+    wanted = lead.cfg.n_batches_for_norm_estimate
+    for _ in tqdm(range(wanted), desc="Estimating activation scales", leave=False):
+        batch = next(activations, None)
+        if batch is None:
+            raise ValueError(
+                f"The activations ended while scales were estimated on n_batches_for_norm_estimate={wanted} batches, "
+                "before training. Lower that number, or give a longer (or repeating) stream."
+            )
+        mean_norms.add(lead.ranks.gathered(batch, "all"))
+        interruption.raise_if_requested()
+    for trainer in per_model:
+        trainer.sae.scale_activations(mean_norms)
+    for trainer in stacked:
+        trainer.activation_scaler.scaling_factor = mean_norms.stacked_scale()

@@ -1,0 +1,131 @@
+"""The paper's report on saved crosscoders: whose they are, and on which held-out tokens they are measured."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import simple_parsing
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME
+
+from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.analysis.paper.paper_tables import PaperTables
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.data.labelled_rows import labelled_rows, tiny_labelled_rows
+from sae_lens_crosscoder.loading.formats.foreign import ForeignOptions
+from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.models.tiny import TINY_MODELS
+from sae_lens_crosscoder.report import paper_report
+from sae_lens_crosscoder.report.figures.images import require_formats
+from sae_lens_crosscoder.training.saved_run import held_out_run
+from sae_lens_crosscoder.workflows.causal_experiment import crosscoder_folders, pair_of
+
+_MAX_TINY_ROWS = 1024
+
+
+@dataclass(kw_only=True)
+class PaperReportConfig(ForeignOptions):
+    """Whose crosscoder to report on, and on what."""
+
+    crosscoder: str = simple_parsing.field(positional=True)
+    """A crosscoder's folder, file or Hub id in any layout that slc.load reads, or a folder of several of one pair."""
+    output_path: str = "paper"
+    """Folder for paper.html, paper.json, latents.parquet and figures."""
+    chats: str | None = None
+    """A file of held-out conversations: in every line the JSON of a list of messages with role and content."""
+    texts: str | None = None
+    """A text file of held-out plain text, a document in every line; goes with or without chats."""
+    activations: str | None = None
+    """A folder that slc.cache_activations wrote, instead of models and tokens."""
+    n_rows: int | None = None
+    """How many conversations, texts or contexts are used at most of each kind, the first ones."""
+    max_length: int = 1024
+    """Tokens at which conversations and texts are cut off."""
+    images: list[str] = field(default_factory=lambda: ["png"])
+    """Formats of the static images, png and svg."""
+    batch_size: int = 32
+    """Rows at a time."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    """Of the models."""
+    model_class_name: str = "HookedTransformer"
+    """HookedTransformer or TransformerBridge."""
+
+
+def run_paper_report(cfg: PaperReportConfig) -> dict[str, PaperTables]:
+    """Run `paper_report` on one crosscoder, or on several of one pair.
+
+    Without chats, texts or activations, the tokens are the built-in pair's own held-out rows, or those that training
+    held out, as the crosscoder's runner_cfg.json says; only the former know their template tokens.
+    """
+    require_formats(cfg.images)
+    if cfg.n_rows is not None and cfg.n_rows < 1:
+        raise ValueError(f"n_rows={cfg.n_rows} leaves nothing to measure on: give at least 1.")
+    chats, texts = _read_chats(cfg), _read_texts(cfg)
+    path = Path(cfg.crosscoder)
+    holds_several = not (path / SAE_CFG_FILENAME).exists() and any(path.glob(f"*/{SAE_CFG_FILENAME}"))
+    folders = crosscoder_folders(path) if holds_several else {path.resolve().name: cfg.crosscoder}
+    options = {name: getattr(cfg, name) for name in cfg.given}
+    crosscoders = {name: load(folder, device=cfg.device, **options) for name, folder in folders.items()}
+    data = _data(cfg, crosscoders, Path(next(iter(folders.values()))), chats, texts)
+    kwargs: dict[str, Any] = {"output_path": cfg.output_path, "images": cfg.images}
+    return paper_report(crosscoders, batch_size_prompts=cfg.batch_size, **data, **kwargs)
+
+
+def _data(
+    cfg: PaperReportConfig,
+    crosscoders: dict[str, InferenceCrosscoder],
+    folder: Path,
+    chats: list[list[dict[str, str]]],
+    texts: list[str],
+) -> dict[str, Any]:
+    """The data that `paper_report` is given, from whichever source there is."""
+    if cfg.activations is not None:
+        return {"activations": ActivationCache(cfg.activations)}
+    is_tiny = all(each.cfg.metadata.chat_model_name in TINY_MODELS for each in crosscoders.values())
+    runner_path = folder / RUNNER_CFG_FILENAME
+    if not (chats or texts or is_tiny or runner_path.exists()):
+        raise ValueError(
+            f"{cfg.crosscoder} does not say what it was trained on (it has no {RUNNER_CFG_FILENAME}), so there is "
+            "nothing to measure it on: give --chats, --texts or --activations, held out from its training."
+        )
+    if not (chats or texts or is_tiny):
+        held_out = held_out_run(str(folder), None, "give --chats, --texts or --activations.")
+        return held_out.held_out_data(cfg.n_rows)
+    pair_options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
+    pair = pair_of(crosscoders, cfg.crosscoder, **pair_options)
+    if chats or texts:
+        rows = labelled_rows(pair.tokenizer, chats, texts, cfg.max_length)
+    else:
+        rows = tiny_labelled_rows(cfg.n_rows or _MAX_TINY_ROWS)
+    return {"pair": pair, "tokens": rows.tokens, "groups": rows.groups, "sources": rows.sources}
+
+
+def _read_chats(cfg: PaperReportConfig) -> list[list[dict[str, str]]]:
+    if cfg.activations is not None and (cfg.chats is not None or cfg.texts is not None):
+        raise ValueError("activations come with their own tokens: give them, or chats and texts, not both.")
+    if cfg.chats is None:
+        return []
+    chats: list[list[dict[str, str]]] = []
+    for i, line in enumerate(_lines(cfg.chats)[: cfg.n_rows], start=1):
+        try:
+            messages = json.loads(line)
+            chats.append([{"role": message["role"], "content": message["content"]} for message in messages])
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{cfg.chats}, conversation {i}, is not the JSON of a list of messages with role and content: "
+                f"{line[:60]!r}."
+            ) from error
+    return chats
+
+
+def _read_texts(cfg: PaperReportConfig) -> list[str]:
+    return [] if cfg.texts is None else _lines(cfg.texts)[: cfg.n_rows]
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file that are not blank."""
+    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty: there is nothing in it to measure on.")
+    return lines

@@ -1,0 +1,297 @@
+"""The command line: what it prints, what it writes, how it refuses; and the demo, once, as the README runs it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.cli import main
+from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_HOOK
+from sae_lens_crosscoder.workflows.demo import DemoConfig, run_demo
+
+COMMAND = Path(sys.executable).parent / "sae-lens-crosscoder"
+TINY = (
+    f"--model_name tiny-base --chat-model-name tiny-chat --dataset_path tiny-mix --hook_name {TINY_HOOK} "
+    "--context_size 64 --d_model 96 --d-sae 32 --k 4 --training_tokens 640 --train_batch_size_tokens 64 "
+    "--lr_warm_up_steps 2 --n_held_out_rows 8 --checkpoint_path None"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_names_every_command(capsys):
+    assert main([]) == main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("demo", "plan", "train", "cache", "diagnose", "causal", "report"))
+
+
+def test_flags_are_field_names_with_either_separator():
+    result = subprocess.run([COMMAND, "train", "--help"], capture_output=True, text=True, check=True)
+    for flag in ("--chat_model_name", "--chat-model-name", "--k", "--aux_loss_coefficient", "--training-tokens"):
+        assert re.search(rf"{flag}\b", result.stdout), flag
+    l1 = subprocess.run(
+        [COMMAND, "train", "--architecture", "crosscoder", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--l1_coefficient" in l1.stdout
+    assert "--topk_threshold_lr" not in l1.stdout
+
+
+def test_train_writes_one_whole_folder_and_diagnose_reads_it(capsys):
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    assert {path.name for path in Path("out").iterdir()} == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "latents.parquet",
+        "metrics.jsonl",
+        "runner_cfg.json",
+    }
+    first = slc.read_latents("out")
+    assert len(first) == 32
+    assert main(["diagnose", "out"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "out/latents.parquet"
+    pd.testing.assert_frame_equal(slc.read_latents("out"), first)
+    assert main(["diagnose", "out", "--n_held_out_rows", "2"]) == 0
+    assert slc.read_latents("out").attrs["n_tokens"] == 2 * 64
+
+
+def test_null_runs_give_q_values(capsys):
+    null = ["--chat-model-name", "tiny-base+jitter=0.02"]
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    assert main(["train", *TINY, *null, "--output_path", "null"]) == 0
+    assert main(["diagnose", "out", "--null", "null", "null"]) == 0
+    assert "no difference detected" in capsys.readouterr().out
+    table = slc.read_latents("out")
+    assert table.attrs["n_null_runs"] == 2
+    assert table.q_value.notna().any()
+    assert main(["diagnose", "out", "--null", "nowhere"]) == 2
+    assert "'nowhere' is neither a folder here nor a Hub id" in capsys.readouterr().err
+
+
+def test_the_papers_report_reads_the_held_out_rows_of_a_run_of_another_pair():
+    assert main(["train", *TINY, "--chat-model-name", "tiny-base+jitter=0.02", "--output_path", "out"]) == 0
+    assert main(["paper-report", "out", "--output_path", "paper", "--n_rows", "4", "--images", "svg"]) == 0
+    document = json.loads(Path("paper/paper.json").read_text())
+    assert "tiny-base+jitter=0.02" in json.dumps(document)
+    config = json.loads(Path("out/runner_cfg.json").read_text())
+    Path("out/runner_cfg.json").write_text(json.dumps({**config, "seed": config["seed"] + 1}))
+    assert main(["paper-report", "out", "--output_path", "again"]) == 2  # edited, but sealed as it was
+
+
+def test_a_sweep_trains_one_crosscoder_per_value(capsys):
+    assert main(["train", *TINY, "--output_path", "out", "--sweep", "k=2,8"]) == 0
+    assert {path.name for path in Path("out").iterdir()} == {"k=2", "k=8"}
+    table = capsys.readouterr().out
+    assert re.search(r"^k=2 .*\b2\.0 ", table, flags=re.M)
+    l0 = {name: slc.read_latents(f"out/{name}").attrs["l0"] for name in ("k=2", "k=8")}
+    assert l0["k=2"] < l0["k=8"]
+
+
+def test_causal_takes_a_crosscoder_or_a_folder_of_several(capsys):
+    assert main(["train", *TINY, "--output_path", "out", "--sweep", "k=4,8"]) == 0
+    small = ["--n_conversations", "4", "--pool_size", "24"]
+    for given, names in (("out", {"k=4", "k=8"}), ("out/k=8", {"k=8"})):
+        capsys.readouterr()
+        assert main(["causal", "--crosscoder", given, "--output-path", "effects", *small]) == 0
+        shown = capsys.readouterr().out
+        assert shown.splitlines()[-2:] == ["effects/effects.json", "effects/effects.html"]
+        rows = pd.DataFrame(json.loads(Path("effects/effects.json").read_text())["rows"])
+        assert set(rows.crosscoder) == names
+        assert set(rows) == {
+            *("crosscoder", "setup", "variant", "window", "kl_nats", "ci_low", "ci_high", "n_tokens"),
+            "n_conversations",
+        }
+        assert {"none", "all", "error", "chat", "template", "top_nu", "bottom_delta_norm"} <= set(rows.setup)
+        assert set(rows.variant[rows.setup == "top_nu"]) == {"replace", "add"}
+        assert (rows.n_conversations == 4).all()
+        whole = rows[rows.window == "all"].set_index(["crosscoder", "setup"])
+        for name in names:
+            assert abs(whole.kl_nats[name, "chat"]) < 1e-6
+            none = whole.loc[(name, "none")]
+            assert 0 < none.ci_low <= none.kl_nats <= none.ci_high
+            assert f"{none.kl_nats:.3f}" in shown
+        page = re.sub(r"<script>.*?</script>", "", Path("effects/effects.html").read_text(), flags=re.S)
+        assert all(f"<h3>{name}</h3>" in page for name in names)
+        assert "http" not in page.replace("http-equiv", "")
+
+
+def test_causal_runs_on_the_first_prompts_of_a_file():
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    asked = ["so what does anna eat ?", "", "hello where does ben live ?", "so what does anna eat ?"]
+    Path("asked.txt").write_text("\n".join([*asked, "an unknown word"]))
+    prompts = ["--prompts", "asked.txt", "--n_conversations", "2", "--pool_size", "24"]
+    assert main(["causal", "--crosscoder", "out", "--output-path", "effects", *prompts]) == 0
+    rows = pd.DataFrame(json.loads(Path("effects/effects.json").read_text())["rows"])
+    answers = ["food of anna is bread . <eot>", "home of ben is ? . <eot>"]
+    assert set(rows.n_tokens[rows.window == "all"]) == {sum(len(answer.split()) for answer in answers)}
+
+
+def test_report_makes_the_explorer_of_a_crosscoder_or_of_several(capsys):
+    assert main(["train", *TINY, "--output_path", "out", "--sweep", "k=4,8"]) == 0
+    capsys.readouterr()
+    few = ["--n_held_out_rows", "4", "--n_conversations"]
+    for given, names, n in (("out", ["k=8", "k=4"], "0"), ("out/k=8", ["k=8"], "3")):
+        files = ["--output-path", "new/explorer.html", "--neuronpedia", f"exports/{n}"]
+        assert main(["report", "--crosscoder", given, *files, *few, n]) == 0
+        exports = [f"exports/{n}/tiny-chat/2-crosscoder-k-{name[2:]}" for name in names]
+        assert capsys.readouterr().out.splitlines()[-len(names) - 1 :] == ["new/explorer.html", *exports]
+        assert all(Path(export, "features", "batch-0.jsonl.gz").exists() for export in exports)
+        source = Path("new/explorer.html").read_text(encoding="utf-8")
+        about = json.loads(re.search('id="about">(.*?)</script>', source)[1])
+        assert [crosscoder["name"] for crosscoder in about["crosscoders"]] == names
+        assert all(crosscoder["n"] == 32 for crosscoder in about["crosscoders"])
+    assert main(["report", "--crosscoder", "out", "--neuronpedia", "exports/3"]) == 2
+    assert "neuronpedia='exports/3' is there already" in capsys.readouterr().err
+    Path("out/k=8/runner_cfg.json").unlink()
+    assert main(["report", "--crosscoder", "out/k=8"]) == 2
+    assert "use slc.explore with a pair and tokens of your own" in capsys.readouterr().err
+
+
+def test_plan_takes_trains_flags_and_what_training_wrote_alike(capsys):
+    def shown(*args):
+        assert main(["plan", *args]) == 0
+        return re.sub(r"time:.*?\n( {6}.*?\n)*", "", capsys.readouterr().out)
+
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    capsys.readouterr()
+    from_flags = shown(*TINY, "--output_path", "out")
+    assert "It fits." in from_flags
+    assert f"{2 * 192 * 32 + 32 + 192:,} parameters" in from_flags
+    assert shown("out") == shown("out/runner_cfg.json") == from_flags
+    wider = shown(*TINY, "--output_path", "out", "--d_sae", "64")
+    assert shown("out", "--d-sae", "64") == wider != from_flags
+
+
+def test_plan_says_what_would_fit(capsys):
+    small = ["--memory_gib", "0.009"]
+    assert main(["plan", *TINY, *small]) == 0
+    out = capsys.readouterr().out
+    assert "It does not fit." in out
+    edits = re.findall(r"^  (--.*)\n.* (fits|not enough)\.", out, flags=re.M)
+    enough = [edit for edit, verdict in edits if verdict == "fits"]
+    assert enough
+    for edit in enough:
+        assert main(["plan", *TINY, *small, *edit.split()]) == 0
+        assert "It fits." in capsys.readouterr().out
+
+
+def test_plan_reads_sweeps(capsys):
+    sweep = ["--sweep", "k=2,8"]
+    assert main(["train", *TINY, "--output_path", "out", *sweep]) == 0
+    capsys.readouterr()
+    assert main(["plan", *TINY, *sweep]) == 0
+    assert "crosscoder k=8: " in capsys.readouterr().out
+    assert main(["plan", "out/k=2", "--device", "cuda:7"]) == 0
+    out = capsys.readouterr().out
+    assert "crosscoder k=8: " in out
+    assert "memory on cuda:7" in out
+    assert "No time is claimed: device='cuda:7'" in out
+    assert main(["plan", "out/k=2", "--k", "4"]) == 2
+    assert "can only be changed in the file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(number, code, capsys, monkeypatch):
+    args = ["train", *TINY[:-2], "--checkpoint_path", "checkpoints", "--log_frequency", "3"]
+    assert main([*args, "--output_path", "whole"]) == 0
+    step = slc.CrosscoderTrainer.step
+
+    def interrupted(trainer, batch):
+        if trainer.n_training_steps == 4:
+            os.kill(os.getpid(), number)
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(slc.CrosscoderTrainer, "step", interrupted)
+        assert main([*args, "--output_path", "out"]) == code
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"sae-lens-crosscoder train: Training was interrupted by {number.name}. All 320 tokens of training are saved "
+        r"in checkpoints/\w+/320: go on with resume_from_checkpoint='latest'.",
+        said,
+    )
+    assert not Path("out/cfg.json").exists()
+    assert main([*args, "--output_path", "out", "--resume_from_checkpoint", "latest"]) == 0
+    for name in ("sae_weights.safetensors", "metrics.jsonl"):
+        assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
+    shutil.rmtree("checkpoints")
+    assert main(["diagnose", "out"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["dmeo"], "'dmeo' is not a command"),
+        (["train", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "no common hook 'blocks.9.hook_resid_post'"),
+        (["train", *TINY, "--k", "33"], "k=33.0 must be above 0 and at most d_sae=32"),
+        (["train", *TINY, "--sweep", "k"], "--sweep wants a field and its values"),
+        (["train", *TINY, "--sweep", "kk=1,2"], "'kk' is not a numeric field"),
+        (["train", *TINY, "--sweep", "use_sparse_activations=True,False"], "is not a numeric field"),
+        (["plan", "nowhere"], "There is no nowhere: give a runner_cfg.json"),
+        (["plan", "out", "--sweep", "k=1,2"], "--sweep goes with flags"),
+        (["plan", *TINY, "--memory_gib", "-1"], "memory_gib=-1.0 must be positive"),
+        (["plan", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "is in layer 9, but tiny-base has 4 layers"),
+        (["causal", "--crosscoder", "nowhere"], "nowhere is no crosscoder folder and holds none"),
+        (["diagnose", "nowhere"], "'nowhere' is neither a folder here nor a Hub id"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(args, message, capsys):
+    assert main(args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *TINY, "--learning_rate", "1"])
+    assert stop.value.code == 2
+    assert "--learning_rate" in capsys.readouterr().err
+
+
+def test_diagnosing_on_more_rows_than_were_held_out_is_refused(capsys):
+    assert main(["train", *TINY, "--output_path", "out"]) == 0
+    assert main(["diagnose", "out", "--n_held_out_rows", "9"]) == 2
+    assert "reach into training data" in capsys.readouterr().err
+
+
+def test_the_demo_in_small_is_the_same_twice():
+    cfg = {"d_sae": 64, "training_steps": 40, "batch_size": 128}
+    first, second = (run_demo(DemoConfig(output_path=name, **cfg)) for name in ("a", "b"))
+    for name in ("l1", "batchtopk"):
+        pd.testing.assert_frame_equal(first.tables[name], second.tables[name])
+    pd.testing.assert_frame_equal(first.concepts, second.concepts)
+
+
+def test_the_demo_as_the_readme_runs_it():
+    result = subprocess.run([COMMAND, "demo", "--output-path", "demo"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for path in ("summary.json", "report.html", "l1", "batchtopk"):
+        assert f"demo/{path}" in result.stdout
+        assert Path("demo", path).exists()
+    summary = json.loads(Path("demo/summary.json").read_text())
+    for name, architecture in (("l1", "crosscoder"), ("batchtopk", "jumprelu_crosscoder")):
+        row = summary["crosscoders"][name]
+        assert row["architecture"] == architecture
+        assert set(row) == {
+            "architecture", "fve_base", "fve_chat", "l0", "labels", "verdicts", "n_dead", "conclusion", "seconds",
+        }  # fmt: skip
+        table = slc.read_latents(Path("demo", name))
+        assert row["labels"] == {k: int(n) for k, n in table.label.value_counts().items()}
+        assert row["n_dead"] == int(table.dead.sum())
+        assert min(row["fve_base"], row["fve_chat"]) > 0.95
+        assert slc.load(Path("demo", name)).cfg.d_sae == len(table)
+    assert summary["crosscoders"]["batchtopk"]["l0"] == pytest.approx(8, rel=0.1)
+    assert {"torch", "sae-lens"} <= set(summary["versions"])
+    assert all(concept in result.stdout for concept in CONCEPTS)
+    page = re.sub(r"<script.*?</script>", "", Path("demo/report.html").read_text(), flags=re.S)
+    assert "http://" not in page
+    assert "https://" not in page

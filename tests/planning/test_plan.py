@@ -1,0 +1,344 @@
+"""A plan's figures are those of what is really built and run, and what it proposes really fits."""
+
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from sae_lens.util import str_to_dtype
+from torch.profiler import ProfilerActivity, profile
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations.shuffle_buffer import mixed_batches
+from sae_lens_crosscoder.models.tiny import TINY_HOOK
+from sae_lens_crosscoder.planning.calibration import estimate_time
+from sae_lens_crosscoder.planning.edits import USABLE_SHARE
+from sae_lens_crosscoder.planning.memory import buffer_bytes, step_bytes
+
+MIB = 1 / 1024  # in GiB
+BATCHTOPK = slc.BatchTopKCrosscoderTrainingConfig
+L1 = slc.L1CrosscoderTrainingConfig
+TRAINING_CLASSES = {BATCHTOPK: slc.BatchTopKTrainingCrosscoder, L1: slc.L1TrainingCrosscoder}
+
+
+def config(**fields):
+    if "saes" not in fields:
+        fields = {"sae": BATCHTOPK(d_model=96, d_sae=256, k=8)} | fields
+    defaults = dict(
+        model_name="tiny-base",
+        chat_model_name="tiny-chat",
+        hook_name=TINY_HOOK,
+        context_size=64,
+        training_tokens=200 * 128,
+        train_batch_size_tokens=128,
+        store_batch_size_prompts=4,
+        lr_warm_up_steps=2,
+        checkpoint_path=None,
+    )
+    return slc.CrosscoderRunnerConfig(**(defaults | fields))
+
+
+def planned(cfg, **options):
+    return slc.plan(cfg, **({"measure_time": False} | options))
+
+
+def by_name(plan):
+    return {item.what: item.n_bytes for item in plan.memory}
+
+
+def peak_bytes(work):
+    """The most that was allocated at one time, beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def trainer_of(sae, batch):
+    cfg = config(sae=sae, train_batch_size_tokens=batch, training_tokens=1000 * batch, n_batches_in_buffer=1000)
+    crosscoder = TRAINING_CLASSES[type(sae)](sae)
+    return slc.CrosscoderTrainer(cfg.to_sae_trainer_config(), crosscoder, iter(()))
+
+
+@pytest.mark.parametrize("sae", [BATCHTOPK(d_models=(20, 12), d_sae=50, k=4), L1(d_model=16, d_sae=40)])
+def test_weights_gradients_and_moments_are_those_of_a_built_crosscoder(sae):
+    cfg = config(sae=sae, hook_name="blocks.2.hook_mlp_out")
+    plan = planned(cfg)
+    trainer = trainer_of(sae, 64)
+    kept = {}
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: kept.update(gradients=sum(p.grad.nbytes for p in trainer.sae.parameters()))
+    )
+    trainer.step(torch.randn(64, sae.d_in, generator=torch.Generator().manual_seed(0)))
+    state = trainer.optimizer.state.values()
+    moments = sum(moment.nbytes for s in state for moment in (s["exp_avg"], s["exp_avg_sq"]))
+    items = by_name(plan)
+    assert items["crosscoder weights"] == sum(p.nbytes for p in trainer.sae.parameters())
+    assert items["gradients"] == kept["gradients"]
+    assert items["Adam moments"] == moments
+    assert plan.n_params == {"": sum(p.numel() for p in trainer.sae.parameters())}
+
+
+@pytest.mark.parametrize(
+    ("sae", "batch", "frac_dead"),
+    [
+        (BATCHTOPK(d_model=512, d_sae=2048, k=8), 64, 0.1),
+        (BATCHTOPK(d_model=64, d_sae=1024, k=100), 1024, 0.1),
+        (BATCHTOPK(d_model=256, d_sae=512, k=8), 1024, 0.1),
+        (BATCHTOPK(d_model=16, d_sae=1024, k=8), 2048, 0.0),
+        (BATCHTOPK(d_model=16, d_sae=1024, k=8, training_step="dense"), 2048, 0.0),
+        (L1(d_model=16, d_sae=1024), 2048, 0.0),
+        (L1(d_model=512, d_sae=1024), 64, 0.0),
+    ],
+)
+def test_a_steps_arrays_are_no_more_than_planned_and_not_much_less(sae, batch, frac_dead):
+    trainer = trainer_of(sae, batch)
+    x = torch.randn(batch, sae.d_in, generator=torch.Generator().manual_seed(0))
+    weights = sum(p.nbytes for p in trainer.sae.parameters())
+    first = peak_bytes(lambda: trainer.step(x)) - 3 * weights  # gradients and moments are made in it
+    trainer.step(x)
+    trainer.n_forward_passes_since_fired[: int(frac_dead * sae.d_sae)] = 10**9
+    later = peak_bytes(lambda: trainer.step(x)) - weights
+    assert 0.35 * step_bytes(sae, batch, "cpu") < max(first, later) <= step_bytes(sae, batch, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("contexts", "prompts", "dtype"), [(16, 1, "float32"), (16, 16, "float32"), (40, 7, "bfloat16")]
+)
+def test_the_buffer_is_the_real_one_at_its_peak(contexts, prompts, dtype):
+    cfg = config(n_batches_in_buffer=contexts, store_batch_size_prompts=prompts, dtype=dtype)
+
+    def run():
+        chunks = (torch.ones(prompts * 64, 2 * 96) for _ in range(4 * contexts))
+        buffer = {"batch_size": 128, "buffer_size": contexts * 64, "dtype": str_to_dtype(dtype)}
+        for _ in mixed_batches(chunks, **buffer):
+            pass
+
+    assert 0.75 < buffer_bytes(cfg) / peak_bytes(run) < 1.25
+
+
+def test_twice_the_latents_are_twice_the_weights_and_the_same_buffer():
+    sizes = [by_name(planned(config(sae=BATCHTOPK(d_model=96, d_sae=n, k=8)))) for n in (100, 200, 300)]
+    for name, per_weight in (("crosscoder weights", 1), ("gradients", 1), ("Adam moments", 2)):
+        steps = [b[name] - a[name] for a, b in zip(sizes, sizes[1:], strict=False)]
+        assert steps == [per_weight * 4 * 100 * (2 * 192 + 1)] * 2
+    assert len({items["shuffling buffer"] for items in sizes}) == 1
+
+
+def test_several_crosscoders_add_up_but_step_one_at_a_time():
+    saes = {"small": BATCHTOPK(d_model=96, d_sae=128, k=8), "large": BATCHTOPK(d_model=96, d_sae=512, k=8)}
+    together = by_name(planned(config(saes=saes)))
+    alone = [by_name(planned(config(sae=sae))) for sae in saes.values()]
+    for name in ("crosscoder weights", "Adam moments"):
+        assert together[name] == sum(items[name] for items in alone)
+    for name in ("gradients", "a step's arrays"):
+        assert together[name] == max(items[name] for items in alone)
+
+
+def test_everything_lies_where_the_config_puts_it():
+    cfg = config(device="cuda", llm_device="cuda:1", chat_device="cuda:2", act_store_device="cpu")
+    plan = planned(cfg, memory_gib=1)
+    where = {item.what: item.device for item in plan.memory}
+    assert where["crosscoder weights"] == where["a step's arrays"] == "cuda:0"
+    assert (where["tiny-base, whole"], where["tiny-chat, whole"]) == ("cuda:1", "cuda:2")
+    assert where["shuffling buffer"] == "cpu"
+    assert Counter(where.values()).keys() == plan.n_bytes_needed.keys() == plan.capacity.keys()
+    assert plan.capacity["cuda:2"] == 2**30
+    assert plan.capacity["cpu"] is None  # the other machine's
+    assert plan.fits is None
+
+
+def test_half_the_precision_halves_the_models_and_not_the_crosscoder():
+    full, half = (by_name(planned(config(model_dtype=dtype))) for dtype in ("float32", "bfloat16"))
+    buffers = planned(config()).models[0].n_buffer_bytes
+    assert half["tiny-base, whole"] - buffers == (full["tiny-base, whole"] - buffers) / 2
+    assert half["a forward pass"] == full["a forward pass"] / 2
+    assert half["crosscoder weights"] == full["crosscoder weights"]
+
+
+def test_a_run_on_cached_activations_needs_no_models():
+    of_models, cached = planned(config()), planned(config(use_cached_activations=True, cached_activations_path="x"))
+    loaded = {"tiny-base, whole", "tiny-chat, whole", "a forward pass"}
+    assert by_name(of_models).keys() - by_name(cached).keys() == loaded
+    assert by_name(cached).items() <= by_name(of_models).items()
+    assert cached.fits
+    timed = planned(config(use_cached_activations=True, cached_activations_path="x"), measure_time=True)
+    assert timed.time.harvest_seconds is None
+    assert "passes" not in str(timed)
+
+
+def test_batches_made_ahead_are_counted():
+    buffers = [by_name(planned(config(prefetch_llm_batches=n)))["shuffling buffer"] for n in (False, 1, 4)]
+    assert [n - buffers[0] for n in buffers] == [n * 128 * 192 * 4 for n in (0, 1, 4)]
+
+
+def test_steps_and_disk():
+    cfg = config(training_tokens=1000, n_checkpoints=2, save_final_checkpoint=True, checkpoint_path="x")
+    plan = planned(cfg)
+    weights = by_name(plan)["crosscoder weights"]
+    assert plan.n_steps == 1000 // 128
+    assert plan.n_cache_bytes == {"bfloat16": 1000 * 192 * 2, "float32": 1000 * 192 * 4}
+    buffer = cfg.n_batches_in_buffer * cfg.context_size * 192 * 4
+    assert plan.n_checkpoint_bytes == 3 * (3 * weights + buffer) + weights
+    two_at_most = replace(cfg, n_checkpoints_kept=1, n_checkpoints=9)
+    assert planned(two_at_most).n_checkpoint_bytes == 2 * (3 * weights + buffer) + weights
+    assert planned(replace(cfg, checkpoint_path=None, output_path=None)).n_checkpoint_bytes == 0
+
+
+RUNS = {
+    "cpu": config(store_batch_size_prompts=16),
+    "several": config(saes={"a": BATCHTOPK(d_model=96, d_sae=512, k=8), "b": BATCHTOPK(d_model=96, d_sae=512, k=4)}),
+    "gpu": config(device="cuda", sae=BATCHTOPK(d_model=96, d_sae=4096, k=8)),
+    "dense": config(sae=BATCHTOPK(d_model=96, d_sae=2048, k=8, training_step="dense")),
+    "l1": config(sae=L1(d_model=96, d_sae=2048), train_batch_size_tokens=512),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_proposed_edit_does_what_it_says(name):
+    cfg = RUNS[name]
+    whole = max(planned(cfg).n_bytes_needed.values()) / USABLE_SHARE / 2**30
+    verdicts = []
+    for share in (0.95, 0.7, 0.4, 0.2):
+        plan = planned(cfg, memory_gib=share * whole)
+        assert plan.fits is False
+        for edit in plan.edits:
+            again = planned(slc.edited(cfg, edit.changes), memory_gib=share * whole)
+            # Memory of the other machine's CPU is unknown, so that nothing there is certain to fit.
+            assert (again.fits is not False) == edit.fits
+            saved = sum(plan.n_bytes_needed.values()) - again.n_bytes_needed["cuda:0" if name == "gpu" else "cpu"]
+            assert saved == edit.n_bytes_saved > 0
+            verdicts.append(edit.fits)
+    assert set(verdicts) == {True, False}
+    assert planned(cfg, memory_gib=1.01 * whole).fits
+    assert planned(cfg, memory_gib=1.01 * whole).edits == ()
+
+
+def test_edits_come_by_harm_and_end_with_several_when_one_is_not_enough():
+    cfg = config(train_batch_size_tokens=512)
+    edits = planned(cfg, memory_gib=9 * MIB).edits
+    *alone, together = edits
+    assert not any(edit.fits for edit in alone)
+    assert together.fits
+    names = [next(iter(edit.changes)) for edit in alone]
+    assert all(len(edit.changes) == 1 for edit in alone)
+    assert names[0] == "store_batch_size_prompts"
+    assert names[-1] == "d_sae"
+    assert names.index("n_batches_in_buffer") < names.index("model_dtype") < names.index("train_batch_size_tokens")
+    assert list(together.changes) == [name for name in names if name in together.changes]
+    assert len(together.changes) > 1
+    for superfluous in together.changes:
+        fewer = {name: value for name, value in together.changes.items() if name != superfluous}
+        assert not planned(slc.edited(cfg, fewer), memory_gib=9 * MIB).fits
+
+
+def test_without_a_second_gpu_there_is_a_way_too():
+    edits = planned(config(device="cuda", act_store_device="cpu", model_dtype="bfloat16"), memory_gib=4 * MIB).edits
+    on_one, on_two = [edit.changes for edit in edits if edit.fits]
+    assert "chat_device" not in on_one
+    assert on_two["chat_device"] == "cuda:1"
+    assert on_one["d_sae"] < on_two["d_sae"]
+
+
+def test_what_saves_nothing_is_not_proposed():
+    cfg = replace(config(model_dtype="bfloat16", store_batch_size_prompts=1), n_batches_in_buffer=2)
+    edits = planned(cfg, memory_gib=MIB).edits
+    names = {name for edit in edits for name in edit.changes}
+    assert names
+    assert names.isdisjoint(
+        {"model_dtype", "store_batch_size_prompts", "n_batches_in_buffer", "act_store_device", "training_step"}
+    )
+
+
+def test_an_edit_leaves_the_rest_of_the_config_alone():
+    cfg = config(checkpoint_path="x", saes={"a": BATCHTOPK(d_model=96, d_sae=512, k=8)})
+    changed = slc.edited(cfg, {"d_sae": 256, "model_dtype": "bfloat16"})
+    before, after = cfg.to_dict(), changed.to_dict()
+    assert {key for key in before if before[key] != after[key]} == {"sae", "saes", "model_dtype"}
+    assert (cfg.saes["a"].d_sae, changed.saes["a"].d_sae) == (512, 256)
+
+
+def test_a_config_that_cannot_be_reached_is_said_and_planned_around(monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise OSError("We couldn't connect to the Hub.")
+
+    cfg = config(chat_model_name="some/model", model_class_name="AutoModelForCausalLM")
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
+    plan = planned(cfg, memory_gib=1000)
+    assert plan.models[1] is None
+    assert plan.models[0].name == "tiny-base"
+    assert plan.fits is None
+    assert "some/model is left out" in plan.notes[0]
+    assert "model_config" in plan.notes[0]
+    assert "not everything is known" in str(plan)
+    assert planned(cfg, memory_gib=MIB).fits is False
+
+
+def test_nothing_is_loaded(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model or its weights were loaded")
+
+    for name in ("sae_lens_crosscoder.models.loading.load_model", "torch.load", "safetensors.torch.load_file"):
+        monkeypatch.setattr(name, refuse)
+    monkeypatch.setattr("sae_lens_crosscoder.models.tiny.models.load_file", refuse)
+    assert planned(config()).fits
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({}, {"memory_gib": 0}, "memory_gib=0 must be positive"),
+        ({"hook_name": "blocks.9.hook_resid_post"}, {}, "is in layer 9, but tiny-base has 4 layers"),
+        ({"sae": BATCHTOPK(d_model=64, d_sae=256, k=8)}, {}, r"widths \(64, 64\).*tiny-base is 96 wide"),
+    ],
+)
+def test_mistakes_are_refused(fields, options, message):
+    with pytest.raises(ValueError, match=message):
+        planned(config(**fields), **options)
+
+
+def test_no_time_is_claimed_for_a_device_that_is_not_here():
+    plan = slc.plan(config(device="cuda:7"), memory_gib=1)
+    assert plan.time is None
+    assert "No time is claimed: device='cuda:7'" in str(plan)
+
+
+@pytest.mark.parametrize("sae", [BATCHTOPK(d_model=96, d_sae=2048, k=16), L1(d_model=96, d_sae=1024)])
+@pytest.mark.parametrize("longest", [0.5, 0.004], ids=["at the real size", "extrapolated"])
+def test_a_step_takes_about_as_long_as_estimated(sae, longest, monkeypatch):
+    monkeypatch.setattr("sae_lens_crosscoder.planning.calibration._LONGEST_STEP_SECONDS", longest)
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # which other processes do not disturb
+    cfg = config(sae=sae, train_batch_size_tokens=1024, training_tokens=1024 * 100)
+    estimate = slc.plan(cfg).time
+    assert ("extrapolated" in estimate.how) == (longest < 0.5)
+    trainer = trainer_of(sae, 1024)
+    x = torch.randn(1024, sae.d_in, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        trainer.step(x)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        trainer.step(x)
+        seconds.append(time.perf_counter() - start)
+    assert estimate.step_seconds / 3 < sorted(seconds)[2] < 3 * estimate.step_seconds
+    assert estimate.seconds == pytest.approx(100 * estimate.step_seconds + estimate.harvest_seconds)
+
+
+def test_time_is_measured_without_touching_the_global_generator():
+    models = planned(config()).models
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    estimate_time(config(), models)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_longer_run_takes_more_disk_and_no_more_memory():
+    short, long = planned(config()), planned(config(training_tokens=10**6))
+    assert short.memory == long.memory
+    assert long.n_cache_bytes["bfloat16"] == 2 * 192 * 10**6 > short.n_cache_bytes["bfloat16"]
