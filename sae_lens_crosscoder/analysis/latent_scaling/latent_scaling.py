@@ -9,14 +9,14 @@ no per-latent residual is ever needed.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot
+from sae_lens_crosscoder.resampling import bootstrap_counts, quantiles
 
 BASE, CHAT = 0, 1
 Target = Literal["activation", "reconstruction", "error"]
@@ -163,7 +163,7 @@ class LatentScaling:
             # What own and other beta are divided by is the same.
             numerators = (self._numerators(target, model, probe, latents, "trained") for model in (1 - probe, probe))
             other, own = (numerator.T @ counts.T for numerator in numerators)
-            bounds.append(_quantiles(factor * other / own, tails))
+            bounds.append(quantiles(factor * other / own, tails))
         low, high = torch.cat(bounds, dim=-1)
         return low, high
 
@@ -174,13 +174,9 @@ class LatentScaling:
 
     def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample shard"]:
         """How often each shard is drawn when as many are drawn, with replacement, as hold any tokens."""
-        counts = torch.zeros(n_resamples, len(self.f1), dtype=self.f1.dtype)
         n_filled = min(len(self.f1), -(-self.n_tokens // self._block_size))
-        if n_filled >= 2:  # one block, drawn again and again, would seem to be without error
-            generator = torch.Generator().manual_seed(seed)
-            draws: Int[Tensor, "resample shard"] = torch.randint(n_filled, (n_resamples, n_filled), generator=generator)
-            counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=counts.dtype))
-        return counts.to(self.f1.device)
+        counts = bootstrap_counts(n_filled, n_resamples, seed).to(self.f1.device)
+        return torch.nn.functional.pad(counts, (0, len(self.f1) - n_filled))
 
     def _latent_chunks(self) -> list[slice]:
         return [slice(start, start + _CHUNK) for start in range(0, self.f1.shape[1], _CHUNK)]
@@ -219,10 +215,3 @@ class LatentScaling:
     def _space_factor(self, model: int, probe: int, space: Space) -> float:
         scales = self.crosscoder.activation_scales.tolist()
         return scales[model] / scales[probe] if space == "trained" else 1.0
-
-
-def _quantiles(values: Float[Tensor, "latent resample"], levels: tuple[float, float]) -> Float[Tensor, "2 latent"]:
-    """nan for a latent of which any is nan."""
-    if values.device.type == "cpu":  # where numpy is several times as fast
-        return torch.from_numpy(np.quantile(values.numpy(), levels, axis=-1, overwrite_input=True))
-    return torch.quantile(values, values.new_tensor(levels), dim=-1)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.causal.experiment.setups import Setup
+from sae_lens_crosscoder.resampling import bootstrap_counts, quantiles, sign_flip_p_values
 
 WINDOWS: Final = {"all": (1, None), "token 1": (1, 1), "tokens 2-10": (2, 10), "tokens 11+": (11, None)}
 """Of every assistant turn, counted from 1. Token 1 is predicted from the template's last position, so the setup
@@ -90,36 +91,24 @@ class EffectSums:
         never below `1 / (1 + n_resamples)`.
         """
         index = {(setup.name, setup.variant): s for s, setup in enumerate(self.setups)}
-        weights = self._resamples(n_resamples, seed)
-        means, resampled = self._means(), self._means(weights)
-        signs = torch.randint(0, 2, weights.shape, generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+        means, resampled = self._means(), self._means(self._resamples(n_resamples, seed))
         rows: list[dict[str, object]] = []
         for first, second in pairs:
             for variant in dict.fromkeys(variant for name, variant in index if name == first):
                 if (second, variant) not in index:
                     continue
                 a, b = index[first, variant], index[second, variant]
-                exchanged = (self.totals[_KL, a] - self.totals[_KL, b]) @ torch.cat(
-                    [torch.ones_like(signs[:1]), signs]
-                ).T
-                # Rounding must not tell an exchange of everything or nothing from what was seen.
-                as_far = exchanged.abs() >= exchanged[:, :1].abs() * (1 - 1e-9)
+                p_values = sign_flip_p_values(self.totals[_KL, a] - self.totals[_KL, b], n_resamples, seed)
                 for w, window in enumerate(WINDOWS):
                     differences = [value[_KL, a, w] - value[_KL, b, w] for value in (means, resampled)]
                     row = {"setup": first, "against": second, "variant": variant, "window": window}
                     row |= _interval("kl_nats_difference", *differences)
                     defined = bool(self.n_tokens[w].any())
-                    rows.append({**row, "p_value": as_far[w].double().mean().item() if defined else float("nan")})
+                    rows.append({**row, "p_value": p_values[w].item() if defined else float("nan")})
         return pd.DataFrame(rows)
 
     def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample conversation"]:
-        """How often each conversation is drawn; nan for a single one, which says nothing about the others."""
-        n_conversations = self.n_tokens.shape[-1]
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(0, n_conversations, (n_resamples, n_conversations), generator=generator)
-        weights = torch.zeros(drawn.shape, dtype=torch.float64)
-        weights.scatter_add_(-1, drawn, torch.ones_like(weights))
-        return weights if n_conversations > 1 else weights * torch.nan
+        return bootstrap_counts(self.n_tokens.shape[-1], n_resamples, seed)
 
     def _means(self, weights: Tensor | None = None) -> Float[Tensor, "quantity setup window *resample"]:
         """Per token, with every conversation as often as `weights` (resample, conversation) say, or once."""
@@ -140,5 +129,5 @@ def token_of_turn(response: Bool[Tensor, "conversation pos"]) -> Int[Tensor, "co
 
 
 def _interval(name: str, value: Float[Tensor, ""], resampled: Float[Tensor, " resample"]) -> dict[str, float]:
-    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
+    low, high = quantiles(resampled).tolist()
     return {name: float(value), f"{name}_low": low, f"{name}_high": high}
