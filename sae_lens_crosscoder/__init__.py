@@ -70,10 +70,7 @@ from sae_lens_crosscoder.report import (
     Exploration,
     LatentRecord,
     LatentView,
-    compare,
-    explore,
     latent,
-    paper_report,
     write_effects,
     write_explorer,
     write_neuronpedia,
@@ -85,6 +82,9 @@ from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.workflows.compare import compare
+from sae_lens_crosscoder.workflows.explore import explore
+from sae_lens_crosscoder.workflows.paper_report import paper_report
 from sae_lens_crosscoder.workflows.publish import push_to_hub, write_model_card
 
 register_architectures()

@@ -14,10 +14,11 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_MODELS, matched_prompts
-from sae_lens_crosscoder.report import Exploration, explore, write_explorer, write_neuronpedia
+from sae_lens_crosscoder.report import Exploration, write_explorer, write_neuronpedia
 from sae_lens_crosscoder.report.export.neuronpedia import slug
 from sae_lens_crosscoder.training.saved_run import held_out_run, require_runner_config
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, conversations_of, crosscoder_folders
+from sae_lens_crosscoder.workflows.explore import explore
 
 _INSTEAD = "use slc.explore with a pair and tokens of your own, and slc.write_explorer."
 

@@ -1,0 +1,21 @@
+"""Run whole analyses: the only layer that joins models, training, analyses and reports."""
+
+from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, run_causal
+from sae_lens_crosscoder.workflows.compare import compare
+from sae_lens_crosscoder.workflows.demo import DemoConfig, run_demo
+from sae_lens_crosscoder.workflows.explore import explore
+from sae_lens_crosscoder.workflows.paper_report import PaperReportConfig, run_paper_report
+from sae_lens_crosscoder.workflows.publish import push_to_hub, write_model_card
+
+__all__ = [
+    "CausalConfig",
+    "DemoConfig",
+    "PaperReportConfig",
+    "compare",
+    "explore",
+    "push_to_hub",
+    "run_causal",
+    "run_demo",
+    "run_paper_report",
+    "write_model_card",
+]
