@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,15 @@ def is_split_by_head(hook_name: str) -> bool:
     (True, False)
     """
     return _SPLIT_BY_HEAD.search(hook_name) is not None
+
+
+def common_hook_names(models: Iterable[Any]) -> list[str]:
+    """Names of the hooks that all models have, in the first model's order.
+
+    TransformerBridge resolves all hooks and aliases at every access of `hook_dict`, so it is read once per model.
+    """
+    first, *others = [model.hook_dict for model in models]
+    return [name for name in first if all(name in hooks for hooks in others)]
 
 
 def refuse_hook(hook_name: str, shared: Collection[str]) -> None:

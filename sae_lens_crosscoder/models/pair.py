@@ -15,6 +15,7 @@ from sae_lens_crosscoder.models.answer import ReturnType, joint_answer
 from sae_lens_crosscoder.models.hook_access import (
     activation_at,
     cached,
+    common_hook_names,
     device_of,
     is_split_by_head,
     is_stackable,
@@ -104,8 +105,8 @@ class HookedModelPair(HookedRootModule):
 
         The inherited `setup` must not run here: it would rename the models' own hook points.
         """
-        shared = [name for name in self.base.hook_dict if all(name in model.hook_dict for model in self.members)]
-        self.hook_dict = {name: HookPoint() for name in shared if not is_split_by_head(name)}
+        names = common_hook_names(self.members)
+        self.hook_dict = {name: HookPoint() for name in names if not is_split_by_head(name)}
         for name, hook_point in self.hook_dict.items():
             hook_point.name = name
         self.mod_dict = dict(self.hook_dict)

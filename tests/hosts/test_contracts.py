@@ -110,6 +110,25 @@ class TestTheHookPointsOfTheModels:
         assert not hasattr(pair, "model")
         assert not hasattr(pair, "cfg")
 
+    def test_a_bridge_builds_its_hook_dict_anew_at_every_access(self, tmp_path):
+        bridge = TransformerBridge.boot_transformers(save_pair(tmp_path, gemma2)[0], device="cpu")
+        first, second = bridge.hook_dict, bridge.hook_dict
+        assert first is not second
+        assert first == second
+
+    def test_pairing_bridges_reads_the_hook_dict_once_per_model(self, tmp_path, monkeypatch):
+        bridges = [TransformerBridge.boot_transformers(folder, device="cpu") for folder in save_pair(tmp_path, gemma2)]
+        build, readers = TransformerBridge.hook_dict.fget, []
+
+        def hook_dict(bridge):
+            readers.append(bridge)
+            return build(bridge)
+
+        monkeypatch.setattr(TransformerBridge, "hook_dict", property(hook_dict))
+        pair = slc.HookedModelPair(*bridges)
+        assert readers == bridges
+        assert len(pair.hook_dict) > 50
+
 
 class TestScaling:
     """Trap 2."""
