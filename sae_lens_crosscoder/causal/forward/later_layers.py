@@ -1,6 +1,5 @@
 """A model's layers from some block on, run by themselves in each of the two kinds of model that can do it."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,11 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
 from sae_lens_crosscoder.models.hook_access import device_of, writing
+from sae_lens_crosscoder.models.key_value_cache import copy_key_value_cache
 
 
 class LaterLayers(ABC):
@@ -84,17 +83,9 @@ class _OfHookedTransformer(LaterLayers):
         past: TransformerLensKeyValueCache | None,
         prompts: Tensor,
     ) -> Tensor:
-        past = None if past is None else _of_prompts(past, prompts)
+        past = None if past is None else copy_key_value_cache(past, prompts)
         final = self.model(residual, start_at_layer=self.first, stop_at_layer=self.end, past_kv_cache=past)
         return self.model(final[wanted][None], start_at_layer=self.end)[0]
-
-
-def _of_prompts(past: TransformerLensKeyValueCache, prompts: Tensor) -> TransformerLensKeyValueCache:
-    entries = [
-        TransformerLensKeyValueCacheEntry(entry.past_keys[prompts], entry.past_values[prompts])
-        for entry in past.entries
-    ]
-    return TransformerLensKeyValueCache(entries, past.previous_attention_mask[prompts])
 
 
 class _OfBridge(LaterLayers):
@@ -137,11 +128,7 @@ class _OfBridge(LaterLayers):
     def logits(self, residual: Tensor, tokens: Tensor, wanted: Tensor, past: Any, prompts: Tensor) -> Tensor:
         arguments: dict[str, Any] = {"use_cache": False}
         if past is not None:
-            # The cache grows in place: by new tensors, in new entries, so copying these is enough.
-            past = copy.copy(past)
-            past.layers = [copy.copy(layer) for layer in past.layers]
-            past.batch_select_indices(prompts)
-            arguments = {"use_cache": True, "past_key_values": past}
+            arguments = {"use_cache": True, "past_key_values": copy_key_value_cache(past, prompts)}
         with writing(self.model, {self.read_at: residual}), _unembedding_only(self.model, wanted):
             return self.model(tokens, **arguments)[0]
 

@@ -1,6 +1,5 @@
 """What a model of a patched pair writes, with both models' keys and values kept from token to token."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,13 +10,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
 from sae_lens_crosscoder.causal.patching.interventions import ModelName
 from sae_lens_crosscoder.causal.patching.patched import N_BEFORE
 from sae_lens_crosscoder.models.hook_access import device_of
+from sae_lens_crosscoder.models.key_value_cache import copy_key_value_cache
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -122,8 +121,7 @@ class _HookedTransformerReader(_Reader):
     def _after_past(self, tokens: Tensor) -> dict[str, Any]:
         if self.past is None:
             self.past = TransformerLensKeyValueCache.init_cache(self.host.cfg, device_of(self.host), len(tokens))
-        entries = [TransformerLensKeyValueCacheEntry(e.past_keys, e.past_values) for e in self.past.entries]
-        past = TransformerLensKeyValueCache(entries, self.past.previous_attention_mask)
+        past = copy_key_value_cache(self.past)
         # Without a mask it would ask the tokenizer for one, which there need not be.
         return {"past_kv_cache": past, "attention_mask": torch.ones_like(tokens)}
 
@@ -140,9 +138,7 @@ class _BridgeReader(_Reader):
     def _after_past(self, tokens: Tensor) -> dict[str, Any]:
         if self.past is None:
             return {"use_cache": False}
-        past = copy.copy(self.past)
-        past.layers = [copy.copy(layer) for layer in past.layers]
-        return {"use_cache": True, "past_key_values": past}
+        return {"use_cache": True, "past_key_values": copy_key_value_cache(self.past)}
 
     @override
     def forward(self, tokens: Tensor, **kwargs: Any) -> Tensor:
