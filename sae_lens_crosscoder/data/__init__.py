@@ -1,0 +1,18 @@
+"""Tokens to train on and to analyse: mixes of sources, packing, chat tokens, token masks and token groups."""
+
+from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens
+from sae_lens_crosscoder.data.labelled_rows import LabelledRows, labelled_rows, tiny_labelled_rows
+from sae_lens_crosscoder.data.mix import DataMix, MixSource
+from sae_lens_crosscoder.data.token_groups import TokenGroups, token_groups
+
+__all__ = [
+    "ChatTokens",
+    "DataMix",
+    "LabelledRows",
+    "MixSource",
+    "TokenGroups",
+    "chat_tokens",
+    "labelled_rows",
+    "tiny_labelled_rows",
+    "token_groups",
+]
