@@ -132,7 +132,7 @@ def kill_rows(job: Job, n_kills: int, folder: Path, random_number: random.Random
         row = {
             "name": job.__name__,
             "killed_at_frac": share,
-            "was_writing": bool(list(at.glob("checkpoints/*/*.partial")) or list(at.glob("output/*.tmp"))),
+            "was_writing": bool(list(at.glob("checkpoints/*/*.partial")) or list(at.glob("output/*.partial"))),
             "n_checkpoints": len(named),
             "n_unreadable": sum(problem_with(path) is not None for path in named),
         }

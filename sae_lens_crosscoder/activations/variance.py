@@ -1,15 +1,14 @@
 """Fraction of variance explained, per model and pooled, over a whole set of tokens."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 
-class VarianceExplained:
+class VarianceExplained(Accumulator):
     """Streams `1 - sum_dim Var(residual) / sum_dim Var(h)`; sums are float64 and batches may differ in size.
 
     >>> fve = VarianceExplained(StackedLayout((1, 1)))
@@ -19,10 +18,12 @@ class VarianceExplained:
     ({'base': 1.0, 'chat': 0.0}, 0.5)
     """
 
+    buffers = ("n_tokens", "_sums", "_origin")
+
     def __init__(self, layout: StackedLayout) -> None:
         self.layout = layout
         self.n_tokens = 0
-        self._origin: Tensor | None = None
+        self._origin = torch.zeros(2, layout.d_in, dtype=torch.float64)
         self._sums = torch.zeros(4, layout.d_in, dtype=torch.float64)
 
     @torch.no_grad()
@@ -31,25 +32,14 @@ class VarianceExplained:
             return
         target = activations.double()
         residual = target - reconstruction.double()
-        if self._origin is None:
+        if self.n_tokens == 0:
             # Variances do not depend on it, but a mean much larger than them would cancel their digits.
-            self._origin = torch.stack([target[0], residual[0]])
+            self._origin = torch.stack([target[0], residual[0]]).cpu()
         origin = self._origin.to(target.device)
         target, residual = target - origin[0], residual - origin[1]
         sums = torch.stack([part.sum(dim=0) for part in (target, target.square(), residual, residual.square())])
         self._sums += sums.cpu()
         self.n_tokens += len(activations)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that was added, to go on from with `load_state_dict`."""
-        origin = {} if self._origin is None else {"origin": self._origin}
-        return {"n_tokens": torch.tensor(self.n_tokens), "sums": self._sums, **origin}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the sums of another one, of the same layout."""
-        self.n_tokens = int(state["n_tokens"])
-        self._sums.copy_(state["sums"])
-        self._origin = state.get("origin")
 
     def per_model(self) -> dict[str, float]:
         """Keyed by the layout's names; nan for a model whose activations do not vary."""

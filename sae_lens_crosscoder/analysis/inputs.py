@@ -14,7 +14,7 @@ from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
 from sae_lens_crosscoder.data.token_mask import kept_or_all
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.storage.integrity import fingerprint
+from sae_lens_crosscoder.storage.checksums import fingerprint
 
 # Tokens encoded at a time, and (at least) in one of the blocks that a bootstrap resamples.
 BATCH_TOKENS = 2048

@@ -17,7 +17,7 @@ from sae_lens_crosscoder.cli import (
     report,
     train,
 )
-from sae_lens_crosscoder.storage.secrets import without_keys
+from sae_lens_crosscoder.storage.secrets import redact_secrets
 from sae_lens_crosscoder.training.checkpoints.interruption import TrainingInterrupted
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(command: str, error: BaseException) -> None:
     notes: list[str] = getattr(error, "__notes__", [])
-    print(f"sae-lens-crosscoder {command}: {without_keys(' '.join([str(error), *notes]))}", file=sys.stderr)
+    print(f"sae-lens-crosscoder {command}: {redact_secrets(' '.join([str(error), *notes]))}", file=sys.stderr)
 
 
 def _usage() -> str:

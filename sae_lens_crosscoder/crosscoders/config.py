@@ -14,7 +14,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.integrity import SEAL
+from sae_lens_crosscoder.storage.checksums import SEAL
 
 HOST_NORMALISERS = ("none", "expected_average_only_in")
 # What SAELens's own loaders add to a config they read, and the checksums that only `slc.load` reads.

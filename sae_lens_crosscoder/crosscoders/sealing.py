@@ -7,7 +7,7 @@ from typing import Any
 from sae_lens.util import str_to_dtype
 from safetensors.torch import load_file
 
-from sae_lens_crosscoder.storage.integrity import named_fingerprint, seal
+from sae_lens_crosscoder.storage.checksums import named_fingerprint, seal
 
 CROSSCODER_SHA256 = "crosscoder_sha256"
 """The checksum of a crosscoder's weights in the precision of its config, wherever something is bound to them."""

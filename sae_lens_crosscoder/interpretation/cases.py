@@ -20,7 +20,7 @@ from sae_lens_crosscoder.interpretation.choice import CaseMaker, LatentCase
 from sae_lens_crosscoder.interpretation.embedding import Embedder
 from sae_lens_crosscoder.interpretation.windows import draw_windows
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.storage.integrity import named_fingerprint
+from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
 
 @dataclass(frozen=True)

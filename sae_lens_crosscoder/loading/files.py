@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sae_lens_crosscoder.loading.formats.foreign import ForeignFile
-from sae_lens_crosscoder.storage.integrity import read_json, read_tensors
+from sae_lens_crosscoder.storage.json_files import load_json
+from sae_lens_crosscoder.storage.tensor_files import load_tensors
 
 WEIGHTS_NAMES = ("model.safetensors", "model_final.pt", "cc_weights.pt")
 SETTINGS_NAMES = ("config.json", "trainer_config.json", "cfg.json")
@@ -47,14 +48,14 @@ def read_foreign_file(path: Path, dtype: torch.dtype) -> ForeignFile:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    found = read_json(path)
+    found = load_json(path)
     trainer: Any = found.get("trainer")
     return {**found, **trainer} if isinstance(trainer, dict) else found
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
+        return load_tensors(path)[0]
     try:
         if zipfile.is_zipfile(path):
             _refuse_damaged_records(path)

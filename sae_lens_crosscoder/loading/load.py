@@ -22,7 +22,7 @@ from sae_lens_crosscoder.loading.formats.foreign import (
 )
 from sae_lens_crosscoder.loading.hub import download
 from sae_lens_crosscoder.loading.own import read_own
-from sae_lens_crosscoder.storage.integrity import listed
+from sae_lens_crosscoder.storage.names import printable_names
 
 CONVERTERS = {
     "dictionary_learning": read_dictionary_learning,
@@ -136,6 +136,6 @@ def _recognise(file: ForeignFile) -> ForeignFormat:
         # The same tensors; but those of Kissane et al. were saved before their scales were folded in.
         return "kissane" if file.path.name == "cc_weights.pt" else "crosscode"
     raise ValueError(
-        f"{file.path} is in no layout known here: it holds {listed(file.tensors) or 'nothing'}. Known are "
+        f"{file.path} is in no layout known here: it holds {printable_names(file.tensors) or 'nothing'}. Known are "
         f"dictionary_learning ({', '.join(MAIN_TENSORS)}), kissane and crosscode ({', '.join(CROSSCODE_TENSORS)})."
     )

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
-from sae_lens_crosscoder.storage.integrity import SEAL, blaming, listed, named_fingerprint, read_sealed, read_tensors
+from sae_lens_crosscoder.storage.checksums import SEAL, blaming, load_sealed, named_fingerprint
+from sae_lens_crosscoder.storage.names import printable_names
+from sae_lens_crosscoder.storage.tensor_files import load_tensors
 
 
 def read_own(
@@ -29,8 +31,8 @@ def read_own(
     for path in (cfg_path, weights_path):
         if not path.exists():
             raise ValueError(f"{folder} is not a crosscoder folder: it has no {path.name}.")
-    cfg = read_sealed(cfg_path)
-    state, _ = read_tensors(weights_path, device)
+    cfg = load_sealed(cfg_path)
+    state, _ = load_tensors(weights_path, device)
     if "input_scales" in state:
         raise ValueError(
             f"{folder} is a training checkpoint ({cfg.get('architecture')}). Resume it with resume_from_checkpoint, or "
@@ -77,8 +79,8 @@ def _described(folder: Path, cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def _require_as_described(path: Path, state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
     if state.keys() != shapes.keys():
         raise ValueError(
-            f"{path} holds the tensors {listed(state)}, but the config beside it describes {listed(shapes)}: the two "
-            "are not of one crosscoder."
+            f"{path} contains the tensors {printable_names(state)}, but cfg.json beside it describes "
+            f"{printable_names(shapes)}: the two files belong to different crosscoders."
         )
     for name, tensor in state.items():
         if tuple(tensor.shape) != shapes[name]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.planning.memory import bytes_of, is_dense, n_parameters
-from sae_lens_crosscoder.storage.integrity import parse_json
+from sae_lens_crosscoder.storage.json_files import parse_json
 
 ASSUMPTIONS = (
     "Nothing overlaps: product, memory, fixed part and exchange follow one another.",

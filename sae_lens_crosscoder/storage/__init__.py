@@ -1,0 +1,1 @@
+"""Files on disk: strict JSON, checksums, atomic writes, resumable accumulators, secrets. Internal."""

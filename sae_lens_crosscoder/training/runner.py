@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.storage.integrity import seal
+from sae_lens_crosscoder.storage.checksums import seal
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.checkpoints.interruption import interruptible
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, read_training_crosscoder

@@ -18,8 +18,9 @@ from typing_extensions import override
 from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
 from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.data.packing import PackingRule
-from sae_lens_crosscoder.storage.integrity import SEAL, refuse_as_folder_name
-from sae_lens_crosscoder.storage.secrets import refuse_keys
+from sae_lens_crosscoder.storage.checksums import SEAL
+from sae_lens_crosscoder.storage.names import validate_folder_name
+from sae_lens_crosscoder.storage.secrets import validate_no_secrets
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig, default_dead_feature_window
 
 _BATCHES_IN_BUFFER = 16
@@ -128,7 +129,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             if not self.saes:
                 raise ValueError("saes is empty: name at least one crosscoder.")
             for name in self.saes:
-                refuse_as_folder_name(name, "saes")
+                validate_folder_name(name, "saes")
             # SAELens's own code reads cfg.sae for the stacked width and the run's name.
             self.sae = next(iter(self.saes.values()))
         self.mix = mix_from(self.mix)
@@ -137,7 +138,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         if self.prefetch_llm_batches is None:
             self.prefetch_llm_batches = self._has_a_device_for_the_models  # pyright: ignore[reportIncompatibleVariableOverride]
         super().__post_init__()
-        refuse_keys(self.to_dict())
+        validate_no_secrets(self.to_dict())
 
     @property
     def _has_a_device_for_the_models(self) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
 from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
-from sae_lens_crosscoder.storage.integrity import blaming, read_sealed
+from sae_lens_crosscoder.storage.checksums import blaming, load_sealed
 from sae_lens_crosscoder.training.data.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
@@ -15,7 +15,7 @@ def read_runner_config(path: str) -> CrosscoderRunnerConfig:
     file = Path(path, RUNNER_CFG_FILENAME) if Path(path).is_dir() else Path(path)
     if not file.exists():
         raise ValueError(f"There is no {file}: give a {RUNNER_CFG_FILENAME} that training wrote, or its folder.")
-    fields = read_sealed(file)
+    fields = load_sealed(file)
     with blaming(file):
         return CrosscoderRunnerConfig.from_dict(fields)
 

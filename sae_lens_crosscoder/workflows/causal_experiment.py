@@ -19,7 +19,7 @@ from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import TINY_MODELS, dialogues
 from sae_lens_crosscoder.report import write_effects
-from sae_lens_crosscoder.storage.integrity import fingerprint
+from sae_lens_crosscoder.storage.checksums import fingerprint
 
 EFFECTS_FILENAME = "effects.json"
 PAGE_FILENAME = "effects.html"

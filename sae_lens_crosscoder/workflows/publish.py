@@ -12,7 +12,8 @@ from sae_lens_crosscoder.analysis.tables.latents_file import LATENTS_FILENAME, r
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.report.html.inert import inert, visible
-from sae_lens_crosscoder.storage.integrity import blaming, parse_json
+from sae_lens_crosscoder.storage.checksums import blaming
+from sae_lens_crosscoder.storage.json_files import parse_json
 
 CARD_FILENAME = "README.md"
 METRICS_FILENAME = "metrics.jsonl"

@@ -16,7 +16,7 @@ from sae_lens_crosscoder.activations.cache import writer as caching
 from sae_lens_crosscoder.activations.cache.manifest import CONTEXTS_FILENAME, CacheManifest
 from sae_lens_crosscoder.activations.finite import NonFiniteError
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
-from sae_lens_crosscoder.storage.integrity import read_sealed, seal
+from sae_lens_crosscoder.storage.checksums import load_sealed, seal
 from tests.killing import in_child, killed_at
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
@@ -216,7 +216,7 @@ class TestDamage:
         with pytest.raises(ValueError, match="is no activation cache"):
             slc.ActivationCache(tmp_path / "empty")
         manifest = written.path / "manifest.json"
-        manifest.write_text(json.dumps(seal(read_sealed(manifest) | {"format_version": 99})))
+        manifest.write_text(json.dumps(seal(load_sealed(manifest) | {"format_version": 99})))
         with pytest.raises(ValueError, match="format_version=99, but this version reads 1"):
             slc.ActivationCache(written.path)
 
@@ -256,7 +256,7 @@ class TestWriting:
         cache.verify()
         after = files(tmp_path / "killed")
         assert all(after[name] == time for name, time in before.items())
-        assert not [name for name in after if name.endswith(".tmp")]
+        assert not [name for name in after if name.endswith(".partial")]
 
     def test_killed_at_any_file_operation_the_next_call_makes_the_unbroken_cache(self, pair, tmp_path, monkeypatch):
         whole = {path.name: path.read_bytes() for path in write(pair, tmp_path / "whole").path.iterdir()}
@@ -297,7 +297,7 @@ class TestWriting:
 
     def test_a_cache_that_does_not_say_of_which_weights_it_is_is_taken_on_trust(self, pair, written):
         manifest = written.path / "manifest.json"
-        fields = read_sealed(manifest)
+        fields = load_sealed(manifest)
         del fields["weights_sha256"]
         manifest.write_text(json.dumps(seal(fields)))
         assert len(write(pair, written.path)) == len(written)

@@ -99,7 +99,7 @@ def test_sums_of_anything_else_are_refused(tmp_path):
     with pytest.raises(PowerCutError):
         slc.diagnose(crosscoder, activations=until_power_cut(batches, 3), checkpoint_path=path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="left by a diagnosis with another crosscoder"):
+    with pytest.raises(ValueError, match="written by a diagnosis with another crosscoder"):
         slc.diagnose(random_crosscoder(seed=1), activations=batches, checkpoint_path=path)
     with pytest.raises(ValueError, match="another data source"):
         slc.diagnose(crosscoder, activations=batches[1:], checkpoint_path=path)
@@ -109,7 +109,7 @@ def test_sums_of_anything_else_are_refused(tmp_path):
         slc.diagnose(crosscoder, activations=batches[:2], checkpoint_path=path)
     assert path.read_bytes() == before
     path.write_text("notes")
-    with pytest.raises(ValueError, match="no checkpoint of a diagnosis"):
+    with pytest.raises(ValueError, match="not a checkpoint of a diagnosis"):
         slc.diagnose(crosscoder, activations=batches, checkpoint_path=path)
     with pytest.raises(ValueError, match="in a folder that does not exist"):
         slc.diagnose(crosscoder, activations=batches, checkpoint_path=tmp_path / "nowhere" / "sums")

@@ -263,7 +263,7 @@ def test_the_file_says_what_it_is_of_and_is_whole_or_absent(crosscoder, pair, tm
     def break_down(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("sae_lens_crosscoder.storage.accumulators.os.fsync", break_down)
+    monkeypatch.setattr("sae_lens_crosscoder.storage.atomic.os.fsync", break_down)
     with pytest.raises(OSError, match="disk full"):
         collect(crosscoder, pair, tmp_path, seed=6)
     assert examples.path.read_bytes() == before

@@ -88,5 +88,5 @@ def test_damaged_labels_and_those_of_other_weights_are_refused_and_kept(folder, 
 def test_a_file_that_is_cut_off_is_refused(folder):
     path = slc.write_label(folder, 2, "mine")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="not JSON that can be read"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         slc.read_labels(folder)

@@ -105,9 +105,9 @@ def test_sums_of_anything_else_are_refused_by_name(case, conversations, tmp_path
         ({"setups": setups[:1]}, "list of setups"),
         ({"size": 3}, "batch_size"),
     ):
-        with pytest.raises(ValueError, match=f"left by a causal experiment with another {what}, so its sums"):
+        with pytest.raises(ValueError, match=f"written by a causal experiment with another {what}, so it cannot"):
             run(**change)
-    with pytest.raises(ValueError, match="is no checkpoint of a diagnosis, but of causal experiment"):
+    with pytest.raises(ValueError, match="is not a checkpoint of a diagnosis, but of a causal experiment"):
         slc.diagnose(case.crosscoder, case.pair, tokens, checkpoint_path=path)
     assert path.read_bytes() == before
     run()

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.storage.accumulators import SumsCheckpoint
-from sae_lens_crosscoder.storage.integrity import seal
+from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
+from sae_lens_crosscoder.storage.checksums import seal
 from sae_lens_crosscoder.training.saved_run import read_runner_config
 from tests.analysis.conftest import random_activations, random_crosscoder
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step
@@ -198,7 +198,7 @@ class _Sums(dict):
 
 
 def _checkpoint(folder, sums):
-    return SumsCheckpoint(
+    return AccumulatorCheckpoint(
         folder / "sums.safetensors", "diagnosis", sums, {"crosscoder": "one", "data source": "another"}
     )
 

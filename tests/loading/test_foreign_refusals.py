@@ -99,7 +99,7 @@ def test_what_contradicts_the_file_is_refused(tmp_path, layout, options, message
         ("C-mixed", {"code_normalization_alpha_cc": 0.5}, "mixes its norms by"),
         ("D", {"keep_relative_variance": False}, "keep_relative_variance off"),
         ("crosscode", {"activation_fn": {"classname": "TopkActivation"}}, "names the activation TopkActivation"),
-        ("A", [1], "must hold a JSON object, but holds a list"),
+        ("A", [1], "expected a JSON object, got a list"),
         ("A", {"layer": "../../x"}, "says layer='../../x', which is no layer of a model"),
         ("A", {"layer": -1}, "which is no layer"),
         ("crosscode", {"hook_point": ["x"]}, "which is no hook's name"),
@@ -191,7 +191,7 @@ def test_a_pickle_that_is_no_state_dict_is_refused(tmp_path, content):
 def test_damaged_json_is_refused(tmp_path):
     folder = LAYOUTS["A"].write(tmp_path)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config.json is not valid JSON"):
         slc.load(folder)
 
 

@@ -91,11 +91,14 @@ def test_weights_of_another_crosscoder_are_refused_unless_both_checksums_are_del
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("b_dec"), "holds the tensors W_dec, W_enc, b_enc.*describes W_dec, W_enc, b_dec"),
+        (
+            lambda tensors: tensors.pop("b_dec"),
+            "contains the tensors W_dec, W_enc, b_enc.*describes W_dec, W_enc",
+        ),
         (lambda tensors: tensors.update(b_dec=tensors["b_dec"][1:].clone()), r"b_dec has shape \(6,\), but .* \(7,\)"),
         (lambda tensors: tensors.update(b_dec=tensors["b_dec"].long()), "b_dec holds torch.int64"),
         (lambda tensors: tensors["W_enc"].view(-1)[3].fill_(torch.nan), "W_enc holds NaN or infinite"),
-        (lambda tensors: tensors.update({"x\x1b[2J" * 50: torch.zeros(1)}), r"holds the tensors .*x\\x1b"),
+        (lambda tensors: tensors.update({"x\x1b[2J" * 50: torch.zeros(1)}), r"contains the tensors .*x\\x1b"),
     ],
 )
 def test_without_checksums_weights_that_cannot_be_are_refused_all_the_same(saved, change, message):

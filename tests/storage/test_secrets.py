@@ -4,7 +4,7 @@ import pytest
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder import cli
-from sae_lens_crosscoder.storage.secrets import refuse_keys, without_keys
+from sae_lens_crosscoder.storage.secrets import redact_secrets, validate_no_secrets
 
 KEYS = {
     "HF_TOKEN": "hf_" + "AbC9" * 8,
@@ -33,29 +33,29 @@ def test_a_key_of_the_environment_is_refused_in_any_field_and_not_repeated(envir
         "model_from_pretrained_kwargs.proxies.a": {"model_from_pretrained_kwargs": {"proxies": {"a": [hidden]}}},
         "model_name": {"model_name": hidden},
     }.items():
-        with pytest.raises(ValueError, match=f"^{field} holds a key, and configs are saved and logged") as caught:
+        with pytest.raises(ValueError, match=f"^{field} contains a key, but configs are saved and logged") as caught:
             config(**fields)
         assert KEYS[name] not in str(caught.value)
 
 
 @pytest.mark.parametrize("field", ["token", "use_auth_token", "hf_token", "api_key", "OPENAI_API_KEY", "password"])
 def test_a_field_for_a_key_is_refused_whatever_it_holds(field):
-    with pytest.raises(ValueError, match=f"model_from_pretrained_kwargs.{field} holds a key") as caught:
+    with pytest.raises(ValueError, match=f"model_from_pretrained_kwargs.{field} contains a key") as caught:
         config(model_from_pretrained_kwargs={field: "abc"})
     assert "abc" not in str(caught.value)
 
 
 def test_a_key_that_is_not_in_the_environment_is_known_by_its_looks(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ValueError, match="dataset_path holds a key"):
-        refuse_keys({"dataset_path": f"x?token={KEYS['HF_TOKEN']}"})
+    with pytest.raises(ValueError, match="dataset_path contains a key"):
+        validate_no_secrets({"dataset_path": f"x?token={KEYS['HF_TOKEN']}"})
 
 
 def test_ordinary_configs_have_no_keys(environment):
     cfg = config(model_from_pretrained_kwargs={"token": True, "revision": "hf_main"}, hook_name="blocks.0.hook_x")
     assert cfg.model_from_pretrained_kwargs["token"] is True  # the key that was logged in with
     assert (
-        without_keys("sequence_separator_token: bos, sk-learn, hf_hub")
+        redact_secrets("sequence_separator_token: bos, sk-learn, hf_hub")
         == "sequence_separator_token: bos, sk-learn, hf_hub"
     )
 

@@ -323,7 +323,7 @@ class TestGuards:
     def test_a_full_disk_stops_training_and_the_checkpoint_before_stays_whole(self, activations, tmp_path, monkeypatch):
         unbroken = run(tmp_path / "unbroken", mixed(activations))
         written = []
-        original = checkpoint_folder.sha256_of
+        original = checkpoint_folder.file_sha256
 
         def full(path):
             written.append(path)
@@ -331,7 +331,7 @@ class TestGuards:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return original(path)
 
-        monkeypatch.setattr(checkpoint_folder, "sha256_of", full)
+        monkeypatch.setattr(checkpoint_folder, "file_sha256", full)
         with pytest.raises(
             CheckpointError, match=r"640 could not be written: .*No space left on device. .* GB are free"
         ):
@@ -353,7 +353,7 @@ class TestGuards:
             run(folder, mixed(activations), metrics_path=None)
 
     def test_an_error_that_comes_with_a_full_disk_says_both(self, activations, tmp_path, monkeypatch):
-        monkeypatch.setattr(checkpoint_folder, "sha256_of", raising_always(OSError(errno.ENOSPC, "No space left")))
+        monkeypatch.setattr(checkpoint_folder, "file_sha256", raising_always(OSError(errno.ENOSPC, "No space left")))
         stream = Stopping(mixed(activations), 2, raising(OSError("the dataset is gone")))
         with pytest.raises(OSError, match="the dataset is gone") as caught:
             run(tmp_path, stream, n_checkpoints=0)

@@ -3,13 +3,11 @@
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import torch
 from filelock import FileLock
@@ -17,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.integrity import blaming, digest, read_sealed, seal
+from sae_lens_crosscoder.storage.atomic import atomic_write, write_text_atomically
+from sae_lens_crosscoder.storage.checksums import blaming, digest, load_sealed, seal
 
 CacheDtype = Literal["bfloat16", "float32"]
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -104,8 +103,7 @@ class CacheManifest:
         return None
 
     def write(self, folder: Path) -> None:
-        with atomic_file(folder / MANIFEST_FILENAME) as file:
-            file.write(json.dumps(seal(dataclasses.asdict(self)), indent=1).encode())
+        write_text_atomically(json.dumps(seal(dataclasses.asdict(self)), indent=1), folder / MANIFEST_FILENAME)
 
     def record(self, folder: Path, name: str, written: Mapping[int, str]) -> None:
         """Add the checksums of files of some shards to the folder's manifest, beside what other workers added there."""
@@ -131,7 +129,7 @@ class CacheManifest:
         path = folder / MANIFEST_FILENAME
         if not path.exists():
             raise ValueError(f"{folder} is no activation cache: it has no {MANIFEST_FILENAME}. Make one first.")
-        fields = read_sealed(path)
+        fields = load_sealed(path)
         if fields.get("format_version") != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has format_version={fields.get('format_version')}, but this version reads {FORMAT_VERSION}: "
@@ -177,7 +175,7 @@ def part_path(folder: Path, shard: int, name: str) -> Path:
 def write_part(path: Path, batches: Iterable[Tensor]) -> str:
     """Write rows as they are in memory, whole or not at all; returns their SHA-256."""
     sha256 = hashlib.sha256()
-    with atomic_file(path) as file, ThreadPoolExecutor(max_workers=1) as hashing:
+    with atomic_write(path) as file, ThreadPoolExecutor(max_workers=1) as hashing:
         hashed: Future[None] | None = None
         for batch in batches:
             raw = batch.cpu().contiguous().view(torch.uint8).numpy().data
@@ -205,28 +203,3 @@ def contexts_sha256(tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch 
 def read_tokens(path: Path, n_tokens: int) -> Int[Tensor, " token"]:
     """The ids of a shard's tokens."""
     return torch.from_file(str(path), shared=False, size=n_tokens, dtype=TOKEN_DTYPE).long()
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def atomic_file(path: Path) -> Generator[BinaryIO]:
-    """A file that has its name only once it is complete and on disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk, the room is needed
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # or the new name may be lost with the power
-    finally:
-        os.close(folder)

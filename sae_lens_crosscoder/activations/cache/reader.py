@@ -20,11 +20,11 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     part_path,
     read_part,
     read_tokens,
-    sha256_of,
 )
 from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.integrity import blaming, read_tensors
+from sae_lens_crosscoder.storage.checksums import blaming, file_sha256
+from sae_lens_crosscoder.storage.tensor_files import load_tensors
 
 _BATCHES_IN_BUFFER = 16
 _ROWS_IN_ORDER = 2048
@@ -85,7 +85,7 @@ class ActivationCache:
         """
         kept, file = self.tokens, self.path / CONTEXTS_FILENAME  # which is written before the last of the tokens
         if file.exists():
-            stored, _ = read_tensors(file)
+            stored, _ = load_tensors(file)
             with blaming(file):
                 tokens, keep = stored["tokens"].long(), stored["keep"]
         else:  # whole contexts, as the checksum tells
@@ -167,7 +167,7 @@ class ActivationCache:
 
     def _verify_part(self, shard: int, name: str) -> None:
         path = self._written(shard, name)
-        if sha256_of(path) != self.manifest.shards[shard].sha256[name]:
+        if file_sha256(path) != self.manifest.shards[shard].sha256[name]:
             raise ValueError(
                 f"{path} is damaged: its content is not what was written (SHA-256). Delete it and call "
                 "cache_activations again with the same arguments, which writes it anew."

@@ -32,8 +32,8 @@ from sae_lens_crosscoder.models.hook_access import activation_at, refuse_hook
 from sae_lens_crosscoder.models.loading import load_model, refuse_different_tokens
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import read_in_place, replacement_ids
-from sae_lens_crosscoder.storage.accumulators import save_whole
-from sae_lens_crosscoder.storage.integrity import fingerprint
+from sae_lens_crosscoder.storage.checksums import fingerprint
+from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 _TOKENS_PER_SHARD = 65_536
 _WAIT_FOR_OTHERS = 600  # seconds
@@ -223,7 +223,7 @@ def _write_contexts(folder: Path, tokens: Int[Tensor, "batch pos"], keep: Bool[T
     with manifest_lock(folder):
         if not path.exists():
             contexts = {"tokens": tokens.cpu().to(TOKEN_DTYPE).contiguous(), "keep": keep.cpu().contiguous()}
-            save_whole(contexts, path, {})
+            save_tensors(contexts, path)
 
 
 def _write_tokens(folder: Path, manifest: CacheManifest, prompts: Sequence[Prompts], shards: range) -> None:

@@ -15,8 +15,8 @@ from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds,
 from sae_lens_crosscoder.analysis.inputs import Activations, DataSource, data_source, encoded, shard_block
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.storage.accumulators import SumsCheckpoint
-from sae_lens_crosscoder.storage.integrity import named_fingerprint
+from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
+from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
 
 def diagnose(
@@ -77,7 +77,9 @@ def diagnose(
     if checkpoint_path is not None:
         options = f"block_size={block_size}, free_directions={free_directions}"
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "data source": source.fingerprint()}
-        checkpoint = SumsCheckpoint(checkpoint_path, "diagnosis", sums.parts, {**origin, "set of options": options})
+        checkpoint = AccumulatorCheckpoint(
+            checkpoint_path, "diagnosis", sums.parts, {**origin, "set of options": options}
+        )
     _stream(source, crosscoder, sums, checkpoint)
     table = sums.table(nulls, min_active, bounds)
     if checkpoint is not None:
@@ -87,7 +89,7 @@ def diagnose(
 
 @torch.no_grad()
 def _stream(
-    source: DataSource, crosscoder: InferenceCrosscoder, sums: DiagnosisSums, checkpoint: SumsCheckpoint | None
+    source: DataSource, crosscoder: InferenceCrosscoder, sums: DiagnosisSums, checkpoint: AccumulatorCheckpoint | None
 ) -> None:
     """Add all tokens, or those that the checkpoint does not hold."""
     n_seen = 0 if checkpoint is None else checkpoint.resume()

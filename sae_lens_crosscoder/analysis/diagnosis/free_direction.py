@@ -13,9 +13,10 @@ from torch import Tensor
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs, pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_sum, indices_of
+from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 
-class FreeDirections:
+class FreeDirections(Accumulator):
     """Streams, for chosen latents, `v_j^m = sum_t f_j y^m / sum_t f_j^2`, with y the error with the latent put back.
 
     v is the least-squares answer to "what does model m write when latent j is on?", and equals the decoder direction
@@ -24,6 +25,8 @@ class FreeDirections:
     Args:
         latents: which ones. Two float64 numbers per latent and activation coordinate are kept.
     """
+
+    buffers = ("_f_error", "_f3_error", "_f1", "_f2", "_f4", "_f2_error2", "_f2_per_error")
 
     def __init__(self, crosscoder: InferenceCrosscoder, latents: Int[Tensor, " chosen"]) -> None:
         self.crosscoder = crosscoder
@@ -63,23 +66,6 @@ class FreeDirections:
             (self._f2_per_error, f.square() / lengths),
         ):
             total.index_add_(0, position, parts)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that was added, to go on from with `load_state_dict`."""
-        return {
-            "f_error": self._f_error,
-            "f3_error": self._f3_error,
-            "f1": self._f1,
-            "f2": self._f2,
-            "f4": self._f4,
-            "f2_error2": self._f2_error2,
-            "f2_per_error": self._f2_per_error,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the sums of another one, of the same crosscoder and latents."""
-        for name, total in self.state_dict().items():
-            total.copy_(state[name])
 
     def directions(self) -> tuple[Float[Tensor, "chosen d_model"], ...]:
         """v^m of every model, in the units of the saved decoder; nan for a latent that never fires."""

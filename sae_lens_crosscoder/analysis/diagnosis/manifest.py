@@ -5,7 +5,7 @@ from typing import Any
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
-from sae_lens_crosscoder.storage.integrity import named_fingerprint
+from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
 
 def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:

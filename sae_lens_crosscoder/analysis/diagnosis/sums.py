@@ -14,7 +14,7 @@ from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds,
 from sae_lens_crosscoder.analysis.inputs import Encoded
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.storage.accumulators import StreamedSums
+from sae_lens_crosscoder.storage.accumulators import ResumableAccumulator
 
 
 class DiagnosisSums:
@@ -45,7 +45,7 @@ class DiagnosisSums:
         self.fve.add(part.activations, part.reconstruction)
 
     @property
-    def parts(self) -> Mapping[str, StreamedSums]:
+    def parts(self) -> Mapping[str, ResumableAccumulator]:
         """Everything that a checkpoint must hold, by name."""
         return {"scaling": self.scaling, "free": self.free, "fve": self.fve}
 

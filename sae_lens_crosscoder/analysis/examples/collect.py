@@ -14,7 +14,7 @@ from sae_lens_crosscoder.analysis.examples.windows import ExampleWindows, TokenS
 from sae_lens_crosscoder.analysis.inputs import prompt_source
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.storage.integrity import fingerprint
+from sae_lens_crosscoder.storage.checksums import fingerprint
 
 
 def collect_examples(

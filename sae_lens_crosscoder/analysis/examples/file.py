@@ -13,8 +13,10 @@ from torch import Tensor
 
 from sae_lens_crosscoder.analysis.examples.text import marked_text
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.accumulators import save_whole
-from sae_lens_crosscoder.storage.integrity import blaming, digest, listed, named_fingerprint, parse_json, seal, unseal
+from sae_lens_crosscoder.storage.checksums import blaming, digest, named_fingerprint, seal, unseal
+from sae_lens_crosscoder.storage.json_files import parse_json
+from sae_lens_crosscoder.storage.names import printable_names
+from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 EXAMPLES_FILENAME = "examples.safetensors"
 """In a crosscoder's folder."""
@@ -109,7 +111,7 @@ class ExamplesFile:
             )
         names = set(self._file.keys())
         if names != {*_PER_LATENT, _CHECKSUM}:
-            raise ValueError(f"{path} is damaged: it holds {listed(names)}. Make it again.")
+            raise ValueError(f"{path} is damaged: it holds {printable_names(names)}. Make it again.")
         if any(self._file.get_slice(name).get_shape()[:1] != [len(self)] for name in names):
             raise ValueError(f"{path} is damaged: it does not hold examples of {len(self)} latents. Make it again.")
 
@@ -163,7 +165,7 @@ def write_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[
     described = seal({"examples_format": FORMAT_VERSION, "n_latents": n_latents, **manifest})
     rows = ({name: tensors[name][latent] for name in _PER_LATENT} for latent in range(n_latents))
     checksums = torch.stack([_checksum(latent, row) for latent, row in enumerate(rows)])
-    save_whole({**tensors, _CHECKSUM: checksums}, path, {"manifest": json.dumps(described)})
+    save_tensors({**tensors, _CHECKSUM: checksums}, path, {"manifest": json.dumps(described)})
 
 
 def _checksum(latent: int, rows: Mapping[str, Tensor]) -> UInt8[Tensor, "32"]:

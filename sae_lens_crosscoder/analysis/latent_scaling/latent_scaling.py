@@ -6,7 +6,7 @@ put back. Only the dot products of active (token, latent) pairs are formed, and 
 no per-latent residual is ever needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot
 from sae_lens_crosscoder.resampling import bootstrap_counts, quantiles
+from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 BASE, CHAT = 0, 1
 Target = Literal["activation", "reconstruction", "error"]
@@ -25,7 +26,7 @@ Space = Literal["trained", "raw"]
 _CHUNK = 1024
 
 
-class LatentScaling:
+class LatentScaling(Accumulator):
     """Streams the sums that Latent Scaling needs. Feed it with `add`; ask `beta` and `nu`.
 
     Sums are float64 and kept in `n_shards` parts, to which blocks of consecutive tokens go in turn: resampling
@@ -40,6 +41,8 @@ class LatentScaling:
     Args:
         probes: directions to probe instead of the decoders, one array per model, as controls do.
     """
+
+    buffers = ("n_tokens", "f1", "f2", "n_active", "max_activation", "_dots")
 
     def __init__(
         self,
@@ -110,23 +113,6 @@ class LatentScaling:
                 for probe, direction in enumerate(probes):
                     dots = gather_dot(part, direction, pairs.token, pairs.latent)
                     self._dots[probe, model, t].view(-1).index_add_(0, place, f * dots)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that was added, to go on from with `load_state_dict`."""
-        return {
-            "n_tokens": torch.tensor(self.n_tokens),
-            "f1": self.f1,
-            "f2": self.f2,
-            "n_active": self.n_active,
-            "max_activation": self.max_activation,
-            "dots": self._dots,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the sums of another one, of the same crosscoder, shards and blocks."""
-        self.n_tokens = int(state["n_tokens"])
-        for name, total in self.state_dict().items():
-            total.copy_(state[name])
 
     def beta(self, target: Target, model: int, probe: int = CHAT, space: Space = "trained") -> Float[Tensor, " d_sae"]:
         """The best factor for one target; nan where the latent never fires or the probe direction is 0."""

@@ -10,7 +10,9 @@ from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens_crosscoder.analysis.tables.user_labels import LABELS_FILENAME, read_labels
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.loading.hub import download
-from sae_lens_crosscoder.storage.integrity import SEAL, digest, read_json, read_table
+from sae_lens_crosscoder.storage.checksums import SEAL, digest
+from sae_lens_crosscoder.storage.json_files import load_json
+from sae_lens_crosscoder.storage.tables import load_table
 
 LATENTS_FILENAME = "latents.parquet"
 INTERPRETATIONS_FILENAME = "interpretations.parquet"
@@ -49,7 +51,7 @@ def read_latents(folder: str | Path) -> pd.DataFrame:
     path = Path(folder) / LATENTS_FILENAME
     if not path.exists():
         raise ValueError(f"{folder} has no {LATENTS_FILENAME}: make one with slc.diagnose and write_latents.")
-    table = read_table(path)
+    table = load_table(path)
     if "delta_norm" not in table or not table.attrs:
         raise ValueError(f"{path} is not a latent table of this package: it has no delta_norm or no manifest.")
     sha256: Any = table.attrs.pop(SEAL, None)
@@ -74,7 +76,7 @@ def _checksum(table: pd.DataFrame) -> str:
 def _refuse_other_weights(table: pd.DataFrame, path: Path) -> None:
     cfg_path = path.parent / SAE_CFG_FILENAME
     mine = table.attrs.get(CROSSCODER_SHA256)
-    theirs = read_json(cfg_path).get(CROSSCODER_SHA256) if cfg_path.exists() else None
+    theirs = load_json(cfg_path).get(CROSSCODER_SHA256) if cfg_path.exists() else None
     if mine is not None and theirs is not None and mine != theirs:
         raise ValueError(
             f"{path} and the crosscoder beside it do not belong together: the table is of other weights, or of these "
@@ -91,7 +93,7 @@ def write_interpretations(table: pd.DataFrame, folder: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     attrs = table.attrs
     if path.exists():
-        before = read_table(path)
+        before = load_table(path)
         if before.attrs.get(CROSSCODER_SHA256) == attrs[CROSSCODER_SHA256]:
             others = before.drop(index=table.index, errors="ignore")
             table = pd.concat([others, table] if len(others) else [table]).sort_index()
@@ -101,7 +103,7 @@ def write_interpretations(table: pd.DataFrame, folder: str | Path) -> Path:
 
 
 def _joined(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    interpretations = read_table(path)
+    interpretations = load_table(path)
     differing = [name for name in _IDENTITY if table.attrs.get(name) != interpretations.attrs.get(name)]
     if differing or not interpretations.index.isin(table.index).all():
         raise ValueError(

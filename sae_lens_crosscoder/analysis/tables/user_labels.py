@@ -1,7 +1,6 @@
 """What people call latents, kept beside the crosscoder's weights."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,9 @@ from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.loading.hub import download
-from sae_lens_crosscoder.storage.integrity import read_json, read_sealed, seal
+from sae_lens_crosscoder.storage.atomic import write_text_atomically
+from sae_lens_crosscoder.storage.checksums import load_sealed, seal
+from sae_lens_crosscoder.storage.json_files import load_json
 
 LABELS_FILENAME = "user_labels.json"
 MAX_CHARACTERS = 1000
@@ -31,7 +32,7 @@ def write_label(folder: str | Path, latent: int, text: str | None) -> Path:
     cfg_path = Path(folder) / SAE_CFG_FILENAME
     if not cfg_path.exists():
         raise ValueError(f"{folder} holds no crosscoder, so its latents have no labels: save it there first.")
-    cfg = read_json(cfg_path)
+    cfg = load_json(cfg_path)
     if not 0 <= latent < cfg["d_sae"]:
         raise ValueError(f"There is no latent {latent}: the crosscoder has latents 0 to {cfg['d_sae'] - 1}.")
     if text is not None and not _is_label(text):
@@ -45,12 +46,7 @@ def write_label(folder: str | Path, latent: int, text: str | None) -> Path:
         labels[latent] = text
     by_name = {str(j): labels[j] for j in sorted(labels)}
     sealed = seal({CROSSCODER_SHA256: cfg.get(CROSSCODER_SHA256), "labels": by_name})
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(sealed, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_text_atomically(json.dumps(sealed, indent=1), path)
     return path
 
 
@@ -65,11 +61,11 @@ def read_labels(folder: str | Path) -> dict[int, str]:
     path, cfg_path = Path(folder) / LABELS_FILENAME, Path(folder) / SAE_CFG_FILENAME
     if not path.exists():
         return {}
-    fields = read_sealed(path)
+    fields = load_sealed(path)
     labels: Any = fields.get("labels")
     if fields.keys() != {CROSSCODER_SHA256, "labels"} or not isinstance(labels, dict):
         raise ValueError(f"{path} holds no labels of latents, so it is damaged: delete it, or get it anew.")
-    cfg = read_json(cfg_path) if cfg_path.exists() else {}
+    cfg = load_json(cfg_path) if cfg_path.exists() else {}
     mine, theirs = fields[CROSSCODER_SHA256], cfg.get(CROSSCODER_SHA256)
     if None not in (mine, theirs) and mine != theirs:
         raise ValueError(

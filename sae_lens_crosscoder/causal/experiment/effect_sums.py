@@ -1,6 +1,6 @@
 """KL, loss and agreement summed per setup, window and conversation, and what the sums say about the means."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import pandas as pd
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.causal.experiment.setups import Setup
 from sae_lens_crosscoder.resampling import bootstrap_counts, quantiles, sign_flip_p_values
+from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 WINDOWS: Final = {"all": (1, None), "token 1": (1, 1), "tokens 2-10": (2, 10), "tokens 11+": (11, None)}
 """Of every assistant turn, counted from 1. Token 1 is predicted from the template's last position, so the setup
@@ -27,8 +28,10 @@ CONTRASTS: Final = (
 _KL = QUANTITIES.index("kl_nats")
 
 
-class EffectSums:
+class EffectSums(Accumulator):
     """Sums in float64: `totals` (quantity, setup, window, conversation), of `n_tokens` (window, conversation)."""
+
+    buffers = ("totals",)
 
     def __init__(self, setups: Sequence[Setup], response: Bool[Tensor, "conversation pos"]) -> None:
         self.setups = list(setups)
@@ -51,12 +54,6 @@ class EffectSums:
         self.totals[:, setup][..., conversations] += torch.einsum(
             "wcp,qcp->qwc", self._in_window[:, conversations].double(), spread
         )
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"totals": self.totals}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.totals.copy_(state["totals"])
 
     def table(self, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Means per token with 95 % intervals, and the reduction against the setup `none`, a row per setup and window.

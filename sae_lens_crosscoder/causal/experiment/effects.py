@@ -24,8 +24,8 @@ from sae_lens_crosscoder.causal.forward.answered import answered_batches
 from sae_lens_crosscoder.causal.patching.requirements import require_answers
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.storage.accumulators import SumsCheckpoint
-from sae_lens_crosscoder.storage.integrity import fingerprint
+from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
+from sae_lens_crosscoder.storage.checksums import fingerprint
 
 
 def causal_effects(
@@ -126,7 +126,7 @@ def kl_to_chat(
     checkpoint = None
     if checkpoint_path is not None:
         origin = _origin(pair, crosscoder, [tokens, response, template], setups, batch_size)
-        checkpoint = SumsCheckpoint(checkpoint_path, "causal experiment", {"effects": sums}, origin)
+        checkpoint = AccumulatorCheckpoint(checkpoint_path, "causal experiment", {"effects": sums}, origin)
     n_before = 0 if checkpoint is None else checkpoint.resume()
     batches = answered_batches(pair, crosscoder, tokens, response, batch_size, n_before)
     n_batches = -(-len(tokens) // batch_size)

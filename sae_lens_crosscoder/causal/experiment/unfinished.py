@@ -11,7 +11,8 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from sae_lens_crosscoder.causal.forward.generation import Responses
-from sae_lens_crosscoder.storage.accumulators import save_whole
+from sae_lens_crosscoder.storage.atomic import atomic_path
+from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 _ORIGIN_FILENAME = "origin.txt"
 
@@ -35,16 +36,15 @@ class UnfinishedRun:
     def answers(self, make: Callable[[], Responses]) -> Responses:
         path = self.folder / "answers.safetensors"
         if not path.exists():
-            save_whole(dict(vars(make())), path, {})
+            save_tensors(vars(make()), path)
         return Responses(**load_file(path))
 
     def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A table, and its `.attrs` as far as JSON holds them."""
         path = self.folder / f"{name}.parquet"
         if not path.exists():
-            partial = path.with_name(path.name + ".partial")
-            make().to_parquet(partial)
-            partial.replace(path)
+            with atomic_path(path) as partial:
+                make().to_parquet(partial)
         return pd.read_parquet(path)
 
     def remove(self) -> None:

@@ -15,7 +15,7 @@ from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_s
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig, ReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.integrity import listed
+from sae_lens_crosscoder.storage.names import printable_names
 
 ForeignFormat = Literal["dictionary_learning", "kissane", "crosscode"]
 PAPER_MODELS = ("google/gemma-2-2b", "google/gemma-2-2b-it")
@@ -160,13 +160,13 @@ def require_tensors(
     if missing:
         raise ValueError(
             f"{file.path} is only part of a crosscoder: it has no {', '.join(missing)}. It holds "
-            f"{listed(file.tensors)}; get the whole file."
+            f"{printable_names(file.tensors)}; get the whole file."
         )
     unknown = sorted(set(file.tensors) - {*required, *optional})
     if unknown:
         raise ValueError(
-            f"{file.path} has tensors that this converter does not know, {listed(unknown)}: what they change would "
-            "be lost without a word. It may be another kind of dictionary, or newer than this package."
+            f"{file.path} has tensors that this converter does not know, {printable_names(unknown)}: what they change "
+            "would be lost without a word. It may be another kind of dictionary, or newer than this package."
         )
     for name, tensor in file.tensors.items():
         if not tensor.is_floating_point() and (name in required or tensor.is_complex() or tensor.dtype == torch.bool):

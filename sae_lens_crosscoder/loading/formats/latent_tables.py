@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lens_crosscoder.storage.integrity import blaming, read_table
+from sae_lens_crosscoder.storage.checksums import blaming
+from sae_lens_crosscoder.storage.tables import load_table
 
 # Ours -> theirs: the paper's `feature_df.csv`, then the later toolkit's; the first one present is taken.
 _COLUMNS = {
@@ -43,7 +44,7 @@ def read_foreign_latents(path: str | Path) -> pd.DataFrame:
             are no numbers or outside their range, tags that are not known, or an index that does not count latents.
     """
     path = Path(path)
-    theirs = read_table(path)
+    theirs = load_table(path)
     with blaming(path):
         return _with_our_columns(theirs, path)
 

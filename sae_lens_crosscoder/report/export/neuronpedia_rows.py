@@ -7,7 +7,7 @@ from typing import Any
 
 from sae_lens_crosscoder.report.explorer.packing import short
 from sae_lens_crosscoder.report.explorer.records import LatentRecord, ShownExample
-from sae_lens_crosscoder.storage.integrity import digest
+from sae_lens_crosscoder.storage.checksums import digest
 
 N_INTERVALS = 6
 """Of scores, from 0 to a latent's highest, under which Neuronpedia lists a sample of its contexts."""

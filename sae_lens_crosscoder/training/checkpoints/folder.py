@@ -1,7 +1,6 @@
 """Folders that are checkpoints once they are whole: written beside, checked by what they say they hold."""
 
 import json
-import os
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -11,13 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sae_lens_crosscoder.activations.cache.manifest import sha256_of
 from sae_lens_crosscoder.crosscoders.collectives import OneProcess
-from sae_lens_crosscoder.storage.integrity import read_sealed, seal
+from sae_lens_crosscoder.storage.atomic import PARTIAL_SUFFIX, REPLACED_SUFFIX, replace_folder
+from sae_lens_crosscoder.storage.checksums import file_sha256, load_sealed, seal
 
 CHECKPOINT_FILENAME = "checkpoint.json"
 FORMAT_VERSION = 1
-_PARTIAL, _REPLACED = ".partial", ".replaced"
 # Settings that a run may go on with changed: how long, where, and what is written about it.
 _MAY_CHANGE = {
     *("training_tokens", "total_training_samples", "tokens_per_buffer"),
@@ -47,7 +45,7 @@ class CheckpointManifest:
     def read(cls, folder: Path) -> "CheckpointManifest":
         path = folder / CHECKPOINT_FILENAME
         try:
-            manifest = cls(**read_sealed(path))
+            manifest = cls(**load_sealed(path))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"{folder} is no whole checkpoint: {CHECKPOINT_FILENAME} cannot be read ({error})."
@@ -69,7 +67,7 @@ def new_checkpoint(
     Another checkpoint of that name is there until then. Raises a CheckpointError when something cannot be written, and
     leaves nothing half-written.
     """
-    partial = folder.with_name(folder.name + _PARTIAL)
+    partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
     try:
         with ranks.together():
             if ranks.is_lead:
@@ -80,7 +78,7 @@ def new_checkpoint(
         with ranks.together():
             if ranks.is_lead:
                 _complete(partial, n_training_tokens, settings)
-                _put_in_place(partial, folder)
+                replace_folder(partial, folder)
     # How torch and safetensors say that a disk is full.
     except (OSError, RuntimeError, SafetensorError) as error:
         if ranks.is_lead:
@@ -94,31 +92,10 @@ def new_checkpoint(
 def _complete(partial: Path, n_training_tokens: int, settings: Mapping[str, Any]) -> None:
     """Say what is in a folder, and make sure that it is on disk."""
     files = sorted(path for path in partial.rglob("*") if path.is_file())
-    sums = {path.relative_to(partial).as_posix(): sha256_of(path) for path in files}
+    sums = {path.relative_to(partial).as_posix(): file_sha256(path) for path in files}
     manifest = CheckpointManifest(n_training_tokens, dict(settings), sums)
     fields: dict[str, Any] = json.loads(json.dumps(asdict(manifest), default=str))
     (partial / CHECKPOINT_FILENAME).write_text(json.dumps(seal(fields), indent=1))
-    for path in (*partial.rglob("*"), partial):
-        _synchronise(path)
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    replaced = folder.with_name(folder.name + _REPLACED)
-    if folder.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)  # still a whole checkpoint, and found as one
-    partial.rename(folder)
-    _synchronise(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _synchronise(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _free(folder: Path) -> str:
@@ -135,9 +112,9 @@ def checkpoints_in(*runs: Path) -> list[Path]:
 def remove_all_but(n_kept: int, folder: Path) -> None:
     """Delete a run's older checkpoints, and what is left of checkpoints that were being written or deleted."""
     for checkpoint in checkpoints_in(folder)[:-n_kept]:
-        if not checkpoint.name.endswith(_PARTIAL):
-            checkpoint.rename(checkpoint.with_name(checkpoint.name + _PARTIAL))  # half-deleted, it is no checkpoint
-    for left in (*folder.glob(f"*{_PARTIAL}"), *folder.glob(f"*{_REPLACED}")):
+        if not checkpoint.name.endswith(PARTIAL_SUFFIX):
+            checkpoint.rename(checkpoint.with_name(checkpoint.name + PARTIAL_SUFFIX))
+    for left in (*folder.glob(f"*{PARTIAL_SUFFIX}"), *folder.glob(f"*{REPLACED_SUFFIX}")):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -151,7 +128,7 @@ def problem_with(checkpoint: Path) -> str | None:
         path = checkpoint / name
         if not path.is_file():
             return f"{path} is missing"
-        if sha256_of(path) != sha256:
+        if file_sha256(path) != sha256:
             return f"{path} is damaged: its content is not what was written (SHA-256)"
     return None
 

@@ -5,39 +5,31 @@ import json
 import pytest
 import torch
 
-from sae_lens_crosscoder.storage.integrity import (
-    blaming,
-    listed,
-    named_fingerprint,
-    read_json,
-    read_sealed,
-    refuse_as_folder_name,
-    seal,
-)
+from sae_lens_crosscoder.storage.checksums import blaming, load_sealed, named_fingerprint, seal
+from sae_lens_crosscoder.storage.json_files import load_json
+from sae_lens_crosscoder.storage.names import printable_names, validate_folder_name
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": NaN}', "holds NaN"),
-        ('{"a": [-Infinity]}', "holds -Infinity"),
-        ('{"a": 1e999}', "holds the number 1e999"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
+        ('{"a": [-Infinity]}', "-Infinity is not a JSON number"),
+        ('{"a": 1e999}', "the number 1e999 is too large"),
         ('{"a": ' + "9" * 5000 + "}", "4300 digits"),
-        ('{"b": {"a": 1, "a": 1}}', "the key 'a' is there twice"),
-        ('{"a": ' + "[" * 64 + "]" * 64 + "}", "nested more than 64 deep"),
+        ('{"b": {"a": 1, "a": 1}}', "duplicate key 'a'"),
+        ('{"a": ' + "[" * 64 + "]" * 64 + "}", "nested more than 64 levels deep"),
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "recursion"),
         ('{"a": "\\ud800"}', "surrogates not allowed"),
-        ("[1]", "must hold a JSON object, but holds a list"),
+        ("[1]", "expected a JSON object, got a list"),
         ("", "Expecting value"),
     ],
 )
 def test_json_that_may_mean_anything_is_refused_by_name(tmp_path, text, message):
     path = tmp_path / "cfg.json"
     path.write_text(text)
-    with pytest.raises(
-        ValueError, match=rf"cfg.json is not JSON that can be read, so the file is damaged: .*{message}"
-    ):
-        read_json(path)
+    with pytest.raises(ValueError, match=rf"cfg.json is not valid JSON: .*{message}"):
+        load_json(path)
 
 
 def test_what_json_can_say_is_read_as_json_reads_it(tmp_path):
@@ -45,10 +37,10 @@ def test_what_json_can_say_is_read_as_json_reads_it(tmp_path):
         '{"a": [1, 2.5, -0.0, 1e-400, null, true, "\\ud83d\\ude00 \\u202e"], "b": {"c": ' + "[" * 62 + "]" * 62 + "}}"
     )
     (tmp_path / "x.json").write_text(text)
-    assert read_json(tmp_path / "x.json") == json.loads(text)
+    assert load_json(tmp_path / "x.json") == json.loads(text)
     (tmp_path / "x.json").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"x.json is not JSON .*utf-8"):
-        read_json(tmp_path / "x.json")
+    with pytest.raises(ValueError, match=r"x.json is not valid JSON: .*utf-8"):
+        load_json(tmp_path / "x.json")
 
 
 def test_a_seal_survives_json_and_notices_everything_but_order(tmp_path):
@@ -56,16 +48,16 @@ def test_a_seal_survives_json_and_notices_everything_but_order(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(seal(fields), indent=3))
     sealed = json.loads(path.read_text())
-    assert read_sealed(path) == json.loads(json.dumps(fields))
+    assert load_sealed(path) == json.loads(json.dumps(fields))
     path.write_text(json.dumps(dict(reversed(sealed.items()))))
-    assert read_sealed(path)["a"] == [1, 2]
+    assert load_sealed(path)["a"] == [1, 2]
     for changed in ({"a": [1, 3]}, {"a": [1, 2.0]}, {"f": None}, {"sha256": None}, {"b": {"c": 0.1}}):
         path.write_text(json.dumps(sealed | changed))
         with pytest.raises(ValueError, match=r"x.json is not what was written .* delete its entry 'sha256'"):
-            read_sealed(path)
+            load_sealed(path)
     del sealed["sha256"]
     path.write_text(json.dumps(sealed | {"a": 5}))
-    assert read_sealed(path)["a"] == 5  # edited on purpose
+    assert load_sealed(path)["a"] == 5  # edited on purpose
 
 
 def test_a_fingerprint_is_of_names_numbers_shapes_and_dtypes():
@@ -101,7 +93,7 @@ def test_interrupts_are_nobodys_fault(tmp_path):
 
 
 def test_listed_names_are_short_and_print():
-    text = listed(["W_dec", "\x1b[2J", "\u202e", "a\0", "x" * 10_000, *map(str, range(100))])
+    text = printable_names(["W_dec", "\x1b[2J", "\u202e", "a\0", "x" * 10_000, *map(str, range(100))])
     assert text.isprintable()
     assert len(text) < 500
     assert text.endswith("and 85 more")
@@ -109,5 +101,5 @@ def test_listed_names_are_short_and_print():
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../a", "/a", "a\\b", "c:", "a\0", "x" * 101, "\u202ea", "*"])
 def test_names_that_lead_out_of_a_folder_are_no_folder_names(name):
-    with pytest.raises(ValueError, match="no plain folder name: use letters"):
-        refuse_as_folder_name(name, "saes")
+    with pytest.raises(ValueError, match="not a folder name: use letters"):
+        validate_folder_name(name, "saes")
