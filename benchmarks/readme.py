@@ -305,18 +305,6 @@ def processes() -> str:
     )
 
 
-def predicted() -> str:
-    """How far the plan's model of a step's time is from measured steps."""
-    frame, source = read("scaling.json")
-    alone = frame[frame.layout == "one process"].ratio
-    together = frame[frame.layout != "one process"].ratio
-    return (
-        f"Calibrated on steps of one size, on one core of a CPU, the plan's model gives six other sizes "
-        f"{alone.min():.2f} to {alone.max():.2f} of their measured time, and two gloo processes on two cores, which "
-        f"share the memory's bandwidth, {together.min():.2f} to {together.max():.2f}. {source}"
-    )
-
-
 def faults() -> str:
     """What kills, time and damaged files do to runs."""
     frame, source = read("faults.json")
@@ -345,7 +333,6 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "speed": speed,
     "causal": causal,
     "processes": processes,
-    "predicted": predicted,
     "faults": faults,
 }
 

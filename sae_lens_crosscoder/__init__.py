@@ -4,6 +4,7 @@ Importing registers the architectures with SAELens and does nothing else. The na
 order in which an analysis uses them.
 """
 
+from sae_lens_crosscoder import planning
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.cache.writer import cache_activations
 from sae_lens_crosscoder.activations.finite import NonFiniteError
@@ -63,8 +64,6 @@ from sae_lens_crosscoder.loading.formats.latent_tables import read_foreign_laten
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import TOKEN_REPLACEMENTS
-from sae_lens_crosscoder.planning.edits import edited
-from sae_lens_crosscoder.planning.plan import plan
 from sae_lens_crosscoder.report import (
     Comparison,
     Exploration,
@@ -139,7 +138,6 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "difference_shares",
-    "edited",
     "effect_contrasts",
     "explore",
     "export_delphi_cache",
@@ -164,7 +162,7 @@ __all__ = [
     "paper_report",
     "paper_tables",
     "patched",
-    "plan",
+    "planning",
     "push_to_hub",
     "rank_overlap",
     "read_examples",

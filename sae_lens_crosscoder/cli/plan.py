@@ -5,8 +5,7 @@ from dataclasses import dataclass, make_dataclass, replace
 from typing import Any
 
 from sae_lens_crosscoder.cli.flags import parser, take_sweep, train_config_class, with_sweep
-from sae_lens_crosscoder.planning.plan import plan
-from sae_lens_crosscoder.planning.scaling import figures_from
+from sae_lens_crosscoder.planning import plan
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import read_runner_config
 
@@ -17,12 +16,6 @@ class PlanConfig:
 
     memory_gib: float | None = None
     """Memory of each GPU, or of the CPU when no GPU is used; by default what this machine has."""
-    processes: int = 1
-    """How many processes train together, started by torchrun, each with devices of its own."""
-    hardware: str | None = None
-    """The machine to estimate time for: h200_node, h200_nodes (several of them), or JSON of some of its figures: flops,
-    memory_bandwidth, link_bandwidth, latency, fixed_seconds, efficiency, flops_float32; what is missing is measured
-    here."""
     model_config: str | None = None
     """A folder with a transformers config.json of models like these, for when their own cannot be reached."""
 
@@ -39,8 +32,7 @@ def run(args: Sequence[str]) -> None:
         cfg, options = parsed.cfg, parsed.options
         if sweep is not None:
             cfg = with_sweep(cfg, *sweep)
-    hardware = None if options.hardware is None else figures_from(options.hardware)
-    print(plan(cfg, options.memory_gib, options.model_config, processes=options.processes, hardware=hardware))
+    print(plan(cfg, options.memory_gib, options.model_config))
 
 
 def _saved_config_with(path: str, args: Sequence[str]) -> tuple[CrosscoderRunnerConfig, PlanConfig]:

@@ -1,20 +1,55 @@
-"""What a run will need before anything is loaded: parameters, memory, disk, steps, time, and what would make it fit."""
+"""Plan a run from its config: no model is loaded, no weights are downloaded."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 
+from sae_lens_crosscoder.models.devices import is_available, memory_of
 from sae_lens_crosscoder.models.sizes import ModelSize, model_size
-from sae_lens_crosscoder.planning.calibration import estimate_time, is_here
-from sae_lens_crosscoder.planning.edits import Capacity, helpful_edits
-from sae_lens_crosscoder.planning.layouts import grid_layouts
-from sae_lens_crosscoder.planning.memory import bytes_of, memory_items, memory_of, n_parameters
-from sae_lens_crosscoder.planning.planned import Plan
-from sae_lens_crosscoder.planning.scaling import hardware_of
+from sae_lens_crosscoder.planning.memory import MemoryItem, bytes_of, bytes_per_device, memory_items, n_parameters
+from sae_lens_crosscoder.planning.suggestions import USABLE_SHARE, Suggestion, overfull_devices, suggest
+from sae_lens_crosscoder.planning.timing import TimeEstimate, estimate_time
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
-GIB = 2**30
+_GIB = 2**30
+_VERDICTS = {True: "It fits.", False: "It does not fit.", None: "The known part fits; some sizes are unknown."}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Requirements of a run, in bytes and seconds; `print` shows them as text."""
+
+    n_params: dict[str, int]
+    """Parameters of every crosscoder by name; the name of a single crosscoder is empty."""
+    models: tuple[ModelSize | None, ...]
+    """The base and the chat model, None if the config could not be read; empty for a run on cached activations."""
+    memory: tuple[MemoryItem, ...]
+    capacity: dict[str, int | None]
+    """Memory of each device in use, None if unknown."""
+    suggestions: tuple[Suggestion, ...]
+    """Changes that save memory where there is too little, for `apply_changes`."""
+    n_steps: int
+    n_cache_bytes: dict[str, int]
+    """Disk for a cache of all training activations, by precision."""
+    n_checkpoint_bytes: int  # on disk, results included
+    time: TimeEstimate | None
+    notes: tuple[str, ...]
+
+    @property
+    def n_bytes_needed(self) -> dict[str, int]:
+        """The sum of `memory` on each device."""
+        return bytes_per_device(self.memory)
+
+    @property
+    def fits(self) -> bool | None:
+        """True if every device has enough memory; None if the known part fits and some sizes are unknown."""
+        if overfull_devices(self.n_bytes_needed, self.capacity.get):
+            return False
+        return None if None in self.models or None in self.capacity.values() else True
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
 
 
 def plan(
@@ -22,102 +57,96 @@ def plan(
     memory_gib: float | int | None = None,
     model_config: str | None = None,
     measure_time: bool = True,
-    processes: int = 1,
-    hardware: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Plan a run: what it needs, whether that is there, and what to change; loads no model and downloads no weights.
+    """Plan a run: memory, disk and time, a verdict on whether it fits, and changes that would make it fit.
 
     Args:
-        memory_gib: memory of each GPU, or of the CPU when the config uses none; by default what this machine has.
-        model_config: a folder with a transformers `config.json`, for models whose own cannot be reached.
-        processes: how many train together, each with devices of its own; what each needs and sends is in `layouts`.
-        hardware: figures of `training.scaling.Hardware` to estimate time from, by name; what is missing is measured
-            here, and of the link between processes assumed.
-        measure_time: train for a few seconds on `cfg.device`, to estimate the run's time.
-
-    Raises:
-        ValueError: for a model, a layer or widths that training would refuse, or a memory that is none.
+        memory_gib: memory of each GPU, or of the CPU if the config uses no GPU; by default the memory of this machine.
+        model_config: a folder with a transformers `config.json`, for models whose config cannot be downloaded.
+        measure_time: train for a few seconds on `cfg.device` to estimate the run's time.
     """
     if memory_gib is not None and memory_gib <= 0:
-        raise ValueError(f"memory_gib={memory_gib} must be positive: it is what the device has, in GiB.")
+        raise ValueError(f"memory_gib={memory_gib} must be positive: give the memory of the device in GiB.")
     models, notes = _model_sizes(cfg, model_config)
-    capacity = _capacity(cfg, memory_gib)
+    devices = (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device)
+    only_cpu = all(device is None or torch.device(device).type == "cpu" for device in devices)
+
+    def capacity(name: str) -> int | None:
+        if memory_gib is None:
+            return memory_of(name)
+        # The main memory of another machine is unknown unless memory_gib gives it.
+        return None if name == "cpu" and not only_cpu else int(memory_gib * _GIB)
+
     memory = memory_items(cfg, models)
-    can_measure = measure_time and is_here(cfg.device)
-    is_timed = hardware_of(hardware or {}) is not None or can_measure
-    time = estimate_time(cfg, models, hardware) if is_timed else None
-    if measure_time and time is None:
-        notes.append(
-            f"No time is claimed: device={cfg.device!r} is not in this machine. Plan there, override it, or give all "
-            "figures of its hardware."
-        )
+    can_measure = measure_time and is_available(cfg.device)
+    if measure_time and not can_measure:
+        notes.append(f"No time estimate: this machine has no device {cfg.device!r}. Plan on the one that will train.")
     n_values = cfg.training_tokens * cfg.sae.d_in
-    n_bytes = sum(n_parameters(sae) * bytes_of(sae.dtype) for sae in cfg.crosscoder_configs.values())
+    buffer = cfg.n_batches_in_buffer * cfg.context_size * cfg.sae.d_in * bytes_of(cfg.dtype)
+    weights = sum(n_parameters(sae) * bytes_of(sae.dtype) for sae in cfg.crosscoder_configs.values())
     n_checkpoints = 0 if cfg.checkpoint_path is None else cfg.n_checkpoints + int(cfg.save_final_checkpoint)
     if cfg.n_checkpoints_kept is not None:
         n_checkpoints = min(n_checkpoints, cfg.n_checkpoints_kept + 1)
-    buffer = cfg.n_batches_in_buffer * cfg.context_size * cfg.sae.d_in * bytes_of(cfg.dtype)
     return Plan(
         n_params={name: n_parameters(sae) for name, sae in cfg.crosscoder_configs.items()},
         models=models,
         memory=tuple(memory),
-        capacity={name: capacity(name) for name in dict.fromkeys(item.device for item in memory)},
-        edits=tuple(helpful_edits(cfg, models, capacity)),
+        capacity={item.device: capacity(item.device) for item in memory},
+        suggestions=tuple(suggest(cfg, models, capacity)),
         n_steps=cfg.training_tokens // cfg.train_batch_size_tokens,
         n_cache_bytes={dtype: n_values * bytes_of(dtype) for dtype in ("bfloat16", "float32")},
-        # A checkpoint holds the weights, both of Adam's moments and the shuffling buffer.
-        n_checkpoint_bytes=n_checkpoints * (3 * n_bytes + buffer) + n_bytes * int(cfg.output_path is not None),
-        time=time,
-        layouts=tuple(
-            grid_layouts(cfg, processes, models, capacity, {} if time is None else time.hardware)
-            if processes > 1
-            else ()
-        ),
+        # A checkpoint contains weights, Adam's two moments and the buffer.
+        n_checkpoint_bytes=n_checkpoints * (3 * weights + buffer) + weights * int(cfg.output_path is not None),
+        time=estimate_time(cfg) if can_measure else None,
         notes=tuple(notes),
     )
 
 
-def _model_sizes(
-    cfg: CrosscoderRunnerConfig, model_config: str | None
-) -> tuple[tuple[ModelSize | None, ...], list[str]]:
-    """Of the models that the run loads, and what could not be found out."""
+def _model_sizes(cfg: CrosscoderRunnerConfig, folder: str | None) -> tuple[tuple[ModelSize | None, ...], list[str]]:
+    """Sizes of the models that the run loads, and a note for each model whose config cannot be read."""
+    sizes: list[ModelSize | None] = []
     notes: list[str] = []
-    if cfg.use_cached_activations:
-        return (), notes
-
-    def size_of(name: str) -> ModelSize | None:
+    for name in () if cfg.use_cached_activations else (cfg.model_name, cfg.chat_model_name):
         try:
-            size = model_size(name, cfg.hook_name, cfg.model_class_name, model_config)
+            size = model_size(name, cfg.hook_name, cfg.model_class_name, folder)
         except OSError as error:
+            size, reason = None, str(error).splitlines()[0]
             notes.append(
-                f"{name} is left out of memory and time, because its config cannot be read "
-                f"({str(error).splitlines()[0]}). Put the config.json of such a model into a folder and give that as "
-                "model_config."
+                f"Memory and time leave out {name}: its config cannot be read ({reason}). Put a config.json of such a "
+                "model into a folder, and give that folder as model_config."
             )
-            return None
-        return size
-
-    models = (size_of(cfg.model_name), size_of(cfg.chat_model_name))
-    _refuse_wrong_widths(cfg, models)
-    return models, notes
-
-
-def _refuse_wrong_widths(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None]) -> None:
-    if "hook_resid" not in cfg.hook_name:
-        return  # other hooks have widths of their own, which only loading tells
-    for size, width in zip(models, cfg.sae.d_models, strict=True):
-        if size is not None and size.d_model != width:
+        width = cfg.sae.d_models[len(sizes)]
+        # The widths at other hooks are known only after loading.
+        if size is not None and size.d_model != width and "hook_resid" in cfg.hook_name:
             raise ValueError(
-                f"The crosscoder is configured for models of widths {tuple(cfg.sae.d_models)}, but at {cfg.hook_name} "
-                f"{size.name} is {size.d_model} wide: set d_models to the models' widths."
+                f"The crosscoder expects models of widths {tuple(cfg.sae.d_models)}, but {name} is {size.d_model} wide "
+                f"at {cfg.hook_name}: set d_models to the models' widths."
             )
+        sizes.append(size)
+    return tuple(sizes), notes
 
 
-def _capacity(cfg: CrosscoderRunnerConfig, memory_gib: float | int | None) -> Capacity:
-    if memory_gib is None:
-        return memory_of
-    n_bytes = int(memory_gib * GIB)
-    devices = (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device)
-    only_cpu = all(device is None or torch.device(device).type == "cpu" for device in devices)
-    # The other machine's main memory is unknown, unless it is what was given.
-    return lambda name: None if name == "cpu" and not only_cpu else n_bytes
+def _lines(plan: Plan) -> list[str]:
+    lines = [f"crosscoder{f' {name}' * bool(name)}: {n:,} parameters" for name, n in plan.n_params.items()]
+    lines += [
+        f"{size.name}: {size.n_params:,} parameters, {size.n_params_to_hook:,} in blocks up to the hook"
+        for size in plan.models
+        if size is not None
+    ]
+    for device, needed in plan.n_bytes_needed.items():
+        lines.append(f"\nmemory on {device} at the peak, in GiB")
+        lines += [f"  {item.name:<40} {item.n_bytes / _GIB:>9.3f}" for item in plan.memory if item.device == device]
+        capacity = plan.capacity[device]
+        available = "an unknown size" if capacity is None else f"{USABLE_SHARE:.0%} of {capacity / _GIB:.3f}"
+        lines.append(f"  {'total':<40} {needed / _GIB:>9.3f}  of {available}")
+    lines.append(f"\n{_VERDICTS[plan.fits]}")
+    lines += ["Changes that would help, the least harmful first:"] * bool(plan.suggestions)
+    lines += [str(suggestion) for suggestion in plan.suggestions]
+    cache = ", ".join(f"{n / _GIB:.3f} GiB in {dtype}" for dtype, n in plan.n_cache_bytes.items())
+    checkpoints = f"{plan.n_checkpoint_bytes / _GIB:.3f} GiB for checkpoints and results"
+    lines += [f"\nsteps: {plan.n_steps:,}", f"disk: {checkpoints}; a cache of all activations: {cache}"]
+    if plan.time is not None:
+        steps = timedelta(seconds=round(plan.n_steps * plan.time.step_seconds))
+        lines.append(f"time (h:mm:ss): about {steps} of training steps ({plan.time.basis}),")
+        lines.append("      without the models' forward passes, downloads, checkpoints, evaluations and the diagnosis")
+    return lines + [f"note: {note}" for note in plan.notes]

@@ -14,7 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from packaging.requirements import Requirement
 
-from sae_lens_crosscoder.planning.memory import memory_of
+from sae_lens_crosscoder.models.devices import memory_of
 
 DISTRIBUTION = "sae-lens-crosscoder"
 PAPER_PAIR = ("google/gemma-2-2b", "google/gemma-2-2b-it")

@@ -1,4 +1,4 @@
-"""A plan's figures are those of what is really built and run, and what it proposes really fits."""
+"""Plans agree with what is really built and run, and runs with the suggested changes really fit."""
 
 import time
 from collections import Counter
@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.shuffle_buffer import mixed_batches
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
-from sae_lens_crosscoder.planning.calibration import estimate_time
-from sae_lens_crosscoder.planning.edits import USABLE_SHARE
+from sae_lens_crosscoder.planning import apply_changes, timing
 from sae_lens_crosscoder.planning.memory import buffer_bytes, step_bytes
+from sae_lens_crosscoder.planning.suggestions import USABLE_SHARE
 
 MIB = 1 / 1024  # in GiB
 BATCHTOPK = slc.BatchTopKCrosscoderTrainingConfig
@@ -40,11 +40,11 @@ def config(**fields):
 
 
 def planned(cfg, **options):
-    return slc.plan(cfg, **({"measure_time": False} | options))
+    return slc.planning.plan(cfg, **({"measure_time": False} | options))
 
 
 def by_name(plan):
-    return {item.what: item.n_bytes for item in plan.memory}
+    return {item.name: item.n_bytes for item in plan.memory}
 
 
 def peak_bytes(work):
@@ -136,16 +136,16 @@ def test_several_crosscoders_add_up_but_step_one_at_a_time():
     alone = [by_name(planned(config(sae=sae))) for sae in saes.values()]
     for name in ("crosscoder weights", "Adam moments"):
         assert together[name] == sum(items[name] for items in alone)
-    for name in ("gradients", "a step's arrays"):
+    for name in ("gradients", "arrays of a step"):
         assert together[name] == max(items[name] for items in alone)
 
 
 def test_everything_lies_where_the_config_puts_it():
     cfg = config(device="cuda", llm_device="cuda:1", chat_device="cuda:2", act_store_device="cpu")
     plan = planned(cfg, memory_gib=1)
-    where = {item.what: item.device for item in plan.memory}
-    assert where["crosscoder weights"] == where["a step's arrays"] == "cuda:0"
-    assert (where["tiny-base, whole"], where["tiny-chat, whole"]) == ("cuda:1", "cuda:2")
+    where = {item.name: item.device for item in plan.memory}
+    assert where["crosscoder weights"] == where["arrays of a step"] == "cuda:0"
+    assert (where["tiny-base weights"], where["tiny-chat weights"]) == ("cuda:1", "cuda:2")
     assert where["shuffling buffer"] == "cpu"
     assert Counter(where.values()).keys() == plan.n_bytes_needed.keys() == plan.capacity.keys()
     assert plan.capacity["cuda:2"] == 2**30
@@ -156,20 +156,17 @@ def test_everything_lies_where_the_config_puts_it():
 def test_half_the_precision_halves_the_models_and_not_the_crosscoder():
     full, half = (by_name(planned(config(model_dtype=dtype))) for dtype in ("float32", "bfloat16"))
     buffers = planned(config()).models[0].n_buffer_bytes
-    assert half["tiny-base, whole"] - buffers == (full["tiny-base, whole"] - buffers) / 2
+    assert half["tiny-base weights"] - buffers == (full["tiny-base weights"] - buffers) / 2
     assert half["a forward pass"] == full["a forward pass"] / 2
     assert half["crosscoder weights"] == full["crosscoder weights"]
 
 
 def test_a_run_on_cached_activations_needs_no_models():
     of_models, cached = planned(config()), planned(config(use_cached_activations=True, cached_activations_path="x"))
-    loaded = {"tiny-base, whole", "tiny-chat, whole", "a forward pass"}
+    loaded = {"tiny-base weights", "tiny-chat weights", "a forward pass"}
     assert by_name(of_models).keys() - by_name(cached).keys() == loaded
     assert by_name(cached).items() <= by_name(of_models).items()
     assert cached.fits
-    timed = planned(config(use_cached_activations=True, cached_activations_path="x"), measure_time=True)
-    assert timed.time.harvest_seconds is None
-    assert "passes" not in str(timed)
 
 
 def test_batches_made_ahead_are_counted():
@@ -200,33 +197,33 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_proposed_edit_does_what_it_says(name):
+def test_a_suggestion_does_what_it_says(name):
     cfg = RUNS[name]
     whole = max(planned(cfg).n_bytes_needed.values()) / USABLE_SHARE / 2**30
     verdicts = []
     for share in (0.95, 0.7, 0.4, 0.2):
         plan = planned(cfg, memory_gib=share * whole)
         assert plan.fits is False
-        for edit in plan.edits:
-            again = planned(slc.edited(cfg, edit.changes), memory_gib=share * whole)
+        for suggestion in plan.suggestions:
+            again = planned(apply_changes(cfg, suggestion.changes), memory_gib=share * whole)
             # Memory of the other machine's CPU is unknown, so that nothing there is certain to fit.
-            assert (again.fits is not False) == edit.fits
+            assert (again.fits is not False) == suggestion.fits
             saved = sum(plan.n_bytes_needed.values()) - again.n_bytes_needed["cuda:0" if name == "gpu" else "cpu"]
-            assert saved == edit.n_bytes_saved > 0
-            verdicts.append(edit.fits)
+            assert saved == suggestion.n_bytes_saved > 0
+            verdicts.append(suggestion.fits)
     assert set(verdicts) == {True, False}
     assert planned(cfg, memory_gib=1.01 * whole).fits
-    assert planned(cfg, memory_gib=1.01 * whole).edits == ()
+    assert planned(cfg, memory_gib=1.01 * whole).suggestions == ()
 
 
-def test_edits_come_by_harm_and_end_with_several_when_one_is_not_enough():
+def test_suggestions_come_by_harm_and_end_with_several_when_one_is_not_enough():
     cfg = config(train_batch_size_tokens=512)
-    edits = planned(cfg, memory_gib=9 * MIB).edits
-    *alone, together = edits
-    assert not any(edit.fits for edit in alone)
+    suggestions = planned(cfg, memory_gib=9 * MIB).suggestions
+    *alone, together = suggestions
+    assert not any(suggestion.fits for suggestion in alone)
     assert together.fits
-    names = [next(iter(edit.changes)) for edit in alone]
-    assert all(len(edit.changes) == 1 for edit in alone)
+    names = [next(iter(suggestion.changes)) for suggestion in alone]
+    assert all(len(suggestion.changes) == 1 for suggestion in alone)
     assert names[0] == "store_batch_size_prompts"
     assert names[-1] == "d_sae"
     assert names.index("n_batches_in_buffer") < names.index("model_dtype") < names.index("train_batch_size_tokens")
@@ -234,12 +231,14 @@ def test_edits_come_by_harm_and_end_with_several_when_one_is_not_enough():
     assert len(together.changes) > 1
     for superfluous in together.changes:
         fewer = {name: value for name, value in together.changes.items() if name != superfluous}
-        assert not planned(slc.edited(cfg, fewer), memory_gib=9 * MIB).fits
+        assert not planned(apply_changes(cfg, fewer), memory_gib=9 * MIB).fits
 
 
 def test_without_a_second_gpu_there_is_a_way_too():
-    edits = planned(config(device="cuda", act_store_device="cpu", model_dtype="bfloat16"), memory_gib=4 * MIB).edits
-    on_one, on_two = [edit.changes for edit in edits if edit.fits]
+    suggestions = planned(
+        config(device="cuda", act_store_device="cpu", model_dtype="bfloat16"), memory_gib=4 * MIB
+    ).suggestions
+    on_one, on_two = [suggestion.changes for suggestion in suggestions if suggestion.fits]
     assert "chat_device" not in on_one
     assert on_two["chat_device"] == "cuda:1"
     assert on_one["d_sae"] < on_two["d_sae"]
@@ -247,23 +246,23 @@ def test_without_a_second_gpu_there_is_a_way_too():
 
 def test_what_saves_nothing_is_not_proposed():
     cfg = replace(config(model_dtype="bfloat16", store_batch_size_prompts=1), n_batches_in_buffer=2)
-    edits = planned(cfg, memory_gib=MIB).edits
-    names = {name for edit in edits for name in edit.changes}
+    suggestions = planned(cfg, memory_gib=MIB).suggestions
+    names = {name for suggestion in suggestions for name in suggestion.changes}
     assert names
     assert names.isdisjoint(
         {"model_dtype", "store_batch_size_prompts", "n_batches_in_buffer", "act_store_device", "training_step"}
     )
 
 
-def test_an_edit_leaves_the_rest_of_the_config_alone():
+def test_changes_leave_the_rest_of_the_config_alone():
     cfg = config(checkpoint_path="x", saes={"a": BATCHTOPK(d_model=96, d_sae=512, k=8)})
-    changed = slc.edited(cfg, {"d_sae": 256, "model_dtype": "bfloat16"})
+    changed = apply_changes(cfg, {"d_sae": 256, "model_dtype": "bfloat16"})
     before, after = cfg.to_dict(), changed.to_dict()
     assert {key for key in before if before[key] != after[key]} == {"sae", "saes", "model_dtype"}
     assert (cfg.saes["a"].d_sae, changed.saes["a"].d_sae) == (512, 256)
 
 
-def test_a_config_that_cannot_be_reached_is_said_and_planned_around(monkeypatch, tmp_path):
+def test_a_config_that_cannot_be_read_is_named_and_planned_around(monkeypatch, tmp_path):
     def unreachable(*args, **kwargs):
         raise OSError("We couldn't connect to the Hub.")
 
@@ -273,9 +272,9 @@ def test_a_config_that_cannot_be_reached_is_said_and_planned_around(monkeypatch,
     assert plan.models[1] is None
     assert plan.models[0].name == "tiny-base"
     assert plan.fits is None
-    assert "some/model is left out" in plan.notes[0]
+    assert "Memory and time leave out some/model: its config cannot be read (We couldn't connect" in plan.notes[0]
     assert "model_config" in plan.notes[0]
-    assert "not everything is known" in str(plan)
+    assert "some sizes are unknown" in str(plan)
     assert planned(cfg, memory_gib=MIB).fits is False
 
 
@@ -303,19 +302,19 @@ def test_mistakes_are_refused(fields, options, message):
 
 
 def test_no_time_is_claimed_for_a_device_that_is_not_here():
-    plan = slc.plan(config(device="cuda:7"), memory_gib=1)
+    plan = slc.planning.plan(config(device="cuda:7"), memory_gib=1)
     assert plan.time is None
-    assert "No time is claimed: device='cuda:7'" in str(plan)
+    assert "No time estimate: this machine has no device 'cuda:7'" in str(plan)
 
 
 @pytest.mark.parametrize("sae", [BATCHTOPK(d_model=96, d_sae=2048, k=16), L1(d_model=96, d_sae=1024)])
 @pytest.mark.parametrize("longest", [0.5, 0.004], ids=["at the real size", "extrapolated"])
 def test_a_step_takes_about_as_long_as_estimated(sae, longest, monkeypatch):
-    monkeypatch.setattr("sae_lens_crosscoder.planning.calibration._LONGEST_STEP_SECONDS", longest)
+    monkeypatch.setattr(timing, "_LONGEST_STEP_SECONDS", longest)
     monkeypatch.setattr(time, "perf_counter", time.process_time)  # which other processes do not disturb
     cfg = config(sae=sae, train_batch_size_tokens=1024, training_tokens=1024 * 100)
-    estimate = slc.plan(cfg).time
-    assert ("extrapolated" in estimate.how) == (longest < 0.5)
+    estimate = slc.planning.plan(cfg).time
+    assert ("extrapolated" in estimate.basis) == (longest < 0.5)
     trainer = trainer_of(sae, 1024)
     x = torch.randn(1024, sae.d_in, generator=torch.Generator().manual_seed(0))
     for _ in range(3):
@@ -326,15 +325,52 @@ def test_a_step_takes_about_as_long_as_estimated(sae, longest, monkeypatch):
         trainer.step(x)
         seconds.append(time.perf_counter() - start)
     assert estimate.step_seconds / 3 < sorted(seconds)[2] < 3 * estimate.step_seconds
-    assert estimate.seconds == pytest.approx(100 * estimate.step_seconds + estimate.harvest_seconds)
+
+
+@pytest.mark.parametrize(("d_sae", "batch"), [(256, 128), (256, 100), (2**20, 128), (4096, 2**17), (2**20, 2**17)])
+def test_a_machine_that_is_linear_in_tokens_and_latents_is_predicted_exactly(d_sae, batch, monkeypatch):
+    def step_seconds(sae, batch, cfg):
+        sizes.append((sae.d_sae, batch))
+        return sae.d_sae * (1e-6 + 1e-7 * batch)
+
+    sizes = []
+    monkeypatch.setattr(timing, "_step_seconds", step_seconds)
+    cfg = config(sae=BATCHTOPK(d_model=96, d_sae=d_sae, k=8), train_batch_size_tokens=batch, training_tokens=10 * batch)
+    estimate = timing.estimate_time(cfg)
+    assert estimate.step_seconds == pytest.approx(step_seconds(cfg.sae, batch, cfg))
+    is_small = d_sae * batch < 10**6
+    assert is_small == ((d_sae, batch) in sizes[:-1])
+    assert is_small == ("extrapolated linearly to" not in estimate.basis)
+    assert all(step_seconds(replace(cfg.sae, d_sae=n), m, cfg) < 1 for n, m in sizes[-3:-1])
+
+
+def test_latents_that_do_not_fit_are_measured_in_part(monkeypatch):
+    sae = BATCHTOPK(d_model=96, d_sae=2**15, k=8)
+    monkeypatch.setattr(timing, "memory_of", lambda device: 4 * 4 * planned(config(sae=sae)).n_params[""])
+    monkeypatch.setattr(timing, "_step_seconds", lambda sae, batch, cfg: 1e-9 * sae.d_sae * batch)
+    assert "steps of 4,096 latents" in timing.estimate_time(config(sae=sae)).basis
+
+
+def test_crosscoders_of_one_run_take_their_steps_in_turn(monkeypatch):
+    monkeypatch.setattr(timing, "_step_seconds", lambda sae, batch, cfg: 1e-6 * sae.d_sae)
+    saes = {"small": BATCHTOPK(d_model=96, d_sae=256, k=8), "large": BATCHTOPK(d_model=96, d_sae=512, k=8)}
+    together = timing.estimate_time(config(saes=saes))
+    assert together.step_seconds == pytest.approx(sum(timing.measure_step(sae, config())[0] for sae in saes.values()))
+    assert all(f"steps of {n} latents" in together.basis for n in (256, 512))
+
+
+def test_the_clock_stops_when_the_device_that_works_is_done(monkeypatch):
+    synchronized = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: synchronized.append(device))
+    timing._seconds(lambda: None, "cuda:1")
+    assert synchronized == ["cuda:1"]
 
 
 def test_time_is_measured_without_touching_the_global_generator():
-    models = planned(config()).models
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    estimate_time(config(), models)
+    timing.estimate_time(config())
     assert torch.equal(torch.rand(3), expected)
 
 

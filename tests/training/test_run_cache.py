@@ -80,7 +80,8 @@ class TestFromModels:
 
     def test_a_plan_needs_no_more_than_that_of_another_dataset(self, mix):
         plans = [
-            slc.plan(run_config(**data), measure_time=False) for data in ({"mix": mix}, {"dataset_path": "tiny-mix"})
+            slc.planning.plan(run_config(**data), measure_time=False)
+            for data in ({"mix": mix}, {"dataset_path": "tiny-mix"})
         ]
         assert str(plans[0]) == str(plans[1])
 
