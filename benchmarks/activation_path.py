@@ -1,23 +1,22 @@
-"""From models to training batches, ours beside SAELens's, on the same tokens in the same run.
+"""Times the path from models to training batches, ours beside SAELens's, on the same tokens in the same run.
 
 python benchmarks/activation_path.py --rows harvest buffer/64k --output benchmarks/results/activation_path.json
 
-Rows: `harvest`, the pair stopped at the hook beside full forward passes; `buffer/64k`, mixing in place beside SAELens's
-`mixing_buffer`; `cache/bf16`, writing and reading back an activation cache beside a plain float32 memory map (which
-neither checks nor ensures that what it wrote is on disk shard by shard) and one with checksums;
-`train/end_to_end`, our runner beside SAELens's with its own BatchTopK SAE on the same pair.
+Rows:
+
+- `harvest`: the pair stopped at the hook, beside full forward passes
+- `buffer/64k`: mixing in place, beside SAELens's `mixing_buffer`
+- `cache/bf16`: writing and reading back an activation cache, beside float32 memory maps with and without checksums
+- `train/end_to_end`: our runner, beside SAELens's with its own BatchTopK SAE on the same pair
 """
 
 import argparse
-import hashlib
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
+from cache_path import cache_rows
 from datasets import Dataset
 from harness import ALLOCATORS, against_target, comparison, hand_back, in_child, interleaved, peak_memory
 from results_file import write_results
@@ -33,25 +32,21 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.cache.manifest import DTYPES, CacheManifest, Shard, part_path, write_part
+from sae_lens_crosscoder.activations.cache.manifest import DTYPES
 from sae_lens_crosscoder.activations.shuffle_buffer import mixed_batches
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_HOOK, tiny_dataset
-from sae_lens_crosscoder.stacking import StackedLayout
 
 D_MODEL, D_VOCAB, CONTEXT, HOOK = 256, 32_000, 128, "blocks.1.hook_resid_post"
 D_SAE, K, BATCH, STEPS = 8192, 32, 1024, 24
 TINY_D_SAE, TINY_K, TINY_BATCH, TINY_STEPS = 512, 8, 512, 200
 BUFFER_TOKENS, BUFFER_BATCH, PASSES, CHUNKS = 65_536, 2048, 3, (1024, 4096)
-Checksums = Literal["on_first_read", "never"]
-CHECKSUMS: tuple[Checksums, ...] = ("on_first_read", "never")
-BLOCK, SHARD_TOKENS, CACHE_SHARDS = 64, 65_536, 4
 ROWS = ("harvest", "buffer/64k", "cache/bf16", "train/end_to_end")
-HARVEST_TARGET, BUFFER_TARGET, BUFFER_MEMORY_TARGET, CACHE_TARGET, TRAIN_TARGET = 2.0, 15.0, 2.0, 1.8, 2.5
+HARVEST_TARGET, BUFFER_TARGET, BUFFER_MEMORY_TARGET, TRAIN_TARGET = 2.0, 15.0, 2.0, 2.5
 
 
 def random_pair(dtype: torch.dtype = torch.float32) -> slc.HookedModelPair:
-    """Two random models of four layers, of which the hook is behind the second."""
+    """Build two random models of four layers, with the hook after the second."""
     config: dict[str, Any] = dict(
         n_layers=4, d_model=D_MODEL, n_heads=4, d_head=64, d_mlp=1024, n_ctx=CONTEXT, d_vocab=D_VOCAB, act_fn="gelu",
         dtype=dtype,
@@ -65,7 +60,7 @@ def random_rows(n_rows: int) -> Dataset:
 
 
 def settings(**fields: Any) -> dict[str, Any]:
-    """What both runners are told."""
+    """Return the settings of both runners."""
     return {
         "hook_name": HOOK,
         "context_size": CONTEXT,
@@ -122,7 +117,7 @@ def harvest_rows(rounds: int) -> list[dict[str, Any]]:
 
 
 def stream(chunk: int) -> list[Tensor]:
-    """Chunks that are views of one buffer's worth of activations, again and again: they cost nothing to make."""
+    """Return chunks that are views of one buffer's worth of activations, repeated: they cost nothing to make."""
     pool = torch.randn(BUFFER_TOKENS, 2 * D_MODEL, generator=torch.Generator().manual_seed(0))
     return list(pool.split(chunk)) * PASSES
 
@@ -140,7 +135,7 @@ def drain(batches: Iterator[Tensor]) -> int:
 
 
 def buffer_memory(who: str, chunk: int) -> float:
-    """MiB above the activations that are mixed."""
+    """Return the MiB held above the mixed activations themselves."""
     chunks = stream(chunk)
     with peak_memory() as peak:
         drain(mixed(who, chunks))
@@ -153,7 +148,7 @@ def buffer_rows(rounds: int) -> list[dict[str, Any]]:
         chunks = stream(chunk)
         n_tokens = PASSES * BUFFER_TOKENS
         for ours, theirs in zip(mixed("ours", chunks), mixed("sae_lens", chunks), strict=True):
-            if n_tokens > BUFFER_TOKENS:  # behind those, ours are shuffled once more
+            if n_tokens > BUFFER_TOKENS:  # ours shuffles the last buffer once more
                 assert torch.equal(ours, theirs)
             n_tokens -= BUFFER_BATCH
         whos = ("ours", "ours, bfloat16", "sae_lens")
@@ -175,91 +170,10 @@ def buffer_rows(rounds: int) -> list[dict[str, Any]]:
     return found
 
 
-class Disk:
-    """The same activations written to a folder and read back in shuffled blocks, by our cache and by a memory map."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        generator = torch.Generator().manual_seed(0)
-        self.parts = [torch.randn(SHARD_TOKENS, D_MODEL, generator=generator) for _ in range(2)]
-        self.stacked = torch.cat(self.parts, dim=-1).numpy()
-        self.seconds: dict[str, list[float]] = {}
-
-    def ours(self, checksums: Checksums) -> float:
-        layout = StackedLayout((D_MODEL, D_MODEL))
-        shards = [Shard(SHARD_TOKENS, {}) for _ in range(CACHE_SHARDS)]
-        manifest = CacheManifest(None, HOOK, layout.d_models, "bfloat16", None, CONTEXT, "", shards)
-        start = time.perf_counter()
-        for name, part in zip(layout.names, self.parts, strict=True):
-            for shard in range(CACHE_SHARDS):
-                rows = (batch.bfloat16() for batch in part.split(BUFFER_BATCH))
-                shards[shard].sha256[name] = write_part(part_path(self.folder, shard, name), rows)
-        manifest.write(self.folder)
-        written = time.perf_counter()
-        total = 0.0
-        cache = slc.ActivationCache(self.folder, checksums)
-        # As the memory map is read: blocks in random order, tokens within them in order.
-        options: dict[str, Any] = dict(block_size=BLOCK, buffer_size=BUFFER_BATCH, mix_fraction=0.0)
-        for batch in cache.shuffled(BUFFER_BATCH, n_passes=1, **options):
-            total += batch[0, 0].item()
-        self._note(checksums, start, written)
-        return total
-
-    def plain(self, checksums: bool) -> float:
-        shape = (CACHE_SHARDS * SHARD_TOKENS, 2 * D_MODEL)
-        path = self.folder / "plain.bin"
-        digest, again = hashlib.sha256(), hashlib.sha256()
-        start = time.perf_counter()
-        on_disk = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
-        for shard in range(CACHE_SHARDS):
-            for first in range(0, SHARD_TOKENS, BUFFER_BATCH):
-                batch = self.stacked[first : first + BUFFER_BATCH]
-                on_disk[shard * SHARD_TOKENS + first :][: len(batch)] = batch
-                if checksums:
-                    digest.update(batch.data)
-        on_disk.flush()
-        written = time.perf_counter()
-        on_disk = np.memmap(path, dtype=np.float32, mode="r", shape=shape)
-        if checksums:
-            again.update(on_disk.data)
-            assert digest.digest() == again.digest()
-        blocks = np.random.default_rng(0).permutation(shape[0] // BLOCK).reshape(-1, BUFFER_BATCH // BLOCK)
-        total = 0.0
-        for batch in blocks:
-            total += np.concatenate([on_disk[block * BLOCK : (block + 1) * BLOCK] for block in batch])[0, 0].item()
-        self._note("float32 numpy memmap" + ", with checksums" * checksums, start, written)
-        return total
-
-    def _note(self, who: str, start: float, written: float) -> None:
-        self.seconds.setdefault(f"{who} write_ms", []).append((written - start) * 1e3)
-        self.seconds.setdefault(f"{who} read_ms", []).append((time.perf_counter() - written) * 1e3)
-
-
-def cache_rows(rounds: int) -> list[dict[str, Any]]:
-    peers = {"float32 numpy memmap": False, "float32 numpy memmap, with checksums": True}
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # a temporary folder may lie in memory
-        disk = Disk(Path(folder))
-        functions = {check: lambda check=check: disk.ours(check) for check in CHECKSUMS}
-        functions |= {peer: lambda check=check: disk.plain(check) for peer, check in peers.items()}
-        times = interleaved(functions, rounds, warm_up=1)
-        first = next(iter(slc.ActivationCache(folder)))
-        assert torch.equal(first, torch.from_numpy(disk.stacked[: len(first)]).bfloat16())
-    medians = {name: float(np.median(values[-rounds:])) for name, values in disk.seconds.items()}
-    found: list[dict[str, Any]] = []
-    for check in CHECKSUMS:
-        for peer in peers:
-            row = comparison("cache/bf16", peer, times[check], times[peer], checksums_read=check)
-            for step in ("write_ms", "read_ms"):
-                row |= {f"ours_{step}": medians[f"{check} {step}"], f"peer_{step}": medians[f"{peer} {step}"]}
-            row["n_tokens"] = CACHE_SHARDS * SHARD_TOKENS
-            found.append(against_target(row, None if peers[peer] else CACHE_TARGET))
-    return found
-
-
 def training_row(
     name: str, pair: slc.HookedModelPair, rows: Dataset, sizes: tuple[int, int, int], rounds: int, **fields: Any
 ) -> Any:
-    """A run of either runner, from the first harvested token to the trained crosscoder; models are loaded before."""
+    """Time a run of either runner, from the first harvested token to the trained crosscoder, with loaded models."""
 
     def ours() -> None:
         slc.CrosscoderTrainingRunner(our_config(*sizes, **fields), rows, pair).run()

@@ -27,9 +27,9 @@ from torch import Tensor
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
+from sae_lens_crosscoder.synthetic import score_card, truth_table
 from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.synthetic.planted import PlantedTokens, PlantedWorld
-from sae_lens_crosscoder.synthetic.score_card import score_card, truth_table
 from sae_lens_crosscoder.training.checkpoints.folder import checkpoints_in
 from sae_lens_crosscoder.training.distributed.latent_shards import ShardedTrainer
 from sae_lens_crosscoder.training.distributed.process_group import ProcessGrid

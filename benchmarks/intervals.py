@@ -12,7 +12,7 @@ from planted_pairs import EVALUATION_TOKENS, claims, train
 from results_file import write_results
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.synthetic.planted import PlantedWorld
+from sae_lens_crosscoder.synthetic import PlantedWorld
 
 N_RESAMPLES, TRUTH_TOKENS, MIN_ACTIVE = 20, 1_000_000, 100
 TARGETS = ("error", "reconstruction")

@@ -16,10 +16,17 @@ import torch
 from results_file import write_results
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.synthetic.null_streams import NullKind, null_activations, shuffled_batches
-from sae_lens_crosscoder.synthetic.planted import PlantedWorld
-from sae_lens_crosscoder.synthetic.score_card import concept_recovery, score_card, truth_table
-from sae_lens_crosscoder.synthetic.worlds import null_world, world_a
+from sae_lens_crosscoder.synthetic import (
+    NullKind,
+    PlantedWorld,
+    concept_recovery,
+    null_activations,
+    null_world,
+    score_card,
+    shuffled_batches,
+    truth_table,
+    world_a,
+)
 
 L1, BATCHTOPK = "crosscoder", "batchtopk_crosscoder"
 STEPS = {L1: 3000, BATCHTOPK: 2500}

@@ -19,7 +19,7 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.analysis.statistics.concepts import auroc, concept_table
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_HOOK, matched_prompts, oracle_table, tiny_dataset
-from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
+from sae_lens_crosscoder.synthetic import shuffled_batches
 from sae_lens_crosscoder.workflows.demo import D_MODEL, DemoConfig, demo_runner_config
 
 BATCH, STEPS, D_SAE, K = DemoConfig.batch_size, DemoConfig.training_steps, DemoConfig.d_sae, 8

@@ -1,48 +1,41 @@
-"""One training step, ours beside what a user would pick today, on the same activations in the same run.
+"""Times one training step, ours beside what a user would pick today, on the same activations in the same run.
 
 python benchmarks/training_step.py --rows step/base step/dead5 --dictionary-learning CHECKOUT --output FILE
 python benchmarks/training_step.py --rows curve --rounds 3 --dictionary-learning CHECKOUT --output FILE
 
 Peers, unmodified: SAELens's BatchTopK trainer on the stacked activations, and the BatchTopK crosscoder trainer of
 https://github.com/jkminder/dictionary_learning, from a checkout of yours (without one it is reported as not measured).
-The floor is one product of the batch with the encoder's weights, which no exact step can do without.
+The floor is one product of the batch with the encoder's weights: no exact step can do without it.
 """
 
 import argparse
-import sys
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from harness import ALLOCATORS, against_target, comparison, hand_back, in_child, interleaved, peak_memory
 from results_file import write_results
-from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, LoggingConfig, SAETrainer
-from sae_lens.config import SAETrainerConfig
+from step_peers import (
+    DICTIONARY_LEARNING,
+    FLOORS,
+    SAE_LENS,
+    Size,
+    Step,
+    activations,
+    dead_latents,
+    dictionary_learning_step,
+    endless,
+    floors,
+    sae_lens_step,
+    stepping,
+)
 from torch import Tensor
 
 import sae_lens_crosscoder as slc
 
-Step = Callable[[], Any]
 SCREENINGS = ("float32", "bfloat16")
-SAE_LENS, DICTIONARY_LEARNING = "sae_lens", "dictionary_learning"
-FLOORS = {"float32": "floor (float32 product)", "bfloat16": "floor (bfloat16 product)"}
-N_BATCHES = 16
 SETTLING_STEPS = 20
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is trained: two models of width d_model, and `frac_dead` of the latents dead."""
-
-    d_model: int
-    d_sae: int
-    k: int
-    batch: int
-    frac_dead: float = 0.0
-
 
 SIZES = {
     "step/base": Size(256, 8192, 32, 1024),
@@ -64,27 +57,6 @@ MEMORY_TARGETS = {SAE_LENS: 4.0, DICTIONARY_LEARNING: 2.5}
 ROWS = [*(name for name in SIZES if name.startswith("step")), "step/memory", "curve"]
 
 
-def activations(size: Size) -> list[Tensor]:
-    """Batches of stacked activations: sparse mixtures of directions, with noise."""
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(256, 2 * size.d_model, generator=generator)
-    batches: list[Tensor] = []
-    for _ in range(N_BATCHES):
-        strengths = (torch.randn(size.batch, 256, generator=generator) - 1).relu()
-        noise = 0.1 * torch.randn(size.batch, 2 * size.d_model, generator=generator)
-        batches.append(strengths @ directions / 16 + noise)
-    return batches
-
-
-def endless(batches: list[Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield from batches
-
-
-def dead_latents(size: Size) -> Tensor:
-    return torch.randperm(size.d_sae, generator=torch.Generator().manual_seed(1))[: int(size.frac_dead * size.d_sae)]
-
-
 def our_trainer(size: Size, batches: list[Tensor], **fields: Any) -> slc.CrosscoderTrainer:
     torch.manual_seed(0)
     cfg = slc.BatchTopKCrosscoderTrainingConfig(d_model=size.d_model, d_sae=size.d_sae, k=size.k, **fields)
@@ -92,77 +64,6 @@ def our_trainer(size: Size, batches: list[Tensor], **fields: Any) -> slc.Crossco
         total_training_samples=10**9, train_batch_size_samples=size.batch, lr=1e-3, lr_warm_up_steps=10
     )
     return slc.CrosscoderTrainer(trainer_cfg, slc.BatchTopKTrainingCrosscoder(cfg), endless(batches))
-
-
-def stepping(trainer: Any, size: Size, batches: list[Tensor]) -> Step:
-    """A step of a SAELens trainer, ours included, with the same latents kept dead."""
-    stream, dead = endless(batches), dead_latents(size)
-
-    def step() -> None:
-        trainer.n_forward_passes_since_fired[dead] = 10**9
-        trainer.step(next(stream))
-        trainer.n_training_steps += 1
-
-    return step
-
-
-def sae_lens_step(size: Size, batches: list[Tensor]) -> Step:
-    torch.manual_seed(0)
-    sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=2 * size.d_model, d_sae=size.d_sae, k=size.k))
-    cfg = SAETrainerConfig(
-        n_checkpoints=0,
-        checkpoint_path=None,
-        save_final_checkpoint=False,
-        total_training_samples=10**9,
-        device="cpu",
-        autocast=False,
-        lr=1e-3,
-        lr_end=1e-4,
-        lr_scheduler_name="constant",
-        lr_warm_up_steps=10,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        lr_decay_steps=0,
-        n_restart_cycles=1,
-        train_batch_size_samples=size.batch,
-        dead_feature_window=1000,
-        feature_sampling_window=2000,
-        logger=LoggingConfig(log_to_wandb=False),
-    )
-    return stepping(SAETrainer(cfg, sae, endless(batches)), size, batches)
-
-
-def dictionary_learning_step(size: Size, batches: list[Tensor], checkout: str) -> Step:
-    sys.path.insert(0, checkout)
-    for name in ("nnsight", "zstandard"):  # which the package imports at the top, and its trainer does not need
-        stub: Any = types.ModuleType(name)
-        stub.LanguageModel = object
-        sys.modules.setdefault(name, stub)
-    from dictionary_learning.trainers.crosscoder import BatchTopKCrossCoderTrainer
-
-    trainer = BatchTopKCrossCoderTrainer(
-        steps=10**6, activation_dim=size.d_model, dict_size=size.d_sae, k=size.k, layer=0, lm_name="", lr=1e-3,
-        warmup_steps=10, seed=0, device="cpu",
-    )  # fmt: skip
-    stream, dead = endless([batch.view(size.batch, 2, size.d_model) for batch in batches]), dead_latents(size)
-    steps = iter(range(10**9))
-
-    def step() -> None:
-        trainer.num_tokens_since_fired[dead] = 10**9
-        trainer.update(next(steps), next(stream).clone())
-
-    return step
-
-
-def floors(size: Size, batches: list[Tensor]) -> dict[str, Step]:
-    """The encoder's forward product alone, in either precision."""
-    W_enc = torch.randn(size.d_sae, 2 * size.d_model).T
-    found: dict[str, Step] = {}
-    for precision, name in FLOORS.items():
-        x, W = (tensor.to(getattr(torch, precision)) for tensor in (batches[0], W_enc))
-        out = torch.empty(size.batch, size.d_sae, dtype=x.dtype)
-        found[name] = lambda x=x, W=W, out=out: torch.mm(x, W, out=out)
-    return found
 
 
 def exactness(trainer: slc.CrosscoderTrainer, size: Size, batch: Tensor) -> dict[str, float]:

@@ -6,9 +6,7 @@ No models are needed: anything that yields stacked activations of shape (batch, 
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
-from sae_lens_crosscoder.synthetic.score_card import score_card, truth_table
-from sae_lens_crosscoder.synthetic.worlds import world_a
+from sae_lens_crosscoder.synthetic import score_card, shuffled_batches, truth_table, world_a
 
 world = world_a(seed=0)  # 174 concepts, 16 of them only in the chat model
 torch.manual_seed(0)  # of the crosscoder's start

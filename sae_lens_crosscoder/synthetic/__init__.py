@@ -1,0 +1,28 @@
+"""Planted worlds with known answers, null streams, and the score card that judges a crosscoder against them."""
+
+from sae_lens_crosscoder.synthetic.null_streams import NullKind, null_activations, shuffled_batches
+from sae_lens_crosscoder.synthetic.planted import Concept, PlantedTokens, PlantedWorld
+from sae_lens_crosscoder.synthetic.scoring import (
+    Attribution,
+    ScoreCard,
+    concept_recovery,
+    score_card,
+    truth_table,
+)
+from sae_lens_crosscoder.synthetic.worlds import null_world, world_a
+
+__all__ = [
+    "Attribution",
+    "Concept",
+    "NullKind",
+    "PlantedTokens",
+    "PlantedWorld",
+    "ScoreCard",
+    "concept_recovery",
+    "null_activations",
+    "null_world",
+    "score_card",
+    "shuffled_batches",
+    "truth_table",
+    "world_a",
+]

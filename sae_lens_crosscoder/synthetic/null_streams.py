@@ -1,4 +1,4 @@
-"""Streams of stacked activations made from activations in memory, and from another stream: the null pairs."""
+"""Streams of stacked activations: shuffled batches of a tensor, and null pairs in which nothing differs."""
 
 from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
@@ -15,7 +15,7 @@ NullKind = Literal["identical", "jittered", "shuffled"]
 def shuffled_batches(
     activations: Float[Tensor, "token d_in"], batch_size: int, seed: int
 ) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """An endless stream of batches, each epoch in a new order; a remainder smaller than a batch is left out.
+    """Yield shuffled batches without end, reshuffling every epoch and dropping the last partial batch.
 
     >>> batches = shuffled_batches(torch.arange(6.0)[:, None], batch_size=3, seed=0)
     >>> sorted(torch.cat([next(batches), next(batches)]).squeeze().tolist())
@@ -23,7 +23,8 @@ def shuffled_batches(
     """
     if len(activations) < batch_size:
         raise ValueError(
-            f"{len(activations)} tokens do not fill one batch of {batch_size}: give more, or less a batch."
+            f"activations has {len(activations)} tokens, fewer than batch_size={batch_size}: pass more tokens or a "
+            f"smaller batch_size."
         )
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -40,26 +41,25 @@ def null_activations(
     jitter: float = 0.1,
     seed: int = 0,
 ) -> Iterator[Float[Tensor, "_ d_in"]]:
-    """Stacked activations of a pair in which nothing differs: the base model's, twice.
+    """Yield stacked activations of a null pair: the base model's activations, twice.
 
-    Train a crosscoder on them as on the real ones; what it finds is what chance finds, and `diagnose(..., null=...)`
-    turns that into q-values.
+    Train a crosscoder on them in the same way as on the real ones. Every one-sided latent it finds is due to chance,
+    and `diagnose(..., null=...)` turns their number into q-values.
 
     Args:
-        activations: stacked activations of the real pair, of which only the base model's half is used.
-        kind: `jittered`, with independent Gaussian noise on both copies; `identical`, a check rather than a null,
-            because latents that start in pairs then stay exactly equal; or `shuffled`, in which the second copy comes
-            from other tokens. The last is the opposite extreme: the copies have no token in common, so every latent of
-            a perfect crosscoder belongs to one model.
+        activations: stacked activations of the real pair. Only the base model's half is used.
+        kind: `jittered` adds independent Gaussian noise to both copies. `identical` adds nothing; it is a check rather
+            than a null, because latents that start paired stay exactly equal. `shuffled` takes the second copy from
+            other tokens, so that a perfect crosscoder has one-sided latents only.
         jitter: standard deviation of the noise, as a share of each coordinate's standard deviation in the batch.
 
     Raises:
-        ValueError: for models of different width, which cannot be copies of each other.
+        ValueError: if the models have different widths.
     """
     if kind not in get_args(NullKind):
-        raise ValueError(f"kind={kind!r} is not one of {get_args(NullKind)}.")
+        raise ValueError(f"kind={kind!r} is invalid: choose one of {get_args(NullKind)}.")
     if not layout.same_width:
-        raise ValueError(f"Models of widths {layout.d_models} cannot be copies: a null pair needs equal widths.")
+        raise ValueError(f"A null pair needs models of equal width, but d_models={layout.d_models}.")
     generator = torch.Generator().manual_seed(seed)
     for batch in activations:
         base = layout.split(batch)[0].cpu()

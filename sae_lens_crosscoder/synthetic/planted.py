@@ -1,4 +1,4 @@
-"""Paired activations with known answers: worlds in which the truth about every concept is planted.
+"""Planted worlds: paired activations in which the truth about every concept is known.
 
 `h^m = sum_i c_i^m u_i^m + offset^m + noise`: a concept i fires with a coefficient in each model, and writes it
 along that model's direction. The kinds of concept are the cases that model diffing must tell apart, the two traps of
@@ -16,50 +16,50 @@ from sae_lens_crosscoder.stacking import StackedLayout
 
 ConceptKind = Literal["shared", "chat_only", "base_only", "weak", "weakened", "decoupled", "rotated"]
 
-# Far from the small seeds that people give torch: a crosscoder that starts from the same seed as its world would
-# otherwise draw the same numbers, and start with the truth as its decoder.
+# Far from the small seeds that people pass to torch. Otherwise a crosscoder with the same seed as its world would draw
+# the same numbers and start with the true directions as its decoder.
 _SEEDS = 1_700_000_000
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One planted concept; `kind` says which of the parameters matters."""
+    """One planted concept. `kind` decides which of the parameters are used."""
 
     kind: ConceptKind
     firing_probability: float
     rho: float = 1.0
-    """weak: the base model's coefficient as a share of the chat model's; weakened: the other way round."""
+    """weak: base coefficient divided by chat coefficient. weakened: chat coefficient divided by base coefficient."""
     q: float = 1.0
-    """decoupled: the probability that a firing is in both models; otherwise it is in either one alone."""
+    """decoupled: probability that a firing occurs in both models. Otherwise it occurs in one of them, at random."""
     angle_degrees: float = 0.0
     """rotated: the angle between the models' directions."""
     size: float = 1.0
     """Multiplies the coefficients of both models."""
     fires_with: int | None = None
-    """Index of another concept, on whose tokens (and no others) this one fires, whatever `firing_probability` says."""
+    """Index of another concept. This concept then fires on exactly its tokens, and `firing_probability` is ignored."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ConceptKind):
-            raise ValueError(f"kind={self.kind!r} is not one of {get_args(ConceptKind)}.")
+            raise ValueError(f"kind={self.kind!r} is invalid: choose one of {get_args(ConceptKind)}.")
         for name in ("firing_probability", "rho", "q"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1]: it is a probability or a share.")
+                raise ValueError(f"{name}={getattr(self, name)} is invalid: expected a number in [0, 1].")
         if self.angle_degrees and self.kind != "rotated":
             raise ValueError(
-                f"angle_degrees={self.angle_degrees} turns 'rotated' concepts only, not {self.kind!r} ones."
+                f"angle_degrees={self.angle_degrees} applies to kind='rotated' only, not to kind={self.kind!r}."
             )
 
 
 @dataclass(frozen=True)
 class PlantedTokens:
-    """Activations with the truth that made them."""
+    """Sampled activations with the planted coefficients behind them."""
 
     activations: Float[Tensor, "token d_in"]
     coefficients: Float[Tensor, "token concept model"]
 
 
 class PlantedWorld:
-    """A fixed set of concepts, directions and offsets, from which tokens are drawn.
+    """A fixed set of concepts, directions and offsets to sample tokens from.
 
     >>> world = PlantedWorld([Concept("shared", 0.1), Concept("chat_only", 0.1)], d_models=(4, 4))
     >>> tokens = world.sample(100, seed=1)
@@ -67,12 +67,12 @@ class PlantedWorld:
     ((100, 8), (100, 2, 2))
 
     Args:
-        d_models: widths of base and chat. Where they differ every concept has unrelated directions in the two.
-        magnitude_cv: standard deviation of coefficients, whose mean is 1.
+        d_models: widths of base and chat. If they differ, every concept has unrelated directions in the two models.
+        magnitude_cv: standard deviation of the coefficients (their mean is 1).
         noise: standard deviation of the Gaussian noise on every coordinate.
         offset_norm: length of each model's constant offset.
-        directions: `spread`, pushed apart, or `random`.
-        gains: what each model's whole activation is multiplied by, so that one can be louder.
+        directions: `spread` (pushed apart) or `random`.
+        gains: factor on each model's activation, to make one model louder.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class PlantedWorld:
         self.gains = torch.tensor(gains)
         angles = torch.tensor([concept.angle_degrees for concept in concepts]).deg2rad()[:, None]
         if angles.any() and not self.layout.same_width:
-            raise ValueError(f"Widths {d_models} have no common basis in which a 'rotated' concept could turn.")
+            raise ValueError(f"Rotated concepts need models of equal width, but d_models={d_models}.")
         draw = spread_directions if directions == "spread" else _unit_directions
         generator = torch.Generator().manual_seed(_SEEDS + seed)
         base = draw(len(concepts), d_models[0], generator)
@@ -107,19 +107,20 @@ class PlantedWorld:
 
     @property
     def l0(self) -> float:
-        """Concepts that fire per token, on average: the k at which a crosscoder has room for each."""
+        """Mean number of concepts that fire per token: the k at which a crosscoder can represent all of them."""
         return sum(self.firing_probability(index) for index in range(len(self.concepts)))
 
     def firing_probability(self, index: int) -> float:
-        """How often a concept fires, in either model."""
+        """Return the share of tokens on which a concept fires in either model."""
         lead = self.concepts[index].fires_with
         return self.concepts[index if lead is None else lead].firing_probability
 
     def indices(self, kind: ConceptKind) -> list[int]:
+        """Return the indices of all concepts of one kind."""
         return [index for index, concept in enumerate(self.concepts) if concept.kind == kind]
 
     def sample(self, n_tokens: int, seed: int) -> PlantedTokens:
-        """Draw tokens; the same seed gives the same tokens."""
+        """Draw tokens. The same seed gives the same tokens."""
         generator = torch.Generator().manual_seed(_SEEDS + seed)
         shape = (n_tokens, len(self.concepts))
         p = torch.tensor([concept.firing_probability for concept in self.concepts])
@@ -134,7 +135,7 @@ class PlantedWorld:
         return PlantedTokens(noisy * self.layout.expand(self.gains), coefficients)
 
     def _shares(self, shape: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "token concept model"]:
-        """What share of a firing reaches each model."""
+        """Return the share of a firing that reaches each model."""
         shares = torch.ones(*shape, 2)
         coin = torch.rand(shape, generator=generator)
         for index, concept in enumerate(self.concepts):
@@ -157,7 +158,7 @@ class PlantedWorld:
 
 
 def spread_directions(n: int, d_model: int, generator: torch.Generator) -> Float[Tensor, "concept d_model"]:
-    """Unit directions pushed apart by descending on the fourth power of their cosines."""
+    """Return unit directions pushed apart by gradient descent on the fourth power of their cosines."""
     directions = _unit_directions(n, d_model, generator)
     off_diagonal = 1 - torch.eye(n)
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""The standard worlds, and their variations: each shows where a crosscoder is right, and where it bends."""
+"""The standard planted world, its variations, and a null world."""
 
 import math
 from dataclasses import replace
@@ -23,19 +23,19 @@ def world_a(
     mirrored: bool = False,
     **world: Any,
 ) -> PlantedWorld:
-    """The standard world: 174 concepts, 16 of them chat-only, with 24 weak and 18 decoupled ones as traps.
+    """Build the standard world: 174 concepts, 16 of them chat-only, with 24 weak and 18 decoupled traps.
 
     >>> world = world_a(seed=0)
     >>> len(world.concepts), len(world.indices("chat_only")), world.layout.d_models
     (174, 16, (64, 64))
 
     Args:
-        d_models: with different widths the 12 rotated concepts are shared ones.
-        probabilities: between which firing probabilities are drawn, evenly in the logarithm.
-        exclusive_probability: that of the chat-only concepts instead, to make them rare.
-        exclusive_size: what the chat-only concepts' coefficients are multiplied by.
-        co_occurring: every second chat-only concept fires on the tokens of the one before it.
-        mirrored: the weak concepts are strong in base and weak in chat, as after a fine-tuning that suppresses.
+        d_models: widths of base and chat. If they differ, the 12 rotated concepts become shared ones.
+        probabilities: range of the firing probabilities, drawn log-uniformly.
+        exclusive_probability: firing probability of the chat-only concepts, to make them rare.
+        exclusive_size: factor on the coefficients of the chat-only concepts.
+        co_occurring: let every second chat-only concept fire on the tokens of the concept before it.
+        mirrored: make the weak concepts strong in base and weak in chat, as after fine-tuning that suppresses them.
         world: further arguments of `PlantedWorld`.
     """
     draws = iter(_probabilities(seed, *probabilities))
@@ -58,7 +58,7 @@ def world_a(
 
 
 def null_world(seed: int, *, d_models: tuple[int, int] = (64, 64), **world: Any) -> PlantedWorld:
-    """Nothing differs but noise: 174 shared concepts, each turned by up to 15 degrees between the models."""
+    """Build a null world: 174 shared concepts, each turned by up to 15 degrees between the models."""
     turns = torch.rand(N_CONCEPTS, generator=_generator(seed)).tolist()
     drawn = zip(_probabilities(seed, *PROBABILITIES), turns, strict=True)
     concepts = [Concept("rotated", p, angle_degrees=15 * turn) for p, turn in drawn]

@@ -1,35 +1,18 @@
 """The notebooks run from the first cell to the last, show what they mean to show, and hold no results of a run."""
 
-import ast
 import json
-from pathlib import Path
+import re
 
+import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
+from tests.house.tutorials import NOTEBOOKS, TUTORIALS, as_markdown, cells, executed, run_cell
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def code_cells(path):
     return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-
-
-def shown(value):
-    """What a notebook shows of a cell's value: its HTML, or its text."""
-    html = getattr(value, "_repr_html_", None)
-    return (html() if html is not None else None) or repr(value)
-
-
-def run_cell(source, namespace, name):
-    """Run a cell, and return what its last line shows if that is an expression, as a notebook does."""
-    tree = ast.parse(source, name)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, name, "exec"), namespace)
-    if last is None:
-        return None
-    value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
-    return None if value is None else shown(value)
 
 
 def test_there_are_six():
@@ -68,21 +51,29 @@ def test_the_first_cell_installs_the_package_only_where_it_is_missing(path, monk
 def test_it_runs(path, tmp_path, monkeypatch):
     """In this process, which has the package imported already, and in its order."""
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "__main__"}
-    n_shown = 0
-    for i, cell in enumerate(code_cells(path)):
-        n_shown += bool(run_cell("".join(cell["source"]), namespace, f"{path.name}, code cell {i}"))
-    assert n_shown > 0
+    assert any(as_markdown(result, figure=lambda value: "figure") for result in executed(path))
 
 
-def test_a_cell_shows_its_last_expression():
-    class Table:
-        def _repr_html_(self):
-            return "<table>"
+@each_notebook
+def test_its_tutorial_shows_its_cells_with_results(path):
+    """`python -m tests.house.tutorials` was run since the notebook changed."""
+    page = (TUTORIALS / f"{path.stem}.md").read_text()
+    at = 0
+    for kind, source in cells(path):
+        block = source if kind == "markdown" else f"```python\n{source}\n```"
+        assert block in page[at:], block
+        at += page[at:].index(block) + len(block)
+    results = re.sub(r"```python\n.*?```", "", page, flags=re.DOTALL)
+    assert "```text" in results or "| --- |" in results
+    assert len(page) < 40_000
 
-    namespace = {"Table": Table}
-    assert run_cell("x = 1\nTable()", namespace, "cell") == "<table>"
-    assert run_cell("x + 1", namespace, "cell") == "2"
-    assert run_cell("y = x", namespace, "cell") is None
+
+def test_a_cell_shows_what_it_prints_and_its_last_expression():
+    namespace = {"table": pd.DataFrame({"verdict": ["a|b"]}, index=pd.RangeIndex(1, name="latent"))}
+    result = run_cell("print('hello')\ntable", namespace, "cell")
+    table = "| latent | verdict |\n| --- | --- |\n| 0 | a\\|b |"
+    assert as_markdown(result, figure=None) == ["```text\nhello\n```", table]
+    assert as_markdown(run_cell("x = 1\nx + 1", namespace, "cell"), figure=None) == ["```text\n2\n```"]
+    assert as_markdown(run_cell("y = x", namespace, "cell"), figure=None) == []
     with pytest.raises(SyntaxError):
         run_cell("%pip install torch", namespace, "cell")

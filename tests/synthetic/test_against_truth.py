@@ -10,8 +10,8 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.statistics.concepts import auroc, concept_table
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
-from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
-from sae_lens_crosscoder.synthetic.score_card import (
+from sae_lens_crosscoder.synthetic import Concept, PlantedWorld
+from sae_lens_crosscoder.synthetic.scoring import (
     Attribution,
     base_presence,
     concept_recovery,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.synthetic.null_streams import null_activations, shuffled_batches
+from sae_lens_crosscoder.synthetic import null_activations, shuffled_batches
 
 LAYOUT = StackedLayout((3, 3))
 
@@ -14,7 +14,7 @@ def test_batches_cover_every_epoch_in_a_new_order():
     epochs = [torch.cat([next(batches) for _ in range(3)]).squeeze().tolist() for _ in range(2)]
     assert all(len(set(epoch)) == 9 for epoch in epochs)
     assert epochs[0] != epochs[1]
-    with pytest.raises(ValueError, match="2 tokens do not fill one batch of 3"):
+    with pytest.raises(ValueError, match="activations has 2 tokens, fewer than batch_size=3"):
         next(shuffled_batches(torch.zeros(2, 1), batch_size=3, seed=0))
 
 
@@ -50,8 +50,8 @@ def test_null_streams_depend_on_the_seed_alone_and_refuse_what_is_no_null():
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    with pytest.raises(ValueError, match=r"widths \(4, 2\) cannot be copies"):
+    with pytest.raises(ValueError, match=r"equal width, but d_models=\(4, 2\)"):
         next(null_activations(batches(), StackedLayout((4, 2)), "identical"))
     unchecked = getattr(null_activations, "__wrapped__", null_activations)
-    with pytest.raises(ValueError, match="kind='swapped' is not one of"):
+    with pytest.raises(ValueError, match="kind='swapped' is invalid: choose one of"):
         next(unchecked(batches(), LAYOUT, "swapped"))

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
-from sae_lens_crosscoder.synthetic.worlds import null_world, world_a
+from sae_lens_crosscoder.synthetic import Concept, PlantedWorld, null_world, world_a
 from tests.reference import planted as ref
 
 
@@ -60,11 +59,11 @@ def test_every_kind_is_in_the_base_model_as_much_as_its_definition_says():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "weka"}, "kind='weka' is not one of"),
-        ({"firing_probability": 1.5}, r"firing_probability=1.5 must lie in \[0, 1\]"),
-        ({"rho": -0.1}, r"rho=-0.1 must lie in \[0, 1\]"),
-        ({"kind": "decoupled", "q": 2.0}, r"q=2.0 must lie in \[0, 1\]"),
-        ({"kind": "shared", "angle_degrees": 45.0}, "angle_degrees=45.0 turns 'rotated' concepts only"),
+        ({"kind": "weka"}, "kind='weka' is invalid: choose one of"),
+        ({"firing_probability": 1.5}, r"firing_probability=1.5 is invalid: expected a number in \[0, 1\]"),
+        ({"rho": -0.1}, r"rho=-0.1 is invalid: expected a number in \[0, 1\]"),
+        ({"kind": "decoupled", "q": 2.0}, r"q=2.0 is invalid: expected a number in \[0, 1\]"),
+        ({"kind": "shared", "angle_degrees": 45.0}, "angle_degrees=45.0 applies to kind='rotated' only"),
     ],
 )
 def test_a_concept_that_means_nothing_is_refused(fields, message):
@@ -169,5 +168,5 @@ def test_models_of_different_width_have_unrelated_directions_and_no_rotated_conc
     assert [part.shape[-1] for part in world.directions] == [64, 48]
     assert world.indices("rotated") == []
     assert len(world.concepts) == 174
-    with pytest.raises(ValueError, match="no common basis in which a 'rotated' concept could turn"):
+    with pytest.raises(ValueError, match="Rotated concepts need models of equal width"):
         PlantedWorld([Concept("rotated", 0.1, angle_degrees=45.0)], d_models=(4, 3))

@@ -1,4 +1,4 @@
-"""Judges a crosscoder against planted truth: did it find the right latents, and did it flag the wrong ones?"""
+"""Score a crosscoder against planted truth: which latents it found, and which it flagged wrongly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,58 +23,59 @@ _SIDES = {"chat_only": "chat_specific", "base_only": "base_specific"}
 
 @dataclass(frozen=True)
 class Attribution:
-    """How well some latents, said to be specific to one model, fit the truth."""
+    """Precision and recall of the latents that were called specific to one model."""
 
     n: int
-    """How many were said to be."""
+    """Number of latents called specific."""
     precision: float
-    """Share of them that are right: nan for none."""
+    """Share of them that are right (nan if n is 0)."""
     recall: float
-    """Share of the concepts of that model alone that a right one of them carries."""
+    """Share of the concepts of that model alone that a right latent among them carries."""
 
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """A crosscoder against the truth. Every share lies in [0, 1], and is nan where there is nothing to share.
+    """Scores of a crosscoder against the truth. Every share lies in [0, 1], or is nan if its denominator is 0.
 
-    A latent is right when less than a fifth of its concept is present in the model that it is not specific to. One that
-    matches no concept, or never fires, is wrong wherever it is flagged, never left out.
+    A latent is right if less than a fifth of its concept is present in the model that it is not specific to. A flagged
+    latent that matches no concept, or never fires, counts as wrong.
     """
 
     n_dead: int
     n_unmatched: int
-    """Latents that fire but point along no concept."""
+    """Number of latents that fire but point along no concept."""
     frac_recovered: float
-    """Share of all concepts that a latent carries."""
+    """Share of all concepts that some latent carries."""
     chat_only: Attribution
     """Latents of class chat_only, by Delta_norm alone."""
     base_only: Attribution
     chat_after_nu: Attribution
-    """Those of them with |nu_error| < 0.2 and |nu_reconstruction| < 0.5."""
+    """Latents of class chat_only with |nu_error| < 0.2 and |nu_reconstruction| < 0.5."""
     base_after_nu: Attribution
-    """The same in the mirror: with the base model's decoder as the probe."""
+    """The same for class base_only, with the base model's decoder as the probe."""
     chat_verdict: Attribution
     """Latents with the verdict chat_specific."""
     base_verdict: Attribution
     frac_weak_flagged: float
     """Share of weak concepts that a wrong chat-only latent matches: the Complete Shrinkage trap."""
     frac_decoupled_flagged: float
-    """The same of decoupled concepts: the Latent Decoupling trap. A latent that fires just where such a concept is in
+    """The same for decoupled concepts: the Latent Decoupling trap. A latent that fires only where such a concept is in
     the chat model alone is right, and does not count."""
     frac_weakened_flagged: float
-    """Share of concepts that are weak in the chat model which a wrong base-only latent matches."""
+    """Share of weakened concepts (weak in the chat model) that a wrong base-only latent matches."""
     frac_rotated_specific: float
-    """Share of rotated concepts that a latent with a verdict of being specific matches."""
+    """Share of rotated concepts matched by a latent with verdict chat_specific or base_specific."""
     nu_auroc_in_flagged: float
-    """How well the larger of the two nu, each over its limit, tells wrong chat-only latents from right ones."""
+    """AUROC with which the larger of the two nu, each divided by its limit, separates wrong chat-only latents from
+    right ones."""
     delta_norm_spearman: float
-    """Rank correlation over matched latents of Delta_norm with minus the presence in base, which it should follow."""
+    """Rank correlation, over matched latents, of Delta_norm with minus the presence in base (1 is ideal)."""
     nu_error_spearman: float
-    """The same of nu_error with the presence in base."""
+    """Rank correlation, over matched latents, of nu_error with the presence in base (1 is ideal)."""
 
 
 def match_concepts(world: PlantedWorld, crosscoder: InferenceCrosscoder) -> Int[Tensor, " d_sae"]:
-    """The concept that each latent's longer decoder half points along (cosine above 0.7), or -1."""
+    """Return the concept that each latent's longer decoder half points along (cosine above 0.7), or -1."""
     cosines = [
         normalize(decoder.detach(), dim=-1) @ directions.T.to(decoder)
         for decoder, directions in zip(crosscoder.decoders, world.directions, strict=True)
@@ -88,10 +89,10 @@ def match_concepts(world: PlantedWorld, crosscoder: InferenceCrosscoder) -> Int[
 def base_presence(
     feature_acts: Float[Tensor, "token d_sae"], tokens: PlantedTokens, concepts: Int[Tensor, " d_sae"]
 ) -> Float[Tensor, " d_sae"]:
-    """nu*: how much of its concept the base model has while the latent is on, relative to the chat model.
+    """Return nu*: the amount of a latent's concept in base, relative to chat, while the latent is on.
 
-    `sum_t f_j c^base / sum_t f_j c^chat` from the planted coefficients c: what Delta_norm and nu try to estimate. 0 for
-    a latent of the chat model alone, infinite for one of the base model alone, nan for an unmatched or dead latent.
+    `sum_t f_j c^base / sum_t f_j c^chat` from the planted coefficients c. Delta_norm and nu try to estimate it. It is 0
+    for a concept of the chat model alone, infinite for the base model alone, nan for an unmatched or dead latent.
     """
     coefficients = tokens.coefficients.to(feature_acts.device).double()
     sums = torch.einsum("tj,tcm->jcm", feature_acts.double(), coefficients)
@@ -100,11 +101,11 @@ def base_presence(
 
 
 def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: PlantedTokens) -> pd.DataFrame:
-    """What is true of every latent: a frame that goes beside the one of `diagnose`, by the same index.
+    """Build the table of planted truth per latent, with the same index as the table of `diagnose`.
 
     Returns:
-        `concept` (-1 for none) and its `kind`; `base_presence`; and `hit_rate`, the share of the concept's firings, in
-        either model, on which the latent fires.
+        A frame with `concept` (-1 for none), its `kind`, `base_presence`, and `hit_rate`: the share of the concept's
+        firings, in either model, on which the latent fires.
     """
     with torch.no_grad():
         feature_acts = crosscoder.encode(tokens.activations.to(crosscoder.W_dec))
@@ -124,14 +125,14 @@ def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: Pl
 
 
 def concept_recovery(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Concept by concept: how often it fires, which latent carries it best, and what is said about that latent.
+    """List every concept with its firing probability, the latent that carries it best, and that latent's verdict.
 
-    A latent carries a concept if it points along it and fires on at least a tenth of its firings; `latent` is -1 where
-    none does. With `firing_probability` this shows the detection limit: how rare a concept may be and still be found.
+    A latent carries a concept if it points along it and fires on at least a tenth of its firings. `latent` is -1 if
+    no latent does. The column `firing_probability` shows how rare a concept can be and still be found.
     """
     carrying = _carrying(truth).sort_values("hit_rate").drop_duplicates("concept", keep="last")
     latents = carrying.reset_index().set_index("concept").latent.reindex(range(len(world.concepts)), fill_value=-1)
-    said = table.reindex(latents.to_numpy())
+    diagnosed = table.reindex(latents.to_numpy())
     return pd.DataFrame(
         {
             "kind": [concept.kind for concept in world.concepts],
@@ -140,18 +141,18 @@ def concept_recovery(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFra
             "q": [concept.q for concept in world.concepts],
             "angle_degrees": [concept.angle_degrees for concept in world.concepts],
             "latent": latents.to_numpy(),
-            **{name: said[name].to_numpy() for name in ("delta_norm", "label", "verdict", "nu_error")},
+            **{name: diagnosed[name].to_numpy() for name in ("delta_norm", "label", "verdict", "nu_error")},
         },
         index=pd.RangeIndex(len(world.concepts), name="concept"),
     )
 
 
 def score_card(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFrame) -> ScoreCard:
-    """Judge what `diagnose` says about a crosscoder by what is true of it.
+    """Score the table of `diagnose` against the planted truth.
 
     Args:
-        truth: of `truth_table`, from tokens that training never saw.
-        table: of `diagnose`.
+        truth: from `truth_table`, on tokens that were not used in training.
+        table: `Diagnosis.latents` of the same crosscoder.
     """
     frame = table.join(truth)
     presence = {"chat_only": frame.base_presence, "base_only": 1 / frame.base_presence}
@@ -159,10 +160,10 @@ def score_card(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFrame) ->
     flagged = {side: frame.label == side for side in _SIDES}
     excess = {"chat_only": _excess(frame, ""), "base_only": _excess(frame, "_base_probe")}
 
-    def attribution(side: str, said: pd.Series) -> Attribution:
-        correct = frame[said & right[side]]
-        found = _found(world, (side,), correct[correct.hit_rate >= MIN_HIT_RATE])
-        return Attribution(int(said.sum()), float(right[side][said].mean()), found)
+    def attribution(side: str, called: pd.Series) -> Attribution:
+        correct = frame[called & right[side]]
+        recall = _frac_matched(world, (side,), correct[correct.hit_rate >= MIN_HIT_RATE])
+        return Attribution(int(called.sum()), float(right[side][called].mean()), recall)
 
     wrong = {side: frame[flagged[side] & ~right[side]] for side in _SIDES}
     matched = frame[(frame.concept >= 0) & ~frame.dead]
@@ -177,10 +178,10 @@ def score_card(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFrame) ->
         base_after_nu=attribution("base_only", flagged["base_only"] & (excess["base_only"] < 1)),
         chat_verdict=attribution("chat_only", frame.verdict == _SIDES["chat_only"]),
         base_verdict=attribution("base_only", frame.verdict == _SIDES["base_only"]),
-        frac_weak_flagged=_found(world, ("weak",), wrong["chat_only"]),
-        frac_decoupled_flagged=_found(world, ("decoupled",), wrong["chat_only"]),
-        frac_weakened_flagged=_found(world, ("weakened",), wrong["base_only"]),
-        frac_rotated_specific=_found(world, ("rotated",), frame[frame.verdict.isin(_SIDES.values())]),
+        frac_weak_flagged=_frac_matched(world, ("weak",), wrong["chat_only"]),
+        frac_decoupled_flagged=_frac_matched(world, ("decoupled",), wrong["chat_only"]),
+        frac_weakened_flagged=_frac_matched(world, ("weakened",), wrong["base_only"]),
+        frac_rotated_specific=_frac_matched(world, ("rotated",), frame[frame.verdict.isin(_SIDES.values())]),
         nu_auroc_in_flagged=_auroc(wrong_excess, right_excess),
         delta_norm_spearman=_spearman(matched.delta_norm, -matched.base_presence),
         nu_error_spearman=_spearman(matched.nu_error, matched.base_presence),
@@ -195,14 +196,14 @@ def _carrying(truth: pd.DataFrame) -> pd.DataFrame:
     return truth[truth.hit_rate >= MIN_HIT_RATE]
 
 
-def _found(world: PlantedWorld, kinds: Sequence[str], latents: pd.DataFrame) -> float:
-    """Share of the concepts of these kinds that some of the latents match."""
+def _frac_matched(world: PlantedWorld, kinds: Sequence[str], latents: pd.DataFrame) -> float:
+    """Return the share of the concepts of these kinds that some of the latents match."""
     wanted = {index for index, concept in enumerate(world.concepts) if concept.kind in kinds}
     return len(wanted & set(latents.concept)) / len(wanted) if wanted else float("nan")
 
 
 def _excess(frame: pd.DataFrame, probe: str) -> pd.Series:
-    """The larger of the two nu, each over its limit; below 1 means that neither artifact shows."""
+    """Return the larger of the two nu, each divided by its limit (below 1: neither artifact shows)."""
     limits = {f"nu_error{probe}": NU_ERROR_LIMIT, f"nu_reconstruction{probe}": NU_RECONSTRUCTION_LIMIT}
     return (frame[list(limits)].abs() / pd.Series(limits)).max(axis=1, skipna=False)
 
@@ -214,7 +215,7 @@ def _spearman(scores: pd.Series, truth: pd.Series) -> float:
 
 
 def _auroc(higher: Float[np.ndarray, " wrong"], lower: Float[np.ndarray, " right"]) -> float:
-    """Chance that one of `higher` exceeds one of `lower`, an undefined nu counting as highest; nan if one is empty."""
+    """Return the AUROC of `higher` over `lower`. An undefined nu counts as highest; nan if a side is empty."""
     higher, lower = (np.nan_to_num(values, nan=np.inf)[:, None] for values in (higher, lower))
     if higher.size == 0 or lower.size == 0:
         return float("nan")

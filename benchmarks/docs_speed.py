@@ -1,0 +1,79 @@
+"""The table of speed: one line per measured variant, with the ratio to each peer."""
+
+from typing import Any
+
+import pandas as pd
+from docs_results import load_results, markdown_table
+
+FILES = ("training_step.json", "latent_scaling.json", "activation_path.json", "patching.json")
+WORKLOADS = {
+    "step/base": "training step, 2 x 256 wide, 8,192 latents, k 32, batch 1,024",
+    "step/dead5": "the same with 5 % dead latents",
+    "step/large": "training step, 2 x 512 wide, 16,384 latents, k 64",
+    "step/tiny": "training step, 2 x 32 wide, 512 latents, k 16, batch 256",
+    "step/memory": "memory of the first of these steps",
+    "train/end_to_end": "whole training, harvesting included",
+    "train/end_to_end tiny pair": "whole training on the built-in pair",
+    "scaling/default": "Latent Scaling, 4,096 latents",
+    "scaling/all": "Latent Scaling of all 2,048 latents",
+    "harvest": "harvesting both models",
+    "buffer/64k": "shuffling buffer of 65,536 tokens",
+    "cache/bf16": "activation cache on disk",
+    "patch/L6of12": "32 interventions in layer 6 of 12",
+    "patch/L6of12/shared_prefix": "32 interventions on prompts that share their beginning",
+}
+VARIANTS = {
+    "ours": "float32",
+    "ours, bfloat16": "bfloat16",
+    "never": "checksums not read",
+    "on_first_read": "checksums read",
+}
+
+
+def speed() -> str:
+    """Time per workload, ours beside peers, with the ratios under both allocators."""
+    rows = [["workload", "this package", "encoder product alone", "SAELens", "another peer"]]
+    sources: list[str] = []
+    for name in FILES:
+        frame, source = load_results(name)
+        sources.append(source)
+        frame = frame[frame.status.eq("measured") & frame.name.isin(list(WORKLOADS))]
+        frame["title"] = [WORKLOADS[row["name"]] + _variant(row) for row in frame.to_dict(orient="records")]
+        rows += [_row(str(title), group) for title, group in frame.groupby("title", sort=False)]
+    return "\n\n".join([markdown_table(rows), *sources])
+
+
+def _variant(row: dict[str, Any]) -> str:
+    """Name what distinguishes a row from others of the same workload."""
+    words = [row.get("screening"), row.get("dtype"), row.get("variant"), row.get("checksums_read")]
+    words += [f"{row['chunk_tokens']:,.0f} tokens at a time"] if row.get("chunk_tokens", 0) > 0 else []
+    known = [VARIANTS.get(word, word) for word in words if isinstance(word, str)]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _row(title: str, group: pd.DataFrame) -> list[str]:
+    """Format one line: a peer's cell is its time and its ratio under glibc's default and a retaining allocator."""
+    unit = "mib" if group.name.iloc[0] == "step/memory" else "ms"
+    precision = group.screening.iloc[0] if "screening" in group else None
+    cells = {peer: _peer_cell(group[group.peer == peer], unit) for peer in dict.fromkeys(group.peer)}
+    more = {peer: cell for peer, cell in cells.items() if not peer.startswith("floor") and "sae_lens" not in peer}
+    return [
+        title,
+        _amount(group[f"ours_{unit}"].iloc[0], unit),
+        cells.get(f"floor ({precision} product)", ""),
+        next((cell for peer, cell in cells.items() if "sae_lens" in peer), ""),
+        "; ".join(f"{peer} {cell}" for peer, cell in more.items()),
+    ]
+
+
+def _peer_cell(rows: pd.DataFrame, unit: str) -> str:
+    is_floor = rows.peer.iloc[0].startswith("floor")
+    ratios = " / ".join(f"{ratio:.1f}" for ratio in (rows.times_the_floor if is_floor else rows.ratio))
+    amount = _amount(rows[f"peer_{unit}"].iloc[0], unit)
+    return f"{amount} (our whole step takes {ratios} times as long)" if is_floor else f"{amount}, {ratios} x"
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "mib":
+        return f"{value:.0f} MiB"
+    return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"

@@ -1,0 +1,49 @@
+"""Rewrites every measured passage of the README and the documentation from benchmarks/results.
+
+python benchmarks/docs_tables.py
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import docs_accuracy
+import docs_runs
+from docs_results import ROOT
+from docs_speed import speed
+
+PASSAGES: Mapping[str, Callable[[], str]] = {
+    "headline": docs_accuracy.headline,
+    "claims": docs_accuracy.claims,
+    "limits": docs_accuracy.limits,
+    "tiny pair": docs_accuracy.tiny_pair,
+    "convergence": docs_accuracy.convergence,
+    "intervals": docs_accuracy.intervals,
+    "causal": docs_accuracy.causal,
+    "speed": speed,
+    "processes": docs_runs.processes,
+    "faults": docs_runs.faults,
+}
+PASSAGE = re.compile(r"<!-- measured: ([\w ]+) -->\n(.*?)<!-- end -->", flags=re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """List the README and all pages of the documentation."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def rewritten(text: str) -> str:
+    """Return the text with every `<!-- measured: NAME -->` passage generated anew."""
+    return PASSAGE.sub(lambda match: f"<!-- measured: {match[1]} -->\n{PASSAGES[match[1]]()}\n<!-- end -->", text)
+
+
+def main() -> None:
+    for page in pages():
+        text = page.read_text()
+        if PASSAGE.search(text):
+            page.write_text(rewritten(text))
+            print(page)
+
+
+if __name__ == "__main__":
+    main()
