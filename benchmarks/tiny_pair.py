@@ -35,7 +35,7 @@ class Data:
         self.pair = slc.HookedModelPair.from_pretrained("tiny-base", chat)
         rows = torch.tensor(tiny_dataset(POOL_ROWS + HELD_OUT_ROWS, seed=0)["input_ids"])
         self.held_out = rows[:HELD_OUT_ROWS]
-        self.pool = torch.cat(list(harvest(self.pair, rows[HELD_OUT_ROWS:], TINY_HOOK, batch_size_prompts=256)))
+        self.pool = torch.cat(list(harvest(self.pair, rows[HELD_OUT_ROWS:], TINY_HOOK, batch_size=256)))
 
     def batches(self, seed: int) -> Iterator[torch.Tensor]:
         return shuffled_batches(self.pool, BATCH, seed)

@@ -7,7 +7,7 @@ order in which an analysis uses them.
 from sae_lens_crosscoder import planning
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.cache.writer import cache_activations
-from sae_lens_crosscoder.activations.finite import NonFiniteError
+from sae_lens_crosscoder.activations.harvest import NonFiniteError
 from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
 from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm

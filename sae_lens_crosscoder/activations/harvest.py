@@ -1,4 +1,4 @@
-"""Paired activations of given tokens, batch by batch."""
+"""Paired activations of given tokens, batch by batch, and the checks that tokens and activations must pass."""
 
 from collections.abc import Iterator
 
@@ -6,44 +6,83 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.data.token_mask import kept_or_all
+from sae_lens_crosscoder.data.token_mask import as_token_mask
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.stacking import StackedLayout
+
+
+class NonFiniteError(ValueError):
+    """NaN or infinite activations; the message names the model and the place."""
 
 
 def harvest(
     pair: HookedModelPair,
     tokens: Int[Tensor, "batch pos"],
     hook_name: str,
-    batch_size_prompts: int = 32,
-    keep: Bool[Tensor, "batch pos"] | None = None,
+    batch_size: int = 32,
+    token_mask: Bool[Tensor, "batch pos"] | None = None,
 ) -> Iterator[Float[Tensor, "token d_in"]]:
-    """Stacked activations at one hook, prompts in order and positions in order within a prompt.
+    """Stacked activations at a hook, in the order of prompts and positions, one batch of prompts at a time.
 
-    Both models stop after the hook's layer. Where `keep` is False, as on padding, tokens are left out. Raises a
-    ValueError, before anything runs, for a hook that the pair does not have, tokens that are no (batch, pos) tensor, or
-    a `keep` of another shape.
+    Both models stop after the hook's layer.
+
+    Args:
+        batch_size: prompts per forward pass.
+        token_mask: False for tokens to leave out, such as padding; None for all tokens.
+
+    Raises:
+        ValueError: before anything runs, for an unknown hook, tokens that are not (batch, pos), or a mask of another
+            shape.
     """
-    pair.require_hook(hook_name)
-    require_tokens(tokens)
-    return _batches(pair, tokens, hook_name, batch_size_prompts, kept_or_all(tokens, keep))
+    pair.validate_hook(hook_name)
+    validate_tokens(tokens)
+    return _batches(pair, tokens, hook_name, batch_size, as_token_mask(tokens, token_mask))
 
 
-def require_tokens(tokens: Int[Tensor, "batch pos"]) -> None:
-    """Raise a ValueError for what is no (batch, pos) tensor of token ids."""
+def validate_tokens(tokens: Int[Tensor, "batch pos"]) -> None:
+    """Raise a ValueError unless tokens are a non-empty (batch, pos) tensor of ids."""
     if tokens.ndim != 2 or tokens.numel() == 0:
-        raise ValueError(f"tokens must be a non-empty (batch, pos) tensor of ids, not of shape {tuple(tokens.shape)}.")
-    if int(tokens.min()) < 0:  # which embeddings would read from the end of the vocabulary
-        raise ValueError(f"tokens hold the id {int(tokens.min())}: remove padding such as -100 before harvesting.")
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)}, expected a non-empty (batch, pos) tensor of ids.")
+    if int(tokens.min()) < 0:  # embeddings would read a negative id from the end of the vocabulary
+        raise ValueError(f"tokens contains the id {int(tokens.min())}. Replace padding such as -100 and mask it.")
+
+
+def validate_activations(activations: Float[Tensor, "batch d_in"], layout: StackedLayout, where: str) -> None:
+    """Raise unless activations are (token, d_in), as wide as the layout, and finite.
+
+    Args:
+        where: completes the error message, such as "at step 3".
+
+    Raises:
+        ValueError: for another shape.
+        NonFiniteError: for NaN or infinity.
+    """
+    if activations.ndim != 2:
+        raise ValueError(
+            f"The activations {where} have shape {tuple(activations.shape)}, expected (token, d_in). Flatten "
+            "(batch, pos, d_in) with activations.flatten(0, 1)."
+        )
+    parts = layout.split(activations)  # raises for another width
+    if torch.isfinite(activations.sum()):  # one pass; NaN and infinity always reach the sum, but it may overflow
+        return
+    for name, part in zip(layout.names, parts, strict=True):
+        if torch.isfinite(part).all():
+            continue
+        n_bad = int((~torch.isfinite(part)).any(dim=-1).sum())
+        raise NonFiniteError(
+            f"The {name} model's activations are NaN or infinite on {n_bad} of {len(part)} tokens {where}. Check "
+            "that model's dtype (float16 overflows where bfloat16 does not) and the hook."
+        )
 
 
 def _batches(
     pair: HookedModelPair,
     tokens: Int[Tensor, "batch pos"],
     hook_name: str,
-    batch_size_prompts: int,
-    keep: Bool[Tensor, "batch pos"],
+    batch_size: int,
+    token_mask: Bool[Tensor, "batch pos"],
 ) -> Iterator[Float[Tensor, "token d_in"]]:
-    for prompts, kept in zip(tokens.split(batch_size_prompts), keep.split(batch_size_prompts), strict=True):
+    for prompts, mask in zip(tokens.split(batch_size), token_mask.split(batch_size), strict=True):
         with torch.no_grad():
             activations = pair.activations(prompts, hook_name)
-        yield activations.flatten(0, 1) if kept.all() else activations[kept.to(activations.device)]
+        yield activations.flatten(0, 1) if mask.all() else activations[mask.to(activations.device)]

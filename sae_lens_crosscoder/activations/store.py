@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
-from sae_lens_crosscoder.data.token_mask import excluded_tokens, kept_tokens
+from sae_lens_crosscoder.data.token_mask import excluded_ids, make_token_mask
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -40,13 +40,13 @@ class PairActivationsStore(ActivationsStore):
         """As SAELens's, for a runner config, with the config's seed, and without padding."""
         store: Any = super().from_config(model, cfg, override_dataset=override_dataset)
         store.seed = cfg.seed
-        excluded = excluded_tokens(cfg, model.tokenizer)
+        excluded = excluded_ids(cfg, model.tokenizer)
         store.exclude_special_tokens = None if excluded is None else excluded.to(store.device)
         return store
 
-    def kept(self, batch_tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """The tokens whose activations the store serves."""
-        return kept_tokens(batch_tokens, self.seqpos_slice, self.exclude_special_tokens)
+    def token_mask(self, batch_tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """True for tokens whose activations the store serves."""
+        return make_token_mask(batch_tokens, self.seqpos_slice, self.exclude_special_tokens)
 
     @override
     @torch.no_grad()

@@ -9,10 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
-from sae_lens_crosscoder.activations.finite import require_finite
-from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
-from sae_lens_crosscoder.data.token_mask import kept_or_all
+from sae_lens_crosscoder.data.token_mask import as_token_mask
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import fingerprint
 
@@ -32,7 +31,7 @@ class HarvestedActivations:
     ) -> None:
         self._pair, self._tokens, self._hook_name = pair, tokens, hook_name
         self._batch_size_prompts = batch_size_prompts
-        self._keep = kept_or_all(tokens, keep)
+        self._keep = as_token_mask(tokens, keep)
         self.n_tokens = int(self._keep.sum())
 
     def fingerprint(self) -> str:
@@ -95,12 +94,12 @@ def data_source(
             raise ValueError("keep says which tokens the models run for: of activations, give only those to be used.")
         if isinstance(activations, ActivationCache):
             metadata = crosscoder.cfg.metadata
-            activations.require_of((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
+            activations.validate_source((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
         return GivenActivations(activations)
     if pair is None or tokens is None:
         raise ValueError(f"{purpose} needs data: give pair= and tokens= (batch, pos), or activations=.")
     metadata = crosscoder.cfg.metadata
-    pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
+    pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
     return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts, keep)
 
 
@@ -164,7 +163,7 @@ def contexts_of(
     if activations is not None:
         return activations.contexts
     assert tokens is not None  # or there is no data source
-    keep = kept_or_all(tokens, keep)
+    keep = as_token_mask(tokens, keep)
     if not keep.any():
         raise ValueError(f"Of {keep.numel()} tokens keep leaves out every one: there is nothing to look at.")
     return tokens, keep
@@ -185,7 +184,7 @@ def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_s
     Raises:
         ValueError: for activations that are NaN or infinite; `n_seen` tokens before them were not.
     """
-    require_finite(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {n_seen}")
+    validate_activations(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {n_seen}")
     for part in batch.split(BATCH_TOKENS):
         part = part.to(crosscoder.W_dec)  # which may overflow
         feature_acts = crosscoder.encode_sparse(part)
@@ -198,6 +197,6 @@ def shard_block(tokens: Tensor | None, keep: Tensor | None = None) -> int:
     Tokens of one context are not independent, so a context must not be spread over shards. Where some tokens are left
     out, contexts differ in length, and a block is as long as so many of the longest ones.
     """
-    context_size = 1 if tokens is None else int(kept_or_all(tokens, keep).sum(dim=-1).max())
+    context_size = 1 if tokens is None else int(as_token_mask(tokens, keep).sum(dim=-1).max())
     context_size = max(1, context_size)
     return max(1, _SHARD_BLOCK // context_size) * context_size

@@ -10,10 +10,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sae_lens_crosscoder.data.chat_tokens import chat_tokens
-from sae_lens_crosscoder.data.token_groups import BOS_GROUP, LEFT_OUT, TEMPLATE_GROUP, TokenGroups, token_groups
+from sae_lens_crosscoder.data.token_groups import (
+    BOS_GROUP,
+    EXCLUDED,
+    TEMPLATE_GROUP,
+    TEXT_GROUP,
+    TokenGroups,
+    token_groups,
+)
 from sae_lens_crosscoder.models.tiny import tiny_dataset, tiny_tokenizer
 
-TEXT_GROUP = "text"
 _CHAT, _WEB = "chat", "web"
 
 
@@ -46,7 +52,7 @@ def labelled_rows(
     chat_groups = token_groups(marked, tokenizer) if marked else None
     in_chats = () if chat_groups is None else chat_groups.names
     names = tuple(sorted({*in_chats, BOS_GROUP, TEXT_GROUP}))
-    new_labels = torch.tensor([*(names.index(name) for name in in_chats), LEFT_OUT])  # which -1 indexes
+    new_labels = torch.tensor([*(names.index(name) for name in in_chats), EXCLUDED])  # which -1 indexes
     labels = [] if chat_groups is None else list(new_labels[chat_groups.labels])
     ids = [chat.input_ids for chat in marked]
     for text in texts:
@@ -54,7 +60,7 @@ def labelled_rows(
         is_bos = ids[-1] == tokenizer.bos_token_id
         labels.append(torch.where(is_bos, names.index(BOS_GROUP), names.index(TEXT_GROUP)))
     tokens = pad_sequence(ids, batch_first=True)[:, :max_length]
-    groups = TokenGroups(pad_sequence(labels, batch_first=True, padding_value=LEFT_OUT)[:, :max_length], names)
+    groups = TokenGroups(pad_sequence(labels, batch_first=True, padding_value=EXCLUDED)[:, :max_length], names)
     return LabelledRows(tokens, groups, [_CHAT] * len(chats) + [_WEB] * len(texts))
 
 

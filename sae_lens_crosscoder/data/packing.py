@@ -59,7 +59,7 @@ class Packing:
                 yield pad(context, (0, self.context_size - len(context)), value=self.padding_id)
 
 
-def in_contexts(rows: IterableDataset, source: MixSource, packing: Packing, tokenizer: Any) -> IterableDataset:
+def pack_rows(rows: IterableDataset, source: MixSource, packing: Packing, tokenizer: Any) -> IterableDataset:
     """Rows with `input_ids`, a context each, and the name of their `source`, made as they are read.
 
     BOS is where the packing puts it and nowhere else: the tokenizer adds none, and a template's own is taken away.

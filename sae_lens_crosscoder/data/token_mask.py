@@ -1,4 +1,4 @@
-"""Which tokens of a context count: not padding, and nothing that the run leaves out."""
+"""Token masks: True for the tokens a run uses, False for padding and everything the config leaves out."""
 
 from typing import Any
 
@@ -9,56 +9,62 @@ from torch import Tensor
 
 
 def padding_id(cfg: Any, tokenizer: Any) -> int:
-    """The id that fills a context after its only document; tokens with this id are left out wherever they stand.
+    """The id that pads a context after its only document; tokens with this id are masked everywhere.
 
     Args:
         cfg: a runner config; its `padding_token` is an id, or None for the tokenizer's own.
 
     Raises:
-        ValueError: when there is none, or it is one that documents hold.
+        ValueError: without such an id, or for one that documents contain.
     """
-    found = cfg.padding_token
-    if found is None:
-        found = getattr(tokenizer, "pad_token_id", None)
+    padding = cfg.padding_token
+    if padding is None:
+        padding = getattr(tokenizer, "pad_token_id", None)
     ends = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
-    documents_hold = {int(token) for token in ends if token is not None}
-    if found is None or found in documents_hold:
+    document_ids = {int(token) for token in ends if token is not None}
+    if padding is None or padding in document_ids:
         raise ValueError(
-            f"packing='one_document' needs an id for padding that no document holds, but this one is {found} "
-            f"(beginning and end of text are {sorted(documents_hold)}): set padding_token to an unused id."
+            f"packing='one_document' needs a padding id that no document contains, got {padding} (beginning and end "
+            f"of text are {sorted(document_ids)}). Set padding_token to an unused id."
         )
-    return int(found)
+    return int(padding)
 
 
-def excluded_tokens(cfg: Any, tokenizer: Any) -> Int[Tensor, " excluded"] | None:
-    """Ids that a runner config leaves out: `exclude_special_tokens` and padding; None if there are none."""
+def excluded_ids(cfg: Any, tokenizer: Any) -> Int[Tensor, " excluded"] | None:
+    """Token ids that a runner config leaves out: `exclude_special_tokens` and padding; None if there are none."""
     excluded: list[int] = []
     if cfg.exclude_special_tokens is True:
         excluded += get_special_token_ids(tokenizer)
     elif cfg.exclude_special_tokens:
         excluded += cfg.exclude_special_tokens
-    if getattr(cfg, "packing", None) == "one_document":  # which SAELens's own configs know nothing of
+    if getattr(cfg, "packing", None) == "one_document":  # SAELens's own configs have no `packing`
         excluded.append(padding_id(cfg, tokenizer))
     return torch.tensor(sorted(set(excluded))) if excluded else None
 
 
-def kept_tokens(
+def make_token_mask(
     tokens: Int[Tensor, "batch pos"], seqpos_slice: tuple[int | None, ...], excluded: Int[Tensor, " excluded"] | None
 ) -> Bool[Tensor, "batch pos"]:
-    """The tokens of which activations are used.
+    """True for tokens inside the slice of positions whose id is not excluded.
 
-    >>> kept_tokens(torch.tensor([[1, 5, 6, 0]]), seqpos_slice=(1, None), excluded=torch.tensor([0]))
+    >>> make_token_mask(torch.tensor([[1, 5, 6, 0]]), seqpos_slice=(1, None), excluded=torch.tensor([0]))
     tensor([[False,  True,  True, False]])
     """
-    kept = torch.zeros_like(tokens, dtype=torch.bool)
-    kept[:, slice(*seqpos_slice)] = True
-    return kept if excluded is None else kept & ~torch.isin(tokens, excluded.to(tokens.device))
+    token_mask = torch.zeros_like(tokens, dtype=torch.bool)
+    token_mask[:, slice(*seqpos_slice)] = True
+    return token_mask if excluded is None else token_mask & ~torch.isin(tokens, excluded.to(tokens.device))
 
 
-def kept_or_all(tokens: Tensor, keep: Tensor | None) -> Bool[Tensor, "batch pos"]:
-    """Which tokens are kept, where None stands for all; a ValueError for a `keep` of another shape."""
-    if keep is None:
+def as_token_mask(tokens: Tensor, token_mask: Tensor | None) -> Bool[Tensor, "batch pos"]:
+    """The mask itself, or True everywhere for None.
+
+    Raises:
+        ValueError: for a mask of another shape than the tokens.
+    """
+    if token_mask is None:
         return torch.ones_like(tokens, dtype=torch.bool)
-    if keep.shape != tokens.shape:
-        raise ValueError(f"keep has shape {tuple(keep.shape)}, but tokens {tuple(tokens.shape)}: give one for each.")
-    return keep
+    if token_mask.shape != tokens.shape:
+        raise ValueError(
+            f"token_mask has shape {tuple(token_mask.shape)}, expected {tuple(tokens.shape)}: one entry per token."
+        )
+    return token_mask

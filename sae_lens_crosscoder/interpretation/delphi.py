@@ -10,8 +10,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.finite import require_finite
-from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -48,7 +47,7 @@ def export_delphi_cache(
     if not 1 <= n_splits <= d_sae:
         raise ValueError(f"n_splits={n_splits} must be between 1 and the {d_sae} latents.")
     metadata = crosscoder.cfg.metadata
-    pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
+    pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
     hook_name = require_hook_name(crosscoder)
     locations, activations = _active(crosscoder, pair, tokens, hook_name, batch_size_prompts)
     target = Path(folder) / hook_name
@@ -90,7 +89,7 @@ def _active(
     batches = harvest(pair, tokens, hook_name, batch_size_prompts)
     for start, batch in zip(tqdm(starts, desc="Caching", unit="batch", leave=False), batches, strict=True):
         batch = batch.to(crosscoder.W_dec)
-        require_finite(batch, crosscoder.layout, f"after the first {start} prompts")
+        validate_activations(batch, crosscoder.layout, f"after the first {start} prompts")
         pairs, scores = pairs_of(crosscoder.encode_sparse(batch))
         prompt, position = start + pairs.token // tokens.shape[1], pairs.token % tokens.shape[1]
         locations.append(torch.stack([prompt, position, pairs.latent], dim=1).int().cpu())

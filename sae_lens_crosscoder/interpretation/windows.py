@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
-from sae_lens_crosscoder.activations.finite import require_finite
+from sae_lens_crosscoder.activations.harvest import validate_activations
 from sae_lens_crosscoder.analysis.examples.windows import TokenSpans
 from sae_lens_crosscoder.analysis.inputs import PromptSource, prompt_source
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
@@ -108,7 +108,7 @@ def _active(
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Active pairs of a token and the column of a latent that was asked about, sorted by token."""
     batch = activations.to(crosscoder.W_dec)
-    require_finite(batch, crosscoder.layout, "of windows drawn at random")
+    validate_activations(batch, crosscoder.layout, "of windows drawn at random")
     pairs, _ = pairs_of(crosscoder.encode_sparse(batch))
     where = column[pairs.latent.cpu()]
     return pairs.token.cpu()[where >= 0], where[where >= 0]

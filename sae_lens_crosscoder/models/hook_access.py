@@ -39,7 +39,7 @@ def common_hook_names(models: Iterable[Any]) -> list[str]:
     return [name for name in first if all(name in hooks for hooks in others)]
 
 
-def refuse_hook(hook_name: str, shared: Collection[str]) -> None:
+def validate_hook_name(hook_name: str, shared: Collection[str]) -> None:
     """Raise a ValueError that says why `hook_name` is not one of the `shared` hooks, if it is not."""
     if hook_name in shared:
         return
@@ -53,7 +53,7 @@ def refuse_hook(hook_name: str, shared: Collection[str]) -> None:
     raise ValueError(f"The models have no common hook {hook_name!r}. {hint}")
 
 
-def cached(cache: Any, hook_name: str) -> Tensor:
+def cached_activation(cache: Any, hook_name: str) -> Tensor:
     """One model's activation (batch, pos, d_model) from its cache, or a ValueError that says why there is none."""
     if hook_name not in cache:
         raise ValueError(
@@ -73,7 +73,7 @@ def activation_at(model: Any, tokens: Tensor, hook_name: str) -> Tensor:
     """One model's activation (batch, pos, d_model) at a hook, from a pass that stops right after the hook's layer."""
     stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
     _, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=[hook_name], stop_at_layer=stop)
-    return cached(cache, hook_name)
+    return cached_activation(cache, hook_name)
 
 
 def is_stackable(activation: Tensor | None) -> bool:
@@ -90,7 +90,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def writing(model: Any, values: Mapping[str, Tensor]) -> Generator[None]:
+def replaced_activations(model: Any, values: Mapping[str, Tensor]) -> Generator[None]:
     """Run a model with the activations at some hooks replaced."""
 
     def write(value: Tensor) -> Callable[..., Tensor]:

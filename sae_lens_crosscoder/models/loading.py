@@ -31,10 +31,10 @@ def load_model(
     A name such as `google/gemma-2-2b+jitter=0.02` gives the model with noise on its weights, for null runs.
     `model_from_pretrained_kwargs` go to the host's own loader.
     """
-    name, jitter = without_jitter(name)
+    name, jitter = split_jitter(name)
     if jitter:
         return jittered(load_model(name, device, dtype, model_class_name, model_from_pretrained_kwargs), jitter)
-    refuse_unloadable(name, model_class_name)
+    validate_loadable(name, model_class_name)
     if model_from_pretrained_kwargs.get("trust_remote_code"):
         raise ValueError(f"trust_remote_code=True would run code that comes with {name!r}; it is not supported.")
     if name in TINY_MODELS:
@@ -51,8 +51,8 @@ def load_model(
 
 def load_tokenizer(name: str, model_class_name: str) -> Any:
     """The tokenizer of the model that `load_model` would load, without the model."""
-    name, _ = without_jitter(name)
-    refuse_unloadable(name, model_class_name)
+    name, _ = split_jitter(name)
+    validate_loadable(name, model_class_name)
     if name in TINY_MODELS:
         return tiny_tokenizer()
     from transformers import AutoTokenizer
@@ -62,17 +62,17 @@ def load_tokenizer(name: str, model_class_name: str) -> Any:
     return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
-def without_jitter(name: str) -> tuple[str, float]:
+def split_jitter(name: str) -> tuple[str, float]:
     """A model's name without the noise that it asks for, and that noise's size, 0 for none.
 
-    >>> without_jitter("tiny-base+jitter=0.02"), without_jitter("tiny-base")
+    >>> split_jitter("tiny-base+jitter=0.02"), split_jitter("tiny-base")
     (('tiny-base', 0.02), ('tiny-base', 0.0))
     """
     name, jitter, size = name.partition(_JITTER)
     return name, _jitter_size(size) if jitter else 0.0
 
 
-def refuse_unloadable(name: str, model_class_name: str) -> None:
+def validate_loadable(name: str, model_class_name: str) -> None:
     """Raise a ValueError for a class, or a name (without jitter) for that class, that `load_model` does not know."""
     if model_class_name not in MODEL_CLASSES:
         raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
@@ -122,7 +122,7 @@ def _jitter_size(text: str) -> float:
     return size
 
 
-def refuse_different_tokens(tokenizers: Sequence[Any], replaced: Collection[int] = ()) -> None:
+def validate_same_tokenizer(tokenizers: Sequence[Any], replaced: Collection[int] = ()) -> None:
     """Raise a ValueError unless all tokenizers give the same ids; models without a tokenizer are taken on trust.
 
     Args:

@@ -11,20 +11,20 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
-from sae_lens_crosscoder.models.answer import ReturnType, joint_answer
 from sae_lens_crosscoder.models.hook_access import (
     activation_at,
-    cached,
+    cached_activation,
     common_hook_names,
     device_of,
     is_split_by_head,
     is_stackable,
-    refuse_hook,
+    replaced_activations,
     stack,
-    writing,
+    validate_hook_name,
 )
-from sae_lens_crosscoder.models.loading import load_model, refuse_different_tokens
-from sae_lens_crosscoder.models.token_replacements import read_in_place, replacement_ids
+from sae_lens_crosscoder.models.loading import load_model, validate_same_tokenizer
+from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
+from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
 from sae_lens_crosscoder.stacking import StackedLayout
 
 
@@ -60,9 +60,9 @@ class HookedModelPair(HookedRootModule):
         tokenizers = [getattr(model, "tokenizer", None) for model in models]
         self.token_replacements = dict(token_replacements or {})
         ids = replacement_ids(self.token_replacements, tokenizers[0], tokenizers[-1])
-        refuse_different_tokens(tokenizers, ids)
+        validate_same_tokenizer(tokenizers, ids)
         for model in models[:-1]:
-            read_in_place(model, ids)
+            replace_embedded_tokens(model, ids)
         self.tokenizer: Any = getattr(models[-1], "tokenizer", None)
         """The chat model's, because it carries the chat template."""
         self.setup()
@@ -132,15 +132,15 @@ class HookedModelPair(HookedRootModule):
         """As the chat model's."""
         return self.chat.to_tokens(*args, **kwargs)
 
-    def require_hook(self, hook_name: str) -> None:
+    def validate_hook(self, hook_name: str) -> None:
         """Raise a ValueError unless `hook_name` can be stacked."""
-        refuse_hook(hook_name, self.hook_dict)
+        validate_hook_name(hook_name, self.hook_dict)
 
     @override
     def add_hook(self, name: str | Callable[[str], bool], hook: Any, *args: Any, **kwargs: Any) -> None:
         """As TransformerLens's, with a ValueError for a hook that the pair cannot stack."""
         if isinstance(name, str):
-            self.require_hook(name)
+            self.validate_hook(name)
         super().add_hook(name, hook, *args, **kwargs)
 
     @override
@@ -158,10 +158,10 @@ class HookedModelPair(HookedRootModule):
         # `hooks` and `run_with_hooks` come through here, and would raise a bare KeyError for an unknown name.
         self.check_hooks_to_add(dir=dir)
         if isinstance(name, str):
-            self.require_hook(name)
+            self.validate_hook(name)
         super()._enable_hook(name, hook, dir)
 
-    def require_trained_on(self, *model_names: str | None) -> None:
+    def validate_trained_on(self, *model_names: str | None) -> None:
         """Raise a ValueError if a crosscoder of models with these names does not belong to this pair."""
         if self.model_names is None or any(name is None for name in model_names):
             return
@@ -173,7 +173,7 @@ class HookedModelPair(HookedRootModule):
 
     def layout_at(self, hook_name: str) -> StackedLayout:
         """The models' widths at a hook, found by running one token."""
-        self.require_hook(hook_name)
+        self.validate_hook(hook_name)
         token = torch.zeros(1, 1, dtype=torch.long)
         return StackedLayout(tuple(part.shape[-1] for part in self._read(token, hook_name, {})))
 
@@ -181,7 +181,7 @@ class HookedModelPair(HookedRootModule):
         self, tokens: Int[Tensor, "batch pos"], hook_name: str, **model_kwargs: Any
     ) -> Float[Tensor, "batch pos d_in"]:
         """Stacked activations at one hook; each model runs once and stops right after the hook's layer."""
-        self.require_hook(hook_name)
+        self.validate_hook(hook_name)
         stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
         options: dict[str, Any] = {"stop_at_layer": stop, "prepend_bos": False, **model_kwargs}
         _, cache = self.run_with_cache(tokens, names_filter=[hook_name], return_type=None, **options)
@@ -202,9 +202,9 @@ class HookedModelPair(HookedRootModule):
         edits = self._edits(tokens)
         outputs: list[Any] = []
         for m, model in enumerate(self.members):
-            with writing(model, {name: parts[m] for name, parts in edits.items()}):
+            with replaced_activations(model, {name: parts[m] for name, parts in edits.items()}):
                 outputs.append(model(tokens.to(device_of(model)), return_type="logits", **kwargs))
-        return joint_answer(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
+        return stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
 
     @override
     def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -221,14 +221,14 @@ class HookedModelPair(HookedRootModule):
         outputs: list[Any] = []
         caches: list[dict[str, Tensor]] = []
         for m, model in enumerate(self.members):
-            with writing(model, {name: parts[m] for name, parts in edits.items()}):
+            with replaced_activations(model, {name: parts[m] for name, parts in edits.items()}):
                 output, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=names, **kwargs)
             outputs.append(output)
             caches.append({name: cache[name] for name in names if name in cache})
-        answer = joint_answer(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
+        answer = stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
         if names_filter is None or callable(names_filter):  # asked for by pattern: what there is of it
             names = [name for name in names if all(is_stackable(cache.get(name)) for cache in caches)]
-        return answer, {name: stack([cached(cache, name) for cache in caches]) for name in names}
+        return answer, {name: stack([cached_activation(cache, name) for cache in caches]) for name in names}
 
     def _edits(self, tokens: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """What the hooked positions become, per model, in the order in which the models reach the hooks."""
@@ -253,7 +253,7 @@ class HookedModelPair(HookedRootModule):
         """Each model's own activation at a hook, after the edits made so far."""
         parts: list[Tensor] = []
         for m, model in enumerate(self.members):
-            with writing(model, {earlier: values[m] for earlier, values in edits.items()}):
+            with replaced_activations(model, {earlier: values[m] for earlier, values in edits.items()}):
                 parts.append(activation_at(model, tokens, name))
         return tuple(parts)
 
@@ -264,5 +264,5 @@ class HookedModelPair(HookedRootModule):
             return list(self.hook_dict)
         names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
         for name in names:
-            self.require_hook(name)
+            self.validate_hook(name)
         return names

@@ -8,7 +8,7 @@ import torch
 from sae_lens.util import extract_layer_from_tlens_hook_name
 from torch import nn
 
-from sae_lens_crosscoder.models.loading import refuse_unloadable, without_jitter
+from sae_lens_crosscoder.models.loading import split_jitter, validate_loadable
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
 from sae_lens_crosscoder.models.tiny.models import new_tiny_model
 
@@ -43,8 +43,8 @@ def model_size(name: str, hook_name: str, model_class_name: str, config_folder: 
         OSError: the model's config is neither here nor on a Hub that can be reached.
         ValueError: there is no such model, or it has no such layer.
     """
-    name, _ = without_jitter(name)
-    refuse_unloadable(name, model_class_name)
+    name, _ = split_jitter(name)
+    validate_loadable(name, model_class_name)
     if name in TINY_MODELS:
         tiny = new_tiny_model(seed=0)
         return _measured(name, hook_name, tiny, list(tiny.blocks), tiny.cfg.n_heads, n_more=0)

@@ -47,7 +47,7 @@ def replacement_ids(replacements: Mapping[str, str], base_tokenizer: Any, chat_t
     return {id_of(token, "chat"): id_of(replacement, "base") for token, replacement in replacements.items()}
 
 
-def read_in_place(model: nn.Module, ids: Mapping[int, int]) -> None:
+def replace_embedded_tokens(model: nn.Module, ids: Mapping[int, int]) -> None:
     """Make a model embed other tokens in place of some, whoever runs it; twice is the same as once.
 
     At the embedding, because everything that runs a model comes through it, and nothing else of the model, such as its

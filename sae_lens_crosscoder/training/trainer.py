@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-from sae_lens_crosscoder.activations.finite import NonFiniteError, require_finite
+from sae_lens_crosscoder.activations.harvest import NonFiniteError, validate_activations
 from sae_lens_crosscoder.activations.training_batches import TrainingBatches
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts
@@ -111,7 +111,7 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         # Before anything is learned from them, so that a checkpoint holds the state before the bad batch.
         where = f"at step {self.n_training_steps} (tokens up to {self.n_training_samples})"
         with self.ranks.together():
-            require_finite(sae_in, sae.layout, where)
+            validate_activations(sae_in, sae.layout, where)
         if not sae.training:
             sae.train()
         autocast: AbstractContextManager[Any] = self.autocast_if_enabled

@@ -25,7 +25,7 @@ from sae_lens_crosscoder.causal.forward.generation import Responses
 from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
 from sae_lens_crosscoder.causal.latents.logit_lens import LogitLens, logit_lens
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
-from sae_lens_crosscoder.data.packed_groups import packed_token_groups
+from sae_lens_crosscoder.data.token_groups import packed_token_groups
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.explorer.records import Exploration
 

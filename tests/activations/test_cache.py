@@ -14,7 +14,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.cache import writer as caching
 from sae_lens_crosscoder.activations.cache.manifest import CONTEXTS_FILENAME, CacheManifest
-from sae_lens_crosscoder.activations.finite import NonFiniteError
+from sae_lens_crosscoder.activations.harvest import NonFiniteError
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
 from sae_lens_crosscoder.storage.checksums import load_sealed, seal
 from tests.killing import in_child, killed_at
@@ -37,7 +37,7 @@ def written(pair, tmp_path):
 
 
 def write(pair, folder, tokens=TOKENS, hook_name=HOOK, **options):
-    options = {"prompts_per_shard": PER_SHARD, "batch_size_prompts": 3} | options
+    options = {"prompts_per_shard": PER_SHARD, "batch_size": 3} | options
     return slc.cache_activations(folder, pair, tokens, hook_name, **options)
 
 
@@ -53,18 +53,18 @@ def files(folder):
 
 
 class TestContexts:
-    KEEP = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    KEEP[3:9] = False  # a whole shard
+    TOKEN_MASK = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    TOKEN_MASK[3:9] = False  # a whole shard
 
-    @pytest.mark.parametrize("keep", [None, KEEP])
-    def test_tokens_come_with_the_contexts_that_they_are_from(self, pair, tmp_path, keep):
-        tokens, kept = write(pair, tmp_path, keep=keep).contexts
+    @pytest.mark.parametrize("token_mask", [None, TOKEN_MASK])
+    def test_tokens_come_with_the_contexts_that_they_are_from(self, pair, tmp_path, token_mask):
+        tokens, kept = write(pair, tmp_path, token_mask=token_mask).contexts
         assert torch.equal(tokens, TOKENS)
-        assert torch.equal(kept, torch.ones_like(kept) if keep is None else keep)
+        assert torch.equal(kept, torch.ones_like(kept) if token_mask is None else token_mask)
         assert torch.equal(slc.ActivationCache(tmp_path).tokens, tokens[kept])
 
     def test_a_cache_that_does_not_say_is_told_to_by_the_next_call(self, pair, tmp_path):
-        cache = write(pair, tmp_path, keep=self.KEEP)
+        cache = write(pair, tmp_path, token_mask=self.TOKEN_MASK)
         before = files(tmp_path)
         whole = (tmp_path / CONTEXTS_FILENAME).read_bytes()
         for damaged in (whole[:-8] + b"\2" * 8, whole[: len(whole) // 2], None):
@@ -73,7 +73,7 @@ class TestContexts:
                 (tmp_path / CONTEXTS_FILENAME).write_bytes(damaged)
             with pytest.raises(ValueError, match=CONTEXTS_FILENAME):
                 _ = cache.contexts
-        assert torch.equal(write(pair, tmp_path, keep=self.KEEP).contexts[1], self.KEEP)
+        assert torch.equal(write(pair, tmp_path, token_mask=self.TOKEN_MASK).contexts[1], self.TOKEN_MASK)
         after = files(tmp_path)
         assert {name for name in after if after[name] != before[name]} == {CONTEXTS_FILENAME}
 
@@ -81,7 +81,7 @@ class TestContexts:
 class TestReading:
     @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
     def test_what_is_read_in_order_is_what_the_models_gave_to_the_bit(self, pair, tmp_path, dtype):
-        cache = write(pair, tmp_path, dtype=dtype, batch_size_prompts=len(TOKENS))
+        cache = write(pair, tmp_path, dtype=dtype, batch_size=len(TOKENS))
         read = torch.cat(list(cache))
         stored = [
             torch.cat([pair.activations(part, HOOK) for part in shard.split(len(TOKENS))]).flatten(0, 1)
@@ -165,12 +165,12 @@ class TestReading:
             trainer(other, steps=20, resume_from_checkpoint=latest).fit()
 
     def test_another_pair_or_hook_is_refused_and_the_unknown_is_taken_on_trust(self, written):
-        written.require_of(("some/base", "some/chat"), HOOK)
-        written.require_of((None, None), None)
+        written.validate_source(("some/base", "some/chat"), HOOK)
+        written.validate_source((None, None), None)
         with pytest.raises(ValueError, match="not of some/chat and some/base"):
-            written.require_of(("some/chat", "some/base"), HOOK)
+            written.validate_source(("some/chat", "some/base"), HOOK)
         with pytest.raises(ValueError, match=r"at blocks.0.hook_resid_post, not at blocks.1.hook_resid_post"):
-            written.require_of(("some/base", "some/chat"), "blocks.1.hook_resid_post")
+            written.validate_source(("some/base", "some/chat"), "blocks.1.hook_resid_post")
 
     def test_a_batch_larger_than_the_cache_is_refused(self, written):
         with pytest.raises(ValueError, match="has 112 tokens, which do not fill one batch of 113"):
@@ -332,7 +332,7 @@ class TestWriting:
     def test_what_cannot_be_cached_is_refused_before_anything_is_written(self, pair, tmp_path, monkeypatch):
         for tokens, options, message in [
             (TOKENS, {"hook_name": "blocks.9.hook_resid_post"}, "no common hook"),
-            (TOKENS - 1, {}, "tokens hold the id -1"),
+            (TOKENS - 1, {}, "tokens contains the id -1"),
             (TOKENS[:0], {}, "non-empty"),
             (TOKENS, {"loading": {"device": "cpu"}}, "this pair is loaded already"),
         ]:

@@ -102,8 +102,8 @@ def test_tokens_and_positions_are_left_out_as_saelens_does(pair):
     )
     positions = torch.zeros_like(TOKENS, dtype=torch.bool)
     positions[:, 1:-1] = True
-    keep = positions & ~torch.isin(TOKENS, torch.tensor(excluded))
-    expected = by_hand(pair)[keep.flatten()]
+    token_mask = positions & ~torch.isin(TOKENS, torch.tensor(excluded))
+    expected = by_hand(pair)[token_mask.flatten()]
     torch.testing.assert_close(take(sliced, 4), expected[: 4 * BATCH])
 
 

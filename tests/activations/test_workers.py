@@ -137,17 +137,17 @@ def test_a_file_that_was_lost_is_waited_for_until_its_worker_writes_it_again(pai
 
 
 def test_contexts_of_a_cache_that_has_just_begun_are_those_of_the_whole(pair, tmp_path):
-    keep = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    token_mask = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(0)) < 0.5
 
     def late():
         original = caching._write_contexts
         caching._write_contexts = lambda *args: time.sleep(1) or original(*args)
-        write(pair, tmp_path, keep=keep)
+        write(pair, tmp_path, token_mask=token_mask)
 
     with at_once(late):
         tokens, kept = slc.ActivationCache(tmp_path, wait=60).contexts
     assert torch.equal(tokens, TOKENS)
-    assert torch.equal(kept, keep)
+    assert torch.equal(kept, token_mask)
 
 
 def test_what_two_workers_note_at_once_is_all_in_the_manifest(pair, tmp_path):

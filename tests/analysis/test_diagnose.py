@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.finite import require_finite
-from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
 from sae_lens_crosscoder.analysis import inputs as data_source
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder, scaling_of
@@ -187,7 +186,7 @@ def test_activations_that_overflow_in_the_crosscoders_precision_are_refused():
 
 
 def test_unflattened_activations_are_refused_with_the_way_out():
-    unchecked = getattr(require_finite, "__wrapped__", require_finite)
+    unchecked = getattr(validate_activations, "__wrapped__", validate_activations)
     with pytest.raises(ValueError, match=r"shape \(2, 20, 6\): flatten \(batch, pos, d_in\)"):
         unchecked(random_activations().view(2, 20, 6), slc.StackedLayout((3, 3)), "at step 0")
 

@@ -124,7 +124,7 @@ def test_a_cache_gives_the_examples_of_the_tokens_that_it_is_of(
     options = dict(batch_size_prompts=batch_size_prompts, tokenizer=tokenizer)
     expected = collect(crosscoder, pair, tmp_path, keep=keep, **options)
     expected, manifest = list(map(expected.__getitem__, range(D_SAE))), expected.manifest
-    cache = slc.cache_activations(tmp_path, pair, TOKENS, HOOK, keep=keep, dtype="float32", prompts_per_shard=4)
+    cache = slc.cache_activations(tmp_path, pair, TOKENS, HOOK, token_mask=keep, dtype="float32", prompts_per_shard=4)
     monkeypatch.setattr(pair, "activations", None)
     found = slc.collect_examples(
         crosscoder, activations=cache, path=tmp_path / "examples.safetensors", **SIZES, **options
@@ -287,7 +287,7 @@ def test_show_marks_the_strongest_tokens_and_says_whose_they_are():
         (dict(window=(3, -1)), "window=\\(3, -1\\) must be"),
         (dict(documents=DOCUMENTS[:2]), "documents has shape \\(2, 12\\), but tokens \\(9, 12\\)"),
         (dict(batch_size_prompts=0), "batch_size_prompts=0"),
-        (dict(keep=KEEP[:2]), "keep has shape \\(2, 12\\), but tokens \\(9, 12\\)"),
+        (dict(keep=KEEP[:2]), "token_mask has shape \\(2, 12\\), expected \\(9, 12\\)"),
         (dict(keep=torch.zeros_like(KEEP)), "Of 108 tokens keep leaves out every one"),
     ],
 )

@@ -78,7 +78,7 @@ def test_keeping_everything_is_leaving_nothing_out(pair, crosscoder, kind):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (dict(keep=KEEP), r"keep has shape \(73, 15\), but tokens \(70, 8\)"),
+        (dict(keep=KEEP), r"token_mask has shape \(73, 15\), expected \(70, 8\)"),
         (dict(pair=None, tokens=None, activations=torch.zeros(560, 16), keep=KEEP), "of activations, give only those"),
     ],
 )

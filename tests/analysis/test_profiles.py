@@ -38,7 +38,9 @@ def test_profiles_are_counts_of_tokens(looked_at, tmp_path, batch, source, keep)
     highest = scores.amax(dim=(0, 1))
     data = dict(pair=pair, tokens=TOKENS, keep=keep)
     if source == "cache":
-        cache = slc.cache_activations(tmp_path, pair, TOKENS, HOOK, keep=keep, dtype="float32", prompts_per_shard=4)
+        cache = slc.cache_activations(
+            tmp_path, pair, TOKENS, HOOK, token_mask=keep, dtype="float32", prompts_per_shard=4
+        )
         data = dict(pair=None, tokens=None, activations=cache)
     options = dict(n_bins=5, n_bands=4, batch_size_prompts=batch)
     found = activation_profiles(crosscoder, max_activation=pd.Series(highest.tolist()), **data, **options)

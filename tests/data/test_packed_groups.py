@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sae_lens_crosscoder.data.packed_groups import PACKED_GROUPS, packed_token_groups
+from sae_lens_crosscoder.data.token_groups import PACKED_GROUPS, packed_token_groups
 from sae_lens_crosscoder.models.tiny import tiny_dataset, tiny_tokenizer
 
 ROLES = ("text", "user", "assistant", "template")
@@ -55,9 +55,9 @@ def test_what_is_left_out_has_no_group_and_padding_changes_none():
     random = torch.Generator().manual_seed(0)
     for end in range(20, 30):  # which cuts the template at all of its tokens
         padding = tokens[torch.randint(8, tokens.shape, generator=random), torch.arange(64)]
-        keep = torch.rand(tokens.shape, generator=random) < 0.8
-        keep[:, end - 1], keep[:, end:], keep[3] = True, False, False
-        found = packed_token_groups(torch.where(torch.arange(64) < end, tokens, padding), tokenizer, keep)
+        token_mask = torch.rand(tokens.shape, generator=random) < 0.8
+        token_mask[:, end - 1], token_mask[:, end:], token_mask[3] = True, False, False
+        found = packed_token_groups(torch.where(torch.arange(64) < end, tokens, padding), tokenizer, token_mask)
         expected = packed_token_groups(tokens[:, :end], tokenizer).labels
-        assert torch.equal(found.labels[keep], expected[keep[:, :end]])
-        assert bool((found.labels[~keep] == -1).all())
+        assert torch.equal(found.labels[token_mask], expected[token_mask[:, :end]])
+        assert bool((found.labels[~token_mask] == -1).all())

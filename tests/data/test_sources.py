@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.harvest import harvest
-from sae_lens_crosscoder.data.datasets import hold_out, load_rows
+from sae_lens_crosscoder.data.sources import hold_out, load_rows
 from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
 
 
@@ -62,13 +62,13 @@ def test_the_built_in_rows_are_their_seed_and_enough():
 def test_a_path_that_is_no_dataset_is_refused_with_the_way_out(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text('{"text": "a"}')
-    with pytest.raises(ValueError, match=r"the only one is 'tiny-mix'|is a file. Files are read by a mix"):
+    with pytest.raises(ValueError, match=r"The only one is 'tiny-mix'|is a file. Only a mix reads files"):
         load_rows(path, streaming=False, n_tokens=1, n_held_out_rows=0, seed=0)
 
 
 def test_negative_token_ids_are_refused_before_anything_runs():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
-    with pytest.raises(ValueError, match="tokens hold the id -100"):
+    with pytest.raises(ValueError, match="tokens contains the id -100"):
         harvest(pair, torch.tensor([[1, 2, -100]]), TINY_HOOK)
 
 
@@ -96,7 +96,7 @@ def test_rows_are_read_from_where_the_path_says(tmp_path):
 def test_harvested_activations_are_the_pairs_in_order():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
     tokens = torch.arange(12).view(3, 4)
-    together = torch.cat(list(harvest(pair, tokens, TINY_HOOK, batch_size_prompts=2)))
+    together = torch.cat(list(harvest(pair, tokens, TINY_HOOK, batch_size=2)))
     torch.testing.assert_close(together, pair.activations(tokens, TINY_HOOK).flatten(0, 1))
     with pytest.raises(ValueError, match="no common hook"):
         harvest(pair, tokens, "blocks.7.hook_resid_post")

@@ -113,9 +113,9 @@ def test_what_cannot_be_grouped_is_refused_by_name():
     tok = tokenizer("gemma")
     with pytest.raises(ValueError, match="by='word' is not one of"):
         unchecked([slc.chat_tokens(tok, MESSAGES)], tok, "word")
-    with pytest.raises(ValueError, match="no conversations"):
+    with pytest.raises(ValueError, match="`chats` is empty"):
         slc.token_groups([], tok)
-    with pytest.raises(ValueError, match="labels reach from 0 to 2, but there are 2 names"):
+    with pytest.raises(ValueError, match="labels range from 0 to 2, expected -1 to 1"):
         slc.TokenGroups(torch.tensor([[0, 2]]), ("a", "b"))
     with pytest.raises(ValueError, match="holds a name twice"):
         slc.TokenGroups(torch.tensor([[0, 1]]), ("a", "a"))

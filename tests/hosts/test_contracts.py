@@ -45,7 +45,7 @@ from transformers.cache_utils import DynamicLayer
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.crosscoders import l1, registration
-from sae_lens_crosscoder.data.datasets import load_rows
+from sae_lens_crosscoder.data.sources import load_rows
 from sae_lens_crosscoder.storage.checksums import load_sealed, seal
 from tests.hosts.conftest import BATCH, CONTEXT, D_MODEL, D_SAE, HOOK, host_config, training_config
 from tests.models.small_models import gemma2, random_hooked_transformer, save_pair, some_tokens
@@ -403,7 +403,7 @@ class TestReadingActivations:
         load_dataset("json", trust_remote_code=True, **files)
         assert "`trust_remote_code` is not supported anymore" in caplog.text
         passed = []
-        module = importlib.import_module("sae_lens_crosscoder.data.datasets")
+        module = importlib.import_module("sae_lens_crosscoder.data.sources")
         monkeypatch.setattr(module, "load_dataset", lambda *a, **k: passed.append(k) or load_dataset("json", **files))
         load_rows("some/dataset", streaming=True, n_tokens=1, n_held_out_rows=1, seed=0)
         assert "trust_remote_code" not in passed[0]

@@ -127,7 +127,7 @@ def test_windows_are_off_where_an_encoding_of_everything_says_so(tmp_path, docum
     if source == "pair":
         kwargs["keep"] = keep
     else:
-        cached = dict(keep=keep, dtype="float32", prompts_per_shard=3)
+        cached = dict(token_mask=keep, dtype="float32", prompts_per_shard=3)
         hook_name = crosscoder.cfg.metadata.hook_name
         kwargs["activations"] = slc.cache_activations(tmp_path, pair, tokens, hook_name, **cached)
         data = (None, None)
@@ -212,7 +212,7 @@ def test_cases_of_padded_texts_are_those_of_the_texts(planted, tmp_path):
         dict(pair=planted.pair, tokens=texts[:, :20]),
         dict(pair=planted.pair, tokens=padded, keep=keep),
     ]
-    cache = slc.cache_activations(tmp_path / "cache", planted.pair, padded, HOOK, keep=keep, dtype="float32")
+    cache = slc.cache_activations(tmp_path / "cache", planted.pair, padded, HOOK, token_mask=keep, dtype="float32")
     data.append(dict(pair=None, tokens=None, activations=cache, tokenizer=planted.pair.tokenizer))
     made = []
     for i, each in enumerate(data):

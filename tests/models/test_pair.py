@@ -342,24 +342,24 @@ class TestMembers:
         pair = slc.HookedModelPair(hooked, narrow)
         assert "blocks.1.hook_resid_post" in pair.hook_dict
         with pytest.raises(ValueError, match="no common hook"):
-            pair.require_hook("blocks.3.hook_resid_post")
+            pair.validate_hook("blocks.3.hook_resid_post")
 
 
 class TestProvenance:
     def test_a_crosscoder_of_the_same_models_is_accepted(self):
         pair = slc.HookedModelPair(*[random_hooked_transformer(8, seed=s) for s in (1, 2)], model_names=("a", "b"))
-        pair.require_trained_on("a", "b")
-        pair.require_trained_on(None, None)  # says nothing, so nothing contradicts
+        pair.validate_trained_on("a", "b")
+        pair.validate_trained_on(None, None)  # says nothing, so nothing contradicts
 
     @pytest.mark.parametrize("names", [("a", "c"), ("b", "a")])
     def test_a_crosscoder_of_other_models_or_another_order_is_refused(self, names):
         pair = slc.HookedModelPair(*[random_hooked_transformer(8, seed=s) for s in (1, 2)], model_names=("a", "b"))
         with pytest.raises(ValueError, match=f"trained on {names[0]} and {names[1]}, but the pair is a and b"):
-            pair.require_trained_on(*names)
+            pair.validate_trained_on(*names)
 
     def test_a_pair_without_names_accepts_any_crosscoder(self):
         pair = slc.HookedModelPair(*[random_hooked_transformer(8, seed=s) for s in (1, 2)])
-        pair.require_trained_on("a", "b")
+        pair.validate_trained_on("a", "b")
 
     def test_from_pretrained_remembers_the_names(self):
         pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")

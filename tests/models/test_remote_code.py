@@ -6,7 +6,7 @@ import pytest
 from transformer_lens.loading_from_pretrained import NEED_REMOTE_CODE_MODELS
 
 from sae_lens_crosscoder.models import loading
-from sae_lens_crosscoder.models.loading import MODEL_CLASSES, load_model, refuse_unloadable
+from sae_lens_crosscoder.models.loading import MODEL_CLASSES, load_model, validate_loadable
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "qwen3-0.6b", "phi-2", "microsoft/phi-2"])
@@ -14,8 +14,8 @@ def test_models_for_which_the_host_turns_remote_code_on_are_refused_before_it_do
     monkeypatch.setattr(loading, "load_host_model", lambda *args, **kwargs: pytest.fail("asked the host"))
     with pytest.raises(ValueError, match=r"runs code that comes with .*model_class_name='TransformerBridge'"):
         load_model(name, "cpu", "float32", "HookedTransformer", {})
-    refuse_unloadable(name, "TransformerBridge")
-    refuse_unloadable("google/gemma-2-2b", "HookedTransformer")
+    validate_loadable(name, "TransformerBridge")
+    validate_loadable("google/gemma-2-2b", "HookedTransformer")
     assert "microsoft/phi-2" in NEED_REMOTE_CODE_MODELS
 
 

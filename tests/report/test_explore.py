@@ -125,7 +125,7 @@ def test_padding_is_seen_nowhere_whatever_it_is(looked_at):
 def test_a_cache_shows_what_takes_no_models(looked_at, tmp_path):
     pair, crosscoder, *_ = looked_at
     keep = ~torch.isin(TOKENS, torch.tensor([tiny_tokenizer().bos_token_id, int(TOKENS[0, 5])]))
-    cache = slc.cache_activations(tmp_path, pair, TOKENS, TINY_HOOK, keep=keep, dtype="float32")
+    cache = slc.cache_activations(tmp_path, pair, TOKENS, TINY_HOOK, token_mask=keep, dtype="float32")
     table = slc.diagnose(crosscoder, pair, TOKENS, keep=keep)
     found = slc.explore(crosscoder, activations=cache, tokenizer=pair.tokenizer, latents=table)
     whole = slc.explore(crosscoder, pair, TOKENS, table, keep=keep, examples=found.examples)

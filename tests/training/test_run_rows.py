@@ -230,7 +230,7 @@ class TestProcesses:
 
     def test_too_few_documents_for_all_are_refused(self, tmp_path):
         mix = slc.DataMix([slc.MixSource(text_file(tmp_path, n=9))])
-        with pytest.raises(ValueError, match="too few for 2 processes: use fewer"):
+        with pytest.raises(ValueError, match="rows for 2 processes"):
             rows_of(mix=mix, ranks=OneOfTwo(1))
 
 
@@ -277,8 +277,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"path": "/nowhere/web.jsonl"}, "there is no file '/nowhere/web.jsonl'"),
-            ({"path": "nowhere-*.txt"}, "there is no file 'nowhere-\\*.txt'"),
+            ({"path": "/nowhere/web.jsonl"}, "no file matches '/nowhere/web.jsonl'"),
+            ({"path": "nowhere-*.txt"}, "no file matches 'nowhere-\\*.txt'"),
             ({"column": "body"}, r"'the source' has no column 'body', only \['id', 'text'\]"),
             ({"column": "id"}, "'the source', column 'id', holds 8, which is no text"),
             ({"kind": "conversations", "column": "id"}, "'the source', .* holds a conversation that .* refuses"),
@@ -324,7 +324,7 @@ class TestRefusals:
             (
                 "pad_token",
                 {"packing": "one_document"},
-                "that no document holds, but this one is None",
+                "that no document contains, got None",
             ),
         ],
     )
@@ -338,7 +338,7 @@ class TestRefusals:
         tokenizer = tiny_tokenizer()
         tokenizer.pad_token = tokenizer.eos_token
         fields = dict(mix=slc.DataMix([slc.MixSource(text_file(tmp_path))]), packing="one_document")
-        with pytest.raises(ValueError, match="set padding_token to an unused id"):
+        with pytest.raises(ValueError, match="Set padding_token to an unused id"):
             rows_of(tokenizer=tokenizer, **fields)
         given = ids(rows_of(tokenizer=tokenizer, padding_token=77, **fields).training)
         assert {context[-1] for context in given if len(context) < 10} <= {77}

@@ -192,11 +192,11 @@ def read_part(path: Path, n_tokens: int, d_model: int, dtype: CacheDtype) -> Flo
     return rows.view(n_tokens, d_model)
 
 
-def contexts_sha256(tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -> str:
+def contexts_sha256(tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, "batch pos"]) -> str:
     """Of the tokens, and of which are kept if not all are."""
     sha256 = hashlib.sha256(tokens.cpu().long().contiguous().numpy().data)
-    if not keep.all():
-        sha256.update(keep.cpu().contiguous().numpy().data)
+    if not token_mask.all():
+        sha256.update(token_mask.cpu().contiguous().numpy().data)
     return sha256.hexdigest()
 
 

@@ -87,18 +87,18 @@ class ActivationCache:
         if file.exists():
             stored, _ = load_tensors(file)
             with blaming(file):
-                tokens, keep = stored["tokens"].long(), stored["keep"]
+                tokens, token_mask = stored["tokens"].long(), stored["token_mask"]
         else:  # whole contexts, as the checksum tells
             n_contexts, context_size = len(self) // self.manifest.context_size, self.manifest.context_size
             tokens = kept[: n_contexts * context_size].view(n_contexts, context_size)
-            keep = torch.ones_like(tokens, dtype=torch.bool)
-        is_whole = tokens.shape == keep.shape == (len(tokens), self.manifest.context_size)
-        if not is_whole or contexts_sha256(tokens, keep) != self.manifest.tokens_sha256:
+            token_mask = torch.ones_like(tokens, dtype=torch.bool)
+        is_whole = tokens.shape == token_mask.shape == (len(tokens), self.manifest.context_size)
+        if not is_whole or contexts_sha256(tokens, token_mask) != self.manifest.tokens_sha256:
             raise ValueError(
                 f"{file} is missing or damaged, so that nobody knows which contexts the tokens are from: delete it if "
                 "it is there and call cache_activations again with the same arguments, which writes only that file."
             )
-        return tokens, keep
+        return tokens, token_mask
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -145,7 +145,7 @@ class ActivationCache:
             seed=seed,
         )
 
-    def require_of(self, model_names: tuple[str | None, ...], hook_name: str | None) -> None:
+    def validate_source(self, model_names: tuple[str | None, ...], hook_name: str | None) -> None:
         """Raise a ValueError unless these are the activations of the named models at this hook.
 
         What is not known, on either side, is taken on trust.

@@ -26,12 +26,12 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     write_part,
 )
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
-from sae_lens_crosscoder.activations.finite import NonFiniteError
-from sae_lens_crosscoder.activations.harvest import require_tokens
-from sae_lens_crosscoder.models.hook_access import activation_at, refuse_hook
-from sae_lens_crosscoder.models.loading import load_model, refuse_different_tokens
+from sae_lens_crosscoder.activations.harvest import NonFiniteError, validate_tokens
+from sae_lens_crosscoder.data.token_mask import as_token_mask
+from sae_lens_crosscoder.models.hook_access import activation_at, validate_hook_name
+from sae_lens_crosscoder.models.loading import load_model, validate_same_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.models.token_replacements import read_in_place, replacement_ids
+from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
 from sae_lens_crosscoder.storage.checksums import fingerprint
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
@@ -47,11 +47,11 @@ def cache_activations(
     tokens: Int[Tensor, "batch pos"],
     hook_name: str,
     *,
-    keep: Bool[Tensor, "batch pos"] | None = None,
+    token_mask: Bool[Tensor, "batch pos"] | None = None,
     dtype: CacheDtype = "bfloat16",
     dataset: str | None = None,
     prompts_per_shard: int | None = None,
-    batch_size_prompts: int = 32,
+    batch_size: int = 32,
     loading: Mapping[str, Any] | None = None,
     worker: tuple[int, int] = (0, 1),
 ) -> ActivationCache:
@@ -64,7 +64,7 @@ def cache_activations(
     Args:
         path: a folder; d_in times 2 (bfloat16) or 4 bytes per token.
         models: a loaded pair, or the names of the base and the chat model, as `HookedModelPair.from_pretrained` takes.
-        keep: which of the tokens to write, as padding has no place in a cache; None for all.
+        token_mask: which of the tokens to write, as padding has no place in a cache; None for all.
         dtype: precision on disk.
         dataset: what the tokens are, for the record.
         prompts_per_shard: rows of tokens in one shard; None for about 65,536 tokens.
@@ -78,14 +78,11 @@ def cache_activations(
             changed since.
         OSError: when something cannot be written; what is written by then stays.
     """
-    require_tokens(tokens)
-    keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
-    if keep.shape != tokens.shape or not keep.any():
-        raise ValueError(
-            f"keep has shape {tuple(keep.shape)} and {int(keep.sum())} tokens to write: give True or False for each of "
-            f"tokens {tuple(tokens.shape)}, and True for some."
-        )
-    require_worker(worker)
+    validate_tokens(tokens)
+    token_mask = as_token_mask(tokens, token_mask)
+    if not token_mask.any():
+        raise ValueError("token_mask is False everywhere, so there are no activations to write.")
+    validate_worker(worker)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {tuple(DTYPES)}: float16 overflows on residual streams.")
     loaders, names, replacements = _loaders(models, loading)
@@ -93,7 +90,7 @@ def cache_activations(
     if not isinstance(models, HookedModelPair):  # whose models read what they should already
         loaders[:-1] = [partial(_reading_in_place, load, replaced) for load in loaders[:-1]]
     per_shard = prompts_per_shard or max(1, _TOKENS_PER_SHARD // tokens.shape[1])
-    shards = zip(tokens.cpu().split(per_shard), keep.cpu().split(per_shard), strict=True)
+    shards = zip(tokens.cpu().split(per_shard), token_mask.cpu().split(per_shard), strict=True)
     prompts = [(part, kept) for part, kept in shards if kept.any()]
     manifest = CacheManifest(
         model_names=names,
@@ -102,7 +99,7 @@ def cache_activations(
         dtype=dtype,
         dataset=dataset,
         context_size=tokens.shape[1],
-        tokens_sha256=contexts_sha256(tokens, keep),
+        tokens_sha256=contexts_sha256(tokens, token_mask),
         shards=[Shard(int(kept.sum()), {}) for _, kept in prompts],
         token_replacements=replacements,
         weights_sha256=weights,
@@ -113,11 +110,11 @@ def cache_activations(
     members = dict(zip(manifest.layout.names, loaders, strict=True))
     in_turn = [members] if isinstance(models, HookedModelPair) else [{name: members[name]} for name in members]
     try:
-        if not keep.all():
-            _write_contexts(folder, tokens, keep)
+        if not token_mask.all():
+            _write_contexts(folder, tokens, token_mask)
         _write_tokens(folder, manifest, prompts, own)
         for together in in_turn:
-            _write_models(folder, manifest, together, prompts, own, batch_size_prompts)
+            _write_models(folder, manifest, together, prompts, own, batch_size)
     except OSError as error:
         error.add_note(
             f"What is in {folder} stays: make room or mend the disk, and call cache_activations again with the same "
@@ -127,7 +124,7 @@ def cache_activations(
     return ActivationCache(folder, wait=_WAIT_FOR_OTHERS if worker[1] > 1 else 0)
 
 
-def require_worker(worker: tuple[int, int]) -> None:
+def validate_worker(worker: tuple[int, int]) -> None:
     """Raise a ValueError for what is not (i, n), the i-th of n workers counted from 0."""
     if not 0 <= worker[0] < worker[1]:
         raise ValueError(f"worker={worker} must be (i, n) with i from 0 to n - 1: n workers share the shards.")
@@ -165,7 +162,7 @@ def _loaders(
 
 def _reading_in_place(load: Callable[[], nn.Module], replaced: Mapping[int, int]) -> nn.Module:
     model = load()
-    read_in_place(model, replaced)
+    replace_embedded_tokens(model, replaced)
     return model
 
 
@@ -182,13 +179,13 @@ def _inspected(
     weights: list[str] = []
     for load in loaders:
         model: Any = load()
-        refuse_hook(hook_name, model.hook_dict)
+        validate_hook_name(hook_name, model.hook_dict)
         tokenizers.append(getattr(model, "tokenizer", None))
         widths.append(activation_at(model, torch.zeros(1, 1, dtype=torch.long), hook_name).shape[-1])
         weights.append(fingerprint(model.parameters()))
         del model  # before the next one is loaded
     replaced = replacement_ids(replacements, tokenizers[0], tokenizers[-1])
-    refuse_different_tokens(tokenizers, replaced)
+    validate_same_tokenizer(tokenizers, replaced)
     return tuple(widths), tuple(weights), replaced
 
 
@@ -217,13 +214,13 @@ def _found_or_written(folder: Path, manifest: CacheManifest) -> CacheManifest:
     return manifest
 
 
-def _write_contexts(folder: Path, tokens: Int[Tensor, "batch pos"], keep: Bool[Tensor, "batch pos"]) -> None:
+def _write_contexts(folder: Path, tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, "batch pos"]) -> None:
     """Which tokens are kept, and those around them."""
     path = folder / CONTEXTS_FILENAME
     with manifest_lock(folder):
         if not path.exists():
-            contexts = {"tokens": tokens.cpu().to(TOKEN_DTYPE).contiguous(), "keep": keep.cpu().contiguous()}
-            save_tensors(contexts, path)
+            contexts = {"tokens": tokens.cpu().to(TOKEN_DTYPE), "token_mask": token_mask.cpu()}
+            save_tensors({name: tensor.contiguous() for name, tensor in contexts.items()}, path)
 
 
 def _write_tokens(folder: Path, manifest: CacheManifest, prompts: Sequence[Prompts], shards: range) -> None:
@@ -243,7 +240,7 @@ def _write_models(
     loaders: Mapping[str, Callable[[], nn.Module]],
     prompts: Sequence[Prompts],
     shards: range,
-    batch_size_prompts: int,
+    batch_size: int,
 ) -> None:
     """All of these models' files that are not there yet; the manifest says so as soon as one is complete."""
     files = [(shard, name) for shard in shards for name in loaders]
@@ -251,7 +248,7 @@ def _write_models(
     models = {name: loaders[name]() for name in dict.fromkeys(name for _, name in missing)}
     for shard, name in tqdm(missing, desc=f"Caching {' and '.join(loaders)} activations", unit="file", leave=False):
         path = part_path(folder, shard, name)
-        batches = zip(*(part.split(batch_size_prompts) for part in prompts[shard]), strict=True)
+        batches = zip(*(part.split(batch_size) for part in prompts[shard]), strict=True)
         rows = (_rows(models[name], batch, manifest.hook_name, DTYPES[manifest.dtype], path) for batch in batches)
         manifest.record(folder, name, {shard: write_part(path, rows)})
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
-from sae_lens_crosscoder.activations.finite import require_finite
+from sae_lens_crosscoder.activations.harvest import validate_activations
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, read_examples, write_examples
 from sae_lens_crosscoder.analysis.examples.windows import ExampleWindows, TokenSpans
@@ -78,7 +78,7 @@ def collect_examples(
     device = crosscoder.W_enc.device
     for rows, batch in tqdm(source, desc="Examples", unit="batch", leave=False):
         batch = batch.to(crosscoder.W_dec)
-        require_finite(batch, crosscoder.layout, f"after the first {windows.n_tokens}")
+        validate_activations(batch, crosscoder.layout, f"after the first {windows.n_tokens}")
         ids = None if documents is None else documents[rows].to(device)
         windows.add(batch, TokenSpans(tokens[rows].to(device), ids, bos_id, keep[rows].to(device)))
     manifest = {

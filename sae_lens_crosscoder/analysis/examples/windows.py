@@ -15,7 +15,7 @@ from sae_lens_crosscoder.analysis.examples.kept_contexts import (
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs, pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
-from sae_lens_crosscoder.data.token_mask import kept_or_all
+from sae_lens_crosscoder.data.token_mask import as_token_mask
 
 # Activations that are gathered at a time, as numbers.
 _CHUNK = 2**24
@@ -44,7 +44,7 @@ class TokenSpans:
         bos_id: int | None,
         keep: Bool[Tensor, "batch pos"] | None = None,
     ) -> None:
-        keep = kept_or_all(tokens, keep)
+        keep = as_token_mask(tokens, keep)
         begins = torch.zeros_like(tokens, dtype=torch.bool)
         if documents is not None:
             begins[:, 1:] = documents[:, 1:] != documents[:, :-1]

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, Encoded, encoded
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
-from sae_lens_crosscoder.data.token_groups import LEFT_OUT, TokenGroups
+from sae_lens_crosscoder.data.token_groups import EXCLUDED, TokenGroups
 
 ALL = "all"
 
@@ -83,8 +83,8 @@ def _labels(
         source = torch.tensor([source_names.index(name) for name in sources])[:, None]
     else:
         raise ValueError(f"There are {len(sources)} sources for {len(group)} rows: give every row its own.")
-    left_out = (group == LEFT_OUT) | (source == LEFT_OUT)
-    return torch.where(left_out, LEFT_OUT, group + n_groups * source).flatten()
+    left_out = (group == EXCLUDED) | (source == EXCLUDED)
+    return torch.where(left_out, EXCLUDED, group + n_groups * source).flatten()
 
 
 def labelled_batches(
@@ -103,7 +103,7 @@ def labelled_batches(
             here = batch.new_zeros(len(batch), dtype=torch.int64) if labels is None else labels[n : n + len(batch)]
             if len(here) < len(batch):
                 raise ValueError(f"There are more tokens than the {n + len(here)} labels: every token needs one.")
-            kept = indices_of(here != LEFT_OUT)
+            kept = indices_of(here != EXCLUDED)
             yield batch[kept.to(batch.device)], here[kept], n
             n += len(batch)
             bar.update(len(batch))

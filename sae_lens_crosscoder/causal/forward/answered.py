@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.causal.forward.resume import resume_from
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
-from sae_lens_crosscoder.models.hook_access import cached, device_of
+from sae_lens_crosscoder.models.hook_access import cached_activation, device_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 _FIRST = "blocks.0.hook_resid_pre"
@@ -40,7 +40,7 @@ class AnsweredBatch:
     def chat_logits(self) -> Float[Tensor, "selected d_vocab"]:
         """Those of the chat model as it is, from its embedding on, so that no shortcut through the hook is taken."""
         _, cache = self.model.run_with_cache(self.tokens, names_filter=[_FIRST], stop_at_layer=1)
-        return self._from(_FIRST, cached(cache, _FIRST), self.tokens, self.predicts)
+        return self._from(_FIRST, cached_activation(cache, _FIRST), self.tokens, self.predicts)
 
     def logits(
         self, residual: Float[Tensor, "edited pos d_model"], of: Int[Tensor, " edited"] | None = None

@@ -13,7 +13,7 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
-from sae_lens_crosscoder.models.hook_access import device_of, writing
+from sae_lens_crosscoder.models.hook_access import device_of, replaced_activations
 from sae_lens_crosscoder.models.key_value_cache import copy_key_value_cache
 
 
@@ -120,7 +120,7 @@ class _OfBridge(LaterLayers):
     @override
     def keys_and_values(self, residual: Tensor, tokens: Tensor) -> Any:
         # Earlier layers run, because Hugging Face reads the positions and masks of all layers off the first ones.
-        with writing(self.model, {self.read_at: residual}), _unembedding_only(self.model, tokens < 0):
+        with replaced_activations(self.model, {self.read_at: residual}), _unembedding_only(self.model, tokens < 0):
             _, past = self.model(tokens, return_type="logits_and_cache", use_cache=True)
         return past
 
@@ -129,7 +129,7 @@ class _OfBridge(LaterLayers):
         arguments: dict[str, Any] = {"use_cache": False}
         if past is not None:
             arguments = {"use_cache": True, "past_key_values": copy_key_value_cache(past, prompts)}
-        with writing(self.model, {self.read_at: residual}), _unembedding_only(self.model, wanted):
+        with replaced_activations(self.model, {self.read_at: residual}), _unembedding_only(self.model, wanted):
             return self.model(tokens, **arguments)[0]
 
     def _outputs_per_block(self) -> int | None:

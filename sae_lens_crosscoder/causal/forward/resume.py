@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.causal.forward.later_layers import LaterLayers, later_layers_of
-from sae_lens_crosscoder.models.hook_access import device_of, refuse_hook
+from sae_lens_crosscoder.models.hook_access import device_of, validate_hook_name
 
 _RESIDUAL_STREAM = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
 
@@ -87,7 +87,7 @@ def _resumed(
 
 def _first_layer(model: Any, hook_name: str) -> int:
     """The first layer that sees what was written at the hook."""
-    refuse_hook(hook_name, model.hook_dict)
+    validate_hook_name(hook_name, model.hook_dict)
     match = _RESIDUAL_STREAM.fullmatch(hook_name)
     if match is None:
         raise ValueError(

@@ -19,7 +19,7 @@ from sae_lens_crosscoder.causal.patching.interventions import (
 )
 from sae_lens_crosscoder.causal.patching.requirements import require_pair_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
-from sae_lens_crosscoder.models.hook_access import refuse_hook
+from sae_lens_crosscoder.models.hook_access import validate_hook_name
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -75,7 +75,7 @@ def patched(
         hook = _edit_of_pair(crosscoder.layout, edit, positions, read_by, outermost)
     else:
         hook_name = require_hook_name(crosscoder)
-        refuse_hook(hook_name, host.hook_dict)
+        validate_hook_name(hook_name, host.hook_dict)
         _refuse_one_model(how, model, read_by)
         outermost, context = False, {}
         hook = _edit_of_model(edit.deltas(None)[crosscoder.layout.names.index(str(model))], positions)

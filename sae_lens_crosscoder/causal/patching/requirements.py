@@ -13,7 +13,7 @@ def require_pair_of(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> s
     """
     metadata, widths = crosscoder.cfg.metadata, crosscoder.layout.d_models
     hook_name = require_hook_name(crosscoder)
-    pair.require_trained_on(metadata.model_name, metadata.chat_model_name)
+    pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
     found = pair.layout_at(hook_name).d_models
     if found != widths:
         raise ValueError(

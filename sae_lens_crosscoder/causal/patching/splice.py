@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.harvest import require_tokens
+from sae_lens_crosscoder.activations.harvest import validate_tokens
 from sae_lens_crosscoder.causal.patching.requirements import require_pair_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
-from sae_lens_crosscoder.models.hook_access import device_of, writing
+from sae_lens_crosscoder.models.hook_access import device_of, replaced_activations
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 _SPLICED = ("reconstruction", "zero", "mean")
@@ -47,7 +47,7 @@ def splice_evals(
     """
     crosscoder = require_inference(crosscoder, "splice_evals")
     hook_name = require_pair_of(crosscoder, pair)
-    require_tokens(tokens)
+    validate_tokens(tokens)
     predicts = _predicting(tokens, scored)
     layout = crosscoder.layout
     batches = [rows for rows in torch.arange(len(tokens)).split(batch_size) if predicts[rows].any()]
@@ -98,7 +98,7 @@ def _sums(
         if activation is None:
             new = own
         else:
-            with writing(model, {hook_name: activation.to(device, next(model.parameters()).dtype)}):
+            with replaced_activations(model, {hook_name: activation.to(device, next(model.parameters()).dtype)}):
                 new = log_probs(model)
         entropy = -new.gather(-1, following[:, None]).double().sum()
         sums.append(torch.stack([entropy, (own.exp() * (own - new)).double().sum()]))

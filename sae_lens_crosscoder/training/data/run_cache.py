@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache.manifest import MANIFEST_FILENAME, CacheDtype
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
-from sae_lens_crosscoder.activations.cache.writer import cache_activations, require_worker
-from sae_lens_crosscoder.data.token_mask import excluded_tokens, kept_tokens
+from sae_lens_crosscoder.activations.cache.writer import cache_activations, validate_worker
+from sae_lens_crosscoder.data.token_mask import excluded_ids, make_token_mask
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training.data.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -60,11 +60,11 @@ def write_run_cache(
     """
     if cfg.cached_activations_path is None:
         raise ValueError("cached_activations_path is not set: name the folder that the activations go to.")
-    require_worker(worker)
+    validate_worker(worker)
     if in_memory not in get_args(InMemory):
         raise ValueError(f"in_memory={in_memory!r} is not one of {', '.join(get_args(InMemory))}.")
     rows = RunRows(cfg)
-    excluded = excluded_tokens(cfg, rows.tokenizer)
+    excluded = excluded_ids(cfg, rows.tokenizer)
     names = (cfg.model_name, cfg.chat_model_name)
     loading: dict[str, Any] = {
         "device": cfg.llm_device or cfg.device,
@@ -79,15 +79,15 @@ def write_run_cache(
         "dtype": dtype,
         "dataset": json.dumps(_data_of(cfg)),
         "prompts_per_shard": prompts_per_shard,
-        "batch_size_prompts": cfg.store_batch_size_prompts,
+        "batch_size": cfg.store_batch_size_prompts,
         "loading": None if at_once else loading,
         "worker": worker,
     }
 
     def write(name: str, part: IterableDataset, n_wanted: int | None) -> ActivationCache:
-        tokens, keep = _contexts(part, cfg, excluded, n_wanted)
+        tokens, token_mask = _contexts(part, cfg, excluded, n_wanted)
         folder = Path(str(cfg.cached_activations_path), name)
-        return cache_activations(folder, models, tokens, cfg.hook_name, keep=keep, **options)
+        return cache_activations(folder, models, tokens, cfg.hook_name, token_mask=token_mask, **options)
 
     held_out = write(HELD_OUT, rows.held_out, None)
     return write(TRAINING, rows.training, cfg.training_tokens), held_out
@@ -106,7 +106,7 @@ def read_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, Activa
         ActivationCache(folder / HELD_OUT, wait=cfg.wait_for_cache).verify()
     training, held_out = (ActivationCache(folder / name, wait=cfg.wait_for_cache) for name in (TRAINING, HELD_OUT))
     for cache in (training, held_out):
-        cache.require_of((cfg.model_name, cfg.chat_model_name), cfg.hook_name)
+        cache.validate_source((cfg.model_name, cfg.chat_model_name), cfg.hook_name)
         stored: dict[str, Any] = json.loads(cache.manifest.dataset or "{}")
         wanted: dict[str, Any] = json.loads(json.dumps(_data_of(cfg)))
         different = sorted(name for name in wanted if stored.get(name) != wanted[name])
@@ -134,11 +134,11 @@ def _contexts(
     with tqdm(total=n_wanted, desc="Reading tokens", unit="tok", unit_scale=True, leave=False) as bar:
         for row in rows:
             context = torch.tensor(row["input_ids"], dtype=torch.int32)
-            n_here = int(kept_tokens(context[None], cfg.seqpos_slice, excluded).sum())
+            n_here = int(make_token_mask(context[None], cfg.seqpos_slice, excluded).sum())
             contexts.append(context)
             n_kept += n_here
             bar.update(n_here)
             if n_wanted is not None and n_kept >= n_wanted:
                 break
     tokens = torch.stack(contexts)
-    return tokens, kept_tokens(tokens, cfg.seqpos_slice, excluded)
+    return tokens, make_token_mask(tokens, cfg.seqpos_slice, excluded)

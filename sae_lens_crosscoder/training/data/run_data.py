@@ -79,7 +79,7 @@ class RunData:
     @property
     def held_out_kept(self) -> Bool[Tensor, "batch pos"]:
         """Which of `held_out_tokens` training would use: not padding, and nothing that the config leaves out."""
-        return self.held_out_store.kept(self.held_out_tokens)
+        return self.held_out_store.token_mask(self.held_out_tokens)
 
     @cached_property
     def held_out_sources(self) -> list[str]:

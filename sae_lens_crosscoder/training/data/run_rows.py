@@ -8,10 +8,9 @@ from sae_lens.config import HfDataset
 from sae_lens.pretokenize_runner import get_special_token_from_cfg
 
 from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS, OneProcess
-from sae_lens_crosscoder.data.datasets import every_nth, hold_out, load_rows
 from sae_lens_crosscoder.data.mix import DataMix, MixSource, SourceKind
-from sae_lens_crosscoder.data.packing import Packing, in_contexts
-from sae_lens_crosscoder.data.sources import source_rows
+from sae_lens_crosscoder.data.packing import Packing, pack_rows
+from sae_lens_crosscoder.data.sources import every_nth_row, hold_out, load_rows, load_source
 from sae_lens_crosscoder.data.token_mask import padding_id
 from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -59,7 +58,7 @@ class RunRows:
         self._cfg, self._given_tokenizer = cfg, tokenizer
         mix, rows = self._sources(override_dataset)
         parts = [hold_out(each, cfg.n_held_out_rows) for each in rows]
-        self.training = self._mixed(mix, [every_nth(training, ranks.n, first=ranks.rank) for training, _ in parts])
+        self.training = self._mixed(mix, [every_nth_row(training, ranks.n, first=ranks.rank) for training, _ in parts])
         self.held_out = self._mixed(mix, [held_out for _, held_out in parts])
         if next(iter(self.held_out), None) is None:
             raise ValueError(
@@ -70,7 +69,7 @@ class RunRows:
     def _sources(self, override_dataset: Any) -> tuple[DataMix, list[Dataset | IterableDataset]]:
         cfg = self._cfg
         if cfg.mix is not None and override_dataset is None:
-            return cfg.mix, [source_rows(source) for source in cfg.mix.sources]
+            return cfg.mix, [load_source(source) for source in cfg.mix.sources]
         rows = override_dataset
         if rows is None:
             rows = load_rows(
@@ -95,8 +94,8 @@ class RunRows:
         padded = self._cfg.packing == "one_document"
         if source.kind == "tokens":
             padding = padding_id(self._cfg, self.tokenizer) if padded else None
-            return in_contexts(rows, source, Packing(self._cfg.context_size, padding_id=padding), None)
-        return in_contexts(rows, source, self._packing, self.tokenizer)
+            return pack_rows(rows, source, Packing(self._cfg.context_size, padding_id=padding), None)
+        return pack_rows(rows, source, self._packing, self.tokenizer)
 
     @cached_property
     def tokenizer(self) -> Any:

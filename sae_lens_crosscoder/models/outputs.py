@@ -1,4 +1,4 @@
-"""What several models say about the same tokens, as one answer."""
+"""The outputs of several models on the same tokens, stacked into one result."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from sae_lens_crosscoder.models.hook_access import stack
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-def joint_answer(
+def stacked_outputs(
     outputs: Sequence[Tensor | None],
     tokens: Tensor,
     return_type: ReturnType,
@@ -21,7 +21,7 @@ def joint_answer(
 ) -> Any:
     """Logits (batch, pos, model, vocab), losses (model,) or (batch, pos - 1, model), or both.
 
-    None when nothing was asked for or a model gave nothing; the stacked residual stream when the models stopped at a
+    None if `return_type` is None or a model returned nothing; the stacked residual stream if the models stopped at a
     layer. The result is on the base model's device.
     """
     present = [output for output in outputs if output is not None]
@@ -29,13 +29,16 @@ def joint_answer(
         return None
     if stopped_early:
         return stack(present)
-    vocabularies = {output.shape[-1] for output in present}
-    if len(vocabularies) > 1:
-        raise ValueError(f"The models' vocabularies differ in size ({vocabularies}), so logits cannot be stacked.")
+    sizes = [output.shape[-1] for output in present]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"The models' vocabularies differ in size ({sizes}), so logits cannot be stacked. Run each model of "
+            "`pair.members` on its own, or pass return_type=None."
+        )
     device = present[0].device
     logits = torch.stack([output.to(device) for output in present], dim=-2)
     if return_type == "logits":
         return logits
     losses = [lm_cross_entropy_loss(output, tokens.to(output.device), per_token=loss_per_token) for output in present]
-    loss = torch.stack([part.to(device) for part in losses], dim=-1)
+    loss = torch.stack([loss.to(device) for loss in losses], dim=-1)
     return loss if return_type == "loss" else (logits, loss)
