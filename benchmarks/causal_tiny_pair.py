@@ -1,4 +1,4 @@
-"""What latents of the demo's crosscoders cause in the built-in pair: KL per setup, and refusals on and off.
+"""Measures what latents of the demo's crosscoders cause in the built-in pair: KL per setup, refusals on and off.
 
 for seed in 0 1 2; do sae-lens-crosscoder demo --seed $seed --output_path demo-$seed; done
 python benchmarks/causal_tiny_pair.py --crosscoder demo-0 demo-1 demo-2 \
@@ -44,7 +44,7 @@ Patch = tuple[list[int], str, dict[str, Any]]
 def effect_rows(
     name: str, pair: Any, crosscoder: Any, latents: pd.DataFrame, said: slc.Responses
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the experiment, and of its contrasts."""
+    """Build the rows of the experiment and of its contrasts."""
     effects = slc.causal_effects(
         pair, crosscoder, said.tokens, said.response, latents, template=said.template, batch_size=32
     )
@@ -56,7 +56,7 @@ def effect_rows(
 
 @torch.no_grad()
 def groups(pair: Any, crosscoder: Any, latents: pd.DataFrame) -> dict[str, list[int]]:
-    """The groups of latents that are patched, a random one as large as `harm`, and everything."""
+    """Return the groups of latents to patch, a random one as large as `harm`, and all latents."""
     harmful, harmless = (
         crosscoder.encode(pair.activations(prompts, TINY_HOOK)) for prompts in (CHOOSE.positive, CHOOSE.negative)
     )
@@ -79,7 +79,7 @@ def groups(pair: Any, crosscoder: Any, latents: pd.DataFrame) -> dict[str, list[
 
 
 def patches(g: dict[str, list[int]]) -> Iterator[tuple[str, str, list[Patch]]]:
-    """What is done, whose layers answer (`base reads` or `chat reads` the base half, or the chat model's own), how."""
+    """Yield a patch's name, the model whose layers answer, and its edits."""
     rest = [j for j in g["all"] if j not in g["refusal"]]
     in_base = {
         "nothing": [],
@@ -109,7 +109,7 @@ def refusal_rows(name: str, pair: Any, crosscoder: Any, g: dict[str, list[int]])
                 if reader == "chat reads base half" and not edits:
                     edits = [([], "add", {})]
                 for at, (latents, how, more) in enumerate(edits):
-                    # Handed over once, by the innermost patch, after all have been added.
+                    # The innermost patch hands the activation over, once, after all edits.
                     last = at == len(edits) - 1 and reader == "chat reads base half"
                     stack.enter_context(
                         slc.patched(pair, crosscoder, latents, how, read_by="chat" if last else "own", **more)

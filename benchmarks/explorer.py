@@ -1,11 +1,13 @@
-"""How soon an explorer of many latents can be used, how fast it goes from latent to latent, and how large it is.
+"""Measures an explorer of many latents: time until it is usable, time per latent, and size.
 
 python benchmarks/explorer.py --output benchmarks/results/explorer.json
 
-A page of 10,000 latents with made-up values of everything that it can show, in headless Chromium, from disk.
-`explorer/usable` is from the start of the navigation until the figures and the table stand; `explorer/filter` is one
-more letter in the search; `explorer/latent` is from the key `j` until the next latent's page is laid out, over latents
-that were not looked at before; `explorer/size` is bytes per latent.
+A page of 10,000 made-up latents with everything that it can show, in headless Chromium, from disk. Rows:
+
+- `explorer/usable`: from the start of the navigation until figures and table are drawn
+- `explorer/filter`: one more letter in the search
+- `explorer/latent`: from the key `j` until the next latent's page is laid out, over latents not visited before
+- `explorer/size`: bytes per latent
 """
 
 import argparse
@@ -27,7 +29,7 @@ SWEEP = """(async () => {
     const start = performance.now();
     document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
     while (document.body.dataset.shown === before) await new Promise((next) => {
-      const { port1, port2 } = new MessageChannel();  // sooner than a timer, of which browsers make nested ones wait
+      const { port1, port2 } = new MessageChannel();  // browsers delay nested timers, not messages
       port2.onmessage = next;
       port1.postMessage(null);
     });

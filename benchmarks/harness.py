@@ -1,7 +1,7 @@
-"""How benchmarks measure: interleaved rounds, medians of ratios, both allocators, memory in a process of its own.
+"""Measurement for benchmarks: interleaved rounds, medians of ratios, two allocators, peak memory in a child process.
 
-Timings of one machine wander; the ratio of two things measured in turn does not. Every measurement runs in a child
-process whose environment is given here, so that nothing about it depends on the caller's shell.
+Timings of one machine drift; the ratio of two functions measured in turn does not. Every measurement runs in a child
+process with a fixed environment, so that it does not depend on the caller's shell.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ALLOCATORS = {
-    # glibc gives large blocks back at once, and every array that a step makes is made of fresh pages.
+    # glibc returns large blocks at once, so every array of a step is made of fresh pages.
     "default": {},
     "retaining": {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**40)},
 }
@@ -26,7 +26,7 @@ _RESULT = "RESULT "
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Milliseconds of every call: each round calls all functions once, each time starting with another one."""
+    """Time every call in milliseconds. Each round calls all functions once, starting with a different one."""
     for function in functions.values():
         for _ in range(warm_up):
             function()
@@ -45,7 +45,7 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up
 
 
 def comparison(name: str, peer: str, ours_ms: list[float], peer_ms: list[float] | None, **more: Any) -> dict[str, Any]:
-    """A row: medians of both, and `ratio`, the median over rounds of theirs over ours (above 1: ours is faster)."""
+    """Build a row: both medians, and `ratio`, the median over rounds of theirs / ours (above 1: ours is faster)."""
     row = {"name": name, "peer": peer, "ours_ms": statistics.median(ours_ms), "rounds": len(ours_ms), **more}
     if peer_ms is None:
         return {**row, "peer_ms": None, "ratio": None, "status": "not measured"}
@@ -54,7 +54,7 @@ def comparison(name: str, peer: str, ours_ms: list[float], peer_ms: list[float] 
 
 
 def against_target(row: dict[str, Any], target: float | None, column: str = "ratio", at_least: bool = True) -> Any:
-    """The row with `target`, and whether its column meets it; None where there is no target or no measurement."""
+    """Add `target` to a row, and `met`: None without a target or a measurement."""
     value = row[column]
     met = None if target is None or value is None else (value >= target if at_least else value <= target)
     relation = None if target is None else f"{column} {'>=' if at_least else '<='} {target:g}"
@@ -62,7 +62,7 @@ def against_target(row: dict[str, Any], target: float | None, column: str = "rat
 
 
 def in_child(script: str, arguments: list[str], allocator: str = "default", threads: int = 1) -> Any:
-    """What `script --child arguments` hands to `hand_back`, run in a process with this allocator and thread count."""
+    """Run `script --child arguments` in a process with this allocator and thread count; return its `hand_back`."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")},
         **ALLOCATORS[allocator],
@@ -76,20 +76,20 @@ def in_child(script: str, arguments: list[str], allocator: str = "default", thre
 
 
 def hand_back(result: Any) -> None:
-    """Give a child's result to its parent."""
+    """Hand a child's result to its parent."""
     print(_RESULT + json.dumps(result))
 
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Fills `mib` with the most memory that the block held above what the process held before it (Linux)."""
+    """Measure the peak memory of a block above that of the process before it, as `mib` (Linux only)."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status_kib("VmRSS")
-    found: dict[str, float] = {}
-    yield found
-    found["mib"] = (_status_kib("VmHWM") - before) / 1024
+    peak: dict[str, float] = {}
+    yield peak
+    peak["mib"] = (_status_kib("VmHWM") - before) / 1024
 
 
 def _status_kib(field: str) -> int:

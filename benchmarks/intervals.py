@@ -1,4 +1,4 @@
-"""Do the intervals of nu keep their word? How often a 95 % interval holds the nu of a million fresh tokens.
+"""Measures the coverage of the intervals of nu: how often a 95 % interval contains the nu of a million fresh tokens.
 
 python benchmarks/intervals.py --seeds 0 --output benchmarks/results/intervals.json
 """
@@ -20,7 +20,7 @@ TARGETS = ("error", "reconstruction")
 
 @torch.no_grad()
 def scaling_of(world: PlantedWorld, crosscoder: slc.InferenceCrosscoder, n_tokens: int, seed: int) -> slc.LatentScaling:
-    """Latent Scaling on fresh tokens."""
+    """Run Latent Scaling on fresh tokens."""
     scaling = slc.LatentScaling(crosscoder)
     for part in range(-(-n_tokens // EVALUATION_TOKENS)):
         tokens = min(EVALUATION_TOKENS, n_tokens - part * EVALUATION_TOKENS)
@@ -31,14 +31,14 @@ def scaling_of(world: PlantedWorld, crosscoder: slc.InferenceCrosscoder, n_token
 
 
 def coverage(seed: int) -> list[dict[str, Any]]:
-    """One row per crosscoder, target and probe, pooled over resamples and latents that fire often enough."""
+    """Build a row per crosscoder, target and probe, pooled over resamples and latents that fire often enough."""
     rows: list[dict[str, Any]] = []
     for cell in claims():
         started = time.process_time()
         world = cell.world(seed)
         crosscoder = train(cell, world, seed)
         truth = scaling_of(world, crosscoder, TRUTH_TOKENS, seed=1_000_000)
-        held: dict[tuple[str, int], list[torch.Tensor]] = {}
+        covered: dict[tuple[str, int], list[torch.Tensor]] = {}
         for resample in range(N_RESAMPLES):
             sample = scaling_of(world, crosscoder, EVALUATION_TOKENS, seed=2_000_000 + resample)
             for target in TARGETS:
@@ -46,8 +46,8 @@ def coverage(seed: int) -> list[dict[str, Any]]:
                     low, high = sample.nu_interval(target, probe)
                     true = truth.nu(target, probe)
                     judged = (sample.n_active >= MIN_ACTIVE) & low.isfinite() & true.isfinite()
-                    held.setdefault((target, probe), []).append(((low <= true) & (true <= high))[judged])
-        for (target, probe), parts in held.items():
+                    covered.setdefault((target, probe), []).append(((low <= true) & (true <= high))[judged])
+        for (target, probe), parts in covered.items():
             pooled = torch.cat(parts).double()
             rows.append(
                 {

@@ -1,4 +1,4 @@
-"""How much faster many interventions at one hook are than a hook and a full forward pass for each.
+"""Times many interventions at one hook, beside a hook and a full forward pass for each.
 
 python benchmarks/patching.py --rounds 9 --output benchmarks/results/patching.json
 
@@ -26,11 +26,11 @@ N_LAYERS, HOOK, D_MODEL, D_SAE, D_VOCAB = 12, "blocks.5.hook_resid_post", 128, 1
 N_INTERVENTIONS, N_LATENTS, N_POS, N_LAST, TOLERANCE = 32, 16, 64, 8, 1e-5
 PEER = "a hook and a full forward pass each"
 ROWS = {"patch/L6of12": (False, 1.8), "patch/L6of12/shared_prefix": (True, 6.0)}
-"""Whether keys and values of the untouched prefix are shared, and the target."""
+"""True if keys and values of the untouched prefix are shared; and the target."""
 
 
 class Experiment:
-    """The same interventions, run in both ways."""
+    """The same interventions, run both ways."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ class Experiment:
         self.interventions = [intervention(crosscoder, latents, "replace") for latents in chosen]
 
     def edited(self, stacked: Tensor, base: Tensor, one: Intervention) -> Tensor:
-        """The base model's activation, with latents carried over on the last positions."""
+        """Return the base model's activation with latents carried over on the last positions."""
         delta = one.deltas(stacked)[0]
         assert delta is not None
         return base + delta * self.last[..., None]
@@ -74,7 +74,7 @@ class Experiment:
 
 
 def kl(chat: Tensor, logits: Tensor) -> Tensor:
-    """KL(chat || patched) in nats per position."""
+    """Return KL(chat || patched) in nats per position."""
     own, patched = chat.log_softmax(dim=-1), logits.log_softmax(dim=-1)
     return (own.exp() * (own - patched)).sum(dim=-1)
 

@@ -1,4 +1,4 @@
-"""Crosscoders on worlds with known answers: who finds the concepts of one model, and who falls into which trap.
+"""Trains crosscoders on planted worlds: which find the concepts of one model, and which fall into a trap.
 
 python benchmarks/planted_pairs.py --suite small --seeds 0 1 2 --output benchmarks/results/planted_pairs.json
 """
@@ -37,7 +37,7 @@ POOL_TOKENS, EVALUATION_TOKENS = 120_000, 24_000
 
 @dataclass(frozen=True)
 class Cell:
-    """One way of training, on one kind of world."""
+    """One training setting on one kind of world."""
 
     name: str
     architecture: str
@@ -46,11 +46,11 @@ class Cell:
     world: Callable[[int], PlantedWorld] = world_a
     world_name: str = "A"
     null_run: NullKind | None = None
-    """Train on this null pair as well, and take q-values from it."""
+    """Also train on this null pair, and take q-values from it."""
     trains_on: NullKind | None = None
-    """Train and judge on this null pair made from the world, instead of on the world."""
+    """Train and diagnose on this null pair made from the world, instead of on the world."""
     steps: int | None = None
-    """How long to train, if not as long as `STEPS` says."""
+    """Number of training steps, if different from `STEPS`."""
 
 
 UNSQUARED = {"l1_coefficient": 0.10}
@@ -59,12 +59,12 @@ SCALED = {"activation_scaling": "per_model"}
 
 
 def claims() -> list[Cell]:
-    """The two crosscoders that the paper compares."""
+    """List the two crosscoders that the paper compares."""
     return [Cell("A", L1, UNSQUARED), Cell("batchtopk", BATCHTOPK)]
 
 
 def small() -> list[Cell]:
-    """The paper's claims, where BatchTopK bends, and worlds in which nothing differs."""
+    """List the paper's claims, BatchTopK with half its k, and worlds in which nothing differs."""
     null: dict[str, Any] = {"world": null_world, "world_name": "null", "null_run": "jittered"}
     return [
         Cell("A", L1, UNSQUARED),
@@ -96,7 +96,7 @@ WORLDS: dict[str, Callable[[int], PlantedWorld]] = {
 
 
 def full() -> list[Cell]:
-    """Everything: `small`, curves over mu and k for every score, variations of the world, starts, null pairs."""
+    """List everything: `small`, curves over mu and k for every score, variations of the world, starts, null pairs."""
     cells = small()
     cells += [Cell("mu", L1, {"l1_coefficient": mu}) for mu in (0.025, 0.05, 0.15, 0.2)]
     cells += [Cell("mu, squared", L1, {**SQUARED, "l1_coefficient": mu}) for mu in (0.1, 0.2, 0.4)]
@@ -226,7 +226,7 @@ def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
 
 
 def card_columns(card: dict[str, Any]) -> dict[str, Any]:
-    """A score card flat: precision and recall of the chat-only class under their plain names."""
+    """Flatten a score card, with precision and recall of the chat-only class under their plain names."""
     columns = {name: value for name, value in card.items() if not isinstance(value, dict)}
     short = {"chat_only": "", "chat_after_nu": "_after_nu"}
     for name, attribution in card.items():
@@ -238,10 +238,10 @@ def card_columns(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def rotated(world: PlantedWorld, frame: pd.DataFrame) -> dict[str, float]:
-    """Over latents of rotated concepts that fire often: the least nu_free, and the largest error of the angle."""
+    """Return the least nu_free and the largest error of the angle, over latents of rotated concepts that fire often."""
     frame = frame[(frame.kind == "rotated") & (frame.n_active >= 100)]
     planted = pd.Series([world.concepts[index].angle_degrees for index in frame.concept], frame.index, dtype=float)
-    turned = planted >= 45  # a null world's are jitter
+    turned = planted >= 45  # a null world has jitter only
     return {
         "rotated_min_nu_free": float(frame.nu_free[turned].min()),
         "rotated_max_angle_error_degrees": float((frame.angle_degrees - planted)[turned].abs().max()),
@@ -249,7 +249,7 @@ def rotated(world: PlantedWorld, frame: pd.DataFrame) -> dict[str, float]:
 
 
 def median_nu_error_of_weak(world: PlantedWorld, table: pd.DataFrame, truth: pd.DataFrame) -> dict[float, float]:
-    """Median nu_error over live latents that match a weak concept, by its planted rho, which it should be."""
+    """Return the median nu_error of live latents that match a weak concept, by the planted rho it should equal."""
     medians: dict[float, float] = {}
     for rho in (0.25, 0.35, 0.5):
         wanted = [i for i in world.indices("weak") if world.concepts[i].rho == rho]

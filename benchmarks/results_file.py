@@ -1,4 +1,4 @@
-"""How benchmarks write down what they measured: rows, with the commit, the machine, versions and the command."""
+"""Writes the results of benchmarks: rows, with the commit, the machine, versions and the command."""
 
 import json
 import math
@@ -17,13 +17,13 @@ def _git(*args: str) -> str:
     return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
-# As the measurement began: the tree may change while it runs.
+# Read when the measurement starts: the tree may change while it runs.
 _CHANGES = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
 COMMIT = _git("rev-parse", "HEAD") + ("+changes" if _CHANGES else "")
 
 
 def write_results(path: str | Path, rows: list[dict[str, Any]], **extra: Any) -> None:
-    """Write JSON that says how to make it again; nan becomes null."""
+    """Write rows as JSON, with what is needed to measure them again; nan becomes null."""
     document = {
         "command": "python " + " ".join([Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]),
         "commit": COMMIT,
@@ -37,7 +37,7 @@ def write_results(path: str | Path, rows: list[dict[str, Any]], **extra: Any) ->
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no nan and no infinity."""
+    """Replace nan and infinity, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {name: _strict(part) for name, part in value.items()}
     if isinstance(value, list):

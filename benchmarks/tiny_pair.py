@@ -1,4 +1,4 @@
-"""The built-in pair, whose differences are known: what finds them, and how long that takes to learn.
+"""Trains crosscoders and baselines on the built-in pair: which find its known differences, and after how long.
 
 python benchmarks/tiny_pair.py --suite score --seeds 0 1 2 --output benchmarks/results/tiny_pair.json
 python benchmarks/tiny_pair.py --suite convergence --seeds 0 --output benchmarks/results/tiny_pair_convergence.json
@@ -29,7 +29,7 @@ CONTRASTS = {concept: matched_prompts(concept, n_pairs=N_PAIRS, seed=1) for conc
 
 
 class Data:
-    """One pair of models, with activations to train on and tokens to judge on, harvested once for all trainings."""
+    """One pair of models, with activations for training and tokens for diagnosis, harvested once for all runs."""
 
     def __init__(self, chat: str) -> None:
         self.pair = slc.HookedModelPair.from_pretrained("tiny-base", chat)
@@ -42,12 +42,12 @@ class Data:
 
 
 def trainer_config(steps: int) -> slc.CrosscoderTrainerConfig:
-    """The demo's schedule for another number of steps."""
+    """Return the demo's schedule for another number of steps."""
     return demo_runner_config(DemoConfig(training_steps=steps)).to_sae_trainer_config()
 
 
 def train(cfg: Any, data: Data, seed: int, steps: int = STEPS) -> slc.InferenceCrosscoder:
-    """A crosscoder of the demo's kind, as a user would load it."""
+    """Train a crosscoder of the demo's kind, and load it as a user would."""
     torch.manual_seed(seed)
     architecture = {
         "crosscoder": slc.L1TrainingCrosscoder,
@@ -65,7 +65,7 @@ def train(cfg: Any, data: Data, seed: int, steps: int = STEPS) -> slc.InferenceC
 
 
 def crosscoder_configs(steps: int = STEPS, **batchtopk: Any) -> dict[str, Any]:
-    """The demo's two crosscoders."""
+    """Return the configs of the demo's two crosscoders."""
     configs = demo_runner_config(DemoConfig(training_steps=steps, d_sae=batchtopk.pop("d_sae", D_SAE))).saes
     assert configs is not None
     for name, value in batchtopk.items():
@@ -74,7 +74,7 @@ def crosscoder_configs(steps: int = STEPS, **batchtopk: Any) -> dict[str, Any]:
 
 
 def rows_of(name: str, seed: int, crosscoder: Any, table: pd.DataFrame, data: Data, oracle: pd.Series) -> list[dict]:
-    """One row per concept, with what holds of the whole crosscoder beside it."""
+    """Build a row per concept, with the figures of the whole crosscoder beside it."""
     concepts = concept_table(crosscoder, data.pair, table, CONTRASTS)
     found = concepts.join(oracle)
     scores = {s: found[s].rank().corr(found.oracle.rank()) for s in ("delta_norm", "nu_error", "nu_free")}
@@ -96,7 +96,7 @@ def rows_of(name: str, seed: int, crosscoder: Any, table: pd.DataFrame, data: Da
 
 
 def baseline_rows(data: Data, seed: int) -> list[dict[str, Any]]:
-    """Simpler methods, trained on the same tokens: the best unit of each for every concept."""
+    """Train simpler methods on the same tokens, and build a row for the best unit of each for every concept."""
     difference = difference_of(data.pool)
     centre = difference.mean(dim=0)
     components = torch.linalg.svd(difference[:100_000] - centre, full_matrices=False).Vh
@@ -128,7 +128,7 @@ def difference_of(stacked: torch.Tensor) -> torch.Tensor:
 
 
 def train_sae(pool: torch.Tensor, seed: int) -> BatchTopKTrainingSAE:
-    """SAELens's own BatchTopK SAE, as wide, as sparse and trained as long as the crosscoder."""
+    """Train SAELens's BatchTopK SAE with the crosscoder's width, sparsity and number of steps."""
     torch.manual_seed(seed)
     sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=pool.shape[-1], d_sae=D_SAE, k=K))
     SAETrainer(cfg=trainer_config(STEPS), sae=sae, data_provider=shuffled_batches(pool, BATCH, seed)).fit()
@@ -136,14 +136,14 @@ def train_sae(pool: torch.Tensor, seed: int) -> BatchTopKTrainingSAE:
 
 
 def score(seeds: list[int]) -> Iterator[dict[str, Any]]:
-    """Both crosscoders on the pair, judged by null runs, and simpler methods."""
+    """Run both crosscoders on the pair, with null runs, and simpler methods."""
     pairs = {name: Data(name) for name in ("tiny-chat", "tiny-null", f"tiny-base+jitter={JITTER}")}
     oracles = {name: oracle_of(data) for name, data in pairs.items()}
     for seed in seeds:
         for name, cfg in crosscoder_configs().items():
             started = time.process_time()
             nulls: dict[str, pd.DataFrame] = {}
-            # From the least different pair up: each is judged by the null runs before it.
+            # From the least different pair upwards: each uses the null runs before it.
             for chat in reversed(pairs):
                 data = pairs[chat]
                 crosscoder = train(cfg, data, seed)
@@ -158,7 +158,7 @@ def score(seeds: list[int]) -> Iterator[dict[str, Any]]:
 
 
 def convergence(seeds: list[int]) -> Iterator[dict[str, Any]]:
-    """BatchTopK trained longer, wider, sparser, and with other scores, one at a time."""
+    """Train BatchTopK longer, wider, sparser, and with other scores, one change at a time."""
     data = Data("tiny-chat")
     oracle = oracle_of(data)
     variations: list[tuple[str, int, dict[str, Any]]] = [("default", STEPS, {})]

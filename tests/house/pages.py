@@ -12,9 +12,15 @@ from sae_lens_crosscoder.models.tiny import TINY_HOOK, dialogues, tiny_dataset, 
 from tests.models.small_models import gemma2, save_pair
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "examples/gemma_2_2b/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WRITTEN_PAGES = [page for page in PAGES if page.parent.name != "tutorials"]
 FENCE = re.compile(r"(?:^<!-- no-run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+
+# The modules that each page of the reference shows. Pages also name functions that share the name of their module.
+REFERENCE = {
+    path: [match["module"] for match in re.finditer(r"^::: (?!\S+\.(\w+)\.\1$)(?P<module>\S+)", path.read_text(), re.M)]
+    for path in sorted((ROOT / "docs/api").glob("*.md"))
+}
 
 # Pages show the paper's pair and sizes that mean something. Tests run the same code on the built-in pair, and briefly.
 SCALED_DOWN = {
@@ -42,6 +48,11 @@ class Fence:
     code: str
     no_run: str | None
     """Why it does not run in tests."""
+
+
+def public_modules():
+    """The modules in the reference, whose `__all__` is public."""
+    return [module for modules in REFERENCE.values() for module in modules]
 
 
 def fences(page, language):
