@@ -10,7 +10,7 @@ from tests.house.pages import public_modules
 
 MODULES = [importlib.import_module(name) for name in public_modules()]
 # A function that is public in two places counts once, under the last of its names.
-PUBLIC = {name: getattr(module, name) for module in MODULES for name in module.__all__}
+PUBLIC = {name: getattr(module, name) for module in MODULES for name in getattr(module, "__all__", ())}
 PUBLIC = {name: value for name, value in PUBLIC.items() if inspect.isclass(value) or inspect.isfunction(value)}
 # Parameters with one meaning everywhere, given by the glossary or the type. Any other parameter needs an explanation.
 KNOWN_PARAMETERS = {
