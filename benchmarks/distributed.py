@@ -26,13 +26,12 @@ from torch import Tensor
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS
 from sae_lens_crosscoder.synthetic import score_card, truth_table
 from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.synthetic.planted import PlantedTokens, PlantedWorld
 from sae_lens_crosscoder.training.checkpoints.folder import checkpoints_in
-from sae_lens_crosscoder.training.distributed.latent_shards import ShardedTrainer
-from sae_lens_crosscoder.training.distributed.process_group import ProcessGrid
+from sae_lens_crosscoder.training.distributed.process_group import ProcessGroup
 
 EVALUATION_TOKENS = 24_000
 N_CHECKPOINTS = 20
@@ -59,16 +58,16 @@ class Experiment:
             stop_at: a step after which the data end.
             kill_after: seconds from the first checkpoint to the death of the last process, if any.
         """
-        ranks = ProcessGrid(n_latents, "cpu") if dist.is_initialized() else ONE_PROCESS
-        trainer = self._trainer(ranks, folder)
-        dies = kill_after > 0 and ranks.rank == ranks.n - 1
-        trainer.data_provider = self._batches(ranks, stop_at or self.steps, kill_after if dies else 0)
+        collectives = ProcessGroup(n_latents, "cpu") if dist.is_initialized() else SINGLE_PROCESS
+        trainer = self._trainer(collectives, folder)
+        dies = kill_after > 0 and collectives.rank == collectives.n_processes - 1
+        trainer.data_provider = self._batches(collectives, stop_at or self.steps, kill_after if dies else 0)
         try:
             trainer.fit()
         except ValueError:
             if stop_at is None:
                 raise
-        whole = ranks.whole_of(trainer.sae)
+        whole = collectives.unshard(trainer.sae)
         return None if whole is None else dict(whole.state_dict())
 
     def crosscoder(self, weights: Weights) -> Any:
@@ -76,7 +75,7 @@ class Experiment:
         crosscoder.load_state_dict(weights)
         return crosscoder
 
-    def _trainer(self, ranks: Any, folder: Path | None) -> Any:
+    def _trainer(self, collectives: Any, folder: Path | None) -> Any:
         cfg = slc.CrosscoderTrainerConfig(
             total_training_samples=self.steps * BATCH,
             train_batch_size_samples=BATCH,
@@ -88,25 +87,25 @@ class Experiment:
             checkpoint_path=None if folder is None else str(folder),
             resume_from_checkpoint="latest" if folder is not None and checkpoints_in(folder) else None,
         )
-        part = ranks.part_of(build(self.cell, self.world, seed=0))
-        return (ShardedTrainer if ranks.n > 1 else slc.CrosscoderTrainer)(cfg, part, iter(()))
+        part = collectives.shard(build(self.cell, self.world, seed=0))
+        return slc.CrosscoderTrainer(cfg, part, iter(()))
 
-    def _batches(self, ranks: Any, stop_at: int, kill_after: float) -> Iterator[Tensor]:
+    def _batches(self, collectives: Any, stop_at: int, kill_after: float) -> Iterator[Tensor]:
         """This process's rows of every batch."""
         first_checkpoint = self.steps // (N_CHECKPOINTS + 1) + 2
         for step, batch in zip(range(stop_at), shuffled_batches(self.pool, BATCH, seed=0), strict=False):
             if kill_after > 0 and step == first_checkpoint:
                 threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
-            yield batch.to(getattr(torch, self.dtype)).chunk(ranks.n)[ranks.rank]
+            yield batch.to(getattr(torch, self.dtype)).chunk(collectives.n_processes)[collectives.rank]
 
     def first_gradients(self, n_latents: int) -> Weights | None:
         """Of the whole crosscoder at its first step."""
-        ranks = ProcessGrid(n_latents, "cpu") if dist.is_initialized() else ONE_PROCESS
-        trainer = self._trainer(ranks, None)
+        collectives = ProcessGroup(n_latents, "cpu") if dist.is_initialized() else SINGLE_PROCESS
+        trainer = self._trainer(collectives, None)
         trainer.sae.cfg.gradient_clip_norm = None
         trainer.optimizer.register_step_post_hook(gradients_become_weights)
-        trainer.step(ranks.gathered(next(self._batches(ranks, 1, 0)), "latents"))
-        whole = ranks.whole_of(trainer.sae)
+        trainer.step(collectives.all_gather(next(self._batches(collectives, 1, 0)), "latents"))
+        whole = collectives.unshard(trainer.sae)
         return None if whole is None else {name: weights.detach() for name, weights in whole.named_parameters()}
 
 

@@ -31,7 +31,7 @@ from results_file import write_results
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset
 from sae_lens_crosscoder.training.checkpoints.folder import checkpoints_in, problem_with
-from sae_lens_crosscoder.training.checkpoints.interruption import TrainingInterrupted
+from sae_lens_crosscoder.training.interruption import TrainingInterrupted
 from sae_lens_crosscoder.workflows.demo import DemoConfig, demo_runner_config
 
 STEPS, D_SAE, BATCH = 300, 256, 256

@@ -76,10 +76,9 @@ from sae_lens_crosscoder.report import (
     write_report,
 )
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.training.loop import train_on_one_stream
+from sae_lens_crosscoder.training.loop import CrosscoderTrainer, train_together
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
-from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.workflows.compare import compare
 from sae_lens_crosscoder.workflows.explore import explore
@@ -176,7 +175,7 @@ __all__ = [
     "splice_evals",
     "token_groups",
     "token_kl",
-    "train_on_one_stream",
+    "train_together",
     "write_effects",
     "write_explorer",
     "write_interpretations",

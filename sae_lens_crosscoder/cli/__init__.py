@@ -18,7 +18,7 @@ from sae_lens_crosscoder.cli import (
     train,
 )
 from sae_lens_crosscoder.storage.secrets import redact_secrets
-from sae_lens_crosscoder.training.checkpoints.interruption import TrainingInterrupted
+from sae_lens_crosscoder.training.interruption import TrainingInterrupted
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo.run,

@@ -67,6 +67,4 @@ def with_sweep(cfg: CrosscoderRunnerConfig, name: str, values: Sequence[str]) ->
         )
     kind = type(getattr(cfg.sae, name))
     saes = {f"{name}={value}": replace(cfg.sae, **{name: kind(value)}) for value in values}
-    swept = replace(cfg, sae=None, saes=saes)
-    swept.checkpoint_path = cfg.checkpoint_path  # the constructor appended a second random id
-    return swept
+    return cfg.replace(saes=saes)

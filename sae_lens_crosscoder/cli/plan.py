@@ -1,7 +1,7 @@
 """`plan`: what training needs, before anything is loaded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 from sae_lens_crosscoder.cli.flags import parser, take_sweep, train_config_class, with_sweep
@@ -41,12 +41,12 @@ def _saved_config_with(path: str, args: Sequence[str]) -> tuple[CrosscoderRunner
     first: Any = saved.sae
     config_class: Any = make_dataclass("SavedConfig", [("sae", type(first), None)], bases=(CrosscoderRunnerConfig,))
     flags = parser("plan", options=PlanConfig)
-    flags.add_arguments(config_class, dest="cfg", default=replace(saved, saes=None))
+    flags.add_arguments(config_class, dest="cfg", default=saved.replace(sae=first, saes=None))
     parsed = flags.parse_args(args)
     cfg: CrosscoderRunnerConfig = parsed.cfg
     if saved.saes is not None:
         if cfg.sae != first:
             raise ValueError(f"{path} trains several crosscoders: their fields can only be changed in the file.")
-        cfg = replace(cfg, sae=None, saes=saved.saes)
+        cfg = cfg.replace(saes=saved.saes)
     cfg.checkpoint_path = saved.checkpoint_path  # to which the constructor appended more random ids
     return cfg, parsed.options

@@ -19,7 +19,7 @@ def run(args: Sequence[str]) -> None:
         cfg = with_sweep(cfg, *sweep)
     runner = CrosscoderTrainingRunner(cfg)
     crosscoders: Any = runner.run()
-    if not runner.ranks.is_lead:
+    if not runner.collectives.is_lead:
         return
     print(f"\n{runner.summary.to_string()}\n")
     if cfg.output_path is None:

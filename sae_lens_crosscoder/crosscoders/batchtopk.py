@@ -116,8 +116,8 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         else:
             x = self.process_sae_in(sae_in)
             precision = screening_precision(self.cfg.screening, x.device)
-            n_keep = int(k * (self.ranks.n_data * len(x)))
-            found = self._screening.select(x, self.W_enc, self.b_enc, norms, n_keep, precision, self.ranks)
+            n_keep = int(k * (self.collectives.n_data * len(x)))
+            found = self._screening.select(x, self.W_enc, self.b_enc, norms, n_keep, precision, self.collectives)
             code = SparseCode(x, self.W_enc, self.b_enc, *found)
         self._follow_smallest_score(code.scores(norms), step)
         return code
@@ -137,7 +137,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
     ) -> dict[str, Float[Tensor, ""]]:
         dead_mask = step_input.dead_neuron_mask
         dead = None if dead_mask is None else dead_mask.nonzero().squeeze(-1)
-        n_dead = 0 if dead is None else self.ranks.total(len(dead), "latents")
+        n_dead = 0 if dead is None else self.collectives.sum_int(len(dead), "latents")
         if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
             return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
         revived = code.pre_of(dead), code.rows_of(self.W_dec, dead)
@@ -185,18 +185,18 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         acts = hidden_pre.relu()
         norms = score_norms(W_dec.detach(), self.layout, self.cfg.score)
         scores, best = (acts.detach() * norms).topk(min(k_aux, len(W_dec)), dim=-1, sorted=False)
-        best_acts = acts.gather(-1, best) * self.ranks.among_largest(scores, k_aux)
-        revived = self.ranks.sum_of_parts(torch.zeros_like(acts).scatter(-1, best, best_acts) @ W_dec)
+        best_acts = acts.gather(-1, best) * self.collectives.top_k_mask(scores, k_aux)
+        revived = self.collectives.sum_over_latents(torch.zeros_like(acts).scatter(-1, best, best_acts) @ W_dec)
         unexplained = (residual - revived).square().sum(dim=-1).mean()
-        mean = self.ranks.averaged(residual.mean(dim=0))
-        total = self.ranks.averaged((residual - mean).square().sum(dim=-1).mean())
+        mean = self.collectives.mean(residual.mean(dim=0))
+        total = self.collectives.mean((residual - mean).square().sum(dim=-1).mean())
         # A safe divisor, because the gradient of the branch not taken would be nan as well.
         ratio = unexplained / torch.where(total > 0, total, torch.ones_like(total))
         return self.cfg.aux_loss_coefficient * torch.where(total > 0, ratio, torch.zeros_like(ratio))
 
     @torch.no_grad()
     def _follow_smallest_score(self, scores: Float[Tensor, " pairs"], step: int) -> None:
-        smallest = self.ranks.minimum(scores)
+        smallest = self.collectives.min(scores)
         if smallest is None:
             return
         smallest = smallest.to(self.topk_threshold.dtype)

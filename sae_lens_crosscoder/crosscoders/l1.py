@@ -88,7 +88,7 @@ class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
         self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
     ) -> dict[str, Float[Tensor, ""]]:
         """The penalty. Gradients flow through s_j: that is what shrinks a weak latent's base norm to 0."""
-        mean_score = self.ranks.sum_of_parts(code.mean_score(self.score_norms()))
+        mean_score = self.collectives.sum_over_latents(code.mean_score(self.score_norms()))
         return {"l1_loss": step_input.coefficients["l1"] * mean_score}
 
     @override

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales, fold_scores
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS, OneProcess
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.initialisation import Initialisation, geometric_median, initial_decoder
 from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
@@ -98,7 +98,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
 
     input_scales: Tensor
     has_seen_data: Tensor
-    ranks: OneProcess = ONE_PROCESS
+    collectives: Collectives = SINGLE_PROCESS
     """The processes that train this crosscoder, each with its own latents or tokens."""
 
     @override
@@ -166,7 +166,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         self._first_batch_is_past = True
         if bool(self.has_seen_data):
             return
-        activations = self.ranks.gathered(activations, "data")
+        activations = self.collectives.all_gather(activations, "data")
         if self.wants_activation_scales:
             mean_norms = MeanNorms(self.layout)
             mean_norms.add(activations)
@@ -191,7 +191,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         """Loss and activations of one batch; the losses in `losses` add up to `loss`."""
         self.start_from(step_input.sae_in)
         code = self.encode_batch(step_input.sae_in, step_input.n_training_steps)
-        decoded = self.ranks.sum_of_parts(code.decode(self.W_dec)) + self.b_dec
+        decoded = self.collectives.sum_over_latents(code.decode(self.W_dec)) + self.b_dec
         sae_out = self.run_time_activation_norm_fn_out(self.hook_sae_recons(decoded))
         error = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype) - sae_out)
         losses = {"reconstruction_loss": reconstruction_loss(error, self.layout, self.cfg.reconstruction_loss)}

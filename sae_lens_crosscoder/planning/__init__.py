@@ -2,7 +2,7 @@
 
 from sae_lens_crosscoder.planning.memory import MemoryItem
 from sae_lens_crosscoder.planning.plan import Plan, plan
-from sae_lens_crosscoder.planning.suggestions import Suggestion, apply_changes
+from sae_lens_crosscoder.planning.suggestions import Suggestion
 from sae_lens_crosscoder.planning.timing import TimeEstimate
 
-__all__ = ["MemoryItem", "Plan", "Suggestion", "TimeEstimate", "apply_changes", "plan"]
+__all__ = ["MemoryItem", "Plan", "Suggestion", "TimeEstimate", "plan"]

@@ -28,7 +28,7 @@ class Plan:
     capacity: dict[str, int | None]
     """Memory of each device in use, None if unknown."""
     suggestions: tuple[Suggestion, ...]
-    """Changes that save memory where there is too little, for `apply_changes`."""
+    """Changes that save memory where there is too little, for `cfg.replace`."""
     n_steps: int
     n_cache_bytes: dict[str, int]
     """Disk for a cache of all training activations, by precision."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ class Suggestion(NamedTuple):
     """A change of config fields, with its price and its effect."""
 
     changes: Changes
-    """Field names and new values, for `apply_changes`; a crosscoder's field changes in every crosscoder."""
+    """Field names and new values, for `cfg.replace`; a crosscoder's field changes in every crosscoder."""
     price: str
     n_bytes_saved: int
     """Saved on the devices that have too little memory."""
@@ -35,17 +34,6 @@ class Suggestion(NamedTuple):
         flags = " ".join(f"--{name} {value}" for name, value in self.changes.items())
         verdict = "fits" if self.fits else "not enough"
         return f"  {flags}\n      saves {self.n_bytes_saved / 2**30:.3f} GiB: {verdict}. Price: {self.price}."
-
-
-def apply_changes(cfg: CrosscoderRunnerConfig, changes: Mapping[str, Any]) -> CrosscoderRunnerConfig:
-    """Copy a config with new values for some of its fields, or for fields of all its crosscoders."""
-    run_fields = {f.name for f in fields(cfg)}
-    sae_changes = {name: value for name, value in changes.items() if name not in run_fields}
-    saes = {name: replace(sae, **sae_changes) for name, sae in cfg.crosscoder_configs.items()}
-    crosscoders: Changes = {"sae": saes[""]} if cfg.saes is None else {"sae": None, "saes": saes}
-    changed = replace(cfg, **crosscoders, **{name: changes[name] for name in changes if name in run_fields})
-    changed.checkpoint_path = cfg.checkpoint_path  # to which the constructor appended a second random id
-    return changed
 
 
 def overfull_devices(needed: Mapping[str, int], capacity: Capacity) -> list[str]:
@@ -65,7 +53,7 @@ def suggest(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None], cap
     options = _options(cfg)
 
     def evaluate(changes: Changes) -> Suggestion:
-        after = bytes_per_device(memory_items(apply_changes(cfg, changes), models))
+        after = bytes_per_device(memory_items(cfg.replace(**changes), models))
         saved = sum(needed[name] - after[name] for name in overfull)
         price = "; ".join(options[name][0] for name in changes)
         return Suggestion(changes, price, saved, not overfull_devices(after, capacity))

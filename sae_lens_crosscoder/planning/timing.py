@@ -14,8 +14,8 @@ from sae_lens.util import temporary_seed
 
 from sae_lens_crosscoder.models.devices import memory_of
 from sae_lens_crosscoder.planning.memory import bytes_of, n_parameters, step_bytes
+from sae_lens_crosscoder.training.loop import CrosscoderTrainer
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
-from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 
 _LONGEST_STEP_SECONDS = 0.5  # a slower step is measured at a smaller size
 _FEWEST_TOKENS, _FEWEST_LATENTS = 128, 4096  # of a smaller size, below which other costs dominate

@@ -1,4 +1,4 @@
-"""Drives one or several trainers over a single stream of activations."""
+"""The training loop: fits one or several crosscoders on one stream of activations."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -7,17 +7,39 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
+from typing_extensions import override
 
 from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.activations.training_batches import TrainingBatches
+from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError
-from sae_lens_crosscoder.training.checkpoints.interruption import Interruption, interruptible
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import RunCheckpoints
-from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
+from sae_lens_crosscoder.training.interruption import Interruption, interruptible
+from sae_lens_crosscoder.training.trainer import StepTrainer
 
 
-def train_on_one_stream(
-    trainers: Mapping[str, CrosscoderTrainer],
+class CrosscoderTrainer(StepTrainer):
+    """Trains one crosscoder with `fit`; `train_together` trains several on one stream.
+
+    `history` is a pandas table with a row every `cfg.log_frequency` steps: losses, `fve_base`, `fve_chat` and
+    `fve_pooled` (of that batch), `l0`, `n_dead`, the threshold if the architecture has one, the learning rate.
+
+    Args:
+        cfg: length, learning rate, logging.
+        crosscoder: an `L1TrainingCrosscoder` or `BatchTopKTrainingCrosscoder`; trained in place.
+        activations: yields raw stacked activations of shape (batch, d_in), base first.
+        name: the crosscoder's name in checkpoints, progress and metrics; empty for a single one.
+    """
+
+    @override
+    def fit(self) -> TrainingCrosscoder:
+        """Train for `cfg.total_training_samples` tokens and return the (training) crosscoder."""
+        train_together({self.name: self}, self.data_provider)
+        return self.sae
+
+
+def train_together(
+    trainers: Mapping[str, StepTrainer],
     activations: Iterable[Float[Tensor, "batch d_in"]],
     *,
     settings: Mapping[str, Any] | None = None,
@@ -40,8 +62,8 @@ def train_on_one_stream(
         raise ValueError(f"Crosscoders on one stream must train for equally many tokens, not {sorted(wanted)}.")
     if settings is None:
         settings = {name: trainer.settings for name, trainer in trainers.items()}
-    ranks = next(iter(trainers.values())).ranks
-    with closing(TrainingBatches(activations, n_ahead)) as batches, interruptible(ranks) as interruption:
+    collectives = next(iter(trainers.values())).collectives
+    with closing(TrainingBatches(activations, n_ahead)) as batches, interruptible(collectives) as interruption:
         for trainer in trainers.values():
             trainer.sae.to(trainer.cfg.device)
             trainer.data_provider = batches
@@ -57,7 +79,7 @@ def train_on_one_stream(
 
 
 def _train(
-    trainers: Mapping[str, CrosscoderTrainer],
+    trainers: Mapping[str, StepTrainer],
     batches: TrainingBatches,
     checkpoints: RunCheckpoints,
     interruption: Interruption,
@@ -71,15 +93,15 @@ def _train(
         unit="tok",
         unit_scale=True,
         mininterval=1,
-        disable=not lead.ranks.is_lead,
+        disable=not lead.collectives.is_lead,
     ) as progress:
         try:
             while not all(trainer.is_last_step for trainer in trainers.values()):
-                with lead.ranks.together():
+                with lead.collectives.fail_together():
                     unfinished = _next_batch(batches, lead)
-                batch = lead.ranks.gathered(unfinished, "latents")
+                batch = lead.collectives.all_gather(unfinished, "latents")
                 _one_step(trainers, batch)
-                progress.update(lead.ranks.n_data * len(batch))
+                progress.update(lead.collectives.n_data * len(batch))
                 unfinished = None
                 if lead.metrics_log.rows:
                     progress.set_postfix_str(_progress_note(trainers), refresh=False)
@@ -95,7 +117,7 @@ def _train(
             raise
 
 
-def _one_step(trainers: Mapping[str, CrosscoderTrainer], batch: Float[Tensor, "batch d_in"]) -> None:
+def _one_step(trainers: Mapping[str, StepTrainer], batch: Float[Tensor, "batch d_in"]) -> None:
     """Every crosscoder learns from the batch, apart from those that had done so when another's step failed."""
     step = min(trainer.n_training_steps for trainer in trainers.values())
     for trainer in trainers.values():
@@ -113,7 +135,7 @@ def _one_step(trainers: Mapping[str, CrosscoderTrainer], batch: Float[Tensor, "b
         trainer.n_training_steps += 1
 
 
-def _checkpoint_is_due(trainer: CrosscoderTrainer) -> bool:
+def _checkpoint_is_due(trainer: StepTrainer) -> bool:
     thresholds = trainer.checkpoint_thresholds
     is_due = bool(thresholds) and trainer.n_training_samples > thresholds[0]
     if is_due:
@@ -122,7 +144,7 @@ def _checkpoint_is_due(trainer: CrosscoderTrainer) -> bool:
 
 
 def _next_batch(
-    activations: Iterator[Float[Tensor, "batch d_in"]], trainer: CrosscoderTrainer
+    activations: Iterator[Float[Tensor, "batch d_in"]], trainer: StepTrainer
 ) -> Float[Tensor, "batch d_in"]:
     try:
         batch = next(activations)
@@ -138,7 +160,7 @@ def _next_batch(
     return batch
 
 
-def _progress_note(trainers: Mapping[str, CrosscoderTrainer]) -> str:
+def _progress_note(trainers: Mapping[str, StepTrainer]) -> str:
     notes: list[str] = []
     for name, trainer in trainers.items():
         row = trainer.metrics_log.rows[-1]
@@ -146,7 +168,7 @@ def _progress_note(trainers: Mapping[str, CrosscoderTrainer]) -> str:
     return " | ".join(notes)
 
 
-def _finish(trainer: CrosscoderTrainer) -> None:
+def _finish(trainer: StepTrainer) -> None:
     if trainer.activation_scaler.scaling_factor is not None:
         trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.activation_scaler.scaling_factor = None
@@ -154,7 +176,7 @@ def _finish(trainer: CrosscoderTrainer) -> None:
 
 
 def _estimate_scales(
-    trainers: Mapping[str, CrosscoderTrainer], activations: Iterator[Tensor], interruption: Interruption
+    trainers: Mapping[str, StepTrainer], activations: Iterator[Tensor], interruption: Interruption
 ) -> None:
     """Fix activation scales on batches that are then not trained on, as SAELens does."""
     per_model = [trainer for trainer in trainers.values() if trainer.sae.wants_activation_scales]
@@ -176,7 +198,7 @@ def _estimate_scales(
                 f"The activations ended while scales were estimated on n_batches_for_norm_estimate={wanted} batches, "
                 "before training. Lower that number, or give a longer (or repeating) stream."
             )
-        mean_norms.add(lead.ranks.gathered(batch, "all"))
+        mean_norms.add(lead.collectives.all_gather(batch, "all"))
         interruption.raise_if_requested()
     for trainer in per_model:
         trainer.sae.scale_activations(mean_norms)

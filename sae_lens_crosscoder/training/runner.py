@@ -25,15 +25,13 @@ from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import seal
 from sae_lens_crosscoder.training import wandb_log
-from sae_lens_crosscoder.training.checkpoints.interruption import interruptible
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, read_training_crosscoder
 from sae_lens_crosscoder.training.data.run_data import RunData
-from sae_lens_crosscoder.training.distributed.latent_shards import ShardedTrainer
 from sae_lens_crosscoder.training.distributed.process_group import StoppedElsewhereError, connect
-from sae_lens_crosscoder.training.loop import train_on_one_stream
+from sae_lens_crosscoder.training.interruption import interruptible
+from sae_lens_crosscoder.training.loop import CrosscoderTrainer, train_together
 from sae_lens_crosscoder.training.refusals import refuse_unwritable
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
-from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
 
 METRICS_FILENAME = "metrics.jsonl"
@@ -60,14 +58,14 @@ class CrosscoderTrainingRunner(RunData):
         override_dataset: HfDataset | None = None,
         override_model: HookedModelPair | None = None,
     ) -> None:
-        ranks = connect(cfg.latent_shards, cfg.device)
-        cfg.checkpoint_path = ranks.agreed(cfg.checkpoint_path)  # to which each appended another random id
+        collectives = connect(cfg.latent_shards, cfg.device)
+        cfg.checkpoint_path = collectives.broadcast(cfg.checkpoint_path)  # to which each appended another random id
         for folder in (cfg.output_path, cfg.checkpoint_path):
             refuse_unwritable(folder)
         if cfg.resume_from_checkpoint is not None:
             _go_on_from(cfg.resume_from_checkpoint, cfg)
         _seed_everything(cfg.seed)
-        super().__init__(cfg, override_dataset, override_model, ranks)
+        super().__init__(cfg, override_dataset, override_model, collectives)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}
@@ -79,21 +77,20 @@ class CrosscoderTrainingRunner(RunData):
         Each is saved as a folder (cfg.json, sae_weights.safetensors, metrics.jsonl, runner_cfg.json): `cfg.output_path`
         itself, or a folder per name below it. Of several processes only the first writes; the others return None.
         """
-        cfg, is_lead = self.cfg, self.ranks.is_lead
+        cfg, is_lead = self.cfg, self.collectives.is_lead
         self.trainers = {name: self._new_trainer(name) for name in self.training_crosscoders}
         for trainer in self.trainers.values():
             trainer.metrics_log.start_from([])
         if cfg.logger.log_to_wandb and is_lead:
             wandb_log.start(cfg.logger, cfg.to_dict())
         n_ahead = int(cfg.prefetch_llm_batches or 0)
-        checkpoints = train_on_one_stream(
-            self.trainers, self.activations_store, settings=cfg.to_dict(), n_ahead=n_ahead
-        )
+        checkpoints = train_together(self.trainers, self.activations_store, settings=cfg.to_dict(), n_ahead=n_ahead)
         for name, part in self.training_crosscoders.items():
-            whole = self.ranks.whole_of(part)
+            whole = self.collectives.unshard(part)
             self.training_crosscoders[name] = part if whole is None else whole
         try:
-            with interruptible(self.ranks), self.ranks.together():  # what is trained is saved before anything else
+            # Signals wait until the crosscoders are saved.
+            with interruptible(self.collectives), self.collectives.fail_together():
                 crosscoders = {name: self._save(name) for name in self.trainers if is_lead}
         except (OSError, SafetensorError, StoppedElsewhereError) as error:
             checkpoints.save_because_of(error)
@@ -144,18 +141,17 @@ class CrosscoderTrainingRunner(RunData):
             "seed",
         ):
             setattr(metadata, key, settings[key])
-        return self.ranks.part_of(crosscoder.to(self.cfg.device))
+        return self.collectives.shard(crosscoder.to(self.cfg.device))
 
     def _new_trainer(self, name: str) -> CrosscoderTrainer:
-        several = self.ranks.n > 1
         trainer_cfg: CrosscoderTrainerConfig = self.cfg.to_sae_trainer_config()
-        if not self.ranks.is_lead:
+        if not self.collectives.is_lead:
             trainer_cfg.logger = replace(trainer_cfg.logger, log_to_wandb=False)
         elif self.cfg.output_path is not None:
             trainer_cfg.metrics_path = str(Path(self.cfg.output_path, name, METRICS_FILENAME))
         # SAELens's evaluator runs a whole crosscoder in one process.
-        evaluator = None if several or self.reads_cache else self._evaluator()
-        return (ShardedTrainer if several else CrosscoderTrainer)(
+        evaluator = None if self.collectives.n_processes > 1 or self.reads_cache else self._evaluator()
+        return CrosscoderTrainer(
             trainer_cfg,
             self.training_crosscoders[name],
             self.activations_store,

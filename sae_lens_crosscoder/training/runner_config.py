@@ -1,6 +1,6 @@
 """A SAELens runner config for a pair of models."""
 
-import copy
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -197,11 +197,27 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 f"train_batch_size_tokens={self.train_batch_size_tokens} cannot be divided evenly among {n_processes} "
                 "processes: use a multiple of their number."
             )
-        share = copy.copy(self)
-        share.train_batch_size_tokens = self.train_batch_size_tokens // n_processes
-        # Still at least a batch.
-        share.n_batches_in_buffer = math.ceil(self.n_batches_in_buffer / n_processes)
-        return share
+        return self.replace(
+            train_batch_size_tokens=self.train_batch_size_tokens // n_processes,
+            n_batches_in_buffer=math.ceil(self.n_batches_in_buffer / n_processes),  # still at least a batch
+        )
+
+    def replace(self, **changes: Any) -> "CrosscoderRunnerConfig":
+        """Return a config with other values in some fields, its own or those of all its crosscoders.
+
+        >>> sae = TrainingSAEConfig.from_dict({"architecture": "crosscoder", "d_model": 8, "d_sae": 16})
+        >>> cfg = CrosscoderRunnerConfig(sae=sae, training_tokens=2**22).replace(lr=1e-3, d_sae=32)
+        >>> cfg.lr, cfg.sae.d_sae
+        (0.001, 32)
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+        of_crosscoders = {name: value for name, value in changes.items() if name not in values}
+        if changes.get("saes", self.saes) is not None:
+            values["sae"] = None  # the constructor sets it to the first of `saes`
+        if of_crosscoders:
+            saes = {name: dataclasses.replace(sae, **of_crosscoders) for name, sae in self.crosscoder_configs.items()}
+            values |= {"sae": saes[""]} if self.saes is None else {"saes": saes}
+        return self._with_values(values | {name: value for name, value in changes.items() if name in values})
 
     @property
     def crosscoder_configs(self) -> dict[str, TrainingSAEConfig]:
@@ -242,9 +258,13 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])  # JSON knows no tuples
         if isinstance(cfg_dict.get("logger"), dict):
             cfg_dict["logger"] = LoggingConfig(**cfg_dict["logger"])
-        cfg = cls(**cfg_dict)
-        # The constructor appends a random id, which a config that was written out already has.
-        cfg.checkpoint_path = cfg_dict.get("checkpoint_path", cfg.checkpoint_path)
+        return cls._with_values(cfg_dict)
+
+    @classmethod
+    def _with_values(cls, values: dict[str, Any]) -> "CrosscoderRunnerConfig":
+        """Construct a config without the random id that SAELens's constructor appends to `checkpoint_path`."""
+        cfg = cls(**values)
+        cfg.checkpoint_path = values.get("checkpoint_path", cfg.checkpoint_path)
         return cfg
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS
 from sae_lens_crosscoder.storage.checksums import blaming, load_sealed
 from sae_lens_crosscoder.training.data.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -44,4 +44,4 @@ def held_out_run(crosscoder: str, n_held_out_rows: int | None, instead: str) -> 
             "training data."
         )
     cfg.wait_for_cache = 0  # a cache that was trained on is whole
-    return RunData(cfg, None, None, ONE_PROCESS)
+    return RunData(cfg, None, None, SINGLE_PROCESS)

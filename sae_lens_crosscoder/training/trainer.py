@@ -34,8 +34,8 @@ _REMEDY = (
 )
 
 
-class CrosscoderTrainer(SAETrainer[Any, Any]):
-    """Trains one crosscoder; `train_on_one_stream` drives several.
+class StepTrainer(SAETrainer[Any, Any]):
+    """Makes one training step at a time: optimizer, schedules, firing counts, metrics. `training.loop` drives it.
 
     Args:
         cfg: length, learning rate, logging.
@@ -66,11 +66,11 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
                 "cannot be trained on."
             )
         super().__init__(cfg, crosscoder, activations, evaluator, save_checkpoint_fn)
-        self.ranks = crosscoder.ranks
+        self.collectives = crosscoder.collectives
         self._use_fused_adam()
         self.name = name
         # As they are now: what training finds out, such as activation scales, enters the crosscoder's config.
-        whole = crosscoder.cfg.to_dict() | {"d_sae": crosscoder.cfg.d_sae * self.ranks.n_latents}
+        whole = crosscoder.cfg.to_dict() | {"d_sae": crosscoder.cfg.d_sae * self.collectives.n_latents}
         self.settings: dict[str, Any] = {"trainer": asdict(cfg), "crosscoder": whole}
         self.metrics_log = MetricsLog(cfg.metrics_path)
 
@@ -78,14 +78,6 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
     def history(self) -> pd.DataFrame:
         """The metrics so far, a row per logged step."""
         return self.metrics_log.table()
-
-    @override
-    def fit(self) -> TrainingCrosscoder:
-        """Train for `cfg.total_training_samples` tokens and return the (training) crosscoder."""
-        from sae_lens_crosscoder.training.loop import train_on_one_stream  # it drives this class
-
-        train_on_one_stream({self.name: self}, self.data_provider)
-        return self.sae
 
     @override
     def step(self, batch: Float[Tensor, "batch d_in"]) -> TrainStepOutput:
@@ -96,7 +88,7 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         n_samples, carried = self.n_training_samples, self.sae.carried_state()
         buffers = {name: buffer.clone() for name, buffer in self.sae.named_buffers()}
         try:
-            self.n_training_samples += (self.ranks.n_data - 1) * len(batch)
+            self.n_training_samples += (self.collectives.n_data - 1) * len(batch)
             return super().step(batch)
         except BaseException:
             self.n_training_samples = n_samples
@@ -110,7 +102,7 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
         """SAELens's step with two differences: the clipping is the crosscoder's, and nothing non-finite is learned."""
         # Before anything is learned from them, so that a checkpoint holds the state before the bad batch.
         where = f"at step {self.n_training_steps} (tokens up to {self.n_training_samples})"
-        with self.ranks.together():
+        with self.collectives.fail_together():
             validate_activations(sae_in, sae.layout, where)
         if not sae.training:
             sae.train()
@@ -125,9 +117,9 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
                     is_logging_step=self.is_logging_step,
                 )
             )
-        (output.loss / self.ranks.n_data).backward()
-        gradient_norm = self.ranks.joint_gradients(dict(sae.named_parameters()))
-        with self.ranks.together():
+        (output.loss / self.collectives.n_data).backward()
+        gradient_norm = self.collectives.reduce_gradients(dict(sae.named_parameters()))
+        with self.collectives.fail_together():
             self._require_finite_step(output, gradient_norm)
         self._count_firing(output.feature_acts)  # nothing can fail any more
         self._clip_gradients(gradient_norm)
@@ -140,11 +132,11 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
 
     @torch.no_grad()
     def _count_firing(self, feature_acts: Tensor) -> None:
-        n_firings = self.ranks.summed(firing_counts(feature_acts), "data")
+        n_firings = self.collectives.sum(firing_counts(feature_acts), "data")
         self.n_forward_passes_since_fired += 1
         self.n_forward_passes_since_fired[n_firings > 0] = 0
         self.act_freq_scores += n_firings
-        self.n_frac_active_samples += self.ranks.n_data * len(feature_acts)
+        self.n_frac_active_samples += self.collectives.n_data * len(feature_acts)
 
     def _require_finite_step(self, output: TrainStepOutput, gradient_norm: Tensor) -> None:
         if not torch.isfinite(output.loss):
@@ -212,6 +204,14 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
                 self.lr_scheduler.step()
         self.checkpoint_thresholds = [n for n in self.checkpoint_thresholds if n > self.n_training_samples]
 
+    @override
+    def set_final_sae_metadata(self) -> None:
+        """Record L0 and the number of dead latents over all shards, as SAELens does for one process."""
+        if self.n_frac_active_samples > 0:
+            metadata = self.sae.cfg.metadata
+            metadata.l0 = self.collectives.sum(self.feature_sparsity.sum(), "latents").item()
+            metadata.num_dead_features = self.collectives.sum_int(int(self.dead_neurons.sum()), "latents")
+
     @property
     def is_logging_step(self) -> bool:
         """Whether the step in progress writes a row of metrics."""
@@ -225,19 +225,19 @@ class CrosscoderTrainer(SAETrainer[Any, Any]):
     @torch.no_grad()
     def metrics(self, output: TrainStepOutput) -> dict[str, float]:
         """One row of `history`, from what the step already has; FVE is that of its batch."""
-        ranks = self.ranks
+        collectives = self.collectives
         fve = VarianceExplained(self.sae.layout)
-        fve.add(ranks.gathered(output.sae_in, "data"), ranks.gathered(output.sae_out, "data"))
-        n_firings = ranks.summed(firing_counts(output.feature_acts).sum(), "all")
+        fve.add(collectives.all_gather(output.sae_in, "data"), collectives.all_gather(output.sae_out, "data"))
+        n_firings = collectives.sum(firing_counts(output.feature_acts).sum(), "all")
         row = {
             "step": float(self.n_training_steps + 1),
             "n_training_tokens": float(self.n_training_samples),
-            "loss": ranks.averaged(output.loss).item(),
-            **{name: ranks.averaged(value).item() for name, value in output.losses.items()},
+            "loss": collectives.mean(output.loss).item(),
+            **{name: collectives.mean(value).item() for name, value in output.losses.items()},
             **{f"fve_{name}": value for name, value in fve.per_model().items()},
             "fve_pooled": fve.pooled(),
-            "l0": n_firings.item() / (ranks.n_data * len(output.feature_acts)),
-            "n_dead": float(ranks.summed(self.dead_neurons.sum(), "latents")),
+            "l0": n_firings.item() / (collectives.n_data * len(output.feature_acts)),
+            "n_dead": float(collectives.sum(self.dead_neurons.sum(), "latents")),
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         for name, value in output.metrics.items():

@@ -231,7 +231,7 @@ def _training(folder, n_steps, **fields):
         **fields,
     )
     trainer = slc.CrosscoderTrainer(cfg, batchtopk_crosscoder(), iter(()))
-    slc.train_on_one_stream({"": trainer}, (stacked_batch(n=_BATCH, seed=n) for n in range(_N_STEPS)))
+    slc.train_together({"": trainer}, (stacked_batch(n=_BATCH, seed=n) for n in range(_N_STEPS)))
     return trainer
 
 

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.shuffle_buffer import mixed_batches
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
-from sae_lens_crosscoder.planning import apply_changes, timing
+from sae_lens_crosscoder.planning import timing
 from sae_lens_crosscoder.planning.memory import buffer_bytes, step_bytes
 from sae_lens_crosscoder.planning.suggestions import USABLE_SHARE
 
@@ -182,9 +182,9 @@ def test_steps_and_disk():
     assert plan.n_cache_bytes == {"bfloat16": 1000 * 192 * 2, "float32": 1000 * 192 * 4}
     buffer = cfg.n_batches_in_buffer * cfg.context_size * 192 * 4
     assert plan.n_checkpoint_bytes == 3 * (3 * weights + buffer) + weights
-    two_at_most = replace(cfg, n_checkpoints_kept=1, n_checkpoints=9)
+    two_at_most = cfg.replace(n_checkpoints_kept=1, n_checkpoints=9)
     assert planned(two_at_most).n_checkpoint_bytes == 2 * (3 * weights + buffer) + weights
-    assert planned(replace(cfg, checkpoint_path=None, output_path=None)).n_checkpoint_bytes == 0
+    assert planned(cfg.replace(checkpoint_path=None, output_path=None)).n_checkpoint_bytes == 0
 
 
 RUNS = {
@@ -205,7 +205,7 @@ def test_a_suggestion_does_what_it_says(name):
         plan = planned(cfg, memory_gib=share * whole)
         assert plan.fits is False
         for suggestion in plan.suggestions:
-            again = planned(apply_changes(cfg, suggestion.changes), memory_gib=share * whole)
+            again = planned(cfg.replace(**suggestion.changes), memory_gib=share * whole)
             # Memory of the other machine's CPU is unknown, so that nothing there is certain to fit.
             assert (again.fits is not False) == suggestion.fits
             saved = sum(plan.n_bytes_needed.values()) - again.n_bytes_needed["cuda:0" if name == "gpu" else "cpu"]
@@ -231,7 +231,7 @@ def test_suggestions_come_by_harm_and_end_with_several_when_one_is_not_enough():
     assert len(together.changes) > 1
     for superfluous in together.changes:
         fewer = {name: value for name, value in together.changes.items() if name != superfluous}
-        assert not planned(apply_changes(cfg, fewer), memory_gib=9 * MIB).fits
+        assert not planned(cfg.replace(**fewer), memory_gib=9 * MIB).fits
 
 
 def test_without_a_second_gpu_there_is_a_way_too():
@@ -245,7 +245,7 @@ def test_without_a_second_gpu_there_is_a_way_too():
 
 
 def test_what_saves_nothing_is_not_proposed():
-    cfg = replace(config(model_dtype="bfloat16", store_batch_size_prompts=1), n_batches_in_buffer=2)
+    cfg = config(model_dtype="bfloat16", store_batch_size_prompts=1).replace(n_batches_in_buffer=2)
     suggestions = planned(cfg, memory_gib=MIB).suggestions
     names = {name for suggestion in suggestions for name in suggestion.changes}
     assert names
@@ -256,7 +256,7 @@ def test_what_saves_nothing_is_not_proposed():
 
 def test_changes_leave_the_rest_of_the_config_alone():
     cfg = config(checkpoint_path="x", saes={"a": BATCHTOPK(d_model=96, d_sae=512, k=8)})
-    changed = apply_changes(cfg, {"d_sae": 256, "model_dtype": "bfloat16"})
+    changed = cfg.replace(d_sae=256, model_dtype="bfloat16")
     before, after = cfg.to_dict(), changed.to_dict()
     assert {key for key in before if before[key] != after[key]} == {"sae", "saes", "model_dtype"}
     assert (cfg.saes["a"].d_sae, changed.saes["a"].d_sae) == (512, 256)

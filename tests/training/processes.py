@@ -5,9 +5,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
-from sae_lens_crosscoder.training.distributed.latent_shards import ShardedTrainer
-from sae_lens_crosscoder.training.distributed.process_group import ProcessGrid
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS
+from sae_lens_crosscoder.training.distributed.process_group import ProcessGroup
 
 D_MODELS, D_SAE, BATCH = (4, 4), 32, 48
 
@@ -29,10 +28,10 @@ def _process(rank, n, work, folder, args):
 
 def grid(n_latents):
     """The grid of this process's group; without a group, one process."""
-    return ProcessGrid(n_latents, "cpu") if dist.is_initialized() else ONE_PROCESS
+    return ProcessGroup(n_latents, "cpu") if dist.is_initialized() else SINGLE_PROCESS
 
 
-def activations(ranks, steps, dtype):
+def activations(collectives, steps, dtype):
     """This process's share of every batch: sparse combinations of more directions than there are dimensions."""
     generator = torch.Generator().manual_seed(7)
     directions = torch.nn.functional.normalize(torch.randn(20, 8, generator=generator, dtype=torch.float64), dim=1)
@@ -40,10 +39,10 @@ def activations(ranks, steps, dtype):
         on = torch.rand(BATCH, 20, generator=generator) < 0.15
         batch = (on * torch.rand(BATCH, 20, generator=generator, dtype=torch.float64)) @ directions
         batch = batch + 0.05 * torch.randn(BATCH, 8, generator=generator, dtype=torch.float64) + 0.3
-        yield batch.to(getattr(torch, dtype)).chunk(ranks.n)[ranks.rank]
+        yield batch.to(getattr(torch, dtype)).chunk(collectives.n_processes)[collectives.rank]
 
 
-def new_trainer(kind, ranks, steps, dtype="float64", stream=None, checkpoint_path=None, resume=None, **fields):
+def new_trainer(kind, collectives, steps, dtype="float64", stream=None, checkpoint_path=None, resume=None, **fields):
     """A trainer of this process's part of a crosscoder that is the same whatever the layout."""
     torch.manual_seed(3)
     fields = {"d_models": D_MODELS, "d_sae": D_SAE, "dtype": dtype, "gradient_clip_norm": 0.3} | fields
@@ -62,11 +61,11 @@ def new_trainer(kind, ranks, steps, dtype="float64", stream=None, checkpoint_pat
         resume_from_checkpoint=resume,
         n_batches_for_norm_estimate=2,
     )
-    stream = activations(ranks, steps + 2, dtype) if stream is None else stream
-    return (ShardedTrainer if ranks.n > 1 else slc.CrosscoderTrainer)(cfg, ranks.part_of(whole), stream)
+    stream = activations(collectives, steps + 2, dtype) if stream is None else stream
+    return slc.CrosscoderTrainer(cfg, collectives.shard(whole), stream)
 
 
 def whole_weights(trainer):
     """The state of the whole crosscoder, on the first process."""
-    whole = trainer.ranks.whole_of(trainer.sae)
+    whole = trainer.collectives.unshard(trainer.sae)
     return None if whole is None else {name: value.clone() for name, value in whole.state_dict().items()}

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import largest
 from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError, checkpoints_in, problem_with
 from sae_lens_crosscoder.training.distributed.process_group import LostProcessError, StoppedElsewhereError, connect
@@ -71,7 +71,7 @@ def _first_gradients(n_latents):
         trainer = new_trainer(kind, grid(n_latents), STEPS, dtype="float32", gradient_clip_norm=None)
 
         trainer.optimizer.register_step_post_hook(_gradients_become_weights)
-        trainer.step(trainer.ranks.gathered(next(activations(trainer.ranks, 1, "float32")), "latents"))
+        trainer.step(trainer.collectives.all_gather(next(activations(trainer.collectives, 1, "float32")), "latents"))
         found[kind] = whole_weights(trainer)
     return found
 
@@ -89,9 +89,9 @@ def test_in_float32_the_first_gradients_agree(tmp_path):
 
 def _train_until_the_stream_ends(n_latents, n_batches, folder, resume=None):
     """Train on as many batches in all, and leave a checkpoint."""
-    ranks = grid(n_latents)
-    stream = activations(ranks, n_batches, "float64")
-    trainer = new_trainer("batchtopk", ranks, STEPS, checkpoint_path=folder, stream=stream, resume=resume)
+    collectives = grid(n_latents)
+    stream = activations(collectives, n_batches, "float64")
+    trainer = new_trainer("batchtopk", collectives, STEPS, checkpoint_path=folder, stream=stream, resume=resume)
     if n_batches < STEPS:
         with pytest.raises(ValueError, match=f"The activations ended after {n_batches * BATCH} tokens"):
             trainer.fit()
@@ -113,9 +113,9 @@ def test_saved_on_four_and_resumed_on_two_and_on_one_is_the_unbroken_run(tmp_pat
 
 
 def _largest_of_all(scores, n):
-    ranks = grid(1)
-    own = scores[ranks.rank]
-    kept, smallest, n_candidates = ranks.largest(own, n)
+    collectives = grid(1)
+    own = scores[collectives.rank]
+    kept, smallest, n_candidates = collectives.top_scores(own, n)
     return own[kept], smallest, n_candidates
 
 
@@ -133,15 +133,15 @@ def test_the_largest_scores_of_all_processes_are_found_exactly_even_among_equal_
 
 def _meet_a_bad_batch(folder):
     """Activations that are not finite on the second process alone, at the third step."""
-    ranks = grid(1)
+    collectives = grid(1)
 
     def stream():
-        for step, batch in enumerate(activations(ranks, STEPS, "float64")):
-            if (ranks.rank, step) == (1, 2):
+        for step, batch in enumerate(activations(collectives, STEPS, "float64")):
+            if (collectives.rank, step) == (1, 2):
                 batch[0, 0] = torch.nan
             yield batch
 
-    trainer = new_trainer("batchtopk", ranks, STEPS, checkpoint_path=folder, stream=stream())
+    trainer = new_trainer("batchtopk", collectives, STEPS, checkpoint_path=folder, stream=stream())
     with pytest.raises((ValueError, StoppedElsewhereError)) as raised:
         trainer.fit()
     return str(raised.value)
@@ -149,7 +149,7 @@ def _meet_a_bad_batch(folder):
 
 def test_what_one_process_alone_cannot_go_on_from_stops_all_with_a_checkpoint(tmp_path):
     messages = on_processes(2, _meet_a_bad_batch, tmp_path / "processes", tmp_path / "run")
-    assert messages[0] == "Another process says why."
+    assert messages[0] == "Another rank failed; see its log."
     assert "The base model's activations are NaN or infinite on 1 of 24 tokens at step 2" in messages[1]
     (checkpoint,) = (tmp_path / "run").iterdir()
     assert (checkpoint.name, problem_with(checkpoint)) == (str(2 * BATCH), None)
@@ -157,14 +157,14 @@ def test_what_one_process_alone_cannot_go_on_from_stops_all_with_a_checkpoint(tm
 
 def _meet_a_full_disk(folder, what):
     """The second process cannot write its part of the second checkpoint."""
-    ranks = grid(1)
-    trainer = new_trainer("l1", ranks, STEPS, checkpoint_path=folder)
+    collectives = grid(1)
+    trainer = new_trainer("l1", collectives, STEPS, checkpoint_path=folder)
     trainer.checkpoint_thresholds = [1, 2 * BATCH]
     save = torch.save
 
     def saved(thing, file):
         is_run_state = str(file).endswith("run_state_1.pt")
-        if ranks.rank == 1 and trainer.n_training_steps > 1 and is_run_state == (what == "run state"):
+        if collectives.rank == 1 and trainer.n_training_steps > 1 and is_run_state == (what == "run state"):
             raise OSError("No space left on device")
         save(thing, file)
 
@@ -178,8 +178,8 @@ def _meet_a_full_disk(folder, what):
 @pytest.mark.parametrize(
     ("what", "reasons"),
     [
-        ("run state", ["Another process says why", "No space left on device"]),
-        ("crosscoder", ["torch could not save the parts of"] * 2),
+        ("run state", ["Another rank failed; see its log", "No space left on device"]),
+        ("crosscoder", ["torch could not save the shards in"] * 2),
     ],
 )
 def test_a_disk_that_is_full_for_one_process_stops_all_and_leaves_whole_checkpoints_alone(tmp_path, what, reasons):
@@ -191,15 +191,15 @@ def test_a_disk_that_is_full_for_one_process_stops_all_and_leaves_whole_checkpoi
 
 def _be_interrupted(folder):
     """One process gets SIGTERM, as from a job system; then all stop together."""
-    ranks = grid(1)
+    collectives = grid(1)
 
     def stream():
-        for step, batch in enumerate(activations(ranks, STEPS, "float64")):
-            if (ranks.rank, step) == (1, 3):
+        for step, batch in enumerate(activations(collectives, STEPS, "float64")):
+            if (collectives.rank, step) == (1, 3):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    trainer = new_trainer("l1", ranks, STEPS, checkpoint_path=folder, stream=stream())
+    trainer = new_trainer("l1", collectives, STEPS, checkpoint_path=folder, stream=stream())
     with pytest.raises(InterruptedException, match="interrupted by SIGTERM"):
         trainer.fit()
     return trainer.n_training_samples
@@ -212,15 +212,15 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(tm
 
 def _lose_a_process(folder):
     """The second process dies at the fourth step, just after a checkpoint."""
-    ranks = grid(1)
+    collectives = grid(1)
 
     def stream():
-        for step, batch in enumerate(activations(ranks, STEPS, "float64")):
-            if (ranks.rank, step) == (1, 3):
+        for step, batch in enumerate(activations(collectives, STEPS, "float64")):
+            if (collectives.rank, step) == (1, 3):
                 os._exit(0)
             yield batch
 
-    trainer = new_trainer("l1", ranks, STEPS, checkpoint_path=folder, stream=stream())
+    trainer = new_trainer("l1", collectives, STEPS, checkpoint_path=folder, stream=stream())
     trainer.checkpoint_thresholds = [1, 2 * BATCH]
     with pytest.raises(LostProcessError, match="Go on from the last whole checkpoint"):
         trainer.fit()
@@ -237,7 +237,7 @@ def test_a_process_that_dies_ends_the_others_and_leaves_the_last_whole_checkpoin
 
 
 def test_without_torchrun_there_is_one_process_which_holds_all_latents():
-    assert connect(1, "cpu") is ONE_PROCESS
+    assert connect(1, "cpu") is SINGLE_PROCESS
     with pytest.raises(ValueError, match="latent_shards=2 must divide the number of processes, which is 1"):
         connect(2, "cpu")
     assert not dist.is_initialized()

@@ -46,7 +46,7 @@ def cached(tmp_path, mix, **fields):
 
 
 def from_models(cfg, pair):
-    models = replace(cfg, use_cached_activations=False, activations_mixing_fraction=0.0)
+    models = cfg.replace(use_cached_activations=False, activations_mixing_fraction=0.0)
     return slc.CrosscoderTrainingRunner(models, override_model=pair)
 
 
@@ -279,7 +279,7 @@ def test_every_command_leaves_out_what_training_leaves_out(tmp_path, mix, monkey
     if from_cache:
         write_run_cache(cfg, dtype="float32")
         no_models()
-    runner = slc.CrosscoderTrainingRunner(cfg if from_cache else replace(cfg, use_cached_activations=False))
+    runner = slc.CrosscoderTrainingRunner(cfg if from_cache else cfg.replace(use_cached_activations=False))
     table = slc.diagnose(runner.run(), **runner.held_out_data())
     n_kept = table.attrs["n_tokens"]
     latents = table.index[table.n_active > 5][:2]
@@ -328,16 +328,16 @@ class TestGoingOn:
     def test_on_a_cache(self, tmp_path, no_models, n_batches):
         cfg = cached(tmp_path, slc.DataMix(small_sources(tmp_path)), training_tokens=400)
         write_run_cache(cfg, prompts_per_shard=7)
-        cfg = replace(cfg, training_tokens=8 * 128)
+        cfg = cfg.replace(training_tokens=8 * 128)
         no_models()
         unbroken = slc.CrosscoderTrainingRunner(cfg).run()
         checkpoints = str(tmp_path / "checkpoints")
-        stopped = slc.CrosscoderTrainingRunner(replace(cfg, checkpoint_path=checkpoints))
+        stopped = slc.CrosscoderTrainingRunner(cfg.replace(checkpoint_path=checkpoints))
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(slc.CrosscoderTrainer, "step", vanishing(slc.CrosscoderTrainer.step, n_batches))
             with pytest.raises(Vanishing, match=rf"All {n_batches * 128} tokens of training are saved in"):
                 stopped.run()
-        again = replace(cfg, checkpoint_path=checkpoints, resume_from_checkpoint="latest")
+        again = cfg.replace(checkpoint_path=checkpoints, resume_from_checkpoint="latest")
         assert_same(slc.CrosscoderTrainingRunner(again).run(), unbroken)
 
 

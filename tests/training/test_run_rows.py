@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS, OneProcess
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, SingleProcess
 from sae_lens_crosscoder.data.packing import Packing
 from sae_lens_crosscoder.models.tiny import tiny_tokenizer
 from sae_lens_crosscoder.training.data.run_rows import RunRows
@@ -29,11 +29,11 @@ TOKENIZER = tiny_tokenizer()
 BOS, PAD = TOKENIZER.bos_token_id, TOKENIZER.pad_token_id
 
 
-def rows_of(tokenizer=TOKENIZER, ranks=ONE_PROCESS, **fields):
-    return RunRows(run_config(**fields), tokenizer=tokenizer, ranks=ranks)
+def rows_of(tokenizer=TOKENIZER, collectives=SINGLE_PROCESS, **fields):
+    return RunRows(run_config(**fields), tokenizer=tokenizer, collectives=collectives)
 
 
-class OneOfTwo(OneProcess):
+class OneOfTwo(SingleProcess):
     n_data = 2
 
     def __init__(self, rank):
@@ -218,20 +218,20 @@ class TestProcesses:
         for source in text_and_chat(tmp_path).sources:
             fields = dict(mix=slc.DataMix([source]), packing="one_document")
             alone = rows_of(**fields)
-            shares = [rows_of(ranks=OneOfTwo(rank), **fields) for rank in range(2)]
+            shares = [rows_of(collectives=OneOfTwo(rank), **fields) for rank in range(2)]
             assert ids(shares[0].training) == ids(alone.training)[::2]
             assert ids(shares[1].training) == ids(alone.training)[1::2]
             assert ids(shares[1].held_out) == ids(alone.held_out)
 
     def test_each_has_the_sources_in_the_shares_of_the_mix(self, tmp_path):
         for rank in range(2):
-            training = rows_of(mix=text_and_chat(tmp_path), ranks=OneOfTwo(rank)).training
+            training = rows_of(mix=text_and_chat(tmp_path), collectives=OneOfTwo(rank)).training
             assert [row["source"] for row in islice(training, 6)] == ["web", "chat"] * 3
 
     def test_too_few_documents_for_all_are_refused(self, tmp_path):
         mix = slc.DataMix([slc.MixSource(text_file(tmp_path, n=9))])
         with pytest.raises(ValueError, match="rows for 2 processes"):
-            rows_of(mix=mix, ranks=OneOfTwo(1))
+            rows_of(mix=mix, collectives=OneOfTwo(1))
 
 
 class TestResuming:

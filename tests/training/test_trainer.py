@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_weights(activations, kind):
 def test_crosscoders_on_one_stream_learn_what_each_would_learn_alone(activations):
     alone = {kind: weights(trainer(activations, kind).fit()) for kind in ("l1", "batchtopk")}
     together = {kind: trainer(activations, kind) for kind in ("l1", "batchtopk")}
-    slc.train_on_one_stream(together, shuffled_batches(activations, BATCH, seed=0))
+    slc.train_together(together, shuffled_batches(activations, BATCH, seed=0))
     for kind, expected in alone.items():
         assert all(torch.equal(value, expected[name]) for name, value in weights(together[kind].sae).items())
 
@@ -64,7 +64,7 @@ def test_batches_are_made_once_for_all_crosscoders(activations):
             made.append(len(batch))
             yield batch
 
-    slc.train_on_one_stream({k: trainer(activations, k) for k in ("l1", "batchtopk")}, stream())
+    slc.train_together({k: trainer(activations, k) for k in ("l1", "batchtopk")}, stream())
     assert made == [BATCH] * 6
 
 

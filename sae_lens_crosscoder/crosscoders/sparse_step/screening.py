@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS, OneProcess
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot, indices_above, indices_of
 
@@ -180,11 +180,11 @@ class Screening:
         norms: Float[Tensor, " d_sae"],
         n_keep: int,
         precision: Precision = "float32",
-        ranks: OneProcess = ONE_PROCESS,
+        collectives: Collectives = SINGLE_PROCESS,
     ) -> Found:
         """This process's share of the `n_keep` pairs with the largest positive scores `relu(pre) s_j`, or of all."""
         if self._smallest is None:
-            bound = 0.8 * _sampled_bound(x, W_enc, b_enc, norms, n_keep, ranks)
+            bound = 0.8 * _sampled_bound(x, W_enc, b_enc, norms, n_keep, collectives)
         else:
             bound = self._smallest * (1 - self._margin)
         n_failed = 0
@@ -192,7 +192,7 @@ class Screening:
             # 0 / 0 and 1 / 0 leave out latents with a norm of 0, whose score is never positive.
             candidates, pre = pairs_above(x, W_enc, b_enc, bound / norms, precision)
             scores = pre * norms[candidates.latent]
-            kept, smallest, n_candidates = ranks.largest(scores, n_keep)
+            kept, smallest, n_candidates = collectives.top_scores(scores, n_keep)
             # Rounding could put a pair of just this score on either side of the bound.
             if bound == 0 or (n_candidates >= n_keep and smallest > bound * (1 + 1e-5)):
                 break
@@ -200,16 +200,18 @@ class Screening:
             self._margin = min(2 * self._margin, 0.5)
             bound = 0.5 * bound if n_failed < 4 else 0.0
             if n_failed == 1:
-                bound = min(bound, 0.8 * _sampled_bound(x, W_enc, b_enc, norms, n_keep, ranks))
+                bound = min(bound, 0.8 * _sampled_bound(x, W_enc, b_enc, norms, n_keep, collectives))
         if n_candidates > _MAX_CANDIDATES * n_keep:
             self._margin *= 0.9
         self._smallest = smallest or None
         return Found(candidates[kept], pre[kept])
 
 
-def _sampled_bound(x: Tensor, W_enc: Tensor, b_enc: Tensor, norms: Tensor, n_keep: int, ranks: OneProcess) -> float:
+def _sampled_bound(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, norms: Tensor, n_keep: int, collectives: Collectives
+) -> float:
     """The smallest of the largest scores of a few tokens, as many per token as in the whole batch; 0 if too few."""
     sample = x[:: max(1, len(x) // _N_SAMPLED)]
     scores = torch.addmm(b_enc, sample, W_enc).mul_(norms).view(-1)
     n = max(1, n_keep * len(sample) // len(x))
-    return max(0.0, ranks.largest(scores, n).smallest)
+    return max(0.0, collectives.top_scores(scores, n).smallest)

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sae_lens_crosscoder.crosscoders.collectives import OneProcess
+from sae_lens_crosscoder.crosscoders.collectives import Collectives
 from sae_lens_crosscoder.storage.atomic import PARTIAL_SUFFIX, REPLACED_SUFFIX, replace_folder
 from sae_lens_crosscoder.storage.checksums import file_sha256, load_sealed, seal
 
@@ -60,7 +60,7 @@ class CheckpointManifest:
 
 @contextmanager
 def new_checkpoint(
-    folder: Path, n_training_tokens: int, settings: Mapping[str, Any], ranks: OneProcess
+    folder: Path, n_training_tokens: int, settings: Mapping[str, Any], collectives: Collectives
 ) -> Generator[Path]:
     """A folder that all processes write into, and that becomes `folder` when it is whole and on disk.
 
@@ -69,19 +69,19 @@ def new_checkpoint(
     """
     partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
     try:
-        with ranks.together():
-            if ranks.is_lead:
+        with collectives.fail_together():
+            if collectives.is_lead:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        with ranks.together():
+        with collectives.fail_together():
             yield partial
-        with ranks.together():
-            if ranks.is_lead:
+        with collectives.fail_together():
+            if collectives.is_lead:
                 _complete(partial, n_training_tokens, settings)
                 replace_folder(partial, folder)
     # How torch and safetensors say that a disk is full.
     except (OSError, RuntimeError, SafetensorError) as error:
-        if ranks.is_lead:
+        if collectives.is_lead:
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"The checkpoint {folder} could not be written: {error}. Checkpoints before it are whole. Make room "

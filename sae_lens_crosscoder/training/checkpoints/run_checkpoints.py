@@ -21,8 +21,8 @@ from sae_lens_crosscoder.training.checkpoints.folder import (
     problem_with,
     remove_all_but,
 )
-from sae_lens_crosscoder.training.distributed.latent_shards import load_checkpoint
-from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
+from sae_lens_crosscoder.training.checkpoints.trainer_state import load_trainer, save_trainer
+from sae_lens_crosscoder.training.trainer import StepTrainer
 
 RUN_STATE_FILENAME = "run_state_{rank}.pt"
 logger = logging.getLogger(__name__)
@@ -41,11 +41,11 @@ class RunCheckpoints:
     """
 
     def __init__(
-        self, trainers: Mapping[str, CrosscoderTrainer], batches: TrainingBatches, settings: Mapping[str, Any]
+        self, trainers: Mapping[str, StepTrainer], batches: TrainingBatches, settings: Mapping[str, Any]
     ) -> None:
         self._trainers, self._batches, self._settings = trainers, batches, settings
         lead = next(iter(trainers.values()))
-        self._cfg, self._ranks = lead.cfg, lead.ranks
+        self._cfg, self._collectives = lead.cfg, lead.collectives
         self._newest: Path | None = None
 
     @property
@@ -61,12 +61,12 @@ class RunCheckpoints:
         folder = run / f"{prefix}{self.n_tokens}"
         if folder == self._newest:  # nothing happened since
             return folder
-        with new_checkpoint(folder, self.n_tokens, self._settings, self._ranks) as partial:
+        with new_checkpoint(folder, self.n_tokens, self._settings, self._collectives) as partial:
             for name, trainer in self._trainers.items():
-                trainer.save_checkpoint(checkpoint_name=name, base_path=partial)
-            torch.save(self._state(), partial / RUN_STATE_FILENAME.format(rank=self._ranks.rank))
+                save_trainer(trainer, partial / name)
+            torch.save(self._state(), partial / RUN_STATE_FILENAME.format(rank=self._collectives.rank))
         self._newest = folder
-        if self._cfg.n_checkpoints_kept is not None and not keep_older and self._ranks.is_lead:
+        if self._cfg.n_checkpoints_kept is not None and not keep_older and self._collectives.is_lead:
             remove_all_but(self._cfg.n_checkpoints_kept, run)
         return folder
 
@@ -77,7 +77,7 @@ class RunCheckpoints:
         """
         if all(trainer.n_training_steps == 0 for trainer in self._trainers.values()):
             return
-        if not self._ranks.can_still_meet(error):
+        if not self._collectives.can_communicate_after(error):
             return
         try:
             folder = self.save(keep_older=True)
@@ -100,16 +100,16 @@ class RunCheckpoints:
         folder = find_checkpoint(self._cfg.resume_from_checkpoint, None if run is None else [Path(run)], self._settings)
         state = _read_state(folder, 0)
         n_processes = state["n_processes"]
-        if n_processes == self._ranks.n:
-            state = _read_state(folder, self._ranks.rank)
+        if n_processes == self._collectives.n_processes:
+            state = _read_state(folder, self._collectives.rank)
         for name, trainer in self._trainers.items():
-            load_checkpoint(trainer, folder / name)
+            load_trainer(trainer, folder / name)
             trainer.sae.load_carried_state(state["crosscoders"][name]["carried"])
             trainer.metrics_log.start_from(state["crosscoders"][name]["metrics"])
-        if n_processes == self._ranks.n:
+        if n_processes == self._collectives.n_processes:
             self._batches.load_state_dict(state["batches"])
         else:
-            self._batches.approach(state["batches"], n_processes / self._ranks.n)
+            self._batches.approach(state["batches"], n_processes / self._collectives.n_processes)
         _set_random_state(state["random"])
 
     def _state(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class RunCheckpoints:
             for name, trainer in self._trainers.items()
         }
         return {
-            "n_processes": self._ranks.n,
+            "n_processes": self._collectives.n_processes,
             "crosscoders": crosscoders,
             "batches": self._batches.state_dict(),
             "random": _random_state(),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.store import PairActivationsStore
-from sae_lens_crosscoder.crosscoders.collectives import OneProcess
+from sae_lens_crosscoder.crosscoders.collectives import Collectives
 from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training.data.run_cache import read_run_cache
@@ -33,14 +33,14 @@ class RunData:
         cfg: CrosscoderRunnerConfig,
         override_dataset: HfDataset | None,
         override_model: HookedModelPair | None,
-        ranks: OneProcess,
+        collectives: Collectives,
     ) -> None:
         for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
             refuse_missing_device(device)
         self.cfg = cfg
-        self.ranks = ranks
+        self.collectives = collectives
         """The processes of this run."""
-        self._share = cfg.share_of_stream(ranks.n)
+        self._share = cfg.share_of_stream(collectives.n_processes)
         self._pair = override_model
         self._rows: RunRows | None = None
         self._held_out_cache: ActivationCache | None = None
@@ -111,7 +111,9 @@ class RunData:
     def _read_models(self, override_dataset: HfDataset | None) -> None:
         """Activations as the models make them; everything about the data is checked before they are loaded."""
         cfg = self.cfg
-        self._rows = RunRows(cfg, override_dataset, None if self._pair is None else self._pair.tokenizer, self.ranks)
+        self._rows = RunRows(
+            cfg, override_dataset, None if self._pair is None else self._pair.tokenizer, self.collectives
+        )
         self._pair = self._pair or load_pair(cfg)
         self._refuse_wrong_widths(self._pair.layout_at(cfg.hook_name).d_models)
         self.model_names = self._pair.model_names or (None, None)
@@ -132,7 +134,7 @@ class RunData:
             seed=cfg.seed,
             buffer_size=min(self._share.n_batches_in_buffer * cfg.context_size, len(training)),
             mix_fraction=cfg.activations_mixing_fraction,
-            part=(self.ranks.rank, self.ranks.n),
+            part=(self.collectives.rank, self.collectives.n_processes),
         )
 
     def _refuse_wrong_widths(self, found: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 from sae_lens.config import HfDataset
 from sae_lens.pretokenize_runner import get_special_token_from_cfg
 
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS, OneProcess
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
 from sae_lens_crosscoder.data.mix import DataMix, MixSource, SourceKind
 from sae_lens_crosscoder.data.packing import Packing, pack_rows
 from sae_lens_crosscoder.data.sources import every_nth_row, hold_out, load_rows, load_source
@@ -36,7 +36,7 @@ class RunRows:
     Args:
         override_dataset: rows to use in place of what the config names.
         tokenizer: the chat model's; None to load it if it is needed.
-        ranks: the processes that train together, of which each has its own rows of every source to train on.
+        collectives: the processes that train together, of which each has its own rows of every source to train on.
 
     Attributes:
         training, held_out: datasets with `input_ids` of `context_size` ids and the name of their `source`. They share
@@ -53,12 +53,13 @@ class RunRows:
         cfg: CrosscoderRunnerConfig,
         override_dataset: HfDataset | None = None,
         tokenizer: Any = None,
-        ranks: OneProcess = ONE_PROCESS,
+        collectives: Collectives = SINGLE_PROCESS,
     ) -> None:
         self._cfg, self._given_tokenizer = cfg, tokenizer
         mix, rows = self._sources(override_dataset)
         parts = [hold_out(each, cfg.n_held_out_rows) for each in rows]
-        self.training = self._mixed(mix, [every_nth_row(training, ranks.n, first=ranks.rank) for training, _ in parts])
+        n, rank = collectives.n_processes, collectives.rank
+        self.training = self._mixed(mix, [every_nth_row(training, n, first=rank) for training, _ in parts])
         self.held_out = self._mixed(mix, [held_out for _, held_out in parts])
         if next(iter(self.held_out), None) is None:
             raise ValueError(

@@ -22,10 +22,10 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn.functional import pad
 from typing_extensions import override
 
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS, Largest, OneProcess, Over
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives, Over, TopScores
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import largest
-from sae_lens_crosscoder.training.checkpoints.interruption import TrainingInterrupted
 from sae_lens_crosscoder.training.distributed import latent_shards
+from sae_lens_crosscoder.training.interruption import TrainingInterrupted
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class StoppedElsewhereError(RuntimeError):
     """Another process of the run has raised the error that says why."""
 
 
-def connect(latent_shards: int, device: str) -> OneProcess:
+def connect(latent_shards: int, device: str) -> Collectives:
     """The processes that `torchrun` started, as a grid; the only one, if it did not.
 
     Raises:
@@ -52,16 +52,16 @@ def connect(latent_shards: int, device: str) -> OneProcess:
             "are devices, with `torchrun --nproc-per-node N -m sae_lens_crosscoder train ...`."
         )
     if n == 1:
-        return ONE_PROCESS
+        return SINGLE_PROCESS
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "cuda" then means in this process
     if not dist.is_initialized():
         dist.init_process_group()
-    return ProcessGrid(latent_shards, kind)
+    return ProcessGroup(latent_shards, kind)
 
 
-class ProcessGrid(OneProcess):
+class ProcessGroup(Collectives):
     """The processes of torch's default group, in rows of `n_latents`."""
 
     def __init__(self, n_latents: int, device_type: str) -> None:
@@ -70,7 +70,7 @@ class ProcessGrid(OneProcess):
         self.mesh = init_device_mesh(device_type, (self.n_data, n_latents), mesh_dim_names=("data", "latents"))
         self._groups: dict[Over, Any] = {name: self.mesh.get_group(name) for name in ("data", "latents")}
         self._groups["all"] = dist.group.WORLD
-        self._sizes: dict[Over, int] = {"data": self.n_data, "latents": n_latents, "all": self.n}
+        self._sizes: dict[Over, int] = {"data": self.n_data, "latents": n_latents, "all": self.n_processes}
         self._common_error: BaseException | None = None
 
     @property
@@ -79,29 +79,29 @@ class ProcessGrid(OneProcess):
         return self.rank % self.n_latents
 
     @override
-    def summed(self, tensor: Tensor, over: Over) -> Tensor:
+    def sum(self, tensor: Tensor, over: Over) -> Tensor:
         return self._reduced(tensor.detach().clone(), over)
 
     @override
-    def total(self, number: int, over: Over) -> int:
-        return int(self.summed(torch.tensor(number), over))
+    def sum_int(self, number: int, over: Over) -> int:
+        return int(self.sum(torch.tensor(number), over))
 
     @override
-    def averaged(self, tensor: Tensor) -> Tensor:
-        return self.summed(tensor, "data") / self.n_data
+    def mean(self, tensor: Tensor) -> Tensor:
+        return self.sum(tensor, "data") / self.n_data
 
     @override
-    def minimum(self, values: Float[Tensor, " found"]) -> Float[Tensor, ""] | None:
+    def min(self, values: Float[Tensor, " value"]) -> Float[Tensor, ""] | None:
         own = values.min() if len(values) else values.new_tensor(torch.inf)
         smallest = self._reduced(own.detach().clone(), "all", dist.ReduceOp.MIN)
         return None if torch.isinf(smallest) else smallest
 
     @override
-    def maximum(self, number: int) -> int:
+    def max_int(self, number: int) -> int:
         return int(self._reduced(torch.tensor(number), "all", dist.ReduceOp.MAX))
 
     @override
-    def gathered(self, rows: Tensor, over: Over) -> Tensor:
+    def all_gather(self, rows: Tensor, over: Over) -> Tensor:
         if self._sizes[over] == 1:
             return rows
         rows = rows.detach().contiguous()
@@ -111,29 +111,29 @@ class ProcessGrid(OneProcess):
         return torch.cat(everyones)
 
     @override
-    def largest(self, scores: Float[Tensor, " pairs"], n: int) -> Largest:
+    def top_scores(self, scores: Float[Tensor, " pair"], n: int) -> TopScores:
         """Every process sends its own n largest at most, and finds the n largest of all among what it gets."""
         own = largest(scores, n)
-        n_candidates, n_sent = self.gathered(torch.tensor([[len(scores), len(own)]]), "all").T
+        n_candidates, n_sent = self.all_gather(torch.tensor([[len(scores), len(own)]]), "all").T
         width = int(n_sent.max())
         n_found = min(n, int(n_sent.sum()))
         if n_found == 0:
-            return Largest(own, 0.0, int(n_candidates.sum()))
+            return TopScores(own, 0.0, int(n_candidates.sum()))
         sent = pad(scores[own], (0, width - len(own)), value=-torch.inf)
-        kept, smallest = _n_largest(self.gathered(sent, "all"), n_found)
-        mine = kept.view(self.n, width)[self.rank, : len(own)]
-        return Largest(own[mine], float(smallest), int(n_candidates.sum()))
+        kept, smallest = _n_largest(self.all_gather(sent, "all"), n_found)
+        mine = kept.view(self.n_processes, width)[self.rank, : len(own)]
+        return TopScores(own[mine], float(smallest), int(n_candidates.sum()))
 
     @override
-    def among_largest(self, values: Float[Tensor, "batch own"], k: int) -> Bool[Tensor, "batch own"]:
+    def top_k_mask(self, values: Float[Tensor, "batch own"], k: int) -> Bool[Tensor, "batch own"]:
         n_tokens, n_own = values.shape
         sent = pad(values, (0, k - n_own), value=-torch.inf)
-        everyones = self.gathered(sent[None], "latents").movedim(0, 1)
+        everyones = self.all_gather(sent[None], "latents").movedim(0, 1)
         kept, _ = _n_largest(everyones.reshape(n_tokens, -1), k)
         return kept.view(everyones.shape)[:, self.latent_shard, :n_own]
 
     @override
-    def sum_of_parts(self, part: Tensor) -> Tensor:
+    def sum_over_latents(self, part: Tensor) -> Tensor:
         """As torch's tensors of which every process has a part; each then gets the gradient of the sum."""
         if self.n_latents == 1:
             return part
@@ -142,7 +142,7 @@ class ProcessGrid(OneProcess):
         return total
 
     @override
-    def joint_gradients(self, parameters: Mapping[str, nn.Parameter]) -> Float[Tensor, ""]:
+    def reduce_gradients(self, parameters: Mapping[str, nn.Parameter]) -> Float[Tensor, ""]:
         own: list[Tensor] = []
         shared: list[Tensor] = []
         for name, weights in parameters.items():
@@ -154,41 +154,41 @@ class ProcessGrid(OneProcess):
             else:
                 # Equal in a row already; taken from all, so that rounding can never drive copies apart.
                 shared.append(self._reduced(gradient, "all").div_(self.n_latents))
-        square = self.summed(torch.nn.utils.get_total_norm(own).square(), "latents")
+        square = self.sum(torch.nn.utils.get_total_norm(own).square(), "latents")
         return (square + torch.nn.utils.get_total_norm(shared).square()).sqrt()
 
     @override
     @contextmanager
-    def together(self) -> Generator[None]:
+    def fail_together(self) -> Generator[None]:
         error: Exception | None = None
         try:
             yield
         except Exception as own_error:  # whatever it is, the others wait to hear of it
             error = own_error
-        if not self.maximum(int(error is not None)):
+        if not self.max_int(int(error is not None)):
             return
-        self._common_error = error or StoppedElsewhereError("Another process says why.")
+        self._common_error = error or StoppedElsewhereError("Another rank failed; see its log.")
         raise self._common_error
 
     @override
-    def can_still_meet(self, error: BaseException) -> bool:
+    def can_communicate_after(self, error: BaseException) -> bool:
         return error is self._common_error or isinstance(error, TrainingInterrupted)
 
     @override
-    def agreed(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         values = [value]
         with _exchange():
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
     @override
-    def part_of(self, crosscoder: T) -> T:
-        part: Any = latent_shards.part_of(crosscoder, self.latent_shard, self.n_latents)
-        part.ranks = self
+    def shard(self, crosscoder: T) -> T:
+        part: Any = latent_shards.shard_of(crosscoder, self.latent_shard, self.n_latents)
+        part.collectives = self
         return part
 
     @override
-    def whole_of(self, part: T) -> T | None:
+    def unshard(self, part: T) -> T | None:
         if self.rank >= self.n_latents:  # a copy of what the first row has
             return None
         group = self._groups["latents"]
@@ -199,9 +199,9 @@ class ProcessGrid(OneProcess):
                 dist.gather(own, everyones, dst=0, group=group)
             return everyones or []
 
-        return latent_shards.whole_of(part, collected, self.n_latents if self.is_lead else 0)
+        return latent_shards.unshard(part, collected, self.n_latents if self.is_lead else 0)
 
-    def sharded(self, rows: Tensor) -> DTensor:
+    def as_sharded(self, rows: Tensor) -> DTensor:
         """This process's rows as a part of the rows of all latents."""
         return DTensor.from_local(rows, self.mesh, [Replicate(), Shard(0)], run_check=False)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_lens.training._interruption import InterruptedException
 
-from sae_lens_crosscoder.crosscoders.collectives import ONE_PROCESS, OneProcess
+from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ class TrainingInterrupted(InterruptedException):
 class Interruption:
     """Whether a signal came, to any of the processes that train together."""
 
-    def __init__(self, ranks: OneProcess) -> None:
-        self._ranks = ranks
+    def __init__(self, collectives: Collectives) -> None:
+        self._collectives = collectives
         self._signal_number: int | None = None
 
     def raise_if_requested(self) -> None:
         """Raise a TrainingInterrupted; for all processes, which must all ask."""
-        signal_number = self._ranks.maximum(self._signal_number or 0)
+        signal_number = self._collectives.max_int(self._signal_number or 0)
         if signal_number:
             raise TrainingInterrupted(signal_number)
 
@@ -40,17 +40,17 @@ class Interruption:
 
         It does with several processes, because torchrun passes on the signal that the terminal has sent to them, too.
         """
-        if self._signal_number is not None and self._ranks.n == 1:
+        if self._signal_number is not None and self._collectives.n_processes == 1:
             raise KeyboardInterrupt
         self._signal_number = signal_number
-        at_once = "; a second signal stops it at once, unsaved" if self._ranks.n == 1 else ""
+        at_once = "; a second signal stops it at once, unsaved" if self._collectives.n_processes == 1 else ""
         logger.warning("Training stops behind the step in progress%s.", at_once)
 
 
 @contextmanager
-def interruptible(ranks: OneProcess = ONE_PROCESS) -> Generator[Interruption]:
+def interruptible(collectives: Collectives = SINGLE_PROCESS) -> Generator[Interruption]:
     """Make SIGINT and SIGTERM a request, which the block looks at when it suits it."""
-    interruption = Interruption(ranks)
+    interruption = Interruption(collectives)
     try:
         previous = {number: signal.signal(number, interruption.request) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, where signals cannot be caught
