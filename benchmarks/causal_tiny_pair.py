@@ -42,16 +42,15 @@ Patch = tuple[list[int], str, dict[str, Any]]
 
 
 def effect_rows(
-    name: str, pair: Any, crosscoder: Any, latents: pd.DataFrame, said: slc.Responses
+    name: str, pair: Any, crosscoder: Any, latents: pd.DataFrame, responses: slc.causal.Responses
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Build the rows of the experiment and of its contrasts."""
-    effects = slc.causal_effects(
-        pair, crosscoder, said.tokens, said.response, latents, template=said.template, batch_size=32
+    result = slc.causal.causal_effects(crosscoder, pair, responses, latents, batch_size=32)
+    table = result.table.rename(columns={"kl_nats_low": "ci_low", "kl_nats_high": "ci_high"})
+    rows, contrasts = (
+        [{"crosscoder": name, **row} for row in frame.to_dict("records")] for frame in (table, result.contrasts)
     )
-    contrasts = slc.effect_contrasts(effects)
-    effects = effects.rename(columns={"kl_nats_low": "ci_low", "kl_nats_high": "ci_high"})
-    rows, tested = ([{"crosscoder": name, **row} for row in frame.to_dict("records")] for frame in (effects, contrasts))
-    return rows, tested
+    return rows, contrasts
 
 
 @torch.no_grad()
@@ -115,7 +114,7 @@ def refusal_rows(name: str, pair: Any, crosscoder: Any, g: dict[str, list[int]])
                         slc.patched(pair, crosscoder, latents, how, read_by="chat" if last else "own", **more)
                     )
                 writer = "base" if reader == "base" else "chat"
-                written = slc.generate_patched(pair, prompts, writer, max_new_tokens=MAX_NEW_TOKENS)
+                written = slc.causal.generate_patched(pair, prompts, writer, max_new_tokens=MAX_NEW_TOKENS)
             end = pair.tokenizer.eos_token
             texts = [text.partition(end)[0] + end for text in pair.tokenizer.batch_decode(written)]
             row[f"frac_refused_{side}"] = sum(text == REFUSAL for text in texts) / len(texts)
@@ -134,14 +133,14 @@ def main() -> None:
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
     requests = dict.fromkeys(d[0]["content"] for d in dialogues(2 * N_CONVERSATIONS, 0, "held_out"))
     asked = [[{"role": "user", "content": request}] for request in list(requests)[:N_CONVERSATIONS]]
-    said = slc.generate_responses(pair, asked, max_new_tokens=32)
+    responses = slc.causal.generate_responses(pair, asked, max_new_tokens=32)
     found: dict[str, list[dict[str, Any]]] = {"rows": [], "contrasts": [], "splice": [], "refusals": []}
     chosen: dict[str, dict[str, dict[str, list[int]]]] = {}
     folders = [(run, name, folder) for run in args.crosscoder for name, folder in crosscoder_folders(run).items()]
     for run, name, folder in folders:
         crosscoder, latents = slc.load(folder), slc.read_latents(folder)
-        rows, contrasts = effect_rows(name, pair, crosscoder, latents, said)
-        splice = slc.splice_evals(pair, crosscoder, said.tokens, said.response, batch_size=64)
+        rows, contrasts = effect_rows(name, pair, crosscoder, latents, responses)
+        splice = slc.causal.splice_evals(crosscoder, pair, responses.tokens, responses.response, batch_size=64)
         g = groups(pair, crosscoder, latents)
         chosen.setdefault(run, {})[name] = {group: indices for group, indices in g.items() if group != "all"}
         measured = {

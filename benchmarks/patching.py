@@ -20,7 +20,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal.patching.interventions import Intervention, intervention
+from sae_lens_crosscoder.causal import Intervention, intervention, kl_divergence, log_probs
 
 N_LAYERS, HOOK, D_MODEL, D_SAE, D_VOCAB = 12, "blocks.5.hook_resid_post", 128, 1024, 4096
 N_INTERVENTIONS, N_LATENTS, N_POS, N_LAST, TOLERANCE = 32, 16, 64, 8, 1e-5
@@ -58,8 +58,8 @@ class Experiment:
         base, chat = self.layout.split(stacked)
         residual = torch.stack([self.edited(stacked, base, one) for one in self.interventions])
         options = {"share_prefix": share_prefix, "batch_size": len(residual)}
-        own = slc.resume_from(self.pair.chat, chat[None], HOOK, self.tokens, self.last)
-        return kl(own, slc.resume_from(self.pair.chat, residual, HOOK, self.tokens, self.last, **options))
+        own = slc.causal.resume_from(self.pair.chat, chat[None], HOOK, self.tokens, self.last)
+        return kl(own, slc.causal.resume_from(self.pair.chat, residual, HOOK, self.tokens, self.last, **options))
 
     @torch.no_grad()
     def peer(self) -> Tensor:
@@ -75,8 +75,7 @@ class Experiment:
 
 def kl(chat: Tensor, logits: Tensor) -> Tensor:
     """Return KL(chat || patched) in nats per position."""
-    own, patched = chat.log_softmax(dim=-1), logits.log_softmax(dim=-1)
-    return (own.exp() * (own - patched)).sum(dim=-1)
+    return kl_divergence(log_probs(chat), log_probs(logits))
 
 
 def random_model(seed: int) -> HookedTransformer:

@@ -26,14 +26,21 @@ from sae_lens_crosscoder.analysis.statistics.difference import difference_shares
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import latent_statistics
 from sae_lens_crosscoder.analysis.tables.latents_file import read_latents, write_interpretations, write_latents
 from sae_lens_crosscoder.analysis.tables.user_labels import read_labels, write_label
-from sae_lens_crosscoder.causal.experiment.effects import causal_effects, effect_contrasts, kl_to_chat
-from sae_lens_crosscoder.causal.forward.compare import next_tokens, token_kl
-from sae_lens_crosscoder.causal.forward.generation import Responses, generate_responses, given_responses
-from sae_lens_crosscoder.causal.forward.resume import resume_from
-from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects, logit_attribution
-from sae_lens_crosscoder.causal.patching.patched import patched
-from sae_lens_crosscoder.causal.patching.patched_generation import generate_patched
-from sae_lens_crosscoder.causal.patching.splice import splice_evals
+from sae_lens_crosscoder.causal import (
+    Responses,
+    causal_effects,
+    generate_patched,
+    generate_responses,
+    given_responses,
+    kl_to_chat,
+    latent_effects,
+    logit_attribution,
+    next_tokens,
+    patched,
+    resume_from,
+    splice_evals,
+    token_kl,
+)
 from sae_lens_crosscoder.crosscoders.batchtopk import (
     BatchTopKCrosscoderTrainingConfig,
     BatchTopKTrainingCrosscoder,
@@ -137,7 +144,6 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "difference_shares",
-    "effect_contrasts",
     "explore",
     "export_delphi_cache",
     "generate_patched",

@@ -1,1 +1,41 @@
-"""What latents do: their contributions carried from one model into the other, removed, scaled or added."""
+"""Causal effects of latents: patch, steer and splice activations, and measure the KL between predictions."""
+
+from sae_lens_crosscoder.causal.experiment.effect_sums import EffectSums
+from sae_lens_crosscoder.causal.experiment.effects import CausalEffects, causal_effects, kl_to_chat
+from sae_lens_crosscoder.causal.experiment.setups import Setup
+from sae_lens_crosscoder.causal.forward.kl import kl_divergence, log_probs
+from sae_lens_crosscoder.causal.forward.next_tokens import kl_between_models, next_tokens, token_kl
+from sae_lens_crosscoder.causal.forward.responses import Responses, generate_responses, given_responses
+from sae_lens_crosscoder.causal.forward.resume import resume_from
+from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
+from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens, logit_attribution, logit_lens
+from sae_lens_crosscoder.causal.patching.generation import generate_patched
+from sae_lens_crosscoder.causal.patching.intervention import Intervention, intervention
+from sae_lens_crosscoder.causal.patching.patched import patched
+from sae_lens_crosscoder.causal.patching.splice import splice_evals
+
+__all__ = [
+    "CausalEffects",
+    "EffectSums",
+    "Intervention",
+    "LogitLens",
+    "Responses",
+    "Setup",
+    "causal_effects",
+    "generate_patched",
+    "generate_responses",
+    "given_responses",
+    "intervention",
+    "kl_between_models",
+    "kl_divergence",
+    "kl_to_chat",
+    "latent_effects",
+    "log_probs",
+    "logit_attribution",
+    "logit_lens",
+    "next_tokens",
+    "patched",
+    "resume_from",
+    "splice_evals",
+    "token_kl",
+]

@@ -8,7 +8,7 @@ import simple_parsing
 
 from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, read_examples
 from sae_lens_crosscoder.analysis.tables.latents_file import LATENTS_FILENAME, read_latents
-from sae_lens_crosscoder.causal.forward.generation import Responses, generate_responses
+from sae_lens_crosscoder.causal import Responses, generate_responses
 from sae_lens_crosscoder.cli.flags import parse
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.loading.load import load

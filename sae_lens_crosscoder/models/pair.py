@@ -24,6 +24,7 @@ from sae_lens_crosscoder.models.hook_access import (
 )
 from sae_lens_crosscoder.models.loading import load_model, validate_same_tokenizer
 from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
+from sae_lens_crosscoder.models.patch_state import PatchState
 from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -65,6 +66,7 @@ class HookedModelPair(HookedRootModule):
             replace_embedded_tokens(model, ids)
         self.tokenizer: Any = getattr(models[-1], "tokenizer", None)
         """The chat model's, because it carries the chat template."""
+        self.patch_state = PatchState()
         self.setup()
 
     @classmethod

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +12,9 @@ import simple_parsing
 from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_crosscoder.analysis.tables.latents_file import read_latents
-from sae_lens_crosscoder.causal.experiment.effects import causal_effects, effect_contrasts
+from sae_lens_crosscoder.causal import Responses, causal_effects, generate_responses, given_responses
 from sae_lens_crosscoder.causal.experiment.unfinished import UnfinishedRun
-from sae_lens_crosscoder.causal.forward.generation import Messages, Responses, generate_responses, given_responses
+from sae_lens_crosscoder.causal.forward.responses import Messages
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -69,7 +70,7 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
 
     Returns:
         What effects.json holds: a row per crosscoder, setup, variant and window, with the mean KL per token in nats and
-        its 95 % interval over conversations. The file's `contrasts` are those of `effect_contrasts`.
+        its 95 % interval over conversations. The file's `contrasts` are those of `CausalEffects`.
     """
     output_path = Path(cfg.output_path)
     folders = crosscoder_folders(cfg.crosscoder)
@@ -81,14 +82,16 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     devices = {"device": cfg.device, "chat_device": cfg.chat_device, "dtype": cfg.dtype}
     pair = pair_of(crosscoders, cfg.crosscoder, **models, **devices, model_class_name=cfg.model_class_name)
     weights = {name: fingerprint(crosscoder.state_dict().values()) for name, crosscoder in crosscoders.items()}
-    tables = {name: table.to_json() for name, table in latents.items()}
-    run = UnfinishedRun(output_path / UNFINISHED_FOLDER, [asdict(cfg), conversations, weights, tables])
-    said = run.answers(lambda: _answered(cfg, pair, conversations))
-    effects = {
-        name: run.table(name, lambda name=name: _effects(cfg, pair, crosscoders[name], latents[name], said, run, name))
-        for name in crosscoders
+    latent_tables = {name: table.to_json() for name, table in latents.items()}
+    run = UnfinishedRun(output_path / UNFINISHED_FOLDER, [asdict(cfg), conversations, weights, latent_tables])
+    responses = run.responses(lambda: _responses(cfg, pair, conversations))
+    tables = {
+        name: run.tables(
+            name, partial(_effects, cfg, crosscoder, pair, responses, latents[name], run.folder / f"{name}.sums")
+        )
+        for name, crosscoder in crosscoders.items()
     }
-    contrasts = {name: pd.DataFrame(table.attrs["contrasts"]) for name, table in effects.items()}
+    effects, contrasts = ({name: table[kind] for name, table in tables.items()} for kind in ("effects", "contrasts"))
     rows = _joined(effects).rename(columns={"kl_nats_low": "ci_low", "kl_nats_high": "ci_high"})[list(COLUMNS)]
     document = {"rows": _records(rows), "contrasts": _records(_joined(contrasts))}
     (output_path / EFFECTS_FILENAME).write_text(json.dumps(document, indent=1) + "\n")
@@ -146,7 +149,7 @@ def _n_asked(messages: Messages) -> int:
     return max((i + 1 for i, message in enumerate(messages) if message["role"] == "user"), default=0)
 
 
-def _answered(cfg: CausalConfig, pair: HookedModelPair, conversations: list[Messages]) -> Responses:
+def _responses(cfg: CausalConfig, pair: HookedModelPair, conversations: list[Messages]) -> Responses:
     if cfg.answers == "given":
         return given_responses(pair, conversations)
     return generate_responses(pair, conversations, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.batch_size)
@@ -194,28 +197,24 @@ def pair_of(
 
 def _effects(
     cfg: CausalConfig,
-    pair: HookedModelPair,
     crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair,
+    responses: Responses,
     latents: pd.DataFrame,
-    said: Responses,
-    run: UnfinishedRun,
-    name: str,
-) -> pd.DataFrame:
-    """The table of `causal_effects`, with the rows of `effect_contrasts` in `.attrs`."""
-    table = causal_effects(
-        pair,
+    checkpoint_path: Path,
+) -> dict[str, pd.DataFrame]:
+    """The tables of `causal_effects`."""
+    result = causal_effects(
         crosscoder,
-        said.tokens,
-        said.response,
+        pair,
+        responses,
         latents,
-        template=said.template,
         pool_size=cfg.pool_size,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
-        checkpoint_path=run.folder / f"{name}.sums",
+        checkpoint_path=checkpoint_path,
     )
-    table.attrs = {"contrasts": effect_contrasts(table, seed=cfg.seed).to_dict("records")}
-    return table
+    return {"effects": result.table, "contrasts": result.contrasts}
 
 
 def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm, label
 from sae_lens_crosscoder.analysis.statistics.difference import difference_shares
-from sae_lens_crosscoder.causal.forward.compare import next_tokens, token_kl
-from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
-from sae_lens_crosscoder.causal.patching.requirements import require_pair_of
+from sae_lens_crosscoder.causal import Responses, latent_effects, next_tokens, token_kl
+from sae_lens_crosscoder.causal.patching.validation import validate_pair
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report import Comparison
@@ -46,7 +45,7 @@ def compare(
             latents to show, and while the pair is patched.
     """
     crosscoder = require_inference(crosscoder, "compare")
-    hook_name = require_pair_of(crosscoder, pair)
+    hook_name = validate_pair(crosscoder, pair)
     tokens = pair.to_tokens(prompt) if isinstance(prompt, str) else prompt
     n = tokens.shape[-1]
     if not -n <= position < n:
@@ -56,7 +55,7 @@ def compare(
     position %= n
     expected = next_tokens(pair, tokens, k, position=position)
     if "base_patched" in expected:
-        raise ValueError("compare shows the models as they are: inside a patch use slc.next_tokens and slc.token_kl.")
+        raise ValueError("compare shows the models as they are: inside a patch use next_tokens and token_kl.")
     shares = difference_shares(crosscoder, pair.activations(tokens, hook_name)[0, position])
     return Comparison(
         next_tokens=expected,
@@ -81,11 +80,12 @@ def _with_effects(
     if latents is not None:
         table = table.join(latents[[name for name in _OF_TABLE if name in latents]])
     if len(shown):
-        # What is scored is the prediction of a token after the last one; which, makes no difference to it.
+        # The scored prediction is that of the appended token, and does not depend on which token it is.
         tokens = torch.cat([read, read[:, -1:]], dim=1)
         last = torch.zeros_like(tokens, dtype=torch.bool)
         last[:, -1] = True
-        table = table.join(latent_effects(pair, crosscoder, tokens, last, shown.index.tolist(), k=3)[_EFFECTS])
+        effects = latent_effects(crosscoder, pair, Responses(tokens, last), shown.index.tolist(), k=3)
+        table = table.join(effects[_EFFECTS])
     share_of_latents = float(shares["share"].sum())
     table.attrs = {"n_active": len(shares), "share_of_latents": share_of_latents, **shares.attrs}
     return table

@@ -20,10 +20,7 @@ from sae_lens_crosscoder.analysis.inputs import PromptSource, prompt_source
 from sae_lens_crosscoder.analysis.statistics.concepts import MatchedContrast, concept_table
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import latent_statistics
 from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
-from sae_lens_crosscoder.causal.forward.compare import kl_between_models
-from sae_lens_crosscoder.causal.forward.generation import Responses
-from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
-from sae_lens_crosscoder.causal.latents.logit_lens import LogitLens, logit_lens
+from sae_lens_crosscoder.causal import LogitLens, Responses, kl_between_models, latent_effects, logit_lens
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.data.token_groups import packed_token_groups
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -162,9 +159,9 @@ def _effects(
     specific: Sequence[int] = table.index[table.verdict.isin(["chat_specific", "base_specific"])].tolist()
     others = table[~table.dead.astype(bool) & table.label.isin(["shared", "other"])]
     drawn: Sequence[int] = others.sample(min(n_random, len(others)), random_state=seed).index.tolist()
-    measured = latent_effects(pair, crosscoder, responses.tokens, responses.response, [*specific, *drawn])
+    measured = latent_effects(crosscoder, pair, responses, [*specific, *drawn])
     effects = measured.loc[list(specific)]
     random = measured.loc[list(drawn), ["kl_change_added", "kl_change_removed"]]
     effects.attrs["random"] = random.to_dict("list")
-    effects.attrs["n_conversations"] = len(responses.tokens)
+    effects.attrs["n_conversations"] = len(responses)
     return effects

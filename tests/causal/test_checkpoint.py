@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.causal import Responses
 from sae_lens_crosscoder.causal.experiment import effects
 from sae_lens_crosscoder.storage import accumulators as checkpoint
 from tests.causal.conftest import LATENTS, hooked_case, random_crosscoder
@@ -46,7 +47,7 @@ def table():
 @pytest.fixture
 def power(monkeypatch):
     """`power["n"]` batches are measured, and then nothing works any more."""
-    measure, left = effects.answered_batches, {"n": 99}
+    measure, left = effects.response_batches, {"n": 99}
 
     def watched(*args):
         for batch in measure(*args):
@@ -55,7 +56,7 @@ def power(monkeypatch):
             left["n"] -= 1
             yield batch
 
-    monkeypatch.setattr(effects, "answered_batches", watched)
+    monkeypatch.setattr(effects, "response_batches", watched)
     return left
 
 
@@ -64,19 +65,20 @@ def test_an_interrupted_experiment_gives_the_unbroken_table_bit_for_bit(
     case, conversations, table, cuts, tmp_path, power
 ):
     path, template = tmp_path / "sums", conversations[0] % 3 == 0
-    arguments = (case.pair, case.crosscoder, *conversations, table)
-    options = {"template": template, "pool_size": 6, "batch_size": BATCH}
-    unbroken = slc.causal_effects(*arguments, **options)
+    arguments = (case.crosscoder, case.pair, Responses(*conversations, template), table)
+    options = {"pool_size": 6, "batch_size": BATCH}
+    unbroken = slc.causal.causal_effects(*arguments, **options)
     for power["n"] in cuts:
         with pytest.raises(PowerCutError):
-            slc.causal_effects(*arguments, **options, checkpoint_path=path)
+            slc.causal.causal_effects(*arguments, **options, checkpoint_path=path)
         assert path.exists()
     power["n"] = 99
-    resumed = slc.causal_effects(*arguments, **options, checkpoint_path=path)
+    resumed = slc.causal.causal_effects(*arguments, **options, checkpoint_path=path)
     assert power["n"] == 99 - (4 - sum(cuts))
-    sums = [frame.attrs.pop("sums") for frame in (resumed, unbroken)]
-    pd.testing.assert_frame_equal(resumed, unbroken, check_exact=True)
-    assert torch.equal(*[part.totals for part in sums])
+    pd.testing.assert_frame_equal(resumed.table, unbroken.table, check_exact=True)
+    pd.testing.assert_frame_equal(resumed.contrasts, unbroken.contrasts, check_exact=True)
+    assert resumed.manifest == unbroken.manifest
+    assert torch.equal(resumed.sums.totals, unbroken.sums.totals)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,7 +87,8 @@ def test_sums_of_anything_else_are_refused_by_name(case, conversations, tmp_path
     setups = effects.latent_setups(case.crosscoder, {"mine": LATENTS})
 
     def run(crosscoder=case.crosscoder, tokens=tokens, response=response, setups=setups, pair=case.pair, size=BATCH):
-        slc.kl_to_chat(pair, crosscoder, tokens, response, setups, batch_size=size, checkpoint_path=path)
+        responses = Responses(tokens, response)
+        slc.causal.kl_to_chat(crosscoder, pair, responses, setups, batch_size=size, checkpoint_path=path)
 
     power["n"] = 2
     with pytest.raises(PowerCutError):

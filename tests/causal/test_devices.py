@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.causal import Responses
 from tests.causal.conftest import HOOK, LATENTS, hooked_case
 from tests.causal.devices import PretendedDevices, place, where
 
@@ -78,20 +79,22 @@ def test_one_model_alone(plain, spread):
 
 
 EXPERIMENTS = {
-    "causal_effects": lambda case, response, table: slc.causal_effects(
-        case.pair, case.crosscoder, case.tokens, response, table, template=case.tokens % 3 == 0, pool_size=6
+    "causal_effects": lambda case, response, table: slc.causal.causal_effects(
+        case.crosscoder, case.pair, Responses(case.tokens, response, case.tokens % 3 == 0), table, pool_size=6
+    ).table,
+    "latent_effects": lambda case, response, table: slc.causal.latent_effects(
+        case.crosscoder, case.pair, Responses(case.tokens, response), LATENTS
     ),
-    "latent_effects": lambda case, response, table: slc.latent_effects(
-        case.pair, case.crosscoder, case.tokens, response, LATENTS
+    "splice_evals": lambda case, response, table: slc.causal.splice_evals(
+        case.crosscoder, case.pair, case.tokens, response
     ),
-    "splice_evals": lambda case, response, table: slc.splice_evals(case.pair, case.crosscoder, case.tokens, response),
-    "next_tokens": lambda case, response, table: slc.next_tokens(case.pair, case.tokens[:1], 3),
-    "token_kl": lambda case, response, table: slc.token_kl(case.pair, case.tokens[:1]),
+    "next_tokens": lambda case, response, table: slc.causal.next_tokens(case.pair, case.tokens[:1], 3),
+    "token_kl": lambda case, response, table: slc.causal.token_kl(case.pair, case.tokens[:1]),
     "generate_patched": lambda case, response, table: pd.DataFrame(
-        slc.generate_patched(case.pair, case.tokens, max_new_tokens=3).tolist()
+        slc.causal.generate_patched(case.pair, case.tokens, max_new_tokens=3).tolist()
     ),
     "resume_from": lambda case, response, table: pd.DataFrame(
-        slc.resume_from(
+        slc.causal.resume_from(
             case.pair.chat, case.activation(0)[None].repeat(2, 1, 1, 1), HOOK, case.tokens, response
         )[0].tolist()
     ),
@@ -105,5 +108,4 @@ def test_experiments(plain, spread, response, table, name, inputs):
     with PretendedDevices():
         tokens, marked = spread.tokens.to(inputs), response.to(inputs)
         found = EXPERIMENTS[name](type(spread)(spread.pair, spread.crosscoder, tokens), marked, table)
-    found.attrs, expected.attrs = {}, {}
     pd.testing.assert_frame_equal(found, expected, check_exact=True)

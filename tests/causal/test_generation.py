@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal.patching import patched_generation
+from sae_lens_crosscoder.causal.patching import generation
 from sae_lens_crosscoder.models.tiny import dialogues
 from tests.causal.conftest import HOOK, LATENTS, Case, random_crosscoder
 from tests.causal.test_patched import by_hand, hooks_of
@@ -33,7 +33,7 @@ def greedy(model, prompt, end, n):
 
 class TestResponses:
     def test_every_answer_is_the_most_likely_one_by_itself(self, pair):
-        said = slc.generate_responses(pair, ASKED, max_new_tokens=12, batch_size=3)
+        said = slc.causal.generate_responses(pair, ASKED, max_new_tokens=12, batch_size=3)
         end = pair.tokenizer.eos_token_id
         prompts = [slc.chat_tokens(pair.tokenizer, messages, add_generation_prompt=True) for messages in ASKED]
         assert len({len(prompt.input_ids) for prompt in prompts}) > 1
@@ -51,7 +51,7 @@ class TestResponses:
     def test_the_masks_are_those_of_the_conversation_with_its_answer(self):
         pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
         conversations = dialogues(12, seed=3, split="held_out")
-        said = slc.generate_responses(pair, [messages[:1] for messages in conversations], max_new_tokens=16)
+        said = slc.causal.generate_responses(pair, [messages[:1] for messages in conversations], max_new_tokens=16)
         n_as_trained = 0
         for row, messages in enumerate(conversations):
             chat = slc.chat_tokens(pair.tokenizer, messages[:2])
@@ -68,19 +68,19 @@ class TestResponses:
     )
     def test_refusals(self, pair, conversations, n, message):
         with pytest.raises(ValueError, match=message):
-            slc.generate_responses(pair, conversations, max_new_tokens=n)
+            slc.causal.generate_responses(pair, conversations, max_new_tokens=n)
 
     def test_a_model_that_cannot_be_asked_is_refused(self):
         pair = slc.HookedModelPair(*[random_hooked_transformer(8, seed=seed) for seed in (1, 2)])
         with pytest.raises(ValueError, match="no chat template"):
-            slc.generate_responses(pair, ASKED)
+            slc.causal.generate_responses(pair, ASKED)
 
 
 class TestGivenResponses:
     def test_masks_are_those_of_every_conversation_by_itself(self):
         pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
         conversations = dialogues(20, seed=3, split="held_out")
-        given = slc.given_responses(pair, conversations)
+        given = slc.causal.given_responses(pair, conversations)
         assert len({len(messages) for messages in conversations}) == 2  # with one answer and with two
         for row, messages in enumerate(conversations):
             chat = slc.chat_tokens(pair.tokenizer, messages)
@@ -92,12 +92,16 @@ class TestGivenResponses:
 
     @pytest.mark.parametrize(
         ("conversations", "message"),
-        [([], "is empty"), (ASKED, "has no answer to score"), ([10 * dialogues(1, 0)[0]], "reads only 64: leave out")],
+        [
+            ([], "is empty"),
+            (ASKED, "has no response to score"),
+            ([10 * dialogues(1, 0)[0]], "holds only 64. Drop"),
+        ],
     )
     def test_refusals(self, conversations, message):
         pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
         with pytest.raises(ValueError, match=message):
-            slc.given_responses(pair, conversations)
+            slc.causal.given_responses(pair, conversations)
 
 
 class TestPatched:
@@ -106,7 +110,7 @@ class TestPatched:
     def test_every_token_is_that_of_models_patched_by_hand(self, case, writer, m, how):
         prompt = case.tokens[:, :5]
         with slc.patched(case.pair, case.crosscoder, LATENTS, how, coefficient=3.0):
-            written = slc.generate_patched(case.pair, prompt, writer, max_new_tokens=4, end=-1)
+            written = slc.causal.generate_patched(case.pair, prompt, writer, max_new_tokens=4, end=-1)
         models = (0,) if how == "add" else (0, 1)
         read = prompt
         for _ in range(4):
@@ -118,7 +122,7 @@ class TestPatched:
     def test_without_patches_it_is_what_the_model_writes(self, case, writer):
         model, prompt = getattr(case.pair, writer), case.tokens[:, :5]
         end = greedy(model, prompt[0].tolist(), None, 3)[2]
-        written = slc.generate_patched(case.pair, prompt, writer, max_new_tokens=6, end=end)
+        written = slc.causal.generate_patched(case.pair, prompt, writer, max_new_tokens=6, end=end)
         for row, ids in zip(written.tolist(), prompt.tolist(), strict=True):
             answer = greedy(model, ids, end, 6)
             assert row == answer + [end] * (len(row) - len(answer))
@@ -132,7 +136,7 @@ class TestPatched:
             slc.patched(case.pair, case.crosscoder, LATENTS[1:], "add", coefficient=3.0, read_by=read_by),
             case.pair.hooks(fwd_hooks=[(HOOK, lambda value, hook: lengths.append(value.shape[1]))]),
         ):
-            written = slc.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1)
+            written = slc.causal.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1)
         assert lengths == [5, 1, 1, 1]
         read = prompt
         for _ in range(4):  # every token from full passes, with the mask as long as the tokens
@@ -149,20 +153,20 @@ class TestPatched:
     def test_a_kind_of_model_without_such_a_cache_reads_everything_anew(self, case, monkeypatch):
         prompt = case.tokens[:, :5]
         with slc.patched(case.pair, case.crosscoder, LATENTS, "ablate", coefficient=3.0):
-            expected = slc.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1)
-            monkeypatch.setattr(patched_generation, "_remembering", lambda pair: None)
-            assert torch.equal(slc.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1), expected)
+            expected = slc.causal.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1)
+            monkeypatch.setattr(generation, "_with_caches", lambda pair: None)
+            assert torch.equal(slc.causal.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1), expected)
 
     def test_an_unknown_writer_is_refused(self, case):
-        with pytest.raises(ValueError, match="writer='user' is not one of"):
-            unwrap(slc.generate_patched)(case.pair, case.tokens, "user")
+        with pytest.raises(ValueError, match="Unknown writer='user'"):
+            unwrap(slc.causal.generate_patched)(case.pair, case.tokens, "user")
 
 
 def test_tiny_crosscoder_of_nothing_changes_no_answer():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
-    said = slc.generate_responses(pair, ASKED[:1], max_new_tokens=12)
+    said = slc.causal.generate_responses(pair, ASKED[:1], max_new_tokens=12)
     prompt = said.tokens[:, : int(said.response[0].long().argmax())]
     crosscoder = random_crosscoder((96, 96), dtype="float32")
     with slc.patched(pair, crosscoder, [], "ablate"):
-        written = slc.generate_patched(pair, prompt, max_new_tokens=12)
+        written = slc.causal.generate_patched(pair, prompt, max_new_tokens=12)
     assert written[0].tolist() == said.tokens[0][said.response[0]].tolist()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal.forward import answered
+from sae_lens_crosscoder.causal import Responses
+from sae_lens_crosscoder.causal.forward import response_batches
 from tests.causal.conftest import D_MODEL, HOOK, LATENTS, thresholds
 from tests.causal.test_effects import edited_activation, kl_by_loops
 from tests.crosscoders.conftest import as_lists
@@ -21,7 +22,9 @@ def response(case):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_kl_and_logits_are_those_of_hooks_by_hand(case, response, batch_size):
-    table = slc.latent_effects(case.pair, case.crosscoder, case.tokens, response, LATENTS, k=3, batch_size=batch_size)
+    table = slc.causal.latent_effects(
+        case.crosscoder, case.pair, Responses(case.tokens, response), LATENTS, k=3, batch_size=batch_size
+    )
     assert table.index.tolist() == LATENTS
     n_tokens = int(response.sum())
     base, chat = case.activation(0), case.activation(1)
@@ -55,10 +58,10 @@ def test_later_layers_run_for_several_latents_at_once_and_only_where_one_is_on(c
 
     def watched(model, residual, hook_name, tokens, *args, **kwargs):
         ran.append(residual.shape[:2].numel())
-        return slc.resume_from(model, residual, hook_name, tokens, *args, **kwargs)
+        return slc.causal.resume_from(model, residual, hook_name, tokens, *args, **kwargs)
 
-    monkeypatch.setattr(answered, "resume_from", watched)
-    slc.latent_effects(case.pair, case.crosscoder, case.tokens, response, range(10), batch_size=4)
+    monkeypatch.setattr(response_batches, "resume_from", watched)
+    slc.causal.latent_effects(case.crosscoder, case.pair, Responses(case.tokens, response), range(10), batch_size=4)
     f = case.crosscoder.encode(case.pair.activations(case.tokens, HOOK))[:, :2]
     n_on = sum(bool((f[c, :, j] > 0).any()) for c in range(3) for j in range(10))
     assert 4 < n_on < 3 * 10
@@ -75,25 +78,25 @@ def test_a_direct_attribution_goes_through_the_final_norms_gain(tmp_path):
         hooked.ln_final.b.copy_(gain.flip(0))
     centred = directions - directions.mean(dim=-1, keepdim=True)
     expected = (centred * gain) @ hooked.W_U
-    torch.testing.assert_close(slc.logit_attribution(hooked, directions), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(slc.causal.logit_attribution(hooked, directions), expected, rtol=1e-3, atol=1e-4)
     bridge = slc.HookedModelPair.from_pretrained(
         *save_pair(tmp_path, gemma2), model_class_name="TransformerBridge"
     ).chat
     theirs = gemma2(noise=0.02)  # whose norms do not centre, and hold the gain minus 1
     expected = (directions * (1 + theirs.model.norm.weight)) @ theirs.lm_head.weight.T
-    torch.testing.assert_close(slc.logit_attribution(bridge, directions), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(slc.causal.logit_attribution(bridge, directions), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_tokens_are_named_and_the_strongest_come_first():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
     unembedded = pair.chat.W_U - pair.chat.W_U.mean(dim=0, keepdim=True)
     sorry = pair.tokenizer.convert_tokens_to_ids("sorry")
-    scores = slc.logit_attribution(pair.chat, unembedded[:, [sorry]].T)[0]
+    scores = slc.causal.logit_attribution(pair.chat, unembedded[:, [sorry]].T)[0]
     assert int(scores.argmax()) == sorry
 
 
 def test_no_and_unknown_latents_are_refused_before_anything_runs(case, response):
-    with pytest.raises(ValueError, match="latents is empty"):
-        slc.latent_effects(case.pair, case.crosscoder, case.tokens, response, [])
+    with pytest.raises(ValueError, match="latent_ids is empty"):
+        slc.causal.latent_effects(case.crosscoder, case.pair, Responses(case.tokens, response), [])
     with pytest.raises(ValueError, match="There is no latent 10"):
-        slc.latent_effects(case.pair, case.crosscoder, case.tokens, response, [10])
+        slc.causal.latent_effects(case.crosscoder, case.pair, Responses(case.tokens, response), [10])

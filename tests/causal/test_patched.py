@@ -32,8 +32,10 @@ def by_hand(case, *args, positions=None, read_by="own", **kwargs):
 
 
 def hooks_of(pair):
+    """Names of hook points with hooks on the pair or its models, and of hooks with patch state."""
     hosts = (pair, *pair.members)
-    return [name for host in hosts for name, point in host.hook_dict.items() if point.fwd_hooks or point.ctx]
+    hooked = [name for host in hosts for name, point in host.hook_dict.items() if point.fwd_hooks or point.ctx]
+    return [*hooked, *pair.patch_state.unedited, *(["tokens read"] * pair.patch_state.n_tokens_read)]
 
 
 class TestOnThePair:
@@ -140,7 +142,7 @@ class TestLeaving:
     def test_no_hook_is_left_after_a_refusal(self, case):
         wrong = torch.ones(1, 2, dtype=torch.bool)
         with (
-            pytest.raises(ValueError, match=r"positions has shape \(1, 2\), but the tokens are \(3, 12\)"),
+            pytest.raises(ValueError, match=r"positions has shape \(1, 2\), but the tokens have shape \(3, 12\)"),
             slc.patched(case.pair, case.crosscoder, LATENTS, positions=wrong),
         ):
             case.pair(case.tokens)
@@ -187,7 +189,7 @@ class TestOneModelAlone:
     @pytest.mark.parametrize("how", ["replace", "add", "ablate", "scale", "reconstruct"])
     def test_what_needs_both_models_is_refused(self, case, how):
         with (
-            pytest.raises(ValueError, match=rf"how='{how}'.*cannot work on one model alone.*HookedModelPair"),
+            pytest.raises(ValueError, match=rf"how='{how}'.*needs the pair.*HookedModelPair"),
             slc.patched(case.pair.chat, case.crosscoder, LATENTS, how, model="chat"),
         ):
             pytest.fail("it was accepted")
@@ -224,17 +226,17 @@ class TestRefusals:
 
     def test_a_crosscoder_of_another_width(self, case):
         crosscoder = random_crosscoder((16, 32), dtype="float32")
-        with pytest.raises(ValueError, match=r"of widths \(16, 32\), but at .* the models are \(32, 32\) wide"):
+        with pytest.raises(ValueError, match=r"of widths \(16, 32\), but the models have widths \(32, 32\) at "):
             self.enter(case.pair, crosscoder, LATENTS, "ablate")
         with (
-            pytest.raises(ValueError, match="writes 16 numbers, but the model's activation is 32 wide"),
+            pytest.raises(ValueError, match="decoder has width 16, but the model's activation has width 32"),
             slc.patched(case.pair.chat, crosscoder, LATENTS, "steer", model="base", max_activation=1.0),
         ):
             case.pair.chat(case.tokens)
         assert hooks_of(case.pair) == []
 
     def test_a_mask_of_numbers(self, case):
-        with pytest.raises(ValueError, match=r"positions must be a mask of bools, not of torch\.int64"):
+        with pytest.raises(ValueError, match=r"positions must be a bool mask, but its dtype is torch\.int64"):
             self.enter_unchecked(case.pair, case.crosscoder, LATENTS, positions=torch.ones_like(case.tokens))
 
     def test_a_crosscoder_of_another_pair(self, case):
@@ -247,7 +249,7 @@ class TestRefusals:
     def test_handing_over_between_widths(self):
         pair = slc.HookedModelPair(random_hooked_transformer(16, seed=1), random_hooked_transformer(24, seed=2))
         crosscoder = random_crosscoder((16, 24), dtype="float32")
-        with pytest.raises(ValueError, match="only models of one width"):
+        with pytest.raises(ValueError, match="Only models of one width"):
             self.enter(pair, crosscoder, LATENTS, "ablate", read_by="chat")
-        with pytest.raises(ValueError, match="read_by='base' is not one of"):
+        with pytest.raises(ValueError, match="Unknown read_by='base'"):
             self.enter_unchecked(pair, crosscoder, LATENTS, "ablate", read_by="base")

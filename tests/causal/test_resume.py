@@ -66,7 +66,7 @@ class TestEqualsPlainHooks:
         for hook_name in host.hooks:
             residual = host.residual(hook_name)
             expected = host.by_hooks(hook_name, residual)[:, positions]
-            logits = slc.resume_from(
+            logits = slc.causal.resume_from(
                 host.model, residual, hook_name, host.tokens, positions, share_prefix=share_prefix, batch_size=5
             )
             torch.testing.assert_close(logits, expected, **TOLERANCE)
@@ -75,7 +75,7 @@ class TestEqualsPlainHooks:
     def test_everywhere_when_no_positions_are_named(self, host):
         hook_name = host.hooks[1]
         residual = host.residual(hook_name, edited_from=0)
-        logits = slc.resume_from(host.model, residual, hook_name, host.tokens)
+        logits = slc.causal.resume_from(host.model, residual, hook_name, host.tokens)
         torch.testing.assert_close(logits.unflatten(1, (3, N_POS)), host.by_hooks(hook_name, residual), **TOLERANCE)
 
     @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
@@ -84,7 +84,7 @@ class TestEqualsPlainHooks:
         residual = host.residual(hook_name)
         positions = torch.zeros_like(host.tokens, dtype=torch.bool)
         positions[:, 8:] = True
-        logits = slc.resume_from(host.model, residual, hook_name, host.tokens, positions, batch_size=batch_size)
+        logits = slc.causal.resume_from(host.model, residual, hook_name, host.tokens, positions, batch_size=batch_size)
         torch.testing.assert_close(logits, host.by_hooks(hook_name, residual)[:, positions], **TOLERANCE)
 
     def test_where_logits_are_wanted_before_the_first_edit(self, host):
@@ -92,7 +92,7 @@ class TestEqualsPlainHooks:
         residual = host.residual(hook_name, edited_from=10)
         positions = torch.zeros_like(host.tokens, dtype=torch.bool)
         positions[1, 4] = positions[2, 11] = True
-        logits = slc.resume_from(host.model, residual, hook_name, host.tokens, positions)
+        logits = slc.causal.resume_from(host.model, residual, hook_name, host.tokens, positions)
         torch.testing.assert_close(logits, host.by_hooks(hook_name, residual)[:, positions], **TOLERANCE)
 
     def test_where_one_intervention_edits_one_prompt_earlier(self, host):
@@ -101,14 +101,14 @@ class TestEqualsPlainHooks:
         residual[2, 1, 3] += 1.0
         positions = torch.zeros_like(host.tokens, dtype=torch.bool)
         positions[:, 9:] = True
-        logits = slc.resume_from(host.model, residual, hook_name, host.tokens, positions)
+        logits = slc.causal.resume_from(host.model, residual, hook_name, host.tokens, positions)
         torch.testing.assert_close(logits, host.by_hooks(hook_name, residual)[:, positions], **TOLERANCE)
 
     def test_where_nothing_is_edited_and_for_one_intervention(self, host):
         hook_name = host.hooks[1]
         for n_interventions, edited_from in ((3, N_POS), (1, 4)):
             residual = host.residual(hook_name, n_interventions, edited_from)
-            logits = slc.resume_from(host.model, residual, hook_name, host.tokens)
+            logits = slc.causal.resume_from(host.model, residual, hook_name, host.tokens)
             expected = host.by_hooks(hook_name, residual).flatten(1, 2)
             torch.testing.assert_close(logits, expected, **TOLERANCE)
 
@@ -116,7 +116,7 @@ class TestEqualsPlainHooks:
         hook_name, later = host.hooks[1], host.hooks[-1]
         residual = host.residual(hook_name)
         with host.model.hooks(fwd_hooks=[(later, lambda value, hook: value.flip(-1))]):
-            logits = slc.resume_from(host.model, residual, hook_name, host.tokens)
+            logits = slc.causal.resume_from(host.model, residual, hook_name, host.tokens)
             expected = host.by_hooks(hook_name, residual)
         torch.testing.assert_close(logits, expected.flatten(1, 2), **TOLERANCE)
         assert (expected - host.by_hooks(hook_name, residual)).abs().max() > 1e-3
@@ -138,7 +138,7 @@ class TestWhatRuns:
         positions[:, 8:] = True
         residual = host.residual(host.hooks[1])
         counts[:] = [0] * len(counts)
-        slc.resume_from(host.model, residual, host.hooks[1], host.tokens, positions, share_prefix=share_prefix)
+        slc.causal.resume_from(host.model, residual, host.hooks[1], host.tokens, positions, share_prefix=share_prefix)
         return counts
 
     @pytest.fixture(autouse=True)
@@ -161,7 +161,7 @@ class TestWhatRuns:
 class TestLeftAsItWas:
     def test_after_resuming(self, host):
         before = host.model(host.tokens)
-        slc.resume_from(host.model, host.residual(host.hooks[2]), host.hooks[2], host.tokens)
+        slc.causal.resume_from(host.model, host.residual(host.hooks[2]), host.hooks[2], host.tokens)
         assert torch.equal(host.model(host.tokens), before)
 
     def test_after_an_error_in_a_later_layer(self, host):
@@ -175,14 +175,14 @@ class TestLeftAsItWas:
             pytest.raises(RuntimeError, match="on purpose"),
             host.model.hooks(fwd_hooks=[(host.hooks[-1], fail)]),
         ):
-            slc.resume_from(host.model, residual, host.hooks[2], host.tokens, share_prefix=False)
+            slc.causal.resume_from(host.model, residual, host.hooks[2], host.tokens, share_prefix=False)
         assert torch.equal(host.model(host.tokens), before)
         assert not any("forward" in vars(block) for block in host.model.blocks)
 
     def test_the_residual_is_not_edited(self, host):
         residual = host.residual(host.hooks[1])
         before = residual.clone()
-        slc.resume_from(host.model, residual, host.hooks[1], host.tokens)
+        slc.causal.resume_from(host.model, residual, host.hooks[1], host.tokens)
         assert torch.equal(residual, before)
 
     def test_keys_and_values_may_be_used_again(self, host):
@@ -204,24 +204,24 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("hook_name", "message"),
         [
-            ("blocks.0.hook_mlp_out", "whose value is not all that later layers see"),
+            ("blocks.0.hook_mlp_out", "later layers read more than its value"),
             ("blocks.0.hook_residpost", "Did you mean"),
         ],
     )
     def test_other_hooks(self, host, hook_name, message):
         residual = host.residual(host.hooks[1])
         with pytest.raises(ValueError, match=message):
-            slc.resume_from(host.model, residual, hook_name, host.tokens)
+            slc.causal.resume_from(host.model, residual, hook_name, host.tokens)
 
     def test_shapes_that_do_not_fit(self, host):
         residual = host.residual(host.hooks[1])
-        resume_from = unwrap(slc.resume_from)  # past the check of types
+        resume_from = unwrap(slc.causal.resume_from)  # past the check of types
         for tokens in (host.tokens[:, 1:], host.tokens[1:]):
-            with pytest.raises(ValueError, match="do not fit"):
+            with pytest.raises(ValueError, match="Shapes do not match"):
                 resume_from(host.model, residual, host.hooks[1], tokens)
-        with pytest.raises(ValueError, match="do not fit"):
+        with pytest.raises(ValueError, match="Shapes do not match"):
             resume_from(host.model, residual, host.hooks[1], host.tokens, positions=torch.ones(3, 1).bool())
-        with pytest.raises(ValueError, match="nothing to resume from"):
+        with pytest.raises(ValueError, match="residual is empty"):
             resume_from(host.model, residual[:0], host.hooks[1], host.tokens)
 
     def test_other_kinds_of_model(self):

@@ -47,7 +47,9 @@ def test_every_number_is_that_of_hooks_by_hand(case, everything):
     scored = torch.ones_like(case.tokens, dtype=torch.bool)
     if not everything:
         scored[0, 4:] = scored[1] = False
-    table = slc.splice_evals(case.pair, case.crosscoder, case.tokens, None if everything else scored, batch_size=2)
+    table = slc.causal.splice_evals(
+        case.crosscoder, case.pair, case.tokens, None if everything else scored, batch_size=2
+    )
     assert table.n_tokens.tolist() == [int(scored[:, 1:].sum())] * 2
     for m, model in enumerate(("base", "chat")):
         row = table.loc[model]
@@ -64,7 +66,7 @@ def test_every_number_is_that_of_hooks_by_hand(case, everything):
 
 
 def test_saelens_gives_the_same_for_the_pair(case):
-    table = slc.splice_evals(case.pair, case.crosscoder, case.tokens)
+    table = slc.causal.splice_evals(case.crosscoder, case.pair, case.tokens)
     theirs = get_recons_loss(
         case.crosscoder, case.pair, ActivationScaler(), case.tokens, compute_kl=False, compute_ce_loss=True
     )
@@ -80,13 +82,13 @@ def test_an_exact_reconstruction_recovers_everything(case):
     zeros = {"b_enc": torch.zeros(2 * d_in), "b_dec": torch.zeros(d_in)}
     crosscoder.load_state_dict({"W_enc": signed.T.contiguous(), "W_dec": signed, **zeros})
     crosscoder.cfg.metadata.hook_name = HOOK
-    table = slc.splice_evals(case.pair, crosscoder, case.tokens)
+    table = slc.causal.splice_evals(crosscoder, case.pair, case.tokens)
     recovered = table[[column for column in table if "recovered" in column]]
     assert (recovered - 1).abs().to_numpy().max() < 1e-3
 
 
 def test_refusals(case):
     nothing = torch.zeros_like(case.tokens, dtype=torch.bool)
-    for scored, message in ((nothing[:, 1:], "scored has shape"), (nothing, "nothing to score")):
+    for scored, message in ((nothing[:, 1:], "scored has shape"), (nothing, "no prediction can be scored")):
         with pytest.raises(ValueError, match=message):
-            unwrap(slc.splice_evals)(case.pair, case.crosscoder, case.tokens, scored)
+            unwrap(slc.causal.splice_evals)(case.crosscoder, case.pair, case.tokens, scored)

@@ -6,7 +6,7 @@ import torch
 
 from sae_lens_crosscoder.analysis.examples.file import read_examples, write_examples
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
-from sae_lens_crosscoder.causal.latents.logit_lens import LogitLens
+from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report import Exploration
 from tests.report.test_report import make_table
 

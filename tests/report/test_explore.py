@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal.forward.compare import kl_between_models
+from sae_lens_crosscoder.causal import kl_between_models
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, matched_prompts, tiny_dataset, tiny_tokenizer
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
@@ -30,7 +30,7 @@ def looked_at():
     metadata.model_name, metadata.chat_model_name, metadata.hook_name = "tiny-base", "tiny-chat", TINY_HOOK
     contrasts = {"refusal": matched_prompts("refusal", n_pairs=8, seed=0)}
     asked = [[{"role": "user", "content": f"where does {name} live ?"}] for name in ("anna", "ben")]
-    said = slc.generate_responses(pair, asked, max_new_tokens=16)
+    said = slc.causal.generate_responses(pair, asked, max_new_tokens=16)
     table = slc.diagnose(crosscoder, pair, TOKENS, min_active=1)
     table.loc[[0, 1], "verdict"] = ["chat_specific", "base_specific"]
     found = slc.explore(crosscoder, pair, TOKENS, table, contrasts=contrasts, responses=said, n_random=3)
@@ -40,7 +40,7 @@ def looked_at():
 def test_records_say_what_the_parts_say(looked_at):
     pair, crosscoder, _, table, found = looked_at
     kl = kl_between_models(pair, TOKENS)
-    attribution = slc.logit_attribution(pair.base, crosscoder.decoders[0].detach())
+    attribution = slc.causal.logit_attribution(pair.base, crosscoder.decoders[0].detach())
     acts = crosscoder.encode(pair.activations(TOKENS, TINY_HOOK)).detach()
     words = tiny_tokenizer().convert_ids_to_tokens
     for latent in range(12):
@@ -81,7 +81,7 @@ def test_twins_effects_and_concepts_reach_their_latents(looked_at):
     assert (twin["latent"], back["latent"]) == (1, 0)
     assert twin["cosine"] == pytest.approx(1)
     assert (twin["n_only_own"], twin["n_only_twin"]) == (back["n_only_twin"], back["n_only_own"])
-    effects = slc.latent_effects(pair, crosscoder, said.tokens, said.response, [0, 1])
+    effects = slc.causal.latent_effects(crosscoder, pair, said, [0, 1])
     for latent in (0, 1):
         assert found[latent].effect["kl_change_added"] == pytest.approx(effects.kl_change_added[latent], abs=1e-6)
     assert found[5].effect is None

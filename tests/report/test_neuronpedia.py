@@ -243,7 +243,7 @@ def test_what_explore_finds_is_what_the_crosscoder_does(tmp_path):
     assert folder == tmp_path / "chat" / "0-one-hot"
     assert not any("/home/me" in Path(file).read_text() for file in folder.glob("*.jsonl"))
     scores = crosscoder.encode(pair.activations(tokens, HOOK)).detach()
-    attribution = slc.logit_attribution(pair.chat, crosscoder.decoders[1].detach())
+    attribution = slc.causal.logit_attribution(pair.chat, crosscoder.decoders[1].detach())
     contexts = table(folder, "activations")
     for latent, row in enumerate(table(folder, "features")):
         own = scores[..., latent]

@@ -174,8 +174,8 @@ def of_pair():
 @pytest.mark.parametrize("position", [-1, 7])
 def test_a_comparison_says_what_its_parts_say(pair, of_pair, position):
     found = slc.compare(pair, of_pair, TOKENS, position=position, k=3, n_latents=4)
-    assert found.next_tokens.equals(slc.next_tokens(pair, TOKENS, 3, position=position))
-    assert found.token_kl.equals(slc.token_kl(pair, TOKENS))
+    assert found.next_tokens.equals(slc.causal.next_tokens(pair, TOKENS, 3, position=position))
+    assert found.token_kl.equals(slc.causal.token_kl(pair, TOKENS))
     shares = slc.difference_shares(of_pair, pair.activations(TOKENS, TINY_HOOK)[0, position])
     assert found.latents.share.equals(shares.share[:4])
     assert found.latents.attrs["share_of_latents"] == pytest.approx(shares.share.sum())

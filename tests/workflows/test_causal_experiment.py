@@ -61,7 +61,7 @@ def _two_crosscoders():
 @pytest.fixture
 def power(monkeypatch):
     """How many batches may still be measured, or conversations be answered, before nothing works any more."""
-    measure, generate, left = effects.answered_batches, experiment.generate_responses, {"batches": 99, "answers": 1}
+    measure, generate, left = effects.response_batches, experiment.generate_responses, {"batches": 99, "answers": 1}
 
     def use(what):
         if left[what] == 0:
@@ -77,7 +77,7 @@ def power(monkeypatch):
         use("answers")
         return generate(*args, **kwargs)
 
-    monkeypatch.setattr(effects, "answered_batches", measuring)
+    monkeypatch.setattr(effects, "response_batches", measuring)
     monkeypatch.setattr(experiment, "generate_responses", generating)
     return left
 

@@ -1,4 +1,4 @@
-"""KL, loss and agreement summed per setup, window and conversation, and what the sums say about the means."""
+"""Sums of KL, loss and agreement per setup, window and conversation, with means, intervals and tests."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -13,23 +13,23 @@ from sae_lens_crosscoder.resampling import bootstrap_counts, quantiles, sign_fli
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 WINDOWS: Final = {"all": (1, None), "token 1": (1, 1), "tokens 2-10": (2, 10), "tokens 11+": (11, None)}
-"""Of every assistant turn, counted from 1. Token 1 is predicted from the template's last position, so the setup
-`template` gets it for free: the paper's "first 9 tokens" are the tokens 2 to 10."""
+"""Tokens of every assistant turn, counted from 1. Token 1 is predicted from the template's last position, so the setup
+`template` gets it for free: the paper's "first 9 tokens" are tokens 2 to 10."""
 QUANTITIES: Final = ("kl_nats", "loss_nats", "frac_agree")
-"""Per token: `KL(p_chat || p_patched)`; the patched model's cross-entropy on the token that follows; and whether its
-most likely token is the chat model's."""
+"""Per token: `KL(p_chat || p_patched)`, the patched model's cross-entropy on the next token, and 1 if its most likely
+token is the chat model's."""
 CONTRASTS: Final = (
     ("top_delta_norm", "bottom_delta_norm"),
     ("top_nu", "bottom_nu"),
     ("top_nu", "random_same_number"),
     ("top_nu", "random_same_energy"),
 )
-"""Which setups are tested against each other: halves, and the better half against random latents."""
+"""Pairs of setups that are tested: half against half, and the better half against random latents."""
 _KL = QUANTITIES.index("kl_nats")
 
 
 class EffectSums(Accumulator):
-    """Sums in float64: `totals` (quantity, setup, window, conversation), of `n_tokens` (window, conversation)."""
+    """Sums in float64: `totals` (quantity, setup, window, conversation) over `n_tokens` (window, conversation)."""
 
     buffers = ("totals",)
 
@@ -47,7 +47,7 @@ class EffectSums(Accumulator):
     def add(
         self, setup: int, conversations: Int[Tensor, " row"], per_token: Float[Tensor, "quantity selected"]
     ) -> None:
-        """Add what was measured at all response tokens of some conversations, in order."""
+        """Add the quantities at all response tokens of these conversations, in order."""
         response = self._response[conversations]
         spread = torch.zeros(len(QUANTITIES), *response.shape, dtype=torch.float64)
         spread[:, response] = per_token.double().cpu()
@@ -56,12 +56,12 @@ class EffectSums(Accumulator):
         )
 
     def table(self, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Means per token with 95 % intervals, and the reduction against the setup `none`, a row per setup and window.
+        """Tabulate means per token with 95 % intervals, and the reduction against `none`, per setup and window.
 
-        Conversations are resampled, the same ones for all setups, because a conversation's tokens are not independent.
-        nan where a window has no token, and for intervals of a single conversation.
+        Conversations are resampled, because their tokens are not independent; the same ones for all setups. nan where a
+        window has no token, and for intervals of a single conversation.
         """
-        means, resampled = self._means(), self._means(self._resamples(n_resamples, seed))
+        means, resampled = self._means(), self._means(self._weights(n_resamples, seed))
         names = [setup.name for setup in self.setups]
         none = names.index("none") if "none" in names else None
         rows: list[dict[str, object]] = []
@@ -80,15 +80,15 @@ class EffectSums(Accumulator):
     def contrasts(
         self, pairs: Sequence[tuple[str, str]] = CONTRASTS, n_resamples: int = 1000, seed: int = 0
     ) -> pd.DataFrame:
-        """Whether one setup's KL is below another's: a row per pair, variant and window.
+        """Test differences in KL between setups: a row per pair, variant and window.
 
-        Pairs of which one was not measured are left out. `kl_nats_difference` is the first's mean per token less the
-        second's, below 0 where the first is nearer to the chat model, with a 95 % interval from conversations that are
-        resampled for both alike. `p_value` is two-sided, from exchanging the two within conversations at random, and
-        never below `1 / (1 + n_resamples)`.
+        Pairs with a setup that was not measured are left out. `kl_nats_difference` is the first's mean per token less
+        the second's, below 0 where the first is nearer to the chat model, with a 95 % interval from conversations that
+        are resampled for both alike. `p_value` is two-sided, from exchanging the two within conversations at random,
+        and at least `1 / (1 + n_resamples)`.
         """
         index = {(setup.name, setup.variant): s for s, setup in enumerate(self.setups)}
-        means, resampled = self._means(), self._means(self._resamples(n_resamples, seed))
+        means, resampled = self._means(), self._means(self._weights(n_resamples, seed))
         rows: list[dict[str, object]] = []
         for first, second in pairs:
             for variant in dict.fromkeys(variant for name, variant in index if name == first):
@@ -104,18 +104,18 @@ class EffectSums(Accumulator):
                     rows.append({**row, "p_value": p_values[w].item() if defined else float("nan")})
         return pd.DataFrame(rows)
 
-    def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample conversation"]:
+    def _weights(self, n_resamples: int, seed: int) -> Float[Tensor, "resample conversation"]:
         return bootstrap_counts(self.n_tokens.shape[-1], n_resamples, seed)
 
     def _means(self, weights: Tensor | None = None) -> Float[Tensor, "quantity setup window *resample"]:
-        """Per token, with every conversation as often as `weights` (resample, conversation) say, or once."""
+        """Means per token, with conversations weighted by `weights` (resample, conversation), or equally."""
         if weights is None:
             return self.totals.sum(dim=-1) / self.n_tokens.sum(dim=-1)
         return (self.totals @ weights.T) / (self.n_tokens.double() @ weights.T)
 
 
 def token_of_turn(response: Bool[Tensor, "conversation pos"]) -> Int[Tensor, "conversation pos"]:
-    """Which token of its turn a response token is, from 1, and 0 elsewhere; a turn is a run of response tokens.
+    """Number response tokens within their turn, from 1; 0 elsewhere. A turn is a run of response tokens.
 
     >>> token_of_turn(torch.tensor([[False, True, True, False, True]]))
     tensor([[0, 1, 2, 0, 1]])

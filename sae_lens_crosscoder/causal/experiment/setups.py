@@ -1,6 +1,6 @@
-"""What the chat model's later layers are given instead of its own activation: the setups of the paper's experiment."""
+"""The setups of the paper's experiment: activations given to the chat model's later layers in place of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -10,32 +10,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_crosscoder.causal.patching.interventions import CARRIES, Intervention, intervention
+from sae_lens_crosscoder.causal.patching.intervention import CARRIES, Intervention, intervention
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 POOL_SHARE: Final = 0.043
-"""Of all latents, the share that the paper ranks: 3,176 of 73,728, the most chat-leaning ones."""
+"""Share of all latents that the paper ranks: the 3,176 most chat-leaning of 73,728."""
 _NU_RANGE: Final = (-0.1, 2.0)
 _BASE, _CHAT = 0, 1
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One row of the experiment: an activation, and what is added to it."""
+    """A setup of the experiment: the activation it starts from, and its edit."""
 
     name: str
     start: Literal["base", "chat", "template"] = "base"
-    """Whose activation it starts from; `template` is the base model's but for the template's tokens."""
+    """The model whose activation it starts from; `template` is base with chat at the template's tokens."""
     edit: Intervention | None = None
-    """What is added to the activation of the model it starts from."""
+    """The edit of that activation."""
     variant: str = ""
-    """`replace` or `add`, for setups that come in both."""
+    """`replace` or `add` for setups that come in both."""
     n_latents: int = 0
 
     def residual(
         self, parts: Sequence[Float[Tensor, "prompt pos d_model"]], stacked: Tensor, template: Tensor | None
     ) -> Float[Tensor, "prompt pos d_model"]:
-        """The activation, from both models' own (`parts` of `stacked`) and the mask of the template's tokens."""
+        """The residual stream, from both models' activations (`parts` of `stacked`) and the template mask."""
         if self.start == "template":
             assert template is not None
             return torch.where(template.to(parts[_BASE].device)[..., None], parts[_CHAT], parts[_BASE])
@@ -44,15 +44,15 @@ class Setup:
         return parts[m] if delta is None else parts[m] + delta.to(parts[m])
 
     def tensors(self) -> list[Tensor]:
-        """What its edit is made of."""
+        """The tensors of its edit."""
         return [] if self.edit is None else self.edit.tensors()
 
 
 def plain_setups(crosscoder: InferenceCrosscoder, has_template: bool, with_bias: bool = False) -> list[Setup]:
-    """The setups that choose no latents.
+    """The setups without a choice of latents.
 
-    `none` is the base activation, `chat` the chat model's own (its KL must be 0), `all` carries over everything the
-    crosscoder sees, `error` everything it does not, and `template` the chat model's activation at template tokens.
+    `none` is the base activation, `chat` the chat model's (its KL must be 0), `all` carries over everything the
+    crosscoder explains, `error` everything it does not, and `template` has the chat activation at template tokens.
     """
     d_sae = crosscoder.cfg.d_sae
     everything = intervention(crosscoder, None, "replace", with_bias=with_bias)
@@ -66,26 +66,26 @@ def plain_setups(crosscoder: InferenceCrosscoder, has_template: bool, with_bias:
     return [*setups, Setup("template", "template")] if has_template else setups
 
 
-def latent_setups(crosscoder: InferenceCrosscoder, sets: dict[str, Sequence[int]]) -> list[Setup]:
-    """Named sets of latents, each carried over in both variants."""
+def latent_setups(crosscoder: InferenceCrosscoder, sets: Mapping[str, Sequence[int]]) -> list[Setup]:
+    """Two setups per named set of latents, one for each variant."""
     return [
-        Setup(name, "base", intervention(crosscoder, latents, how), how, len(latents))
-        for name, latents in sets.items()
+        Setup(name, "base", intervention(crosscoder, latent_ids, how), how, len(latent_ids))
+        for name, latent_ids in sets.items()
         for how in CARRIES
     ]
 
 
 def chat_leaning_halves(latents: pd.DataFrame, pool_size: int | None = None) -> dict[str, list[int]]:
-    """The more and the less chat-specific half of the most chat-leaning latents, by two measures.
+    """Halve the most chat-leaning latents by how chat-specific they are, by two measures.
 
     Args:
         latents: the table of `diagnose`.
-        pool_size: how many latents, by `delta_norm`, are in the pool before those are removed that are dead or whose
-            nu is undefined or outside [-0.1, 2]; by default the paper's share of all latents.
+        pool_size: size of the pool by `delta_norm`, before latents are removed that are dead or whose nu is undefined
+            or outside [-0.1, 2]; by default the paper's share of all latents.
 
     Returns:
         `top_delta_norm`, `bottom_delta_norm` (top: largest), `top_nu`, `bottom_nu` (top: the lowest sum of the ranks of
-        `nu_error` and `nu_reconstruction`). All four have the same number of latents.
+        `nu_error` and `nu_reconstruction`); all four of the same size.
     """
     size = round(POOL_SHARE * len(latents)) if pool_size is None else pool_size
     pool = latents.nlargest(size, "delta_norm")
@@ -93,8 +93,8 @@ def chat_leaning_halves(latents: pd.DataFrame, pool_size: int | None = None) -> 
     pool = pool[~pool.dead & (nus.ge(_NU_RANGE[0]) & nus.le(_NU_RANGE[1])).all(axis=1)]
     if len(pool) < 2:
         raise ValueError(
-            f"Of the {size} most chat-leaning latents {len(pool)} are left, too few for two halves: give a larger "
-            "pool_size, or diagnose on more tokens, so that fewer nu are undefined."
+            f"Only {len(pool)} of the {size} most chat-leaning latents are alive with nu in range, too few for two "
+            "halves. Pass a larger pool_size, or diagnose on more tokens, so that fewer nu are undefined."
         )
     half = len(pool) // 2
     ranks = pool.nu_error.rank() + pool.nu_reconstruction.rank()
@@ -108,9 +108,9 @@ def chat_leaning_halves(latents: pd.DataFrame, pool_size: int | None = None) -> 
 
 
 def threshold_sets(latents: pd.DataFrame) -> dict[str, list[int]]:
-    """The living latents that thresholds choose: `chat_only` by Delta_norm alone, `chat_specific` by the verdict too.
+    """Sets of live latents by thresholds: `chat_only` by Delta_norm alone, `chat_specific` by the verdict.
 
-    A set that no latent is in is left out: carrying over nothing is the setup `none`.
+    An empty set is left out, because carrying over nothing is the setup `none`.
 
     Args:
         latents: the table of `diagnose`.
@@ -120,7 +120,7 @@ def threshold_sets(latents: pd.DataFrame) -> dict[str, list[int]]:
         "chat_only": alive.index[alive.label == "chat_only"].tolist(),
         "chat_specific": alive.index[alive.verdict == "chat_specific"].tolist(),
     }
-    return {name: chosen for name, chosen in sets.items() if chosen}
+    return {name: latent_ids for name, latent_ids in sets.items() if latent_ids}
 
 
 def random_controls(
@@ -130,17 +130,17 @@ def random_controls(
     energy: Float[Tensor, " d_sae"],
     seed: int = 0,
 ) -> dict[str, list[int]]:
-    """Random living latents, none of them `excluded`: as many as `chosen`, and as many as have the energy of `chosen`.
+    """Draw random live latents outside `excluded`: as many as `chosen`, and as many as have the energy of `chosen`.
 
-    A control that the living latents do not suffice for is left out.
+    A control that needs more latents than there are is left out.
 
     Args:
-        energy: per latent, how much it adds: the mean over tokens of the square of what it carries over.
+        energy: the mean over tokens of the squared norm that each latent carries over.
     """
     candidates = latents.index[~latents.dead & ~latents.index.isin(list(excluded))].to_numpy()
     shuffled = np.random.default_rng(seed).permutation(candidates).tolist()
     energy = energy.double().cpu()
-    reached = energy[shuffled].cumsum(dim=0)
-    n_energy = int((reached < energy[list(chosen)].sum()).sum()) + 1
+    cumulative = energy[shuffled].cumsum(dim=0)
+    n_energy = int((cumulative < energy[list(chosen)].sum()).sum()) + 1
     sizes = {"random_same_number": len(chosen), "random_same_energy": n_energy}
     return {name: shuffled[:size] for name, size in sizes.items() if size <= len(shuffled)}

@@ -1,28 +1,28 @@
-"""A folder that holds what an interrupted run has done, until it is finished."""
+"""A folder that keeps the parts of an interrupted run until it is finished."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from safetensors.torch import load_file
 
-from sae_lens_crosscoder.causal.forward.generation import Responses
-from sae_lens_crosscoder.storage.atomic import atomic_path
+from sae_lens_crosscoder.causal.forward.responses import Responses
+from sae_lens_crosscoder.storage.atomic import PARTIAL_SUFFIX, replace_folder
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 _ORIGIN_FILENAME = "origin.txt"
 
 
 class UnfinishedRun:
-    """Makes answers and tables only if the same run has not made them before.
+    """Cache of responses and tables that an interrupted run has already made.
 
     Args:
-        folder: what another run left there is deleted, with the folder.
-        origin: all that the results depend on, as JSON: what makes two runs the same.
+        folder: the cache; parts of another run in it are deleted.
+        origin: everything the results depend on, as JSON; it identifies the run.
     """
 
     def __init__(self, folder: Path, origin: Any) -> None:
@@ -33,20 +33,25 @@ class UnfinishedRun:
         folder.mkdir(exist_ok=True)
         stamp.write_text(text)
 
-    def answers(self, make: Callable[[], Responses]) -> Responses:
-        path = self.folder / "answers.safetensors"
+    def responses(self, make: Callable[[], Responses]) -> Responses:
+        """The saved responses, or new ones."""
+        path = self.folder / "responses.safetensors"
         if not path.exists():
-            save_tensors(vars(make()), path)
+            tensors = {name: tensor for name, tensor in vars(make()).items() if tensor is not None}
+            save_tensors(tensors, path)
         return Responses(**load_file(path))
 
-    def table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A table, and its `.attrs` as far as JSON holds them."""
-        path = self.folder / f"{name}.parquet"
-        if not path.exists():
-            with atomic_path(path) as partial:
-                make().to_parquet(partial)
-        return pd.read_parquet(path)
+    def tables(self, name: str, make: Callable[[], Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+        """The saved tables of one name, or new ones."""
+        folder = self.folder / f"{name}.tables"
+        if not folder.exists():
+            partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
+            partial.mkdir(exist_ok=True)
+            for key, table in make().items():
+                table.to_parquet(partial / f"{key}.parquet")
+            replace_folder(partial, folder)
+        return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
 
     def remove(self) -> None:
-        """When all is written."""
+        """Delete the folder."""
         shutil.rmtree(self.folder)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.analysis.examples.file import Example, ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
-from sae_lens_crosscoder.causal.latents.logit_lens import LogitLens
+from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
 Weighted = tuple[str, float]

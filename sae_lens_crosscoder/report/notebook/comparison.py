@@ -18,9 +18,9 @@ class Comparison:
     """Two models on one prompt, as a notebook shows it; its tables have all numbers."""
 
     next_tokens: pd.DataFrame
-    """As `slc.next_tokens` makes it, at `position`."""
+    """As `slc.causal.next_tokens` makes it, at `position`."""
     token_kl: pd.DataFrame
-    """As `slc.token_kl` makes it."""
+    """As `slc.causal.token_kl` makes it."""
     latents: pd.DataFrame
     """The latents with the largest share in the difference of the activations at `position`, as `difference_shares`
     has it, and with what `latent_effects` says of each there: how the KL from the chat model changes, in nats, when the

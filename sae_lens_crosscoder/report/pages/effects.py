@@ -144,10 +144,10 @@ def write_effects(
 
 def _require(effects: Mapping[str, pd.DataFrame]) -> None:
     if not effects:
-        raise ValueError("There is nothing to draw: `effects` is empty. Give it a table of slc.causal_effects by name.")
+        raise ValueError("`effects` is empty: pass tables of slc.causal.causal_effects by crosscoder name.")
     for name, table in effects.items():
         missing = [column for column in _COLUMNS if column not in table]
         if missing:
             raise ValueError(
-                f"The table of {name!r} has no column {', '.join(missing)}: it is not a table of slc.causal_effects."
+                f"The table of {name!r} has no column {', '.join(missing)}: pass a table of slc.causal.causal_effects."
             )

@@ -1,4 +1,4 @@
-"""What an intervention on latents adds to the models' activations: pure maths, no models."""
+"""Interventions on latents, as what they add to the models' activations: pure maths, no models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,46 +13,45 @@ from torch import Tensor
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.stacking import StackedLayout
 
-Latents = Sequence[int] | Int[Tensor, " chosen"] | pd.Index | None
-MaxActivation = float | Sequence[float] | Float[Tensor, " chosen"] | pd.Series | None
+LatentIds = Sequence[int] | Int[Tensor, " latent"] | pd.Index | None
+MaxActivation = float | Sequence[float] | Float[Tensor, " latent"] | pd.Series | None
 How = Literal["replace", "add", "ablate", "scale", "steer", "reconstruct"]
 ModelName = Literal["base", "chat"]
 CARRIES: Final = ("replace", "add")
-"""The interventions that carry what latents write in one model into the other."""
+"""The interventions that carry what latents write from one model into the other."""
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """Adds `sum_j f_j directions_j^m + constant^m + own^m h^m` to the activation h^m of every model m that it touches.
+    """Adds `sum_j f_j directions_j^m + constants^m + input_factors^m h^m` to each edited activation h^m.
 
-    f are the activations of the chosen latents on unedited activations. Only the chosen latents are encoded, and
-    where `own` is 0 nothing is reconstructed, so what the crosscoder fails to explain stays as it is. One entry per
-    model, None for a model that is not touched.
+    f are the latents' activations on unedited activations. Only the chosen latents are encoded. With input factor 0
+    nothing is reconstructed, so the crosscoder's error stays as it is. One entry per model, None for unedited models.
     """
 
     layout: StackedLayout
-    W_enc: Float[Tensor, "d_in chosen"]
-    b_enc: Float[Tensor, " chosen"]
-    threshold: Float[Tensor, " chosen"]
-    directions: tuple[Float[Tensor, "chosen _"] | None, ...]
+    W_enc: Float[Tensor, "d_in latent"]
+    b_enc: Float[Tensor, " latent"]
+    threshold: Float[Tensor, " latent"]
+    directions: tuple[Float[Tensor, "latent _"] | None, ...]
     constants: tuple[Float[Tensor, " _"] | None, ...]
-    own: tuple[float, ...]
+    input_factors: tuple[float, ...]
 
     @property
     def reads_activations(self) -> bool:
-        """Whether both models' activations are needed to know what is added."""
+        """True if the edit depends on both models' activations."""
         return any(direction is not None for direction in self.directions)
 
-    def feature_acts(self, stacked: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows chosen"]:
-        """f of the chosen latents: what `crosscoder.encode` gives for them."""
+    def feature_acts(self, stacked: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
+        """Activations of the chosen latents, equal to `crosscoder.encode` at their ids."""
         hidden_pre = stacked.to(self.W_enc) @ self.W_enc + self.b_enc
         return hidden_pre.relu() * (hidden_pre > self.threshold)
 
-    def deltas(self, stacked: Float[Tensor, "*rows d_in"] | None) -> tuple[Float[Tensor, "*_ _"] | None, ...]:
-        """What is added to each model's activation; a vector where it is the same at every position.
+    def deltas(self, stacked: Float[Tensor, "*batch d_in"] | None) -> tuple[Float[Tensor, "*_ _"] | None, ...]:
+        """The edit added to each model's activation; a single vector where it is the same at every position.
 
         Args:
-            stacked: both models' unedited activations; may be None if the intervention does not read them.
+            stacked: both models' unedited activations; None is allowed if the intervention does not read them.
         """
         written = self.directions
         if self.reads_activations:
@@ -60,19 +59,19 @@ class Intervention:
             f = self.feature_acts(stacked)
             written = [None if direction is None else f @ direction for direction in self.directions]
             for m, part in enumerate(self.layout.split(stacked)):
-                if self.own[m] != 0:
-                    written[m] = _sum_present(written[m], self.own[m] * part.to(f))
+                if self.input_factors[m] != 0:
+                    written[m] = _sum_present(written[m], self.input_factors[m] * part.to(f))
         return tuple(_sum_present(*parts) for parts in zip(written, self.constants, strict=True))
 
     def tensors(self) -> list[Tensor]:
-        """All that it is made of."""
+        """All tensors the intervention consists of."""
         optional = [*self.directions, *self.constants]
         return [self.W_enc, self.b_enc, self.threshold, *(tensor for tensor in optional if tensor is not None)]
 
 
 def intervention(
     crosscoder: InferenceCrosscoder,
-    latents: Latents,
+    latent_ids: LatentIds,
     how: How = "replace",
     *,
     model: ModelName | None = None,
@@ -80,28 +79,28 @@ def intervention(
     max_activation: MaxActivation = None,
     with_bias: bool = False,
 ) -> Intervention:
-    """The intervention that a name stands for, with `C_m = sum_S f_j d_j^m` what the latents write into model m.
+    """Build an intervention by name; `C_m = sum_S f_j d_j^m` is what the latents S write into model m.
 
     Args:
-        latents: indices of the latents S, as a list, a tensor or the index of a table; None means all of them.
-        how: what is added to the activation of model m, o being the other model:
+        latent_ids: the latents S, as a list, a tensor or the index of a table; None means all.
+        how: the edit of model m, where o is the other model:
 
-            - `replace`: `coefficient * (C_o - C_m)`, so that the latents write there what they write in o
+            - `replace`: `coefficient * (C_o - C_m)`, the latents write in m what they write in o
             - `add`: `coefficient * C_o`
             - `ablate`: `-coefficient * C_m`
-            - `scale`: `(coefficient - 1) * C_m`, so that they write `coefficient` times as much
-            - `steer`: `coefficient * sum_S max_activation_j d_j^m` at every position, whatever f is
-            - `reconstruct`: `coefficient * (C_m + b_m - h_m)`, so that only what the latents explain is left
-        model: which model is edited. By default the base model for `replace` and `add`, and every model for the others.
-        coefficient: 1 is the plain intervention; for `scale` it is the factor.
-        max_activation: for `steer` only, one for all or one per latent, as in the column of `diagnose`: with
-            coefficient 1, exactly what the latents write where they are strongest is added.
+            - `scale`: `(coefficient - 1) * C_m`, the latents write `coefficient` times as much
+            - `steer`: `coefficient * sum_S max_activation_j d_j^m` at every position, independent of f
+            - `reconstruct`: `coefficient * (C_m + b_m - h_m)`, only what the latents explain is left
+        model: the edited model. By default the base model for `replace` and `add`, and both for the others.
+        coefficient: strength; 1 is the plain intervention, and for `scale` it is the factor.
+        max_activation: for `steer` only: one number for all or one per latent, such as the column of `diagnose`. With
+            coefficient 1 the edit is what the latents write at their strongest.
         with_bias: for `replace` also `coefficient * (b_o - b_m)`, the difference of the decoder biases; for `ablate`
             also `-coefficient * b_m`, so that ablating all latents leaves only what the crosscoder does not explain.
 
     Raises:
-        ValueError: for an unknown or meaningless combination, latents that do not exist or repeat, or `replace` and
-            `add` between models that share no basis.
+        ValueError: for an unknown or undefined combination, latents that do not exist or repeat, or `replace` and
+            `add` between models of different width.
 
     >>> from sae_lens_crosscoder.crosscoders.inference import ReLUCrosscoder, ReLUCrosscoderConfig
     >>> crosscoder = ReLUCrosscoder(ReLUCrosscoderConfig(d_models=(1, 1), d_sae=1))
@@ -112,8 +111,8 @@ def intervention(
     (tensor([[12.]]), None)
     """
     crosscoder = require_inference(crosscoder, "An intervention")
-    _refuse_combination(crosscoder, how, model, max_activation, with_bias)
-    chosen = _chosen(latents, crosscoder)
+    _validate_combination(crosscoder, how, model, max_activation, with_bias)
+    chosen = _validated_ids(latent_ids, crosscoder)
     W_dec = [decoder.detach()[chosen] for decoder in crosscoder.decoders]
     b_dec = [bias.detach() for bias in crosscoder.decoder_biases]
     targets = _targets(crosscoder.layout, how, model)
@@ -127,7 +126,7 @@ def intervention(
         if with_bias or how == "reconstruct":
             constants[m] = _direction(b_dec, m, how, coefficient)
     threshold: Any = getattr(crosscoder, "threshold", torch.zeros_like(crosscoder.b_enc))
-    own = -coefficient if how == "reconstruct" else 0.0
+    input_factor = -coefficient if how == "reconstruct" else 0.0
     return Intervention(
         layout=crosscoder.layout,
         W_enc=crosscoder.W_enc.detach()[:, chosen],
@@ -135,12 +134,12 @@ def intervention(
         threshold=threshold.detach()[chosen],
         directions=tuple(directions),
         constants=tuple(constants),
-        own=tuple(own if m in targets else 0.0 for m in range(len(W_dec))),
+        input_factors=tuple(input_factor if m in targets else 0.0 for m in range(len(W_dec))),
     )
 
 
 def _direction(decoders: Sequence[Tensor], m: int, how: How, coefficient: float) -> Tensor:
-    """What every latent adds to model m per unit of activation; the biases are one more latent, always on."""
+    """Edit of model m per unit of each latent's activation; the biases count as one more latent, always on."""
     match how:
         case "replace":
             return coefficient * (decoders[1 - m] - decoders[m])
@@ -160,35 +159,38 @@ def _targets(layout: StackedLayout, how: How, model: ModelName | None) -> Sequen
     return [0] if how in CARRIES else range(layout.n_models)
 
 
-def _chosen(latents: Any, crosscoder: InferenceCrosscoder) -> slice | Tensor:
-    if latents is None:
+def _validated_ids(latent_ids: Any, crosscoder: InferenceCrosscoder) -> slice | Tensor:
+    if latent_ids is None:
         return slice(None)  # which copies no weights
-    chosen = latents if isinstance(latents, Tensor) else _numbers(latents)
-    chosen = chosen.to(crosscoder.W_dec.device)
-    if chosen.ndim == 1 and len(chosen) == 0:
-        return chosen.long()
-    if chosen.ndim != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
-        raise ValueError(f"latents must be indices, but are {chosen.dtype} of shape {tuple(chosen.shape)}. {_INDICES}")
-    outside = chosen[(chosen < 0) | (chosen >= crosscoder.cfg.d_sae)]
+    ids = latent_ids if isinstance(latent_ids, Tensor) else _as_tensor(latent_ids)
+    ids = ids.to(crosscoder.W_dec.device)
+    if ids.ndim == 1 and len(ids) == 0:
+        return ids.long()
+    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"latent_ids must be indices, but are {ids.dtype} of shape {tuple(ids.shape)}. {_INDICES}")
+    d_sae = crosscoder.cfg.d_sae
+    outside = ids[(ids < 0) | (ids >= d_sae)]
     if len(outside):
-        raise ValueError(f"There is no latent {int(outside[0])}: this crosscoder has {crosscoder.cfg.d_sae}, from 0.")
-    if len(chosen.unique()) < len(chosen):
-        raise ValueError("latents name a latent twice, which would count it twice. Give every latent once.")
-    return chosen
+        raise ValueError(f"There is no latent {int(outside[0])}: this crosscoder has latents 0 to {d_sae - 1}.")
+    if len(ids.unique()) < len(ids):
+        raise ValueError("latent_ids contains a latent twice, which would count it twice. Pass every latent once.")
+    return ids
 
 
 _INDICES = (
-    "Give a list such as [5], turn a mask into indices with mask.nonzero().flatten(), or take the index of a table: "
+    "Pass a list such as [5], convert a mask with mask.nonzero().flatten(), or pass the index of a table: "
     "table[table.verdict == ...].index."
 )
 
 
-def _numbers(latents: Any) -> Tensor:
-    values = np.array(latents)
+def _as_tensor(latent_ids: Any) -> Tensor:
+    values = np.array(latent_ids)
     if values.size == 0:
         return torch.zeros(values.shape, dtype=torch.long)
     if values.dtype.kind not in "biuf":
-        raise ValueError(f"latents must be indices, but are a {type(latents).__name__} of {values.dtype}. {_INDICES}")
+        raise ValueError(
+            f"latent_ids must be indices, but are a {type(latent_ids).__name__} of {values.dtype}. {_INDICES}"
+        )
     return torch.from_numpy(values.astype(np.int64) if values.dtype.kind in "iu" else values)
 
 
@@ -197,32 +199,31 @@ def _amounts(max_activation: Any, W_dec: Tensor) -> Tensor:
     amounts = torch.as_tensor(values).to(W_dec)
     if amounts.ndim and len(amounts) != len(W_dec):
         raise ValueError(
-            f"max_activation holds {len(amounts)} numbers for {len(W_dec)} latents: give one for each, in the order of "
-            "latents, or one for all."
+            f"max_activation has {len(amounts)} values for {len(W_dec)} latents: pass one per latent, in the order of "
+            "latent_ids, or one for all."
         )
     return amounts.expand(len(W_dec))
 
 
-def _refuse_combination(
+def _validate_combination(
     crosscoder: InferenceCrosscoder, how: str, model: str | None, max_activation: Any, with_bias: bool
 ) -> None:
     layout = crosscoder.layout
     if how not in get_args(How):
-        raise ValueError(f"how={how!r} is not one of {get_args(How)}.")
+        raise ValueError(f"Unknown how={how!r}: expected one of {get_args(How)}.")
     if model is not None and model not in layout.names:
-        raise ValueError(f"model={model!r} is not one of {layout.names}, nor None.")
+        raise ValueError(f"Unknown model={model!r}: expected one of {layout.names}, or None.")
     if how in CARRIES and (layout.n_models != 2 or not layout.same_width):
         raise ValueError(
-            f"how={how!r} carries directions from one model into the other, but these models are {layout.d_models} "
-            "wide: only two models of one width share a basis. Use 'ablate', 'scale' or 'steer'."
+            f"how={how!r} carries directions between models, but the widths are {layout.d_models}. Only two models of "
+            "one width share a basis: use 'ablate', 'scale' or 'steer'."
         )
-    if (how == "steer") != (max_activation is not None):
-        raise ValueError(
-            "max_activation goes with how='steer', which adds what the latents write at that activation: take it from "
-            "the column max_activation of diagnose. The other interventions use the activations on the tokens."
-        )
+    if how == "steer" and max_activation is None:
+        raise ValueError("how='steer' needs max_activation: pass the column max_activation of diagnose.")
+    if how != "steer" and max_activation is not None:
+        raise ValueError(f"max_activation goes with how='steer', but how={how!r} reads activations from the tokens.")
     if with_bias and how not in ("replace", "ablate"):
-        raise ValueError(f"with_bias=True belongs to how='replace' and how='ablate', not {how!r}.")
+        raise ValueError(f"with_bias=True goes with how='replace' or how='ablate', not {how!r}.")
 
 
 def _sum_present(*parts: Tensor | None) -> Tensor | None:

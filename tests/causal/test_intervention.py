@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sae_lens_crosscoder.causal.patching.interventions import intervention
+from sae_lens_crosscoder.causal.patching.intervention import intervention
 from tests.causal.conftest import D_SAE, LATENTS, random_crosscoder, stacked_activations, thresholds
 from tests.crosscoders.conftest import as_lists, l1_crosscoder
 from tests.reference.causal import edited
@@ -166,20 +166,20 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("latents", "arguments", "message"),
         [
-            ([1], {"how": "patch"}, "how='patch' is not one of"),
-            ([1], {"how": "ablate", "model": "both"}, r"model='both' is not one of \('base', 'chat'\)"),
-            ([D_SAE], {}, f"no latent {D_SAE}: this crosscoder has {D_SAE}"),
+            ([1], {"how": "patch"}, "Unknown how='patch': expected one of"),
+            ([1], {"how": "ablate", "model": "both"}, r"Unknown model='both': expected one of \('base', 'chat'\)"),
+            ([D_SAE], {}, f"no latent {D_SAE}: this crosscoder has latents 0 to {D_SAE - 1}"),
             ([-1], {}, "no latent -1"),
-            ([3, 1, 3], {}, "name a latent twice"),
+            ([3, 1, 3], {}, "contains a latent twice"),
             (torch.ones(D_SAE, dtype=torch.bool), {}, "mask.nonzero"),
-            ([0.5], {}, "latents must be indices"),
-            (5, {}, "latents must be indices.*Give a list such as"),
-            (pd.DataFrame({"verdict": ["dead"]}), {}, "latents must be indices.*the index of a table"),
+            ([0.5], {}, "latent_ids must be indices"),
+            (5, {}, "latent_ids must be indices.*Pass a list such as"),
+            (pd.DataFrame({"verdict": ["dead"]}), {}, "latent_ids must be indices.*the index of a table"),
             (pd.Series([True] * D_SAE), {}, "mask.nonzero"),
-            ([1], {"how": "steer"}, "max_activation goes with how='steer'"),
+            ([1], {"how": "steer"}, "how='steer' needs max_activation"),
             ([1], {"how": "ablate", "max_activation": 2.0}, "max_activation goes with how='steer'"),
-            ([1, 2], {"how": "steer", "max_activation": [2.0]}, "1 numbers for 2 latents"),
-            ([1], {"how": "add", "with_bias": True}, "with_bias=True belongs to how='replace' and how='ablate'"),
+            ([1, 2], {"how": "steer", "max_activation": [2.0]}, "1 values for 2 latents"),
+            ([1], {"how": "add", "with_bias": True}, "with_bias=True goes with how='replace' or how='ablate'"),
         ],
     )
     def test_what_has_no_meaning_is_refused(self, crosscoder, latents, arguments, message):
@@ -193,5 +193,5 @@ class TestRefusals:
     @pytest.mark.parametrize("how", ["replace", "add"])
     @pytest.mark.parametrize("d_models", [(3, 4), (2, 2, 2)])
     def test_carrying_between_models_without_a_common_basis_is_refused(self, how, d_models):
-        with pytest.raises(ValueError, match="only two models of one width share a basis"):
+        with pytest.raises(ValueError, match="Only two models of one width share a basis"):
             intervention(random_crosscoder(d_models), [1], how)

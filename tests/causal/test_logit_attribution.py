@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.causal.forward.compare import kl_between_models
-from sae_lens_crosscoder.causal.latents import logit_lens as module
+from sae_lens_crosscoder.causal import kl_between_models
+from sae_lens_crosscoder.causal.latents import logit_attribution as module
 from sae_lens_crosscoder.models.tiny import tiny_dataset
 
 
@@ -18,7 +18,7 @@ def pair():
 def test_the_lens_is_the_ends_of_the_attribution(pair, monkeypatch, at_once):
     monkeypatch.setattr(module, "_MAX_LOGITS", at_once)
     directions = torch.randn(5, 96)
-    lens, logits = module.logit_lens(pair.chat, directions, k=3), slc.logit_attribution(pair.chat, directions)
+    lens, logits = module.logit_lens(pair.chat, directions, k=3), slc.causal.logit_attribution(pair.chat, directions)
     for latent in range(5):
         order = sorted(range(logits.shape[1]), key=lambda token: logits[latent, token].item())
         assert lens.lowered[latent].tolist() == order[:3]
@@ -31,6 +31,6 @@ def test_kl_of_many_prompts_is_that_of_each(pair):
     tokens = torch.tensor(tiny_dataset(5, seed=3)["input_ids"])
     found = kl_between_models(pair, tokens, batch_size=2)
     for prompt in range(5):
-        alone = torch.tensor(slc.token_kl(pair, tokens[[prompt]]).chat_from_base.to_numpy())
+        alone = torch.tensor(slc.causal.token_kl(pair, tokens[[prompt]]).chat_from_base.to_numpy())
         torch.testing.assert_close(found[prompt], alone.to(found), rtol=1e-4, atol=1e-5)
     assert found.max() > 1

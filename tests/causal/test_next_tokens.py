@@ -22,9 +22,9 @@ def kl(p, q):
 
 @pytest.mark.parametrize("position", [-1, 3])
 def test_probabilities_are_those_of_the_models_patched_and_not(one, position):
-    tables = [slc.next_tokens(one.pair, one.tokens, 4, position=position)]
+    tables = [slc.causal.next_tokens(one.pair, one.tokens, 4, position=position)]
     with slc.patched(one.pair, one.crosscoder, LATENTS, "ablate"):
-        tables.append(slc.next_tokens(one.pair, one.tokens, 4, position=position))
+        tables.append(slc.causal.next_tokens(one.pair, one.tokens, 4, position=position))
     new = by_hand(one, LATENTS, "ablate", (0, 1))[0, position].softmax(-1)
     own = torch.stack([model(one.tokens)[0, position].softmax(-1) for model in one.pair.members])
     expected = {"base": own[0], "chat": own[1], "base_patched": new[0], "chat_patched": new[1]}
@@ -39,9 +39,9 @@ def test_probabilities_are_those_of_the_models_patched_and_not(one, position):
 
 
 def test_kl_of_every_token(one):
-    plain = slc.token_kl(one.pair, one.tokens)
+    plain = slc.causal.token_kl(one.pair, one.tokens)
     with slc.patched(one.pair, one.crosscoder, LATENTS, "ablate"):
-        table = slc.token_kl(one.pair, one.tokens)
+        table = slc.causal.token_kl(one.pair, one.tokens)
     base, chat = (model(one.tokens)[0] for model in one.pair.members)
     new = by_hand(one, LATENTS, "ablate", (0, 1))[0]
     assert list(plain)[1:] == ["chat_from_base"]
@@ -56,14 +56,14 @@ def test_kl_of_every_token(one):
 def test_tokens_are_named():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
     tokens = torch.tensor([pair.tokenizer("paris is in")["input_ids"]])
-    table = slc.next_tokens(pair, tokens, 1)
+    table = slc.causal.next_tokens(pair, tokens, 1)
     assert table.token.iloc[0] == "france"
     assert table.chat.iloc[0] > 0.9
-    assert slc.token_kl(pair, tokens).token.tolist() == ["<bos>", "paris", "is", "in"]
+    assert slc.causal.token_kl(pair, tokens).token.tolist() == ["<bos>", "paris", "is", "in"]
 
 
 def test_refusals(case):
     with pytest.raises(ValueError, match="must be one prompt"):
-        unwrap(slc.next_tokens)(case.pair, case.tokens)
+        unwrap(slc.causal.next_tokens)(case.pair, case.tokens)
     with pytest.raises(ValueError, match="k=0"):
-        slc.next_tokens(case.pair, case.tokens[:1], 0)
+        slc.causal.next_tokens(case.pair, case.tokens[:1], 0)

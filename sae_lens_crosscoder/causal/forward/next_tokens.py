@@ -1,0 +1,101 @@
+"""Both models' next-token predictions side by side, unpatched and under patches."""
+
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens_crosscoder.causal.forward.kl import kl_divergence, log_probs
+from sae_lens_crosscoder.models.hook_access import device_of
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+
+@torch.no_grad()
+def next_tokens(
+    pair: HookedModelPair, tokens: Int[Tensor, "1 pos"], k: int = 10, *, position: int = -1
+) -> pd.DataFrame:
+    """Tabulate the most likely next tokens of both models with their probabilities.
+
+    Args:
+        tokens: one prompt.
+        k: the table has each column's k most likely tokens.
+        position: the position whose next token is predicted.
+
+    Returns:
+        A row per token (by id; `token` is its text), the chat model's most likely first, with probabilities in `base`
+        and `chat`. Inside `with patched(pair, ...)` these are the unpatched models, and `base_patched` and
+        `chat_patched` the patched ones.
+    """
+    _validate_prompt(tokens)
+    if k < 1:
+        raise ValueError(f"k={k} selects no token: pass at least 1.")
+    columns = {name: logits[position].softmax(dim=-1) for name, logits in _logits(pair, tokens).items()}
+    table = pd.DataFrame({name: column.tolist() for name, column in columns.items()})
+    top = sorted({int(i) for column in columns.values() for i in column.topk(min(k, len(column))).indices})
+    table = table.loc[top].sort_values("chat", ascending=False, kind="stable")
+    table.insert(0, "token", token_texts(pair, table.index.tolist()))
+    table.index.name = "token_id"
+    return table
+
+
+@torch.no_grad()
+def token_kl(pair: HookedModelPair, tokens: Int[Tensor, "1 pos"]) -> pd.DataFrame:
+    """Tabulate the KL between the models' predictions after every token of a prompt, in nats.
+
+    Returns:
+        A row per position, with the token there. `chat_from_base` is `KL(p_chat || p_base)`. Inside `with patched(pair,
+        ...)`, `base_from_patched` and `chat_from_patched` are `KL(p || p_patched)` of each model, and
+        `chat_from_patched_base` is the part of `chat_from_base` that is left under the base model's patch.
+    """
+    _validate_prompt(tokens)
+    logs = {name: log_probs(logits) for name, logits in _logits(pair, tokens).items()}
+    columns = {"chat_from_base": kl_divergence(logs["chat"], logs["base"])}
+    if "base_patched" in logs:
+        columns["base_from_patched"] = kl_divergence(logs["base"], logs["base_patched"])
+        columns["chat_from_patched"] = kl_divergence(logs["chat"], logs["chat_patched"])
+        columns["chat_from_patched_base"] = kl_divergence(logs["chat"], logs["base_patched"])
+    table = pd.DataFrame({name: column.tolist() for name, column in columns.items()})
+    table.insert(0, "token", token_texts(pair, tokens[0].tolist()))
+    table.index.name = "position"
+    return table
+
+
+@torch.no_grad()
+def kl_between_models(
+    pair: HookedModelPair, tokens: Int[Tensor, "prompt pos"], *, batch_size: int = 8
+) -> Float[Tensor, "prompt pos"]:
+    """`KL(p_chat || p_base)` in nats after every token of every prompt: `token_kl`'s `chat_from_base` for batches."""
+    kl: list[Tensor] = []
+    for batch in tqdm(tokens.split(batch_size), desc="KL", unit="batch", leave=False):
+        base, chat = (log_probs(model(batch.to(device_of(model))).float().cpu()) for model in (pair.base, pair.chat))
+        kl.append(kl_divergence(chat, base))
+    return torch.cat(kl)
+
+
+def token_texts(pair: HookedModelPair, token_ids: list[int]) -> list[str]:
+    """Each token's text, or its id if the pair has no tokenizer."""
+    if pair.tokenizer is None:
+        return [str(token_id) for token_id in token_ids]
+    return [pair.tokenizer.decode([token_id]) for token_id in token_ids]
+
+
+def _logits(pair: HookedModelPair, tokens: Tensor) -> dict[str, Float[Tensor, "pos d_vocab"]]:
+    """Both models' logits, and those under the pair's hooks if it has any: the models run without the pair's hooks."""
+    members = {"base": pair.base, "chat": pair.chat}
+    logits: dict[str, Any] = {
+        name: model(tokens.to(device_of(model)))[0].float().cpu() for name, model in members.items()
+    }
+    if any(hook_point.has_hooks(dir="fwd") for hook_point in pair.hook_dict.values()):
+        edited = pair(tokens)[0].float().cpu()
+        logits |= {"base_patched": edited[:, 0], "chat_patched": edited[:, -1]}
+    return logits
+
+
+def _validate_prompt(tokens: Tensor) -> None:
+    if tokens.ndim != 2 or tokens.shape[0] != 1 or tokens.shape[1] == 0:
+        raise ValueError(
+            f"tokens must be one prompt of shape (1, pos), but its shape is {tuple(tokens.shape)}: pass tokens[[i]]."
+        )

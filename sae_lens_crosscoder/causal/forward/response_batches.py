@@ -1,0 +1,75 @@
+"""Batches of scored conversations, and the chat model's logits from any residual stream at the hook."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.causal.forward.responses import Responses
+from sae_lens_crosscoder.causal.forward.resume import resume_from
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
+from sae_lens_crosscoder.models.hook_access import cached_activation, device_of
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+_FIRST_HOOK = "blocks.0.hook_resid_pre"
+
+
+@dataclass(frozen=True)
+class ResponseBatch:
+    """A batch of conversations; all but `stacked` and `rows` is on the chat model's device."""
+
+    model: Any
+    """The chat model."""
+    hook_name: str
+    rows: Int[Tensor, " row"]
+    """The conversations' indices."""
+    tokens: Int[Tensor, "row pos"]
+    predicts: Bool[Tensor, "row pos"]
+    """The positions that predict a scored token."""
+    stacked: Float[Tensor, "row pos d_in"]
+    """Both models' activations at the hook."""
+    parts: tuple[Float[Tensor, "row pos d_model"], ...]
+    """Each model's activation, base first."""
+
+    @property
+    def targets(self) -> Int[Tensor, " selected"]:
+        """The scored tokens."""
+        return self.tokens.roll(-1, dims=1)[self.predicts]
+
+    def chat_logits(self) -> Float[Tensor, "selected d_vocab"]:
+        """Logits of the unpatched chat model, run from its embedding, so that no shortcut through the hook is taken."""
+        _, cache = self.model.run_with_cache(self.tokens, names_filter=[_FIRST_HOOK], stop_at_layer=1)
+        return self._resumed(_FIRST_HOOK, cached_activation(cache, _FIRST_HOOK), self.tokens, self.predicts)
+
+    def logits(
+        self, residual: Float[Tensor, "edited pos d_model"], rows: Int[Tensor, " edited"] | None = None
+    ) -> Float[Tensor, "selected d_vocab"]:
+        """Logits of the chat model's layers after the hook.
+
+        Args:
+            rows: the row of the batch each residual stream belongs to; None means one for every row.
+        """
+        if rows is None:
+            return self._resumed(self.hook_name, residual, self.tokens, self.predicts)
+        return self._resumed(self.hook_name, residual, self.tokens[rows], self.predicts[rows])
+
+    def _resumed(self, hook_name: str, residual: Tensor, tokens: Tensor, predicts: Tensor) -> Tensor:
+        options: dict[str, Any] = {"batch_size": len(residual), "progress": False}
+        return resume_from(self.model, residual[None], hook_name, tokens, predicts, **options)[0].float()
+
+
+def response_batches(
+    crosscoder: InferenceCrosscoder, pair: HookedModelPair, responses: Responses, batch_size: int, n_skipped: int = 0
+) -> Iterator[ResponseBatch]:
+    """Batches in order, with each model run once up to the hook; the first `n_skipped` batches are left out."""
+    hook_name, device = require_hook_name(crosscoder), device_of(pair.chat)
+    for rows in torch.arange(len(responses)).split(batch_size)[n_skipped:]:
+        tokens = responses.tokens[rows.to(responses.tokens.device)]
+        stacked = pair.activations(tokens, hook_name)
+        parts = tuple(part.to(device) for part in crosscoder.layout.split(stacked))
+        response = responses.response[rows.to(responses.response.device)]
+        predicts = response.roll(-1, dims=1)  # the first token is never scored, so nothing wraps around
+        yield ResponseBatch(pair.chat, hook_name, rows, tokens.to(device), predicts.to(device), stacked, parts)
