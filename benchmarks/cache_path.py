@@ -14,7 +14,14 @@ import torch
 from harness import against_target, comparison, interleaved
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.cache.manifest import CacheManifest, Shard, part_path, write_part
+from sae_lens_crosscoder.activations.cache.manifest import (
+    TOKEN_DTYPE,
+    TOKENS,
+    CacheManifest,
+    Shard,
+    part_path,
+    write_part,
+)
 from sae_lens_crosscoder.stacking import StackedLayout
 
 D_MODEL, HOOK, BATCH = 256, "blocks.1.hook_resid_post", 2048
@@ -43,6 +50,9 @@ class Disk:
             for shard in range(CACHE_SHARDS):
                 rows = (batch.bfloat16() for batch in part.split(BATCH))
                 shards[shard].sha256[name] = write_part(part_path(self.folder, shard, name), rows)
+        for shard in range(CACHE_SHARDS):
+            ids = torch.zeros(SHARD_TOKENS, dtype=TOKEN_DTYPE)
+            shards[shard].sha256[TOKENS] = write_part(part_path(self.folder, shard, TOKENS), [ids])
         manifest.write(self.folder)
         written = time.perf_counter()
         total = 0.0
