@@ -1,74 +1,80 @@
-"""The command line, `sae-lens-crosscoder COMMAND`; each command is the `run` of the module named after it."""
+"""The command line, `sae-lens-crosscoder COMMAND`; each command is the `run` of the module named after it.
 
+Help, the version and a mistyped command import none of the package's heavy parts.
+"""
+
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from sae_lens_crosscoder.cli import (
-    cache,
-    causal,
-    convert,
-    demo,
-    diagnose,
-    doctor,
-    interpret,
-    paper_report,
-    plan,
-    publish,
-    report,
-    train,
-)
-from sae_lens_crosscoder.storage.secrets import redact_secrets
-from sae_lens_crosscoder.training.interruption import TrainingInterrupted
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "demo": demo.run,
-    "plan": plan.run,
-    "train": train.run,
-    "cache": cache.run,
-    "diagnose": diagnose.run,
-    "causal": causal.run,
-    "report": report.run,
-    "paper-report": paper_report.run,
-    "interpret": interpret.run,
-    "convert": convert.run,
-    "publish": publish.run,
-    "doctor": doctor.run,
+COMMANDS = {
+    "demo": "Train L1 and BatchTopK on the built-in pair, and report on both: no download, under five minutes.",
+    "plan": "Show what training needs (memory, disk, time), and what would make it fit.",
+    "train": "Train crosscoders on a pair of models, and diagnose them on held-out tokens.",
+    "cache": "Write a run's activations to disk before training.",
+    "diagnose": "Diagnose a trained crosscoder again, on the rows that its training held out.",
+    "causal": "Patch latents from the chat into the base model, and measure the KL divergence from the chat model.",
+    "report": "Write one HTML page about all latents of one or several crosscoders.",
+    "paper-report": "Make every table and figure of the paper for any crosscoder, beside the paper's numbers.",
+    "interpret": "Explain latents by a language model, and score the explanations.",
+    "convert": "Convert a published crosscoder to this package's layout, or a crosscoder to the paper authors' layout.",
+    "publish": "Upload a crosscoder's folder with a generated model card to the Hub, private unless --public.",
+    "doctor": "Check versions, devices, access to Gemma and disk space, and name the next command.",
 }
-_GO_ON = {
-    "cache": "What is written stays; the same command writes what is missing.",
-    "causal": "What is done is kept in the output folder; the same command goes on from there.",
+_ON_INTERRUPT = {
+    "cache": "Finished shards are kept; the same command writes the missing ones.",
+    "causal": "Finished work is kept in the output folder; the same command continues it.",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a mistake of the caller's prints as one line, and gives exit code 2."""
+    """Run a command; an error of the user's prints as one line, with exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(_usage())
         return 0
-    command = COMMANDS.get(args[0])
-    if command is None:
-        print(f"sae-lens-crosscoder: {args[0]!r} is not a command.\n\n{_usage()}", file=sys.stderr)
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("sae-lens-crosscoder"))
+        return 0
+    if args[0] not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(args[0], COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"sae-lens-crosscoder: unknown command {args[0]!r}.{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
+    return _run(args[0], args[1:])
+
+
+def _run(name: str, args: Sequence[str]) -> int:
+    importlib.import_module("sae_lens_crosscoder.public")  # registers the architectures
+    command = importlib.import_module(f"sae_lens_crosscoder.cli.{name.replace('-', '_')}")
+    from sae_lens_crosscoder.training.interruption import TrainingInterrupted
+
     try:
-        command(args[1:])
+        command.run(args)
     except TrainingInterrupted as error:
-        _explain(args[0], error)
+        _print_error(name, error)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"sae-lens-crosscoder {args[0]}: interrupted. {_GO_ON.get(args[0], '')}".rstrip(), file=sys.stderr)
+        print(f"sae-lens-crosscoder {name}: interrupted. {_ON_INTERRUPT.get(name, '')}".rstrip(), file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:  # OSError: a hub, a dataset, a disk or a folder that cannot be used
-        _explain(args[0], error)
+    except (ValueError, OSError) as error:  # OSError: a hub, dataset, disk or folder that cannot be used
+        _print_error(name, error)
         return 2
     return 0
 
 
-def _explain(command: str, error: BaseException) -> None:
+def _print_error(command: str, error: BaseException) -> None:
+    from sae_lens_crosscoder.storage.secrets import redact_secrets
+
     notes: list[str] = getattr(error, "__notes__", [])
     print(f"sae-lens-crosscoder {command}: {redact_secrets(' '.join([str(error), *notes]))}", file=sys.stderr)
 
 
 def _usage() -> str:
-    lines = [f"  {name:<13} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "usage: sae-lens-crosscoder COMMAND [--help] [--field value ...]\n\n" + "\n".join(lines)
+    lines = [f"  {name:<13} {summary}" for name, summary in COMMANDS.items()]
+    head = "usage: sae-lens-crosscoder COMMAND [--help] [--flag value ...]\n       sae-lens-crosscoder --version\n"
+    return "\n".join([head, *lines])

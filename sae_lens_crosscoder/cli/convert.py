@@ -1,4 +1,4 @@
-"""`convert`: other people's crosscoders to this package's layout, and back."""
+"""The command `convert`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from sae_lens_crosscoder.loading.load import load
 
 @dataclass(kw_only=True)
 class ConvertConfig(ForeignOptions):
-    """Whose crosscoder to convert, and to what."""
+    """A crosscoder to convert, and the layout to write."""
 
     source: str = simple_parsing.field(positional=True)
     """A folder, weights file or Hub id, in any layout that slc.load reads."""
     target: str = simple_parsing.field(positional=True)
     """The folder to write."""
     to: Literal["sae_lens_crosscoder", "dictionary_learning"] = "sae_lens_crosscoder"
-    """The layout to write: this package's, or that of the paper's authors."""
+    """Layout to write: this package's, or that of the paper's authors."""
     device: str = "cpu"
-    """Where to convert."""
+    """Device that converts."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Convert other people's crosscoders to this package's layout, or any crosscoder to that of the paper's authors."""
+    """Convert a published crosscoder to this package's layout, or a crosscoder to the paper authors' layout."""
     cfg = parse(ConvertConfig, args, "convert")
     if Path(cfg.source).resolve() == Path(cfg.target).resolve():
-        raise ValueError(f"{cfg.target} is the source as well: name another folder, so that nothing is overwritten.")
+        raise ValueError(f"{cfg.target} is the source as well: name another folder.")
     options = {name: getattr(cfg, name) for name in cfg.given}
     crosscoder = load(cfg.source, device=cfg.device, **options)
     if cfg.to == "dictionary_learning":

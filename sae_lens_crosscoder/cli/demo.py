@@ -1,4 +1,4 @@
-"""`demo`: the whole analysis on the built-in pair."""
+"""The command `demo`."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from sae_lens_crosscoder.workflows.demo import REPORT_FILENAME, SUMMARY_FILENAME
 
 
 def run(args: Sequence[str]) -> None:
-    """Train L1 and BatchTopK on the built-in pair, diagnose both, write a report: no download, under five minutes."""
+    """Train L1 and BatchTopK on the built-in pair, and report on both."""
     cfg = parse(DemoConfig, args, "demo")
     result = run_demo(cfg)
     print(f"\n{result.comparison.to_string()}\n")

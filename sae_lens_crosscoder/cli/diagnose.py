@@ -1,4 +1,4 @@
-"""`diagnose`: the verdict on every latent of a trained crosscoder, again."""
+"""The command `diagnose`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ from sae_lens_crosscoder.training.saved_run import held_out_run
 
 @dataclass
 class DiagnoseConfig:
-    """Which crosscoder to diagnose, and on what."""
+    """A crosscoder to diagnose, and the data to diagnose it on."""
 
     crosscoder: str = simple_parsing.field(positional=True)
-    """A crosscoder folder or Hub id."""
+    """A crosscoder's folder, or a Hub id."""
     n_held_out_rows: int | None = None
-    """Contexts to diagnose on, from those that training held out; by default all of them."""
+    """Number of contexts, from those that training held out; by default all."""
     null: list[str] = field(default_factory=list)
-    """Folders of null runs: the same training on a pair in which nothing differs. They give q-values."""
+    """Folders of null runs, for q-values: the same training on a pair of models that do not differ."""
     output_path: str | None = None
-    """Where latents.parquet goes; by default the crosscoder's own folder."""
+    """Folder for latents.parquet; by default the crosscoder's."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ def run(args: Sequence[str]) -> None:
     cfg = parse(DiagnoseConfig, args, "diagnose")
     crosscoder = load(cfg.crosscoder)
     nulls = [read_latents(folder) for folder in cfg.null]
-    instead = "use slc.diagnose with a pair and tokens of your own."
+    instead = "use slc.diagnose with data of your own."
     held_out = held_out_run(cfg.crosscoder, cfg.n_held_out_rows, instead)
     crosscoder.to(held_out.cfg.device)
     table = diagnose(crosscoder, **held_out.held_out_data(cfg.n_held_out_rows), null=nulls)

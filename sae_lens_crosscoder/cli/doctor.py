@@ -1,4 +1,4 @@
-"""`doctor`: what this machine can do, and what to run next."""
+"""The command `doctor`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ MARKS = {"ok": " ok ", "note": "note", "missing": "FAIL"}
 
 @dataclass
 class DoctorConfig:
-    """It has no options."""
+    """No flags."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Look at versions, devices, access to Gemma, and disk, and say what to run next."""
+    """Check versions, devices, access to Gemma and disk space, and name the next command."""
     parse(DoctorConfig, args, "doctor")
     findings = examine()
     for finding in findings:

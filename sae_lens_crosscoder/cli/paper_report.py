@@ -1,4 +1,4 @@
-"""`paper-report`: everything the paper reports, for any crosscoder."""
+"""The command `paper-report`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from sae_lens_crosscoder.workflows.paper_report import PaperReportConfig, run_pa
 
 
 def run(args: Sequence[str]) -> None:
-    """Make every table and figure of the paper for any crosscoder, each beside the paper's own."""
+    """Make every table and figure of the paper for any crosscoder, beside the paper's numbers."""
     cfg = parse(PaperReportConfig, args, "paper-report")
     for name, tables in run_paper_report(cfg).items():
         print(f"{name}: {tables.latents.attrs['conclusion']}")

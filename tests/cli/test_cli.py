@@ -30,23 +30,6 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_help_names_every_command(capsys):
-    assert main([]) == main(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in ("demo", "plan", "train", "cache", "diagnose", "causal", "report"))
-
-
-def test_flags_are_field_names_with_either_separator():
-    result = subprocess.run([COMMAND, "train", "--help"], capture_output=True, text=True, check=True)
-    for flag in ("--chat_model_name", "--chat-model-name", "--k", "--aux_loss_coefficient", "--training-tokens"):
-        assert re.search(rf"{flag}\b", result.stdout), flag
-    l1 = subprocess.run(
-        [COMMAND, "train", "--architecture", "crosscoder", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--l1_coefficient" in l1.stdout
-    assert "--topk_threshold_lr" not in l1.stdout
-
-
 def test_train_writes_one_whole_folder_and_diagnose_reads_it(capsys):
     assert main(["train", *TINY, "--output_path", "out"]) == 0
     assert {path.name for path in Path("out").iterdir()} == {
@@ -151,7 +134,7 @@ def test_report_makes_the_explorer_of_a_crosscoder_or_of_several(capsys):
         assert [crosscoder["name"] for crosscoder in about["crosscoders"]] == names
         assert all(crosscoder["n"] == 32 for crosscoder in about["crosscoders"])
     assert main(["report", "--crosscoder", "out", "--neuronpedia", "exports/3"]) == 2
-    assert "neuronpedia='exports/3' is there already" in capsys.readouterr().err
+    assert "neuronpedia='exports/3' already exists" in capsys.readouterr().err
     Path("out/k=8/runner_cfg.json").unlink()
     assert main(["report", "--crosscoder", "out/k=8"]) == 2
     assert "use slc.explore with a pair and tokens of your own" in capsys.readouterr().err
@@ -197,7 +180,7 @@ def test_plan_reads_sweeps(capsys):
     assert "memory on cuda:7" in out
     assert "No time estimate: this machine has no device 'cuda:7'" in out
     assert main(["plan", "out/k=2", "--k", "4"]) == 2
-    assert "can only be changed in the file" in capsys.readouterr().err
+    assert "change their fields in the file, not by flags" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -231,14 +214,14 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(numb
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["dmeo"], "'dmeo' is not a command"),
+        (["dmeo"], "unknown command 'dmeo'. Did you mean 'demo'?"),
         (["train", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "no common hook 'blocks.9.hook_resid_post'"),
         (["train", *TINY, "--k", "33"], "k=33.0 must be above 0 and at most d_sae=32"),
-        (["train", *TINY, "--sweep", "k"], "--sweep wants a field and its values"),
-        (["train", *TINY, "--sweep", "kk=1,2"], "'kk' is not a numeric field"),
-        (["train", *TINY, "--sweep", "use_sparse_activations=True,False"], "is not a numeric field"),
+        (["train", *TINY, "--sweep", "k"], "--sweep k: expected a numeric field and values, such as k=50,100,200"),
+        (["train", *TINY, "--sweep", "kk=1,2"], "--sweep kk=1,2: expected a numeric field"),
+        (["train", *TINY, "--sweep", "use_sparse_activations=True,False"], "expected a numeric field"),
         (["plan", "nowhere"], "There is no nowhere: give a runner_cfg.json"),
-        (["plan", "out", "--sweep", "k=1,2"], "--sweep goes with flags"),
+        (["plan", "out", "--sweep", "k=1,2"], "--sweep cannot change a saved config"),
         (["plan", *TINY, "--memory_gib", "-1"], "memory_gib=-1.0 must be positive"),
         (["plan", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "is in layer 9, but tiny-base has 4 layers"),
         (["causal", "--crosscoder", "nowhere"], "nowhere is no crosscoder folder and holds none"),
@@ -248,13 +231,6 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(numb
 def test_a_mistake_is_one_clear_line_and_exit_code_2(args, message, capsys):
     assert main(args) == 2
     assert message in capsys.readouterr().err
-
-
-def test_an_unknown_flag_is_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", *TINY, "--learning_rate", "1"])
-    assert stop.value.code == 2
-    assert "--learning_rate" in capsys.readouterr().err
 
 
 def test_diagnosing_on_more_rows_than_were_held_out_is_refused(capsys):

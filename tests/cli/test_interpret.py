@@ -38,16 +38,15 @@ def test_it_says_the_cost_asks_and_leaves_explanations_in_the_folder(out, server
     command += ["--answer-price", "8"]
     capsys.readouterr()
     assert main([*command, "--dry-run"]) == 0
-    said = re.search(
-        r"2 latents: (\d+) prompts to ask \(0 more are recorded\), .* about 0\.\d\d", capsys.readouterr().out
-    )
-    assert said
+    shown = capsys.readouterr().out
+    cost = re.search(r"2 latents: (\d+) prompts to ask \(0 more are recorded\), .* about 0\.\d\d", shown)
+    assert cost
     assert server.requests == []
     assert not (out / "answers.jsonl").exists()
     assert main(command) == 0
-    assert len(server.requests) == int(said[1])
+    assert len(server.requests) == int(cost[1])
     shown = capsys.readouterr().out
-    assert "0 answers could not be read" in shown
+    assert "0 answers could not be parsed" in shown
     assert shown.splitlines()[-1] == "out/interpretations.parquet"
     found = slc.read_latents(out)
     assert found.explanation.dropna().to_dict() == dict.fromkeys(latents, "every token")
@@ -63,7 +62,7 @@ def test_it_says_the_cost_asks_and_leaves_explanations_in_the_folder(out, server
 def test_mistakes_are_one_clear_line(out, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     for args, message in (
-        (["--settings", "{"], "settings='{' is not JSON"),
+        (["--settings", "{"], "settings='{' is not valid JSON"),
         (["--labels", "none"], "No live latent has one of the labels ['none']"),
         (["--embedder", "all-MiniLM-L6-v2"], "pip install 'sae-lens-crosscoder[autointerp]'"),
         (["--n_held_out_rows", "25"], "would reach into training data"),

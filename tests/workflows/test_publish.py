@@ -166,7 +166,7 @@ def test_without_latents_and_metrics_the_card_is_shorter(folder):
 
 
 def test_the_command_writes_the_card_and_uploads(folder, hub, capsys):
-    assert main(["publish", str(folder), REPO, "--card-only"]) == 0
+    assert main(["publish", str(folder), REPO, "--dry-run"]) == 0
     assert hub.private is None
     assert main(["publish", str(folder), REPO, "--public"]) == 0
     assert hub.private is False
