@@ -61,7 +61,7 @@ def measure(n_latents: int, rounds: int, n_visited: int) -> list[dict[str, Any]]
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"n_top": 10, "n_quantiles": 5, "n_per_quantile": 3}
         path = write_explorer(
-            Path(folder, "explorer.html"), {"made up": make_exploration(Path(folder), n_latents, **sizes)}
+            {"made up": make_exploration(Path(folder), n_latents, **sizes)}, Path(folder, "explorer.html")
         )
         for _ in range(rounds):
             with Browser() as browser:

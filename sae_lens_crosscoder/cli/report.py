@@ -15,7 +15,7 @@ def run(args: Sequence[str]) -> None:
     for name, folder in validate_report_folders(cfg).items():
         print(f"{name}: exploring its latents on held-out rows", flush=True)
         explorations[name] = explore_folder(cfg, folder)
-    print(write_explorer(cfg.output_path, explorations))
+    print(write_explorer(explorations, cfg.output_path))
     if cfg.neuronpedia is not None:  # last, as it may refuse a name
         for name, exploration in explorations.items():
-            print(write_neuronpedia(cfg.neuronpedia, exploration, slug(f"crosscoder-{name}")))
+            print(write_neuronpedia(exploration, cfg.neuronpedia, slug(f"crosscoder-{name}")))

@@ -3,10 +3,11 @@
 from sae_lens_crosscoder.report.explorer import Exploration, LatentRecord, write_explorer
 from sae_lens_crosscoder.report.export.neuronpedia import write_neuronpedia
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import delta_norm_histogram, nu_scatter
+from sae_lens_crosscoder.report.figures.effects import effects_bars
 from sae_lens_crosscoder.report.figures.images import write_images
 from sae_lens_crosscoder.report.notebook import Comparison, LatentView, latent
-from sae_lens_crosscoder.report.pages.effects import effects_bars, write_effects
-from sae_lens_crosscoder.report.pages.report_page import write_report
+from sae_lens_crosscoder.report.pages.effects import write_effects
+from sae_lens_crosscoder.report.pages.report import write_report
 
 __all__ = [
     "Comparison",

@@ -95,7 +95,7 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     rows = _joined(effects).rename(columns={"kl_nats_low": "ci_low", "kl_nats_high": "ci_high"})[list(COLUMNS)]
     document = {"rows": _records(rows), "contrasts": _records(_joined(contrasts))}
     (output_path / EFFECTS_FILENAME).write_text(json.dumps(document, indent=1) + "\n")
-    write_effects(output_path / PAGE_FILENAME, effects, contrasts)
+    write_effects(effects, output_path / PAGE_FILENAME, contrasts)
     run.remove()
     return rows
 

@@ -15,13 +15,13 @@ from sae_lens_crosscoder.report import Comparison
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
 _EFFECTS = ["kl_change_added", "kl_change_removed", "raises", "lowers"]
-_OF_TABLE = ["verdict", "user_label", "explanation"]
+_TABLE_COLUMNS = ["verdict", "user_label", "explanation"]
 
 
 @torch.no_grad()
 def compare(
-    pair: HookedModelPair,
     crosscoder: InferenceCrosscoder,
+    pair: HookedModelPair,
     prompt: str | Int[Tensor, "1 pos"],
     *,
     position: int = -1,
@@ -29,36 +29,36 @@ def compare(
     n_latents: int = 10,
     latents: pd.DataFrame | None = None,
 ) -> Comparison:
-    """What both models make of a prompt, and which latents account for what they have apart at one position.
+    """Compare both models on a prompt, and rank the latents behind their difference at one position.
 
     Args:
-        prompt: a text, which the pair's tokenizer reads after its BOS token, or one row of token ids, such as
-            `chat_tokens` makes of a conversation.
-        position: after which token.
-        k: how many of each model's most likely next tokens are shown.
-        n_latents: how many latents are shown, and have their effects measured: two passes of the chat model's later
-            layers for each.
+        prompt: a text, tokenized with BOS by the pair's tokenizer, or one row of token ids, such as `chat_tokens` makes
+            of a conversation.
+        position: the token after which the models are compared.
+        k: number of next tokens shown per model.
+        n_latents: number of latents shown. Each costs two passes through the chat model's later layers to measure its
+            effects.
         latents: the table of `diagnose`, for verdicts, labels and explanations.
 
     Raises:
-        ValueError: as `next_tokens`, `difference_shares` and `latent_effects`; for a position outside the prompt, no
-            latents to show, and while the pair is patched.
+        ValueError: as `next_tokens`, `difference_shares` and `latent_effects`; for a position outside the prompt,
+            n_latents below 1, or a patched pair.
     """
     crosscoder = require_inference(crosscoder, "compare")
     hook_name = validate_pair(crosscoder, pair)
     tokens = pair.to_tokens(prompt) if isinstance(prompt, str) else prompt
     n = tokens.shape[-1]
     if not -n <= position < n:
-        raise ValueError(f"position={position} is outside the prompt, which has {n} tokens.")
+        raise ValueError(f"position={position} is outside the prompt of {n} tokens: expected {-n} to {n - 1}.")
     if n_latents < 1:
-        raise ValueError(f"n_latents={n_latents} shows no latent: give at least 1.")
+        raise ValueError(f"n_latents={n_latents} must be at least 1.")
     position %= n
-    expected = next_tokens(pair, tokens, k, position=position)
-    if "base_patched" in expected:
-        raise ValueError("compare shows the models as they are: inside a patch use next_tokens and token_kl.")
+    predictions = next_tokens(pair, tokens, k, position=position)
+    if "base_patched" in predictions:
+        raise ValueError("The pair is patched: leave the patch, or use slc.causal.next_tokens and token_kl inside it.")
     shares = difference_shares(crosscoder, pair.activations(tokens, hook_name)[0, position])
     return Comparison(
-        next_tokens=expected,
+        next_tokens=predictions,
         token_kl=token_kl(pair, tokens),
         latents=_with_effects(pair, crosscoder, tokens[:, : position + 1], shares, n_latents, latents),
         position=position,
@@ -69,7 +69,7 @@ def compare(
 def _with_effects(
     pair: HookedModelPair,
     crosscoder: InferenceCrosscoder,
-    read: Int[Tensor, "1 pos"],
+    prompt: Int[Tensor, "1 pos"],
     shares: pd.DataFrame,
     n_latents: int,
     latents: pd.DataFrame | None,
@@ -78,10 +78,10 @@ def _with_effects(
     deltas = delta_norm(crosscoder.decoder_norms.detach().double()[shown.index.tolist()]).tolist()
     table = shown.assign(delta_norm=deltas, label=[label(delta) for delta in deltas])
     if latents is not None:
-        table = table.join(latents[[name for name in _OF_TABLE if name in latents]])
+        table = table.join(latents[[name for name in _TABLE_COLUMNS if name in latents]])
     if len(shown):
-        # The scored prediction is that of the appended token, and does not depend on which token it is.
-        tokens = torch.cat([read, read[:, -1:]], dim=1)
+        # `latent_effects` measures the prediction of the last token, whose id does not matter.
+        tokens = torch.cat([prompt, prompt[:, -1:]], dim=1)
         last = torch.zeros_like(tokens, dtype=torch.bool)
         last[:, -1] = True
         effects = latent_effects(crosscoder, pair, Responses(tokens, last), shown.index.tolist(), k=3)

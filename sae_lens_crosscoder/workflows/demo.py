@@ -118,8 +118,8 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
     summary = _summary(tables, seconds)
     (output_path / SUMMARY_FILENAME).write_text(json.dumps(summary, indent=1))
     write_report(
-        output_path / REPORT_FILENAME,
         tables,
+        output_path / REPORT_FILENAME,
         comparison,
         concepts.reset_index(),
         title="What chat tuning changed in the built-in tiny pair",

@@ -21,10 +21,10 @@ from sae_lens_crosscoder.loading.formats.foreign import ForeignOptions
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
-from sae_lens_crosscoder.report.figures.images import ImageFormat, require_formats, write_images
-from sae_lens_crosscoder.report.paper.files import write_tables
+from sae_lens_crosscoder.report.figures.images import ImageFormat, validate_formats, write_images
 from sae_lens_crosscoder.report.paper.numbers import paper_numbers
-from sae_lens_crosscoder.report.paper.page import paper_figures, write_page
+from sae_lens_crosscoder.report.paper.page import paper_figures, write_paper_page
+from sae_lens_crosscoder.report.paper.tables import write_paper_tables
 from sae_lens_crosscoder.training.saved_run import held_out_run
 from sae_lens_crosscoder.workflows.causal_experiment import crosscoder_folders, pair_of
 
@@ -68,7 +68,7 @@ def paper_report(
     """
     if isinstance(crosscoders, InferenceCrosscoder):
         crosscoders = {"crosscoder": crosscoders}
-    require_formats(images)
+    validate_formats(images)
     folder = Path(output_path)
     folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     tables = paper_tables(
@@ -83,8 +83,8 @@ def paper_report(
     )
     figures = paper_figures(tables)
     numbers = paper_numbers(tables)
-    write_tables(folder, tables, numbers)
-    write_page(folder / PAGE_FILENAME, tables, numbers, figures)
+    write_paper_tables(tables, folder, numbers)
+    write_paper_page(tables, folder / PAGE_FILENAME, numbers, figures)
     try:
         if images:
             write_images(figures, folder / FIGURES_FOLDER, images)
@@ -128,7 +128,7 @@ def run_paper_report(cfg: PaperReportConfig) -> dict[str, PaperTables]:
     Without chats, texts or activations, the tokens are the built-in pair's own held-out rows, or those that training
     held out, as the crosscoder's runner_cfg.json says; only the former know their template tokens.
     """
-    require_formats(cfg.images)
+    validate_formats(cfg.images)
     if cfg.n_rows is not None and cfg.n_rows < 1:
         raise ValueError(f"n_rows={cfg.n_rows} leaves nothing to measure on: give at least 1.")
     chats, texts = _read_chats(cfg), _read_texts(cfg)

@@ -80,7 +80,7 @@ def test_a_window_without_tokens_says_so(effects):
 def test_contrasts_are_shown_below_the_table_of_their_crosscoder(effects, tmp_path):
     row = {"setup": "top_nu", "against": "bottom_nu", "variant": "add", "window": "all", "kl_nats_difference": -0.25}
     contrasts = pd.DataFrame([{**row, "p_value": 0.001}, {**row, "kl_nats_difference": np.nan, "p_value": np.nan}])
-    path = write_effects(tmp_path / "e.html", effects, {"batchtopk": contrasts})
+    path = write_effects(effects, tmp_path / "e.html", {"batchtopk": contrasts})
     rows = Page(path.read_text(encoding="utf-8")).rows
     shown = rows[1 + len(effects["l1"]) + 1 + len(effects["batchtopk"]) :]
     assert [cells[-1] for cells in shown] == ["p_value", "0.001"]  # and none for a window without tokens
@@ -88,7 +88,7 @@ def test_contrasts_are_shown_below_the_table_of_their_crosscoder(effects, tmp_pa
 
 
 def test_errors_say_what_is_missing(effects):
-    for draw in (effects_bars, lambda tables: write_effects("never.html", tables)):
+    for draw in (effects_bars, lambda tables: write_effects(tables, "never.html")):
         with pytest.raises(ValueError, match="`effects` is empty"):
             draw({})
         with pytest.raises(ValueError, match="'l1' has no column window"):
@@ -96,7 +96,7 @@ def test_errors_say_what_is_missing(effects):
 
 
 def test_the_page_shows_every_row_and_asks_for_nothing(effects, tmp_path):
-    path = write_effects(tmp_path / "new" / "e.html", {HOSTILE: effects["l1"]}, title=HOSTILE)
+    path = write_effects({HOSTILE: effects["l1"]}, tmp_path / "new" / "e.html", title=HOSTILE)
     page = Page(path.read_text(encoding="utf-8"))
     assert len(page.rows) == 1 + len(effects["l1"])
     assert page.rows[1][0] == "none"

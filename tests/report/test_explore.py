@@ -132,7 +132,7 @@ def test_a_cache_shows_what_takes_no_models(looked_at, tmp_path):
     assert_same(found, whole)
     assert (found.kl, found.lenses, found.concepts) == (None, {}, None)
     assert whole.lenses
-    slc.write_explorer(tmp_path / "explorer.html", {"cache": found})
+    slc.write_explorer({"cache": found}, tmp_path / "explorer.html")
     scores = [each.example.scores for band in bands(found, 3) for each in band]
     assert torch.cat(scores).isnan().any()  # shown, and left out
     without = slc.explore(crosscoder, activations=cache, latents=table)

@@ -49,7 +49,7 @@ def explorations(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def path(explorations, tmp_path_factory):
-    return write_explorer(tmp_path_factory.mktemp("pages") / "new" / "e.html", explorations, title=HOSTILE)
+    return write_explorer(explorations, tmp_path_factory.mktemp("pages") / "new" / "e.html", title=HOSTILE)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def shown(text):
 
 def test_the_file_is_the_same_twice_and_names_its_script_and_style(explorations, path, tmp_path):
     source = path.read_text("utf-8")
-    assert write_explorer(tmp_path / "again.html", explorations, title=HOSTILE).read_text("utf-8") == source
+    assert write_explorer(explorations, tmp_path / "again.html", title=HOSTILE).read_text("utf-8") == source
     policy = re.search('Content-Security-Policy" content="([^"]*)"', source)[1]
     assert "unsafe" not in policy
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
@@ -174,7 +174,7 @@ def test_the_file_is_the_same_twice_and_names_its_script_and_style(explorations,
 
 def test_errors_say_what_does_not_fit(explorations):
     with pytest.raises(ValueError, match="`explorations` is empty"):
-        write_explorer("never.html", {})
+        write_explorer({}, "never.html")
     with pytest.raises(ValueError, match="statistics are of 3 latents, the table of 1000"):
         Exploration(make_table(), statistics=explorations["l1"].statistics[:3])
     with pytest.raises(ValueError, match="give the whole table"):
@@ -247,7 +247,7 @@ def test_a_deep_link_opens_the_latent_and_its_numbers(open_page, explorations):
     rank = round(100 * ((live < row.max_activation).mean() + (live == row.max_activation).mean() / 2))
     assert (
         browser.evaluate(
-            "[...document.querySelectorAll('.facts dt')].find((dt) => dt.textContent === 'highest score')"
+            "[...document.querySelectorAll('.facts dt')].find((dt) => dt.textContent === 'highest activation')"
             ".nextSibling.nextSibling.title"
         )
         == f"above {rank} % of live latents"
@@ -365,7 +365,7 @@ def test_hostile_names_and_tokens_are_text(open_page):
 @needs_chromium
 def test_what_was_not_looked_at_is_not_shown(browser, tmp_path):
     table = make_table(50)[["delta_norm", "label"]]
-    path = write_explorer(tmp_path / "bare.html", {"bare": Exploration(table)})
+    path = write_explorer({"bare": Exploration(table)}, tmp_path / "bare.html")
     browser.errors.clear()
     browser.open(path.as_uri())
     assert n_shown(browser) == 50
@@ -382,7 +382,7 @@ def test_a_latent_that_is_on_elsewhere_but_not_in_what_was_looked_at_has_empty_b
     exploration = make_exploration(tmp_path, 20)
     latent = int(exploration.table.n_active.argmax())
     exploration.profiles.histogram[latent] = 0
-    path = write_explorer(tmp_path / "few.html", {"few": exploration})
+    path = write_explorer({"few": exploration}, tmp_path / "few.html")
     browser.errors.clear()
     browser.open(f"{path.as_uri()}#latent={latent}")
     (drawn,) = browser.evaluate("[...document.querySelectorAll('.small-bars path')].map((p) => p.getAttribute('d'))")[

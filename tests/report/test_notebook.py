@@ -112,7 +112,7 @@ def test_percentiles_are_shares_of_live_latents_below(exploration, crosscoder):
     live = exploration.table[~exploration.table.dead]
     j = int(live.index[3])
     (fact,) = [
-        fact for fact in slc.latent(crosscoder, j, exploration).facts["When it fires"] if "on which" in fact.title
+        fact for fact in slc.latent(crosscoder, j, exploration).facts["When it fires"] if fact.title == "active tokens"
     ]
     n = live.n_active
     below = sum(value < n[j] for value in n) + sum(value == n[j] for value in n) / 2
@@ -147,9 +147,9 @@ def test_labels_are_shown_and_inert(exploration, crosscoder):
 
 
 def test_parts_of_another_crosscoder_are_refused(exploration, crosscoder):
-    with pytest.raises(ValueError, match="The table is of 1000 latents, the crosscoder has 60"):
+    with pytest.raises(ValueError, match="The table has 1000 latents but the crosscoder has 60"):
         slc.latent(crosscoder, 0, latents=make_table())
-    with pytest.raises(ValueError, match="give it alone"):
+    with pytest.raises(ValueError, match="either `exploration` or its parts"):
         slc.latent(crosscoder, 0, exploration, latents=exploration.table)
     with pytest.raises(IndexError, match="latents 0 to 59"):
         slc.latent(crosscoder, N)
@@ -173,7 +173,7 @@ def of_pair():
 
 @pytest.mark.parametrize("position", [-1, 7])
 def test_a_comparison_says_what_its_parts_say(pair, of_pair, position):
-    found = slc.compare(pair, of_pair, TOKENS, position=position, k=3, n_latents=4)
+    found = slc.compare(of_pair, pair, TOKENS, position=position, k=3, n_latents=4)
     assert found.next_tokens.equals(slc.causal.next_tokens(pair, TOKENS, 3, position=position))
     assert found.token_kl.equals(slc.causal.token_kl(pair, TOKENS))
     shares = slc.difference_shares(of_pair, pair.activations(TOKENS, TINY_HOOK)[0, position])
@@ -189,7 +189,7 @@ def test_a_comparison_says_what_its_parts_say(pair, of_pair, position):
 @torch.no_grad()
 def test_effects_are_those_of_editing_the_models_by_hand(pair, of_pair):
     read = TOKENS[:, :8]
-    found = slc.compare(pair, of_pair, TOKENS, position=7, n_latents=3).latents
+    found = slc.compare(of_pair, pair, TOKENS, position=7, n_latents=3).latents
     stacked = pair.activations(read, TINY_HOOK)
     base, chat = of_pair.layout.split(stacked)
     scores = of_pair.encode(stacked)
@@ -211,7 +211,7 @@ def test_effects_are_those_of_editing_the_models_by_hand(pair, of_pair):
 
 def test_a_text_is_read_after_bos_and_the_table_adds_what_it_knows(pair, of_pair):
     table = make_table(12).assign(user_label=HOSTILE, verdict="chat_specific")
-    found = slc.compare(pair, of_pair, "paris is in", latents=table)
+    found = slc.compare(of_pair, pair, "paris is in", latents=table)
     assert found.texts == (" <bos>", " paris", " is", " in")
     assert set(found.latents.verdict) == {"chat_specific"}
     assert HOSTILE.split(BIDI)[0] in read_inert(found).text
@@ -220,25 +220,25 @@ def test_a_text_is_read_after_bos_and_the_table_adds_what_it_knows(pair, of_pair
 def test_hostile_tokens_are_text(pair, of_pair):
     pair.tokenizer = WordTokenizer({**WORDS, **{i: HOSTILE for i in range(10, 300)}})
     tokens = torch.arange(2, 10)[None]
-    read = read_inert(slc.compare(pair, of_pair, tokens, k=40))
+    read = read_inert(slc.compare(of_pair, pair, tokens, k=40))
     assert read.by_class["strip"] == ["".join(SHOWN.values()).lstrip()]
 
 
 def test_no_latent_is_on(pair, of_pair):
     silent = deepcopy(of_pair)
     silent.b_enc.data.fill_(-1e4)
-    found = slc.compare(pair, silent, TOKENS)
+    found = slc.compare(silent, pair, TOKENS)
     assert len(found.latents) == 0
-    assert "0 latents 0.00" in read_inert(found).text
+    assert "0 active latents 0.00" in read_inert(found).text
 
 
 def test_errors_say_what_does_not_fit(pair, of_pair):
-    with pytest.raises(ValueError, match="position=20 is outside the prompt, which has 20 tokens"):
-        slc.compare(pair, of_pair, TOKENS, position=20)
+    with pytest.raises(ValueError, match="position=20 is outside the prompt of 20 tokens: expected -20 to 19"):
+        slc.compare(of_pair, pair, TOKENS, position=20)
     with pytest.raises(ValueError, match="n_latents=0"):
-        slc.compare(pair, of_pair, TOKENS, n_latents=0)
-    with slc.patched(pair, of_pair, [0], "ablate"), pytest.raises(ValueError, match="as they are"):
-        slc.compare(pair, of_pair, TOKENS)
+        slc.compare(of_pair, pair, TOKENS, n_latents=0)
+    with slc.patched(pair, of_pair, [0], "ablate"), pytest.raises(ValueError, match="The pair is patched"):
+        slc.compare(of_pair, pair, TOKENS)
 
 
 @needs_chromium

@@ -29,9 +29,9 @@ from sae_lens_crosscoder.report.figures.nu_histograms import (
     template_nu_histogram,
 )
 from sae_lens_crosscoder.report.figures.nu_marginals import nu_marginals
-from sae_lens_crosscoder.report.paper.files import write_tables
-from sae_lens_crosscoder.report.paper.numbers import OURS, THEIRS, paper_numbers
-from sae_lens_crosscoder.report.paper.page import paper_figures, write_page
+from sae_lens_crosscoder.report.paper.numbers import OURS, THEIRS, most_chat_leaning, paper_numbers
+from sae_lens_crosscoder.report.paper.page import paper_figures, write_paper_page
+from sae_lens_crosscoder.report.paper.tables import write_paper_tables
 from tests.analysis.conftest import random_activations, random_crosscoder
 from tests.report.test_report import BIDI, HOSTILE, Page, dead, make_table, texts, without_nu
 
@@ -197,7 +197,7 @@ def test_a_latent_on_the_edge_of_a_band_is_counted_once():
 
 
 def test_rank_curves_are_shares_of_common_latents(latents):
-    figure = rank_curves(latents)
+    figure = rank_curves({name: most_chat_leaning(table) for name, table in latents.items()})
     for table, curve in zip(latents.values(), figure.data, strict=False):
         pool = table.sort_values("delta_norm", ascending=False, kind="stable")[: round(0.043 * len(table))]
         pool = pool[~pool.dead].dropna(subset=NUS)
@@ -245,8 +245,8 @@ def test_no_panel_is_empty_without_a_word(latents, spoil, tmp_path):
         n_values = sum(int(pd.notna(np.asarray(y, dtype=float)).sum()) for y in heights)
         assert n_values > 0 or any("none" in text for text in texts(figure)), name
     numbers = paper_numbers(tables)
-    write_tables(tmp_path, tables, numbers)
-    write_page(tmp_path / "paper.html", tables, numbers, figures)
+    write_paper_tables(tables, tmp_path, numbers)
+    write_paper_page(tables, tmp_path / "paper.html", numbers, figures)
     json.loads((tmp_path / "paper.json").read_text(), parse_constant=pytest.fail)
 
 
@@ -304,7 +304,7 @@ def test_the_papers_numbers_stand_only_where_it_has_them(tables):
 
 def test_the_files_hold_every_number_and_latent(tables, tmp_path):
     numbers = paper_numbers(tables)
-    write_tables(tmp_path, tables, numbers)
+    write_paper_tables(tables, tmp_path, numbers)
     content = json.loads((tmp_path / "paper.json").read_text(), parse_constant=pytest.fail)
     assert len(content["numbers"]) == len(numbers)
     for row, (index, expected) in zip(content["numbers"], numbers.iterrows(), strict=True):
@@ -330,7 +330,7 @@ def test_the_files_hold_every_number_and_latent(tables, tmp_path):
 
 def written_page(tables, folder):
     numbers, figures = paper_numbers(tables), paper_figures(tables)
-    write_page(folder / "paper.html", tables, numbers, figures)
+    write_paper_page(tables, folder / "paper.html", numbers, figures)
     return Page((folder / "paper.html").read_text(encoding="utf-8")), figures
 
 
@@ -355,7 +355,7 @@ def test_hostile_names_are_text_and_name_no_file(tables, tmp_path):
     table.attrs = {**table.attrs, "models": [HOSTILE], HOSTILE: HOSTILE}
     hostile = {HOSTILE: PaperTables(table, make_pairs()), "../../x": tables["batchtopk"]}
     page, _ = written_page(hostile, tmp_path)
-    write_tables(tmp_path, hostile, paper_numbers(hostile))
+    write_paper_tables(hostile, tmp_path, paper_numbers(hostile))
     assert {path.name for path in tmp_path.iterdir()} == {"paper.html", "paper.json", "latents.parquet"}
     assert not (tmp_path.parent / "x").exists()
     source = (tmp_path / "paper.html").read_text(encoding="utf-8")
@@ -415,8 +415,12 @@ def test_nothing_is_missed_when_no_images_are_wanted(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("crosscoders", "options", "message"),
     [
-        (random_crosscoder(), {"images": ("jpg",)}, r"images=\('jpg',\) must be some of \('png', 'svg'\)"),
-        (random_crosscoder(), {"images": "png"}, "images='png' must be some of"),
+        (
+            random_crosscoder(),
+            {"images": ("jpg",)},
+            r"images=\('jpg',\) must be a list of formats",
+        ),
+        (random_crosscoder(), {"images": "png"}, "images='png' must be a list of formats"),
         ({}, {}, "no crosscoders to measure"),
         (random_crosscoder(), {"activations": iter(())}, "can be read only once"),
         (random_crosscoder(), {"activations": None}, "paper_tables needs data"),

@@ -176,20 +176,20 @@ def test_an_empty_class_says_none(tables, spoil, tmp_path):
     n_chat_only = ((table.label == "chat_only") & ~table.dead).sum()
     assert f"chat_only {n_chat_only or 'none'}" in histogram
     assert ("live latents: none" in histogram) == bool(table.dead.all())
-    assert write_report(tmp_path / "r.html", {"x": table}, pd.DataFrame({"x": {}}), pd.DataFrame()).exists()
+    assert write_report({"x": table}, tmp_path / "r.html", pd.DataFrame({"x": {}}), pd.DataFrame()).exists()
 
 
 def test_drawing_changes_nothing(tables, tmp_path):
     before = {name: (table.copy(), copy.deepcopy(table.attrs)) for name, table in tables.items()}
     figures = [delta_norm_histogram(tables).to_json(), nu_scatter(tables).to_json()]
-    path = write_report(tmp_path / "r.html", tables, pd.DataFrame({"l1": {"L0": "8"}}))
+    path = write_report(tables, tmp_path / "r.html", pd.DataFrame({"l1": {"L0": "8"}}))
     first = path.read_bytes()
     for name, (table, attrs) in before.items():
         pd.testing.assert_frame_equal(tables[name], table)
         assert tables[name].attrs == attrs
     assert [delta_norm_histogram(tables).to_json(), nu_scatter(tables).to_json()] == figures
     assert [json.dumps(block) for block in Page(first.decode()).figures] == [json.dumps(json.loads(f)) for f in figures]
-    assert write_report(path, tables, pd.DataFrame({"l1": {"L0": "8"}})).read_bytes() == first
+    assert write_report(tables, path, pd.DataFrame({"l1": {"L0": "8"}})).read_bytes() == first
 
 
 @pytest.mark.parametrize("draw", [delta_norm_histogram, nu_scatter])
@@ -248,7 +248,7 @@ def hostile_page(tables, tmp_path):
     hostile = {HOSTILE: table, "$x$ %{x} <a href='javascript:alert(1)'>": tables["batchtopk"]}
     comparison = pd.DataFrame({name: {HOSTILE: HOSTILE} for name in hostile})
     concepts = pd.DataFrame({HOSTILE: [HOSTILE], "auroc": [0.5]})
-    path = write_report(tmp_path / "new" / "r.html", hostile, comparison, concepts, title=HOSTILE, notes=[HOSTILE])
+    path = write_report(hostile, tmp_path / "new" / "r.html", comparison, concepts, title=HOSTILE, notes=[HOSTILE])
     return path.read_text(encoding="utf-8")
 
 
@@ -299,7 +299,7 @@ def test_hostile_names_come_out_as_text(hostile_page):
 def test_characters_that_are_not_seen_or_cannot_be_written_become_escapes(tables, tmp_path, code):
     hostile = {"batchtopk": tables["batchtopk"]}
     comparison = pd.DataFrame({"batchtopk": {"row": 1}})
-    path = write_report(tmp_path / "r.html", hostile, comparison, title=f"a{chr(code)}b", notes=[f"c{chr(code)}d"])
+    path = write_report(hostile, tmp_path / "r.html", comparison, title=f"a{chr(code)}b", notes=[f"c{chr(code)}d"])
     ours = path.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
     assert f"<title>a\\u{code:04x}b</title>" in ours
     assert f"<li>c\\u{code:04x}d</li>" in ours
@@ -308,9 +308,9 @@ def test_characters_that_are_not_seen_or_cannot_be_written_become_escapes(tables
 def test_sections_come_in_order_and_concepts_only_if_given(tables, tmp_path):
     comparison = pd.DataFrame({name: {"L0": "8.1"} for name in tables})
     for concepts in (None, pd.DataFrame({"auroc": [0.5]})):
-        source = write_report(tmp_path / "r.html", tables, comparison, concepts, notes=["Note one"]).read_text("utf-8")
+        source = write_report(tables, tmp_path / "r.html", comparison, concepts, notes=["Note one"]).read_text("utf-8")
         heads = re.findall("<h2>([^<]*)</h2>", source)
-        expected = ["Side by side", "How to read the numbers", "On which model latents write"]
+        expected = ["Side by side", "How to read the numbers", "Where latents write"]
         expected += ["Which chat-only latents are genuine", "Known concepts", "The 30 most chat-only latents"]
         expected += ["What this was made from", "Notes"]
         assert heads == [head for head in expected if concepts is not None or head != "Known concepts"]
@@ -323,7 +323,7 @@ def test_tables_show_the_numbers_of_the_frame(tables, tmp_path):
     table = tables["l1"].sample(frac=1, random_state=3)
     concepts = pd.DataFrame({"concept": ["a", "b"], "auroc": [0.987, np.nan], "latent": [1234, 5]}).set_index("concept")
     comparison = pd.DataFrame({"l1": {"L0": "8.1"}})
-    path = write_report(tmp_path / "r.html", {"l1": table}, comparison, concepts)
+    path = write_report({"l1": table}, tmp_path / "r.html", comparison, concepts)
     rows = Page(path.read_text("utf-8")).rows
     assert ["L0", "8.1"] in rows
     assert ["a", "0.99", "1234"] in rows

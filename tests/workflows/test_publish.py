@@ -105,7 +105,7 @@ def test_nothing_that_a_file_says_is_markup_in_the_card(folder):
     assert not re.search("[\u202e\0]|<script|(?<!\\\\)[][]|^# c", text, flags=re.M)
     assert text.count("http://y") >= 4
     (folder / "metrics.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl holds what it cannot hold"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has an invalid last line"):
         slc.write_model_card(folder)
 
 
@@ -132,7 +132,7 @@ def test_it_is_private_unless_asked_and_checkpoints_and_hidden_files_stay_here(f
 def test_a_public_repository_is_only_written_to_when_asked(folder, hub, private):
     hub.private = False
     if private:
-        with pytest.raises(ValueError, match="me/mine is public already: give private=False"):
+        with pytest.raises(ValueError, match="me/mine is public already: pass private=False"):
             slc.push_to_hub(folder, REPO)
         assert hub.files == set()
     else:
@@ -152,7 +152,7 @@ def test_a_card_written_by_hand_is_kept(folder, hub):
 def test_what_is_no_crosscoder_or_no_name_is_refused_before_anything_is_made(tmp_path, folder, hub):
     with pytest.raises(ValueError, match="it has no"):
         slc.push_to_hub(tmp_path, REPO)
-    with pytest.raises(ValueError, match="repo_id='a/b/c' is no name"):
+    with pytest.raises(ValueError, match="repo_id='a/b/c' is not a Hub repository name"):
         slc.push_to_hub(folder, "a/b/c")
     assert hub.private is None
 

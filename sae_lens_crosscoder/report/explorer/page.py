@@ -1,8 +1,7 @@
-"""The explorer: one HTML file in which thousands of latents are looked through, one by one, offline."""
+"""The explorer: one HTML file to browse thousands of latents offline."""
 
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,11 @@ from sae_lens_crosscoder.report.explorer.packing import (
     short,
 )
 from sae_lens_crosscoder.report.explorer.records import Exploration
+from sae_lens_crosscoder.report.explorer.strips import FULL_KL, STRENGTH
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import CLASS_BORDERS, REGIONS
-from sae_lens_crosscoder.report.html.document import (
-    colour_rules,
-    document,
-    json_element,
-    resource,
-    script_element,
-    write_document,
-)
-from sae_lens_crosscoder.report.html.inert import inert, visible
-from sae_lens_crosscoder.report.html.strips import FULL_KL, STRENGTH
-from sae_lens_crosscoder.report.pages.report_page import reading_list
+from sae_lens_crosscoder.report.html.colours import colour_rules
+from sae_lens_crosscoder.report.html.document import json_text, render_page, resource, write_document
+from sae_lens_crosscoder.report.html.inert import visible
 from sae_lens_crosscoder.stacking import StackedLayout
 
 _SCRIPTS = (
@@ -52,46 +44,33 @@ _SCRIPTS = (
     "keys",
     "main",
 )
-"""In the order in which they build on each other."""
-
-_KEYS = """<h3>Keys</h3><dl class="keys">
-<dt><kbd>j</kbd> <kbd>k</kbd></dt><dd>next, previous latent</dd>
-<dt><kbd>Enter</kbd></dt><dd>open it</dd>
-<dt><kbd>Esc</kbd></dt><dd>back to all latents</dd>
-<dt><kbd>/</kbd></dt><dd>search</dd>
-<dt><kbd>?</kbd></dt><dd>this help</dd>
-</dl>"""
+"""Concatenated in this order: later scripts use earlier ones."""
 
 
-def write_explorer(path: str | Path, explorations: Mapping[str, Exploration], title: str | None = None) -> Path:
+def write_explorer(explorations: Mapping[str, Exploration], path: str | Path, title: str | None = None) -> Path:
     """Write one HTML file with a table of all latents, figures linked to it, and a page for every latent.
 
-    It needs no server and no network, and works from disk and in a sandboxed frame. `FILE.html#latent=12` opens a
-    latent. What an exploration does not hold is not shown. Tokens and names are text in it, whatever they say.
+    The file needs no server and no network, and works from disk and in a sandboxed frame. `FILE.html#latent=12` opens
+    a latent. Parts that an exploration lacks are not shown. Tokens and names appear as text, never as markup.
 
     Args:
-        explorations: what `slc.explore` found, by crosscoder name.
+        explorations: results of `slc.explore` by crosscoder name.
         title: by default the models' names.
 
     Raises:
-        ValueError: without explorations.
+        ValueError: if `explorations` is empty.
     """
     if not explorations:
-        raise ValueError("There is nothing to explore: `explorations` is empty. Give it what slc.explore returns.")
+        raise ValueError("`explorations` is empty: pass results of slc.explore by crosscoder name.")
     if title is None:
         models = next(iter(explorations.values())).table.attrs.get("models") or ["base", "chat"]
         title = " \u2192 ".join(map(str, models))
     texts = Texts()
-    crosscoders: list[dict[str, Any]] = []
-    early: list[str] = []
-    late: list[str] = []
-    for i, (name, exploration) in enumerate(explorations.items()):
-        about, at_once, in_blocks = _crosscoder(f"c{i}", name, exploration, texts)
-        crosscoders.append(about)
-        early += at_once
-        late += in_blocks
+    packings = [
+        _crosscoder(f"c{i}", name, exploration, texts) for i, (name, exploration) in enumerate(explorations.items())
+    ]
     about = {
-        "crosscoders": crosscoders,
+        "crosscoders": [about for about, _, _ in packings],
         "latentsPerBlock": LATENTS_PER_BLOCK,
         "tokensPerBlock": TOKENS_PER_BLOCK,
         "klStep": KL_STEP,
@@ -101,37 +80,30 @@ def write_explorer(path: str | Path, explorations: Mapping[str, Exploration], ti
         "regions": REGIONS,
         "limits": {"error": NU_ERROR_LIMIT, "reconstruction": NU_RECONSTRUCTION_LIMIT, "free": NU_FREE_LIMIT},
     }
-    # The script stands before the blocks, so that the table is there while they are still being read.
-    script = _script()
-    body = "\n".join(
-        [
-            f"<header><h1>{inert(title)}</h1></header>",
-            "<main></main>",
-            f'<dialog id="help"><form method="dialog"><button class="plain" aria-label="close">\u00d7</button></form>'
-            f"{_KEYS}<h3>The numbers</h3>{reading_list()}</dialog>",
-            '<noscript><p class="soft">The explorer is a script: allow it to run.</p></noscript>',
-            json_element(about, "about"),
-            _element("texts", texts.block()),
-            *early,
-            script_element(script),
-            *late,
-        ]
+    styles = ("html/page.css", "explorer/strips.css", "explorer/explorer.css")
+    page = render_page(
+        "explorer/explorer.html",
+        title=title,
+        style="".join(map(resource, styles)) + colour_rules("--hue"),
+        scripts=[_script()],
+        about=json_text(about),
+        early={"texts": texts.block()} | {name: block for _, early, _ in packings for name, block in early.items()},
+        late={name: block for _, _, late in packings for name, block in late.items()},
     )
-    style = resource("html/page.css") + resource("html/strips.css") + _resource("explorer.css") + colour_rules("--hue")
-    return write_document(path, document(title, body, style=style, scripts=[script]))
+    return write_document(page, path)
 
 
 def _crosscoder(
     key: str, name: str, exploration: Exploration, texts: Texts
-) -> tuple[dict[str, Any], list[str], list[str]]:
-    """What the page says about a crosscoder, the data that it needs at once, and the blocks that it may need."""
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Pack a crosscoder: its description, the blocks that the page needs at once, and those it may need later."""
     table, examples = exploration.table, exploration.examples
     pool = TokenPool(1 if examples is None else examples.manifest["context_size"], texts)
     records: list[dict[str, Any]] = []
     fires_on: list[list[int]] = []
     writes: list[list[int]] = []
     concepts: list[list[int]] = []
-    for latent in tqdm(range(len(exploration)), desc=f"Packing {name}", unit="latent", leave=False):
+    for latent in tqdm(range(len(exploration)), desc=f"Packing {visible(name)}", unit="latent", leave=False):
         record = exploration[latent]
         records.append(record_json(record, texts, pool, exploration.groups))
         fires_on.append([texts(text) for text in record.fires_on()])
@@ -155,26 +127,29 @@ def _crosscoder(
         "conclusion": visible(table.attrs.get("conclusion", "")),
         "manifest": _visible(table.attrs),
     }
-    early = [_element(f"{key}-columns", columns)]
-    for column, rows in (("fires", fires_on), ("writes", writes), ("concepts", concepts)):
-        early.append(_element(f"{key}-{column}", ragged_block(rows)))
-    late = [_element(f"{key}-tokens-{i}", block) for i, block in enumerate(pool_blocks)]
+    early = {
+        f"{key}-columns": columns,
+        f"{key}-fires": ragged_block(fires_on),
+        f"{key}-writes": ragged_block(writes),
+        f"{key}-concepts": ragged_block(concepts),
+    }
+    late = {f"{key}-tokens-{i}": block for i, block in enumerate(pool_blocks)}
     for i in range(0, len(records), LATENTS_PER_BLOCK):
         block = [place_examples(record, starts) for record in records[i : i + LATENTS_PER_BLOCK]]
         text = json.dumps(block, separators=(",", ":"), allow_nan=False)
-        late.append(_element(f"{key}-latents-{i // LATENTS_PER_BLOCK}", packed(text.encode())))
+        late[f"{key}-latents-{i // LATENTS_PER_BLOCK}"] = packed(text.encode())
     return about, early, late
 
 
 def _models(exploration: Exploration) -> list[str]:
-    """What the models are called in columns and examples."""
+    """The models' names in columns and examples."""
     if exploration.examples is not None:
         return list(StackedLayout(tuple(exploration.examples.manifest["d_models"])).names)
     return list(exploration.lenses) or ["base", "chat"]
 
 
 def _random_band(exploration: Exploration) -> dict[str, Any] | None:
-    """The central 95 % of the effects of random latents."""
+    """Compute the central 95 % of the effects of random latents."""
     attrs = {} if exploration.effects is None else exploration.effects.attrs
     drawn = {name: values for name, values in attrs.get("random", {}).items() if len(values) > 1}
     if not drawn:
@@ -185,7 +160,7 @@ def _random_band(exploration: Exploration) -> dict[str, Any] | None:
 
 
 def _visible(value: Any) -> Any:
-    """What JSON can hold of a manifest, as visible text."""
+    """Convert a manifest to JSON values with visible texts."""
     if isinstance(value, Mapping):
         return {visible(name): _visible(part) for name, part in value.items()}  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(value, list | tuple):
@@ -195,14 +170,6 @@ def _visible(value: Any) -> Any:
     return short(value) if isinstance(value, int | float) else visible(value)
 
 
-def _element(name: str, block: str) -> str:
-    return f'<script type="application/gzip" id="{name}">{block}</script>'
-
-
 def _script() -> str:
-    parts = [_resource(f"js/{name}.js") for name in _SCRIPTS]
+    parts = [resource(f"explorer/js/{name}.js") for name in _SCRIPTS]
     return '(() => {\n"use strict";\n' + "\n".join(parts) + "})();\n"
-
-
-def _resource(name: str) -> str:
-    return files("sae_lens_crosscoder.report.explorer").joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A crosscoder's latents as the files that Neuronpedia imports.
+"""Export a crosscoder's latents as the files that Neuronpedia imports.
 
 The format is that of Neuronpedia's public data sets, which its import reads: `lib/db/import.ts` and
 `app/api/admin/import/route.ts` of `apps/webapp` in github.com/hijohnnylin/neuronpedia (commit ebb8426, August 2026).
@@ -25,14 +25,14 @@ from sae_lens_crosscoder.report.export.neuronpedia_rows import (
 from sae_lens_crosscoder.stacking import StackedLayout
 
 DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
-"""The user that every new Neuronpedia has."""
-# The import asks once for the names in a folder, and is given no more.
+"""The default user of a new Neuronpedia."""
+# The import lists a folder with one request, which returns no more names.
 _MAX_FILES = 1000
 
 
 def write_neuronpedia(
-    folder: str | Path,
     exploration: Exploration,
+    folder: str | Path,
     source_set: str,
     *,
     model: str = "chat",
@@ -43,40 +43,40 @@ def write_neuronpedia(
 ) -> Path:
     """Write latents to `folder/MODEL_ID/LAYER-SOURCE_SET/`, as Neuronpedia imports them from `v1/` in its bucket.
 
-    A latent's page there has its histogram of scores, its strongest contexts, a sample of all its contexts by score,
-    its explanation if it was interpreted, and the tokens whose logits it raises and lowers most. Neuronpedia's pages
-    are of one model: latents are shown as those of `model`, with the logits of its decoder there; scores are the
-    crosscoder's, the same for both, and 0 on tokens that do not count. Numbers have four digits. A latent that was
-    never on has a page without contexts.
+    A latent's page there has its histogram of activations, its strongest contexts, a sample of all its contexts, its
+    explanation if it was interpreted, and the tokens whose logits it raises and lowers most. Neuronpedia's pages are of
+    one model: latents appear as those of `model`, with the logits of its decoder there. Activations are the
+    crosscoder's, the same for all models, and 0 on masked tokens. Numbers have four digits. A latent that was never
+    active has a page without contexts.
 
     Args:
-        folder: of all exports. The source must not be in it yet.
-        exploration: what `slc.explore` found.
-        source_set: what it is called, as no other of the model: lower-case letters, digits and dashes.
-        model: whose latents they are shown as, `base` or `chat`.
-        model_id: what Neuronpedia calls that model; by default the last part of its name, in lower case.
-        creator_name: who is shown to have made it.
-        creator_id: that one's id at Neuronpedia.
-        latents_per_file: whose number Neuronpedia limits.
+        exploration: the result of `slc.explore`.
+        folder: the folder of all exports. It must not contain the source yet.
+        source_set: the source's name, unique for the model: lower-case letters, digits and dashes.
+        model: the model under which the latents appear, `base` or `chat`.
+        model_id: that model's id on Neuronpedia; by default the last part of its name, in lower case.
+        creator_name: the creator's displayed name.
+        creator_id: the creator's id on Neuronpedia.
+        latents_per_file: Neuronpedia limits the number of files, so large crosscoders need large files.
 
     Returns:
-        The source's folder. Its files of one line hold what is said of it, and to whom it is visible: to all.
+        The source's folder. Its one-line files describe the source and make it visible to everyone.
 
     Raises:
-        ValueError: for an exploration without examples or profiles, a model that there is not or has no name, names
-            that Neuronpedia cannot take, a hook in no layer, too many files, or a source that was written before.
+        ValueError: for an exploration without examples or profiles, an unknown or unnamed model, an invalid name, a
+            hook outside the layers, too many files, or a source that exists already.
     """
     if exploration.examples is None or exploration.profiles is None:
-        raise ValueError("Neuronpedia shows examples and histograms: give all of what slc.explore returns.")
+        raise ValueError("The exploration lacks examples or profiles: pass the full result of slc.explore.")
     manifest = exploration.examples.manifest
     names = StackedLayout(tuple(manifest["d_models"])).names
     if model not in names:
-        raise ValueError(f"model={model!r} is none of the crosscoder's models: give one of {', '.join(names)}.")
+        raise ValueError(f"model={model!r} is not a model of the crosscoder: expected one of {', '.join(names)}.")
     m = names.index(model)
     if None in manifest["models"]:
         raise ValueError(
-            "The crosscoder does not say which models it is of, which Neuronpedia shows: set model_name and "
-            "chat_model_name of its cfg.metadata, and explore again."
+            "The crosscoder's metadata names no models, which Neuronpedia shows: set model_name and chat_model_name in "
+            "its cfg.metadata, and explore again."
         )
     source = Source(
         model_id=slug(_last_part(manifest["models"][m])) if model_id is None else model_id,
@@ -86,16 +86,16 @@ def write_neuronpedia(
         model=model,
         n_tokens=manifest["n_tokens"],
     )
-    _refuse_names({"source_set": source_set, "model_id": source.model_id})
+    _validate_names({"source_set": source_set, "model_id": source.model_id})
     n_latents = len(exploration)
     if latents_per_file < max(1, n_latents / _MAX_FILES):
         raise ValueError(
-            f"latents_per_file={latents_per_file} does not give 1 to {_MAX_FILES:,} files, which are all that "
-            f"Neuronpedia reads, of {n_latents:,} latents: give {max(256, -(-n_latents // _MAX_FILES))}."
+            f"latents_per_file={latents_per_file} gives more than {_MAX_FILES:,} files for {n_latents:,} latents, and "
+            f"Neuronpedia reads no more: pass {max(256, -(-n_latents // _MAX_FILES))}."
         )
     target = Path(folder) / source.model_id / source.source_id
     if target.exists():
-        raise ValueError(f"{target} is there already, and its files would stay: delete it, or give another folder.")
+        raise ValueError(f"{target} exists already: delete it, or pass another folder.")
     target.mkdir(parents=True)
     for table, row in _about(source, manifest, m, creator_name).items():
         (target / f"{table}.jsonl").write_bytes(jsonl([row]))
@@ -106,7 +106,7 @@ def write_neuronpedia(
 
 
 def slug(name: str) -> str:
-    """A name as Neuronpedia can take it.
+    """Convert a name to one that Neuronpedia accepts.
 
     >>> slug("Llama-3.1-8B Instruct"), slug("k=8")
     ('llama-3.1-8b-instruct', 'k-8')
@@ -114,26 +114,26 @@ def slug(name: str) -> str:
     return re.sub("[^a-z0-9._]+|__+", "-", name.lower()).strip("-._")
 
 
-def _refuse_names(names: Mapping[str, str]) -> None:
+def _validate_names(names: Mapping[str, str]) -> None:
     for what, name in names.items():
         if not name or name != slug(name):
-            raise ValueError(f"{what}={name!r} is to be part of an address: give {slug(name) or 'crosscoder'!r}.")
+            raise ValueError(f"{what}={name!r} cannot be part of an address: pass {slug(name) or 'crosscoder'!r}.")
 
 
 def _layer(hook_name: str) -> str:
-    found = re.search(r"\d+", hook_name)
-    if found is None:
-        raise ValueError(f"The hook {hook_name!r} is in no layer, but Neuronpedia's sources begin with its number.")
-    return found[0]
+    layer = re.search(r"\d+", hook_name)
+    if layer is None:
+        raise ValueError(f"The hook {hook_name!r} names no layer, and Neuronpedia's source ids begin with its number.")
+    return layer[0]
 
 
 def _last_part(name: str) -> str:
-    """A model's or a dataset's name without its owner or its folder, which is nobody's business."""
+    """Drop the owner or the folder from a model's or dataset's name: local paths are private."""
     return Path(name).name
 
 
 def _about(source: Source, manifest: Mapping[str, Any], m: int, creator_name: str) -> dict[str, dict[str, Any]]:
-    """The files of one line. What Neuronpedia has under the same name, such as the model, it leaves as it is."""
+    """Build the one-line files. Neuronpedia keeps its own entry if it has one of the same name, such as the model."""
     owned = {"creatorId": source.creator_id, "visibility": "PUBLIC"}
     base, *others = map(_last_part, manifest["models"])
     description = f"Crosscoder of {base} and {', '.join(others)}"
@@ -147,7 +147,7 @@ def _about(source: Source, manifest: Mapping[str, Any], m: int, creator_name: st
             "displayNameShort": name,
             "instruct": m > 0,
             "dimension": manifest["d_models"][m],
-            "layers": 0,  # is demanded, but not known here
+            "layers": 0,  # required, but unknown here
             "neuronsPerLayer": 0,
             "owner": "",
             **owned,

@@ -1,4 +1,4 @@
-"""What is known of a latent as rows of the tables of Neuronpedia's database."""
+"""Convert a latent's record to rows of Neuronpedia's database."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,33 +10,33 @@ from sae_lens_crosscoder.report.explorer.records import LatentRecord, ShownExamp
 from sae_lens_crosscoder.storage.checksums import digest
 
 N_INTERVALS = 6
-"""Of scores, from 0 to a latent's highest, under which Neuronpedia lists a sample of its contexts."""
+"""Intervals of activation, from 0 to the highest, under which Neuronpedia lists a sample of contexts."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What Neuronpedia calls the crosscoder, and who is said to have made it."""
+    """The crosscoder's ids on Neuronpedia, and its creator's."""
 
     model_id: str
     source_id: str
     source_set: str
     creator_id: str
     model: str
-    """Whose decoder the logits are of."""
+    """The model whose decoder gives the logits."""
     n_tokens: int
-    """On which scores were counted."""
+    """Tokens in the histograms."""
 
     def place(self, latent: int) -> dict[str, str]:
-        """Where a row belongs; Neuronpedia's `layer` is the source."""
+        """Key of a latent's rows; Neuronpedia's `layer` is the source."""
         return {"modelId": self.model_id, "layer": self.source_id, "index": str(latent)}
 
     def row_id(self, *parts: str | int) -> str:
-        """The same for the same row. The import drops a row whose id is there already, whoever's that is."""
+        """Derive a row's id from its content. The import drops a row whose id exists already, whoever owns it."""
         return "c" + digest([self.model_id, self.source_id, *parts])[:24]
 
 
 def feature_row(record: LatentRecord, source: Source) -> dict[str, Any]:
-    """The latent's row of `Neuron`."""
+    """Build the latent's row of `Neuron`."""
     is_live, n_bins = sum(record.histogram) > 0, len(record.histogram)
     width = record.numbers["max_activation"] / n_bins
     raises, lowers = record.raises.get(source.model, ()), record.lowers.get(source.model, ())
@@ -56,24 +56,24 @@ def feature_row(record: LatentRecord, source: Source) -> dict[str, Any]:
 
 
 def activation_rows(record: LatentRecord, source: Source) -> Iterator[dict[str, Any]]:
-    """The latent's rows of `Activation`: its strongest contexts, then the sample of all, the highest score first."""
+    """Build the latent's rows of `Activation`: its strongest contexts, then a sample of all, strongest first."""
     highest = record.numbers["max_activation"]
-    # By these numbers Neuronpedia knows the strongest.
-    shown = [(each, {"binMin": -1, "binMax": short(highest), "binContains": -1}) for each in record.top]
-    sample = [each for band in reversed(record.quantiles) for each in reversed(band)]
-    shown += [(each, _interval(each.example.score, highest, record.histogram, source.n_tokens)) for each in sample]
-    for rank, (each, interval) in enumerate(shown):
+    # Neuronpedia marks the strongest contexts by these numbers.
+    shown = [(example, {"binMin": -1, "binMax": short(highest), "binContains": -1}) for example in record.top]
+    sample = [example for band in reversed(record.quantiles) for example in reversed(band)]
+    shown += [(ex, _interval(ex.example.score, highest, record.histogram, source.n_tokens)) for ex in sample]
+    for rank, (example, interval) in enumerate(shown):
         yield {
             "id": source.row_id("activation", record.latent, rank),
             **source.place(record.latent),
             "creatorId": source.creator_id,
-            **_context(each),
+            **_context(example),
             **interval,
         }
 
 
 def explanation_rows(record: LatentRecord, source: Source) -> Iterator[dict[str, Any]]:
-    """The latent's row of `Explanation`, if it was interpreted."""
+    """Build the latent's row of `Explanation`, if it was interpreted."""
     text = record.numbers.get("explanation")
     if isinstance(text, str):
         yield {
@@ -81,13 +81,13 @@ def explanation_rows(record: LatentRecord, source: Source) -> Iterator[dict[str,
             **source.place(record.latent),
             "authorId": source.creator_id,
             "description": text,
-            # Not as explanationModelName, which must be one that Neuronpedia knows.
+            # Neuronpedia accepts only model names it knows as explanationModelName.
             "notes": f"by {record.numbers['interpreter']}",
         }
 
 
 def _context(shown: ShownExample) -> dict[str, Any]:
-    # The database has numbers only, so that a token that does not count is shown as one on which the latent is off.
+    # The database has no missing values, so that a masked token appears as inactive.
     values, peak = [short(score) for score in shown.example.scores.nan_to_num(0).tolist()], shown.example.peak
     return {
         "tokens": shown.texts,
@@ -100,10 +100,10 @@ def _context(shown: ShownExample) -> dict[str, Any]:
 
 
 def _interval(score: float, highest: float, histogram: Sequence[int], n_tokens: int) -> dict[str, Any]:
-    """The interval that a score is in, and the share of all tokens that have their score there."""
+    """Find the interval of an activation, and the share of all tokens in it."""
     n_bins = len(histogram)
-    own = min(int(score / highest * n_bins), n_bins - 1) * N_INTERVALS // n_bins
-    bins = [i for i in range(n_bins) if i * N_INTERVALS // n_bins == own]
+    interval = min(int(score / highest * n_bins), n_bins - 1) * N_INTERVALS // n_bins
+    bins = [i for i in range(n_bins) if i * N_INTERVALS // n_bins == interval]
     return {
         "binMin": short(highest * bins[0] / n_bins),
         "binMax": short(highest * (bins[-1] + 1) / n_bins),
@@ -112,12 +112,12 @@ def _interval(score: float, highest: float, histogram: Sequence[int], n_tokens: 
 
 
 def jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    r"""Rows as lines that Neuronpedia's database can hold, whatever their texts say.
+    r"""Encode rows as JSON lines that Neuronpedia's database can store, for any text.
 
     >>> jsonl([{"tokens": ["a\0", "\\u0000"]}])
     b'{"tokens":["a\\ufffd","\\u005cu0000"]}\n'
     """
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for row in rows]
-    # The import makes a space of every \u0000 in a file, even in \\u0000, of which that leaves half an escape.
+    # The import replaces every \u0000 in a file by a space, even in \\u0000, which would leave half an escape.
     text = "".join(lines).replace("\\\\", "\\u005c").replace("\\u0000", "\\ufffd")
     return text.encode(errors="replace")  # half a surrogate pair becomes a question mark

@@ -8,15 +8,15 @@ import pandas as pd
 from jaxtyping import Float
 
 from sae_lens_crosscoder.report.figures.panels import (
-    COLOURS,
     count,
     panel_grid,
     panel_places,
     panel_text,
     panel_title,
-    require_tables,
     style,
+    validate_tables,
 )
+from sae_lens_crosscoder.report.html.colours import COLOURS
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -43,7 +43,7 @@ def frequency_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_obj
     Args:
         tables: tables of `diagnose` by crosscoder name.
     """
-    require_tables(tables, ("frequency",))
+    validate_tables(tables, ("frequency",))
     lowest = [table.frequency[table.frequency > 0].min() for table in tables.values()]
     decades = int(np.floor(np.log10(np.nanmin([*lowest, 0.1]))))
     logs = {
@@ -75,7 +75,7 @@ def template_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_obje
 def _class_histogram(
     tables: Mapping[str, pd.DataFrame], column: str, edges: Float[np.ndarray, " edges"]
 ) -> "plotly.graph_objects.Figure":
-    require_tables(tables, (column, "label", "dead"))
+    validate_tables(tables, (column, "label", "dead"))
     places = panel_places(len(tables))
     figure, layout = panel_grid(places[-1][0], min(2, len(tables)))
     in_legend: set[str] = set()

@@ -1,4 +1,4 @@
-"""Curves over all choices of a threshold or a number: one line per crosscoder."""
+"""Curves over all choices of a threshold or a rank: one line per crosscoder."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,23 +14,22 @@ from sae_lens_crosscoder.report.figures.panels import (
     panel_grid,
     panel_text,
     panel_title,
-    require_tables,
     style,
+    validate_tables,
 )
 from sae_lens_crosscoder.report.html.inert import inert
-from sae_lens_crosscoder.report.paper.numbers import most_chat_leaning
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
 
 def threshold_curves(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
-    """For every limit pi, how many chat-only latents have both nu below it, and which share of those with both nu.
+    """Plot the number and the share of chat-only latents with both nu below pi, for every limit pi.
 
     Args:
         tables: tables of `diagnose` by crosscoder name; each is counted by the `bounds` in its manifest.
     """
-    require_tables(tables, ("label", "dead", "nu_error", "nu_reconstruction"))
+    validate_tables(tables, ("label", "dead", "nu_error", "nu_reconstruction"))
     figure, layout = panel_grid(1, 2, header=36)
     most = 0
     for i, (name, table) in enumerate(tables.items()):
@@ -53,26 +52,26 @@ def threshold_curves(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_object
 
 
 def rank_curves(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
-    """Do nu and Delta_norm prefer the same latents? The share in common of the n best by either, for every n.
+    """Plot the share in common of the n best latents by nu and by Delta_norm, for every n.
 
     Args:
-        tables: tables of `diagnose` by crosscoder name, of which the most chat-leaning latents are ranked.
+        tables: the latents to rank, as rows of the table of `diagnose`, by crosscoder name.
     """
     import plotly.graph_objects as go
 
-    require_tables(tables, ("delta_norm", "label", "dead", "nu_error", "nu_reconstruction"))
+    validate_tables(tables, ("delta_norm", "label", "dead", "nu_error", "nu_reconstruction"))
     figure, layout = panel_grid(1, 1, panel=300)
-    said: list[str] = []
+    sizes: list[str] = []
     for i, (name, table) in enumerate(tables.items()):
-        curve = rank_overlap(most_chat_leaning(table))
-        said.append(f"{inert(name)}: {count(len(curve))}")
+        curve = rank_overlap(table)
+        sizes.append(f"{inert(name)}: {count(len(curve))}")
         share = curve.index / max(1, len(curve))
         _add_curve(figure, 1, i, name, share, curve["frac_common"], "best %{x:.3f}: %{y:.3f} in common")
-    if not any(len(most_chat_leaning(table)) for table in tables.values()):
+    if not any(map(len, tables.values())):
         panel_text(figure, 1, 1, "live latents to rank: none")
     chance = {"color": "#8d949e", "width": 1.2, "dash": "dot"}
     figure.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=chance, name="by chance", hoverinfo="skip"))
-    panel_title(figure, 1, 1, "The most chat-leaning latents, ranked", [f"ranked: {', '.join(said)}"], shift=6)
+    panel_title(figure, 1, 1, "The most chat-leaning latents, ranked", [f"ranked: {', '.join(sizes)}"], shift=6)
     figure.update_xaxes(range=[0, 1], dtick=0.25, zeroline=False)
     figure.update_xaxes(title={"text": "n best, as a share of all that are ranked", "standoff": 8})
     figure.update_yaxes(range=[0, 1.02], zeroline=False, title={"text": "share in common", "standoff": 6})

@@ -9,14 +9,16 @@ from numpy.typing import NDArray
 
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.report.figures.panels import (
-    COLOURS,
     above_panel,
     count,
+    panel_grid,
+    panel_places,
     panel_text,
     panel_title,
-    require_tables,
     style,
+    validate_tables,
 )
+from sae_lens_crosscoder.report.html.colours import COLOURS
 from sae_lens_crosscoder.report.html.inert import inert
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ MAX_SHARED_DRAWN = 5000
 """Shared latents drawn per panel: above some ten thousand points a browser stalls. The chat-only ones are all drawn."""
 
 _SYMBOLS = {"complete_shrinkage": "diamond", "latent_decoupling": "square", "rare": "circle-open"}
-_PANEL, _TOP, _GAP, _BOTTOM = 170, 76, 104, 56
-"""Heights in pixels of a histogram, of the first title, of the gap with a title in it, and of the axis labels below."""
 
 
 def delta_norm_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
@@ -47,11 +47,8 @@ def delta_norm_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_ob
     Raises:
         ValueError: without tables, or for a table that lacks `delta_norm`, `label` or `dead`.
     """
-    from plotly.subplots import make_subplots
-
-    require_tables(tables, ("delta_norm", "label", "dead"))
-    drawn_height = len(tables) * (_PANEL + _GAP) - _GAP
-    figure = make_subplots(rows=len(tables), cols=1, shared_xaxes=True, vertical_spacing=_GAP / drawn_height)
+    validate_tables(tables, ("delta_norm", "label", "dead"))
+    figure, layout = panel_grid(len(tables), 1, panel=170, header=76, footer=28, legend=28, shared_xaxes=True)
     most = 1
     for row, (name, table) in enumerate(tables.items(), start=1):
         most = max(most, _add_histogram(figure, row, name, table))
@@ -61,12 +58,7 @@ def delta_norm_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_ob
     # From 0.7, so that a bin with one latent has a height.
     log_range = [np.log10(0.7), np.log10(most) + 0.15]
     figure.update_yaxes(type="log", range=log_range, dtick=1, tickformat=",d", title={"text": "latents", "standoff": 6})
-    style(
-        figure,
-        height=_TOP + drawn_height + _BOTTOM,
-        margin={"t": _TOP, "b": _BOTTOM, "l": 60, "r": 16},
-        showlegend=False,
-    )
+    style(figure, **layout, showlegend=False)
     return figure
 
 
@@ -83,27 +75,16 @@ def nu_scatter(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figu
     Raises:
         ValueError: without tables, or for a table that lacks a column that is drawn.
     """
-    from plotly.subplots import make_subplots
-
     columns = ("delta_norm", "label", "verdict", "n_active", "nu_error", "nu_reconstruction")
-    require_tables(tables, columns)
-    n_columns = min(2, len(tables))
-    n_rows = -(-len(tables) // n_columns)
-    panel, header = 400, 100
-    height = n_rows * (panel + header) + 90
-    figure = make_subplots(
-        rows=n_rows,
-        cols=n_columns,
-        horizontal_spacing=0.09,
-        vertical_spacing=(header + 50) / (height - header - 90) if n_rows > 1 else 0,
-    )
+    validate_tables(tables, columns)
+    places = panel_places(len(tables))
+    figure, layout = panel_grid(places[-1][0], min(2, len(tables)), panel=400, header=100, footer=60, legend=30)
     in_legend: set[str] = set()
-    for i, (name, table) in enumerate(tables.items()):
-        _add_scatter(figure, i // n_columns + 1, i % n_columns + 1, name, table, in_legend)
+    for (row, col), (name, table) in zip(places, tables.items(), strict=True):
+        _add_scatter(figure, row, col, name, table, in_legend)
     figure.update_xaxes(range=NU_RANGE, dtick=0.5, zeroline=False, title={"text": "nu_error", "standoff": 8})
     figure.update_yaxes(range=NU_RANGE, dtick=0.5, zeroline=False, title={"text": "nu_reconstruction", "standoff": 4})
-    legend = {"orientation": "h", "x": 0, "y": -60 / (height - header - 90), "yanchor": "top", "itemsizing": "constant"}
-    style(figure, height=height, margin={"t": header, "b": 90, "l": 60, "r": 16}, legend=legend)
+    style(figure, **layout)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Figures as static images, drawn by kaleido in a Chrome that is installed anyway."""
+"""Write figures as static images, with kaleido and an installed Chrome."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -20,16 +20,15 @@ def write_images(
 ) -> list[Path]:
     """Write every figure to `folder/NAME.FORMAT`, 1100 pixels wide (PNG at twice the resolution).
 
-    No image asks the network for anything. One browser draws all.
+    Images need no network. One browser draws all of them.
 
     Raises:
-        ValueError: for a format that is neither png nor svg, without the extra `images`, or without a browser.
+        ValueError: for a format other than png and svg, or if the extra `images` or a browser is missing.
     """
-    require_formats(formats)
+    validate_formats(formats)
     if find_spec("kaleido") is None:
         raise ValueError(
-            "Static images need kaleido, which is not installed: pip install 'sae-lens-crosscoder[images]', or ask for "
-            "none with images=()."
+            "Static images need kaleido: run pip install 'sae-lens-crosscoder[images]', or pass images=() for none."
         )
     import kaleido
     from kaleido.errors import ChromeNotFoundError
@@ -51,18 +50,18 @@ def write_images(
         for kind in formats
     ]
     try:
-        # MathJax would come from the network, and read dollars in names.
+        # MathJax would be downloaded, and interpret dollar signs in names.
         kaleido.write_fig_from_object_sync(jobs, cancel_on_error=True, kopts={"mathjax": False})
     except ChromeNotFoundError as error:
         raise ValueError(
-            "Static images need a Chrome or Chromium, and none was found: install one, set BROWSER_PATH to it, or run "
-            "kaleido_get_chrome; or ask for no images with images=()."
+            "Static images need Chrome or Chromium, and none was found: install it, set BROWSER_PATH to it, run "
+            "kaleido_get_chrome, or pass images=() for none."
         ) from error
     return [job["path"] for job in jobs]
 
 
-def require_formats(formats: Sequence[str]) -> None:
-    """Raise a ValueError unless all are formats that `write_images` knows."""
+def validate_formats(formats: Sequence[str]) -> None:
+    """Raise a ValueError unless all formats are known to `write_images`."""
     unknown = [kind for kind in formats if kind not in get_args(ImageFormat)]
     if isinstance(formats, str) or unknown:
-        raise ValueError(f"images={formats!r} must be some of {get_args(ImageFormat)}, such as ('png',), or ().")
+        raise ValueError(f"images={formats!r} must be a list of formats from {get_args(ImageFormat)}, or ().")

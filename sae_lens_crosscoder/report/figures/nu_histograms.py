@@ -10,16 +10,16 @@ from sae_lens_crosscoder.analysis.paper.paper_tables import MSE_PREFIX
 from sae_lens_crosscoder.analysis.statistics.artifacts import overlap_with_shared
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import NU_RANGE
 from sae_lens_crosscoder.report.figures.panels import (
-    COLOURS,
     count,
     count_axis,
     panel_grid,
     panel_places,
     panel_text,
     panel_title,
-    require_tables,
     style,
+    validate_tables,
 )
+from sae_lens_crosscoder.report.html.colours import COLOURS
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -45,7 +45,7 @@ def overlap_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objec
     Args:
         tables: tables of `diagnose` by crosscoder name.
     """
-    require_tables(tables, ("label", "dead", "nu_reconstruction"))
+    validate_tables(tables, ("label", "dead", "nu_reconstruction"))
     places = panel_places(len(tables))
     figure, layout = panel_grid(places[-1][0], min(2, len(tables)), header=90)
     for (row, col), (name, table) in zip(places, tables.items(), strict=True):
@@ -64,7 +64,7 @@ def template_nu_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_o
         tables: tables of `diagnose`, with the column `frac_template` of `latent_statistics` where it is known.
     """
     columns = ("nu_error", "nu_reconstruction")
-    require_tables(tables, ("label", "dead", *columns))
+    validate_tables(tables, ("label", "dead", *columns))
     figure, layout = panel_grid(len(tables), 2)
     in_legend: set[str] = set()
     for row, (name, table) in enumerate(tables.items(), start=1):
@@ -94,7 +94,7 @@ def mse_improvement_boxes(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_o
         tables: tables of `paper_tables` by crosscoder name.
     """
     columns = [MSE_PREFIX + target for target in TARGETS]
-    require_tables(tables, ("label", "dead", *columns))
+    validate_tables(tables, ("label", "dead", *columns))
     places = panel_places(len(tables))
     figure, layout = panel_grid(places[-1][0], min(2, len(tables)), footer=110)
     in_legend: set[str] = set()

@@ -9,14 +9,15 @@ import pandas as pd
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import NU_RANGE, add_points, draw_box, thinned
 from sae_lens_crosscoder.report.figures.nu_histograms import NU_EDGES
 from sae_lens_crosscoder.report.figures.panels import (
-    COLOURS,
     count,
+    panel_layout,
     panel_places,
     panel_text,
     panel_title,
-    require_tables,
     style,
+    validate_tables,
 )
+from sae_lens_crosscoder.report.html.colours import COLOURS
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -41,7 +42,7 @@ def nu_marginals(
     """
     from plotly.subplots import make_subplots
 
-    require_tables(tables, ("delta_norm", "label", "verdict", "dead", "n_active", *_NUS))
+    validate_tables(tables, ("delta_norm", "label", "verdict", "dead", "n_active", *_NUS))
     places = panel_places(len(tables))
     n_rows, n_columns = places[-1][0], min(2, len(tables))
     specs: list[Any] = [[{}, None] * n_columns, [{}, {}] * n_columns] * n_rows
@@ -51,10 +52,7 @@ def nu_marginals(
     for (row, col), (name, table) in zip(places, tables.items(), strict=True):
         _place(figure, row, col, n_columns, drawn)
         _add_panel(figure, 2 * row - 1, 2 * col - 1, name, table, label, in_legend)
-    margin = {"t": _HEADER, "b": _FOOTER + _LEGEND, "l": 60, "r": 16}
-    legend = {"orientation": "h", "x": 0, "y": -_FOOTER / drawn, "yanchor": "top", "itemsizing": "constant"}
-    height = drawn + margin["t"] + margin["b"]
-    style(figure, height=height, margin=margin, legend=legend, bargap=0.08)
+    style(figure, **panel_layout(drawn, _HEADER, _FOOTER, _LEGEND), bargap=0.08)
     return figure
 
 

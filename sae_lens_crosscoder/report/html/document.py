@@ -1,50 +1,64 @@
-"""HTML files that ask the network for nothing and run nothing but their own scripts, which they name by hash."""
+"""Render pages from templates: files that make no network request and run only the scripts named by hash."""
 
 import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sae_lens_crosscoder.report.figures.panels import COLOURS
+from markupsafe import Markup
+
+from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_FREE_LIMIT, NU_RECONSTRUCTION_LIMIT
+from sae_lens_crosscoder.report.html.cells import cell, html_table, manifest_list
+from sae_lens_crosscoder.report.html.colours import colour_rules
 from sae_lens_crosscoder.report.html.inert import inert
 
+if TYPE_CHECKING:
+    import jinja2
 
-def document(
-    title: str, body: str, *, style: str, scripts: Sequence[str], head: str = "", inline_styles: bool = False
+
+def render(template: str, **values: Any) -> str:
+    """Render a template of `report`, such as `pages/report.html`. Every value that is not `Markup` is made inert."""
+    return _environment().get_template(template).render(**values)
+
+
+def render_page(
+    template: str, *, title: str, style: str, scripts: Sequence[str], inline_styles: bool = False, **values: Any
 ) -> str:
-    """A whole HTML page, whose Content-Security-Policy lets no request out.
+    """Render a whole HTML page whose Content-Security-Policy forbids all requests.
 
     Args:
-        scripts: the texts of all scripts that `script_element` put into the head and the body; no other runs.
-        inline_styles: whether other styles than `style` may stand in the page, as plotly's do.
+        scripts: the texts of all scripts that the template includes as `scripts[i]`. No other script can run.
+        inline_styles: allow styles other than `style`, as plotly needs.
     """
-    styles = "'unsafe-inline'" if inline_styles else _hash(style)
+    styles = "'unsafe-inline'" if inline_styles else _source_hash(style)
     policy = (
-        f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src {styles}; "
+        f"default-src 'none'; script-src {' '.join(map(_source_hash, scripts))}; style-src {styles}; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{inert(title)}</title>
-<link rel="icon" href="data:,">
-<style>{style}</style>
-{head}</head>
-<body>
-{body}
-</body>
-</html>
-"""
+    marked = {"policy": Markup(policy), "style": Markup(style), "scripts": [Markup(script) for script in scripts]}
+    return render(template, title=title, **marked, **values)
 
 
-def write_document(path: str | Path, text: str) -> Path:
-    """Write a page, and the folder it is in."""
+def render_figure_page(template: str, title: str, **values: Any) -> str:
+    """Render a page with plotly figures; its template extends `html/figure_page.html`."""
+    from plotly.offline import get_plotlyjs
+
+    return render_page(
+        template,
+        title=title,
+        style="\n" + resource("html/page.css") + colour_rules("background"),
+        scripts=[get_plotlyjs().replace("\r\n", "\n"), resource("html/page.js")],
+        inline_styles=True,
+        **values,
+    )
+
+
+def write_document(text: str, path: str | Path) -> Path:
+    """Write a page, and create the folder it is in."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # newline: the policy names scripts by hash, and "\r\n" would change it.
@@ -52,20 +66,9 @@ def write_document(path: str | Path, text: str) -> Path:
     return path
 
 
-def script_element(script: str) -> str:
-    """A script that runs if `document` is told of it."""
-    return f"<script>{script}</script>"
-
-
-def json_element(value: Any, name: str) -> str:
-    """Data as JSON, which the page's script finds by name; no string in it can end the element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>'
-
-
-def colour_rules(declared: str) -> str:
-    """A CSS rule per class and verdict that gives `declared`, such as `background`, its colour."""
-    return "".join(f".{name} {{ {declared}: {hue}; }}\n" for name, hue in COLOURS.items())
+def json_text(value: Any) -> Markup:
+    """JSON for a script element; no string in it can end the element."""
+    return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
 def resource(name: str) -> str:
@@ -73,6 +76,35 @@ def resource(name: str) -> str:
     return files("sae_lens_crosscoder.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
-    """A script's or a style's name in a Content-Security-Policy."""
+@cache
+def _environment() -> "jinja2.Environment":
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sae_lens_crosscoder", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = cell
+    values: dict[str, Any] = {
+        "html_table": html_table,
+        "manifest_list": manifest_list,
+        "nu_error_limit": NU_ERROR_LIMIT,
+        "nu_reconstruction_limit": NU_RECONSTRUCTION_LIMIT,
+        "nu_free_limit": NU_FREE_LIMIT,
+    }
+    environment.globals.update(values)
+    return environment
+
+
+def _finalize(value: Any) -> Markup:
+    return value if isinstance(value, Markup) else Markup(inert(value))
+
+
+def _source_hash(text: str) -> str:
+    """The name of a script or style in a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""The numbers of the paper for any crosscoder, each beside the one that the paper has for Gemma 2 2B."""
+"""The quantities that the paper reports, for any crosscoder, beside the published numbers of Gemma 2 2B."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,50 +16,51 @@ from sae_lens_crosscoder.causal.experiment.setups import POOL_SHARE
 Value = float | int | str | None
 OURS, THEIRS = "this crosscoder", "paper, Gemma 2 2B"
 PAPER_CROSSCODERS = ("L1", "BatchTopK", "Kissane et al.")
-"""Those of Gemma 2 2B that the paper reports on: layer 13, 73,728 latents; that of Kissane et al. has 16,384."""
+"""The crosscoders of Gemma 2 2B in the paper: layer 13, 73,728 latents; that of Kissane et al. has 16,384."""
 _N_LATENTS = (73_728, 73_728, 16_384)
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number of the paper, and how it is read off the tables of any crosscoder."""
+    """A quantity of the paper, and the function that computes it for any crosscoder."""
 
     section: str
     name: str
-    of: Callable[[PaperTables], Value]
+    compute: Callable[[PaperTables], Value]
     paper: tuple[Value, Value, Value] = (None, None, None)
-    """Of each of `PAPER_CROSSCODERS`; None where the paper has none. A text where it has words."""
+    """The published value for each of `PAPER_CROSSCODERS`: None if there is none, a text if the paper gives words."""
 
 
 def paper_numbers(tables: Mapping[str, PaperTables]) -> pd.DataFrame:
-    """A row per number of the paper, a column per crosscoder, and the paper's own in the last three.
+    """Tabulate all quantities: a row per quantity, a column per crosscoder, and the paper's in the last three.
 
     Columns are pairs: (`OURS`, name) and (`THEIRS`, name). None, or nan, is an unknown number.
     """
-    index = pd.MultiIndex.from_tuples([(each.section, each.name) for each in QUANTITIES], names=["section", "quantity"])
+    rows = [(quantity.section, quantity.name) for quantity in QUANTITIES]
+    index = pd.MultiIndex.from_tuples(rows, names=["section", "quantity"])
     columns: dict[tuple[str, str], list[Value]] = {}
     for name, table in tables.items():
-        columns[OURS, name] = [each.of(table) for each in QUANTITIES]
+        columns[OURS, name] = [quantity.compute(table) for quantity in QUANTITIES]
     for i, name in enumerate(PAPER_CROSSCODERS):
-        columns[THEIRS, name] = [each.paper[i] for each in QUANTITIES]
+        columns[THEIRS, name] = [quantity.paper[i] for quantity in QUANTITIES]
     return pd.DataFrame(columns, index=index, dtype=object)
 
 
 def most_chat_leaning(latents: pd.DataFrame) -> pd.DataFrame:
-    """The latents with the highest Delta_norm, as large a share of all as the paper's 3,176, without dead ones."""
+    """Select the live latents with the highest Delta_norm, as large a share of all as the paper's 3,176."""
     pool = latents.nlargest(round(POOL_SHARE * len(latents)), "delta_norm")
     return pool.loc[~pool["dead"].astype(bool)]
 
 
 def paper_correlations(latents: pd.DataFrame) -> pd.DataFrame:
-    """`correlations` over the two sets of live latents that the paper looks at, by the name of the set."""
+    """Compute `correlations` over the paper's two sets of live latents, by the name of the set."""
     live = latents[~latents["dead"].astype(bool)]
     sets = {"chat_only": live[live["label"] == "chat_only"], "most chat-leaning": most_chat_leaning(latents)}
     return pd.concat({name: correlations(chosen) for name, chosen in sets.items()}, names=["latents"])
 
 
 def mse_quantiles(latents: pd.DataFrame) -> pd.DataFrame:
-    """Quantiles of the MSE improvement per class and target, over the live latents for which it is known."""
+    """Compute quantiles of the MSE improvement per class and target, over live latents with a value."""
     live = latents[~latents["dead"].astype(bool)]
     rows: list[dict[str, Any]] = []
     for label in ("shared", "chat_only"):

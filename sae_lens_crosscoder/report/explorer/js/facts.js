@@ -2,11 +2,11 @@
 function fact(crosscoder, name, title, shown, latent) {
   const rank = percentile(crosscoder, name, latent);
   const mark = html("span", { class: "mark small", vars: { at: rank } }, html("i"));
-  const said = `above ${Math.round(100 * rank)} % of live latents`;
+  const rankTitle = `above ${Math.round(100 * rank)} % of live latents`;
   return [
     html("dt", {}, title),
     html("dd", {}, shown),
-    Number.isNaN(rank) ? html("dd") : html("dd", { class: "rank", title: said }, mark),
+    Number.isNaN(rank) ? html("dd") : html("dd", { class: "rank", title: rankTitle }, mark),
   ];
 }
 
@@ -89,13 +89,13 @@ function whenItFires(c, j, record) {
   const nActive = c.value("n_active", j);
   const rows = [];
   const add = (name, title, format) => c.has(name) && rows.push(fact(c, name, title, format(c.value(name, j)), j));
-  add("frequency", "on", (share) => `${percent(share)} (${count(nActive)} tokens)`);
-  add("max_activation", "highest score", (score) => decimal(score));
-  add("mean_activation", "mean score where on", (score) => decimal(score));
+  add("frequency", "active", (share) => `${percent(share)} (${count(nActive)} tokens)`);
+  add("max_activation", "highest activation", (score) => decimal(score));
+  add("mean_activation", "mean activation where active", (score) => decimal(score));
   add("frac_template", "template share", percent);
   if (record.contexts) rows.push([html("dt", {}, "contexts"), html("dd", {}, count(record.contexts)), html("dd")]);
   return section("When it fires", html("dl", { class: "facts" }, rows),
-    nActive > 0 && record.histogram ? scoreHistogram(record.histogram, c.value("max_activation", j)) : null,
+    nActive > 0 && record.histogram ? activationHistogram(record.histogram, c.value("max_activation", j)) : null,
     nActive > 0 && record.positions ? positionProfile(record.positions, c.lastPosition) : null,
     nActive > 0 && record.places ? placeBars(c.groups, record.places) : null);
 }
@@ -111,9 +111,9 @@ function smallBars(heights, title, left, right) {
   return html("figure", {}, html("figcaption", {}, title), frame);
 }
 
-function scoreHistogram(bins, highest) {
+function activationHistogram(bins, highest) {
   const most = Math.log(Math.max(...bins) + 1) || 1;
-  return smallBars(bins.map((n) => Math.log(n + 1) / most), "tokens by score, log scale", "0", decimal(highest));
+  return smallBars(bins.map((n) => Math.log(n + 1) / most), "tokens by activation, log scale", "0", decimal(highest));
 }
 
 function positionProfile(shares, last) {
@@ -126,16 +126,16 @@ function placeBars(groups, places) {
   const most = Math.max(...places.map(([, frequency]) => frequency ?? 0)) || 1;
   const rows = groups.map((name, g) => {
     const [nActive, frequency, highest] = places[g];
-    const title = `${count(nActive)} tokens, highest score ${decimal(highest)}`;
+    const title = `${count(nActive)} tokens, highest activation ${decimal(highest)}`;
     const bar = html("span", { class: "bar-track", title, vars: { part: (frequency ?? 0) / most } }, html("i"));
     return [html("span", {}, name), bar, html("span", { class: "n" }, percent(frequency))];
   });
-  const said = "share of each group's tokens on which it is on";
-  return html("figure", {}, html("figcaption", {}, said), html("div", { class: "places" }, rows));
+  const caption = "share of active tokens in each group";
+  return html("figure", {}, html("figcaption", {}, caption), html("div", { class: "places" }, rows));
 }
 
 const TWINS = "Latents that write the same direction into the other model. Divergence 0: both are always high on the "
-  + "same tokens, 1: never. Then the tokens on which this one alone is high, the twin alone, and either.";
+  + "same tokens, 1: never. Then the numbers of tokens on which only this one is high, only the twin, and either.";
 
 function twinsOf(c, record) {
   if (!record.twins) return null;

@@ -4,15 +4,15 @@ const pairsOf = (flat) => Array.from({ length: flat.length / 2 }, (_, i) => [tex
 async function latentPage(c, j, order) {
   const record = await recordOf(c, j);
   const verdict = c.category("verdict", j) ?? c.category("label", j);
-  const called = c.category("user_label", j);
-  const [own, other] = c.value("delta_norm", j) < 0.5 ? ["base", "chat"] : ["chat", "base"];
+  const label = c.category("user_label", j);
+  const [model, otherModel] = c.value("delta_norm", j) < 0.5 ? ["base", "chat"] : ["chat", "base"];
   const facts = [whereItWrites(c, j), whetherGenuine(c, j), whenItFires(c, j, record)];
   facts.push(twinsOf(c, record), effectOf(c, record));
   const mark = html("span", { class: "verdict" }, dot(verdict), spaced(verdict));
   return html("article", { class: "latent" },
     pageLinks(order, j),
-    html("h2", {}, `Latent ${j}`, mark, called ? html("span", { class: "concept" }, called) : null, (record.concepts ?? []).map(conceptMark)),
-    html("p", { class: "meaning" }, meaning(verdict, own, other) ?? ""),
+    html("h2", {}, `Latent ${j}`, mark, label ? html("span", { class: "concept" }, label) : null, (record.concepts ?? []).map(conceptMark)),
+    html("p", { class: "meaning" }, meaning(verdict, model, otherModel) ?? ""),
     html("div", { class: "columns" },
       html("aside", {}, facts),
       html("div", { class: "main" }, record.raises ? lensTable(c, record) : null, await examplesOf(c, j, record))));
@@ -32,11 +32,11 @@ function pageLinks(order, j) {
 }
 
 function conceptMark({ concept, auroc, kind_of_change }) {
-  const title = `the concept's best latent, on prompts that did not choose it; by design ${spaced(kind_of_change)}`;
+  const title = `the concept's best latent, tested on other prompts than those that selected it; planted as ${spaced(kind_of_change)}`;
   return html("span", { class: "concept", title }, spaced(concept), soft(` AUROC ${decimal(auroc)}`));
 }
 
-// What its decoders come to in the vocabulary, through each model's final norm and unembedding.
+// The logit lens of its decoders: through each model's final norm and unembedding.
 function lensTable(c, record) {
   const sizes = [...record.raises, ...record.lowers].flatMap(pairsOf).map(([, value]) => Math.abs(value));
   const most = Math.max(...sizes) || 1;
@@ -46,13 +46,13 @@ function lensTable(c, record) {
     html("div", { class: `lens share-${m}` }, html("h4", {}, title), html("ol", {}, pairsOf(flat).map(row)));
   const columns = c.models.map((model, m) =>
     [column(record.raises[m], `${model}: raises`, m), column(record.lowers[m], `${model}: lowers`, m)]);
-  const said = "Logits per unit of activation, through the model's final norm and unembedding.";
-  return section("What it speaks for", html("div", { class: "lenses" }, columns), html("p", { class: "soft" }, said));
+  const note = "Logits per unit of activation, through the model's final norm and unembedding.";
+  return section("Logits it raises and lowers", html("div", { class: "lenses" }, columns), html("p", { class: "soft" }, note));
 }
 
 async function examplesOf(c, j, record) {
   if (!c.examples) return null;
-  if (!record.examples) return section("Examples", html("p", { class: "soft" }, "None: it was never on."));
+  if (!record.examples) return section("Examples", html("p", { class: "soft" }, "None: it was never active."));
   const [top, ...bands] = record.examples;
   const peakScore = ([, , peak, , , active]) => scoreAt(active, peak, c.models.length);
   const scale = peakScore(top[0]);
@@ -68,7 +68,7 @@ async function examplesOf(c, j, record) {
   for (const [i, band] of bands.entries()) {
     if (band.length === 0) continue;
     const scores = band.map(peakScore);
-    const range = ` scores from ${decimal(Math.min(...scores))} to ${decimal(Math.max(...scores))}`;
+    const range = ` activations from ${decimal(Math.min(...scores))} to ${decimal(Math.max(...scores))}`;
     const title = `Quantile ${bands.length - i} of ${bands.length}`;
     groups.push(html("h4", {}, title, soft(range)), await list(band.toReversed()));
   }

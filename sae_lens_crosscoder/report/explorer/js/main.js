@@ -1,4 +1,4 @@
-// Puts it together: one state, from which everything on the page is drawn anew.
+// Joins all parts: one state, from which the whole page is drawn.
 const table = makeTable();
 let crosscoder = null;
 let order = [];
@@ -36,12 +36,12 @@ function build() {
   overview.append(
     parts.conclusion,
     html("div", { class: "charts" },
-      figure("histogram", "On which model latents write", "Delta_norm; drag to select, click a class"),
+      figure("histogram", "Where latents write", "Delta_norm; drag to select, click a class"),
       figure("scatter", "Which chat-only latents are genuine", "drag to select")),
     html("div", { class: "filters" },
       search,
       html("label", { id: "template-label" }, "template share \u2265 ", html("output"), template),
-      html("label", {}, all, " dead ones too"),
+      html("label", {}, all, " dead latents too"),
       parts.total),
     html("div", { class: "filters" }, parts.verdicts, parts.ranges),
     table.node,
@@ -84,7 +84,7 @@ async function render() {
     scrollTo(0, 0);
   }
   document.title = state.latent === null ? heading : `Latent ${state.latent} \u00b7 ${heading}`;
-  // For those who drive the page by a script: what it shows now.
+  // For scripts that drive the page: its current content.
   document.body.dataset.shown = state.latent === null ? `${order.length} latents` : `latent ${state.latent}`;
   performance.mark(document.body.dataset.shown);
 }
@@ -135,8 +135,8 @@ function drawFilters() {
   label.querySelector("output").textContent = percent(Number(template.value));
   const { frac_template, ...ranges } = state.ranges;
   const removable = Object.entries(ranges).map(([name, ends]) => {
-    const said = ends.map((end) => (end === null ? "" : decimal(end))).join(" to ");
-    return chip({ ranges: withRange(name, null) }, `${spaced(name)} ${said} \u00d7`);
+    const range = ends.map((end) => (end === null ? "" : decimal(end))).join(" to ");
+    return chip({ ranges: withRange(name, null) }, `${spaced(name)} ${range} \u00d7`);
   });
   const labels = state.label.map((name) => chip({ label: toggled(state.label, name) }, `${spaced(name)} \u00d7`));
   const isFiltered = state.q || state.verdict.length || state.label.length || Object.keys(state.ranges).length;

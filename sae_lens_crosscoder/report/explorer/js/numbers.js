@@ -1,4 +1,4 @@
-// How numbers read, what they are called, and where they stand among those of other latents.
+// Formats numbers, names them, and ranks them among those of all latents.
 const MISSING = "\u2013";
 const MINUS = "\u2212";
 
@@ -41,7 +41,7 @@ function percentile(crosscoder, name, latent) {
   return (firstAbove(sorted, value, false) + firstAbove(sorted, value, true)) / 2 / sorted.length;
 }
 
-// How many of the ascending numbers are below the value, or, with `orEqual`, not above it.
+// Counts the ascending numbers below the value or, with `orEqual`, not above it.
 function firstAbove(sorted, value, orEqual) {
   let low = 0;
   let high = sorted.length;
@@ -58,19 +58,19 @@ const VERDICTS = [
   "shared", "other", "rare", "dead", "undefined",
 ];
 
-// What a verdict means, of a latent that writes on `own` and hardly on `other`.
-function meaning(verdict, own, other) {
+// Explains the verdict on a latent that writes into `model` and hardly into `otherModel`.
+function meaning(verdict, model, otherModel) {
   return {
-    chat_specific: "Genuine: as far as this can tell, only the chat model has it.",
-    base_specific: "Genuine: as far as this can tell, only the base model has it.",
-    complete_shrinkage: `An artifact: the ${other} model has it too, but its decoder norm there was shrunk away.`,
-    latent_decoupling: `An artifact: other latents write it into the ${other} model.`,
-    rotated: `Not only the ${own} model's: the ${other} model has it along another direction.`,
-    undetermined: "One-sided by its norms, but the data do not settle whether that is genuine.",
-    shared: "Writes on both models alike.",
-    other: "Writes on both models, on one more than on the other.",
-    rare: "Fired on too few tokens to be judged.",
-    dead: "Never fired on these tokens.",
+    chat_specific: "Genuine: as far as this analysis can tell, only the chat model has it.",
+    base_specific: "Genuine: as far as this analysis can tell, only the base model has it.",
+    complete_shrinkage: `An artifact: the ${otherModel} model has it too, but its decoder norm there was shrunk away.`,
+    latent_decoupling: `An artifact: other latents write it into the ${otherModel} model.`,
+    rotated: `Not only the ${model} model's: the ${otherModel} model has it along another direction.`,
+    undetermined: "One-sided by its norms, but the data do not decide whether it is genuine.",
+    shared: "Writes into both models equally.",
+    other: "Writes into both models, more into one of them.",
+    rare: "Active on too few tokens to be judged.",
+    dead: "Never active on these tokens.",
   }[verdict];
 }
 

@@ -1,6 +1,5 @@
-// Examples as strips of tokens. Behind a token on which the latent is on are two stripes, base above and chat below: as
-// strong as its score, each as far as that model has a share in it. A line under a token says how far the models are
-// apart about what comes next.
+// Examples as strips of tokens. Active tokens have two stripes, base above and chat below: their opacity is the
+// activation times that model's share. A line under a token shows the KL between the models' next predictions.
 const tip = html("div", { id: "tip", role: "status", hidden: true });
 
 function strip(tokens, peak, active, models, scale) {
@@ -38,7 +37,7 @@ function showTip(event) {
   }
   const { text, score, shares, kl, models } = under.about;
   const rows = [["token", text.trim() || "space"]];
-  rows.push(["score", score > 0 ? decimal(score) : "off"]);
+  rows.push(["activation", score > 0 ? decimal(score) : "inactive"]);
   if (score > 0) models.forEach((model, m) => rows.push([`${model}'s share`, decimal(shares[m])]));
   if (kl !== null) rows.push(["KL after it", `${decimal(kl)} nats`]);
   tip.replaceChildren(html("dl", {}, rows.map(([name, value]) => [html("dt", {}, name), html("dd", {}, value)])));
@@ -52,8 +51,8 @@ function showTip(event) {
 
 function stripLegend(models, hasKl) {
   const swatch = (name) => html("span", { class: `swatch ${name}` });
-  const said = (model, m) => (m === 0 ? `${model}'s share of the score (upper stripe)` : `${model}'s (lower)`);
+  const caption = (model, m) => (m === 0 ? `${model}'s share of the activation (upper stripe)` : `${model}'s (lower)`);
   return html("p", { class: "legend soft" },
-    models.map((model, m) => html("span", {}, swatch(`share-${m}`), said(model, m))),
+    models.map((model, m) => html("span", {}, swatch(`share-${m}`), caption(model, m))),
     hasKl ? html("span", {}, swatch("kl"), "KL: the models expect different tokens next") : null);
 }

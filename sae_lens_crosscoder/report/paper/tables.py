@@ -1,4 +1,4 @@
-"""The tables behind the paper's figures, as files."""
+"""Write the tables behind the paper's figures."""
 
 import json
 from collections.abc import Mapping
@@ -21,20 +21,20 @@ from sae_lens_crosscoder.report.paper.numbers import (
 NUMBERS_FILENAME = "paper.json"
 
 
-def write_tables(folder: Path, tables: Mapping[str, PaperTables], numbers: pd.DataFrame) -> None:
+def write_paper_tables(tables: Mapping[str, PaperTables], folder: Path, numbers: pd.DataFrame) -> None:
     """Write `paper.json`, with every number and small table, and `latents.parquet`, with every latent.
 
-    In the JSON, `numbers` are those of `paper_numbers`, ours apart from the paper's, and `crosscoders` hold by name the
-    manifest and the tables behind the curves, the correlations, the pairs and the MSE check. null is an unknown number.
+    In the JSON, `numbers` has a row per quantity of `paper_numbers`, and `crosscoders` has by name the manifest and the
+    tables behind the curves, the correlations, the pairs and the MSE check. null is an unknown number.
     """
     ours, theirs = _records(pd.DataFrame(numbers[OURS])), _records(pd.DataFrame(numbers[THEIRS]))
     rows = [
         {"section": section, "quantity": quantity, "this_crosscoder": our, "paper_gemma_2_2b": their}
         for (section, quantity), our, their in zip(numbers.index, ours, theirs, strict=True)
     ]
-    content = {"numbers": rows, "crosscoders": {name: _small_tables(each) for name, each in tables.items()}}
+    content = {"numbers": rows, "crosscoders": {name: _small_tables(paper) for name, paper in tables.items()}}
     (folder / NUMBERS_FILENAME).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    latents = pd.concat({name: each.latents for name, each in tables.items()}, names=["crosscoder"])
+    latents = pd.concat({name: paper.latents for name, paper in tables.items()}, names=["crosscoder"])
     latents.to_parquet(folder / LATENTS_FILENAME)
 
 
@@ -53,5 +53,5 @@ def _small_tables(tables: PaperTables) -> dict[str, Any]:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON has them, nan as null."""
+    """Convert rows to JSON values, nan to null."""
     return json.loads(frame.to_json(orient="records", double_precision=15))

@@ -1,0 +1,74 @@
+"""The report on a diagnosis: one HTML file that shows what fine-tuning changed."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_lens_crosscoder.report.figures.delta_norm_and_nu import (
+    CLASS_BORDERS,
+    REGIONS,
+    delta_norm_histogram,
+    nu_scatter,
+)
+from sae_lens_crosscoder.report.figures.panels import validate_tables
+from sae_lens_crosscoder.report.html.document import render_figure_page, write_document
+
+N_LATENTS_SHOWN = 30
+_COLUMNS = (
+    *("delta_norm", "label", "verdict", "n_active", "max_activation", "dead"),
+    *("nu_error", "nu_error_low", "nu_error_high"),
+    *("nu_reconstruction", "nu_reconstruction_low", "nu_reconstruction_high"),
+    *("nu_free", "q_value"),
+)
+
+
+def write_report(
+    tables: Mapping[str, pd.DataFrame],
+    path: str | Path,
+    comparison: pd.DataFrame,
+    concepts: pd.DataFrame | None = None,
+    title: str = "Crosscoder report",
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write one HTML file (about 5 MB, mostly plotly.js) that opens anywhere, offline, and can be printed.
+
+    All names are escaped. The Content-Security-Policy forbids requests and all scripts but the page's own two.
+
+    Args:
+        tables: tables of `diagnose` by crosscoder name; their `.attrs` become the manifest.
+        comparison: formatted texts, a column per crosscoder and a row per quantity.
+        concepts: as `concept_table` makes it. The index is shown unless it is a plain count.
+        notes: sentences for the end of the page.
+
+    Raises:
+        ValueError: if `tables` is empty, or a table lacks a column that is shown.
+    """
+    validate_tables(tables, _COLUMNS)
+    if concepts is not None and not isinstance(concepts.index, pd.RangeIndex):
+        concepts = concepts.reset_index()
+    stops = (0, *CLASS_BORDERS, 1)
+    page = render_figure_page(
+        "pages/report.html",
+        title,
+        manifests={name: table.attrs for name, table in tables.items()},
+        comparison=comparison,
+        concepts=concepts,
+        most_chat_only={name: _most_chat_only(table) for name, table in tables.items()},
+        histogram=delta_norm_histogram(tables),
+        scatter=nu_scatter(tables),
+        regions=REGIONS,
+        region_columns=" ".join(f"minmax(0,{high - low:.2f}fr)" for low, high in pairwise(stops)),
+        n_latents_shown=N_LATENTS_SHOWN,
+        notes=notes,
+    )
+    return write_document(page, path)
+
+
+def _most_chat_only(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    """Rows of the live latents with the highest Delta_norm; ties are broken by n_active."""
+    alive = table[~table["dead"].astype(bool)].rename_axis("latent").reset_index()
+    top = alive.sort_values(["delta_norm", "n_active"], ascending=False, kind="stable").head(N_LATENTS_SHOWN)
+    return top.to_dict("records")
