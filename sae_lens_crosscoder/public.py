@@ -54,14 +54,16 @@ from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens
 from sae_lens_crosscoder.data.labelled_rows import LabelledRows, labelled_rows
 from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.data.token_groups import TokenGroups, token_groups
-from sae_lens_crosscoder.interpretation.answers import Answers
-from sae_lens_crosscoder.interpretation.cases import interpretation_cases
-from sae_lens_crosscoder.interpretation.clients import CallableClient, EndpointClient
-from sae_lens_crosscoder.interpretation.cost import interpretation_cost
-from sae_lens_crosscoder.interpretation.delphi import export_delphi_cache
-from sae_lens_crosscoder.interpretation.embedding import sentence_embedder
-from sae_lens_crosscoder.interpretation.interpret import interpret
-from sae_lens_crosscoder.interpretation.local_client import LocalClient
+from sae_lens_crosscoder.interpretation import (
+    Answers,
+    CallableClient,
+    EndpointClient,
+    LocalClient,
+    interpret,
+    interpretation_cases,
+    interpretation_cost,
+    sentence_embedder,
+)
 from sae_lens_crosscoder.loading.formats.dictionary_learning_export import save_dictionary_learning
 from sae_lens_crosscoder.loading.formats.latent_tables import read_foreign_latents
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
@@ -141,7 +143,6 @@ __all__ = [
     "diagnose",
     "difference_shares",
     "explore",
-    "export_delphi_cache",
     "generate_patched",
     "generate_responses",
     "given_responses",

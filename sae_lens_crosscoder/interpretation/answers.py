@@ -1,4 +1,4 @@
-"""Answers on disk: what was asked once is not asked, or paid for, again."""
+"""Answers on disk, so that no prompt is asked, or paid for, twice."""
 
 import hashlib
 import json
@@ -15,41 +15,40 @@ _LINE_START = b'{"key": "'
 
 
 class Answers:
-    """A client's answers, kept in a file of JSON lines that only grows, each under the hash of what was asked.
+    """A client whose answers are stored in an append-only JSON-lines file, by a hash of model, settings and prompt.
 
-    An answer is in the file as soon as it comes, so a run that was interrupted goes on where it was. Anything else in
-    the prompt, the model's name or the settings is another question.
+    An answer is in the file as soon as it arrives, so an interrupted run resumes where it stopped.
 
     Args:
-        path: the file; what earlier runs left in it is used.
-        recorded_only: ask nothing: a prompt that the file has no answer to is an error.
+        path: the file; answers of earlier runs in it are used.
+        recorded_only: send nothing, and raise an error for a prompt without a stored answer.
 
     Raises:
-        ValueError: for a file that holds something else, or in a folder that does not exist.
+        ValueError: for a file of something else, or in a folder that does not exist.
     """
 
     def __init__(self, path: str | Path, client: Client, *, recorded_only: bool = False) -> None:
         self.path, self.client, self._recorded_only = Path(path), client, recorded_only
         if not self.path.parent.is_dir():
-            raise ValueError(f"{path} is in a folder that does not exist: make it first.")
-        self._recorded = _read(self.path)
+            raise ValueError(f"{path} is in a folder that does not exist: create the folder first.")
+        self._recorded = _load(self.path)
 
     def recorded(self, prompt: Prompt) -> str | None:
-        """The answer to a prompt, if it was asked before."""
+        """The stored answer to a prompt, or None."""
         return self._recorded.get(self._key(prompt))
 
     def ask(self, prompts: Sequence[Prompt], description: str) -> list[str]:
-        """The answer to every prompt, recorded or new.
+        """Return the answer to every prompt, stored or new.
 
         Raises:
-            ValueError: with `recorded_only`, when an answer is missing.
+            ValueError: with `recorded_only`, if an answer is missing.
         """
         missing = list({self._key(prompt): prompt for prompt in prompts if self.recorded(prompt) is None}.values())
         if missing and self._recorded_only:
             raise ValueError(
                 f"{self.path} has no answer of {self.client.model!r} with settings {dict(self.client.settings)} to "
-                f"{len(missing)} of {len(prompts)} prompts, and nothing but recorded answers may be used. The prompts, "
-                f"the texts in them, the model or the settings changed. The first of them:\n{missing[0]}"
+                f"{len(missing)} of {len(prompts)} prompts, and recorded_only=True. The prompts, the model or the "
+                f"settings changed: run without recorded_only. The first missing prompt:\n{missing[0]}"
             )
         if missing:
             self._ask(missing, description)
@@ -59,8 +58,8 @@ class Answers:
         with self.path.open("ab") as file:
             if self._is_cut_off():
                 file.write(b"\n")
-            came = self.client.answers(prompts)
-            for index, answer in tqdm(came, desc=description, total=len(prompts), unit="prompt", leave=False):
+            arriving = self.client.answers(prompts)
+            for index, answer in tqdm(arriving, desc=description, total=len(prompts), unit="prompt", leave=False):
                 key = self._key(prompts[index])
                 self._recorded[key] = answer
                 line = {"key": key, "model": self.client.model, "answer": answer}
@@ -68,19 +67,19 @@ class Answers:
                 file.flush()
 
     def _is_cut_off(self) -> bool:
-        """Whether the last line has no end, because a run died while it was written."""
+        """True if the last line is incomplete, because a run died while writing it."""
         with self.path.open("rb") as file:
             n_bytes = file.seek(0, os.SEEK_END)
             file.seek(max(0, n_bytes - 1))
             return file.read() not in (b"", b"\n")
 
     def _key(self, prompt: Prompt) -> str:
-        asked = {"model": self.client.model, "settings": dict(self.client.settings), "messages": list(prompt)}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        request = {"model": self.client.model, "settings": dict(self.client.settings), "messages": list(prompt)}
+        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, str]:
-    """Answers by key, without those whose line was cut off while it was written."""
+def _load(path: Path) -> dict[str, str]:
+    """Read answers by key, without incomplete lines."""
     answers: dict[str, str] = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
@@ -88,5 +87,5 @@ def _read(path: Path) -> dict[str, str]:
             answers[recorded["key"]] = recorded["answer"]
         except (ValueError, TypeError, KeyError) as error:
             if not line.startswith(_LINE_START[: len(line)]):
-                raise ValueError(f"{path} is no file of recorded answers ({error}): give another path.") from error
+                raise ValueError(f"{path} is not a file of recorded answers ({error}): pass another path.") from error
     return answers

@@ -1,72 +1,60 @@
-"""Models that answer prompts, behind an endpoint or a function; each says what it is called and how it is set."""
+"""Models that answer prompts: behind an endpoint, on this machine, or a function."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+import torch
+from sae_lens.util import str_to_dtype
 
 from sae_lens_crosscoder.interpretation.prompts import Prompt
 
 OPENAI_URL = "https://api.openai.com/v1"
-# Too early, too many requests, conflicts and time-outs pass; so does what happens to a server.
-_PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
-_UNREACHABLE = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-_LONGEST_WAIT_SECONDS = 60.0
 
 
 @runtime_checkable
 class Client(Protocol):
-    """Whatever answers prompts. Answers are known by the prompt, `model` and `settings`."""
+    """A model that answers prompts; its answers are stored by prompt, `model` and `settings`."""
 
     @property
     def model(self) -> str: ...
     @property
     def settings(self) -> Mapping[str, Any]: ...
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
-        """Every prompt's index and answer, as soon as there is one."""
+        """Yield every prompt's index and answer as soon as it arrives."""
         ...
 
 
 @dataclass(frozen=True)
 class CallableClient:
-    """Any function from a prompt to an answer."""
+    """A client that calls a function from a prompt to an answer."""
 
     function: Callable[[Prompt], str]
     model: str
-    """What it is called where answers are kept."""
+    """The name under which answers are stored."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
-        """Every prompt's index and answer, one after the other."""
+        """Yield every prompt's index and answer, in order."""
         for index, prompt in enumerate(prompts):
             yield index, self.function(prompt)
 
 
-class PassingError(OSError):
-    """An endpoint that cannot be reached or is busy, which may pass."""
-
-    def __init__(self, message: str, wait_seconds: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait_seconds = wait_seconds
-        """How long the endpoint itself says to wait."""
-
-
 @dataclass(frozen=True)
 class EndpointClient:
-    """A model behind any endpoint that speaks OpenAI's chat completions: OpenAI, OpenRouter, vLLM, llama.cpp, Ollama.
+    """A client of an endpoint for OpenAI's chat completions: OpenAI, OpenRouter, vLLM, llama.cpp, Ollama.
 
-    Several requests run at a time. One that fails for a reason that may pass is tried again, after a wait that doubles
-    every time and is at least what the endpoint asks for. The key is read from the environment when a request is made,
-    and kept nowhere.
+    Sends several requests at a time through the `openai` package, which retries busy endpoints. The key is read from
+    the environment when a request is sent, and stored nowhere.
 
     Raises:
-        ValueError: when the endpoint refuses a request or answers something else.
-        OSError: when it stays out of reach.
+        ValueError: without the `openai` package, or when the endpoint rejects a request or sends something else than a
+            chat completion.
+        OSError: when the endpoint cannot be reached or stays busy.
     """
 
     model: str
@@ -74,74 +62,132 @@ class EndpointClient:
     settings: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": 1000})
     """Further fields of every request."""
     api_key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; endpoints of one's own may need none."""
+    """The environment variable of the key; a local endpoint may need none."""
     concurrency: int = 8
     """Requests at a time."""
-    n_attempts: int = 8
+    max_retries: int = 10
+    """Retries of a request, after waits that double up to 8 seconds, or last as long as the endpoint asks for."""
     timeout_seconds: float = 300.0
-    first_wait_seconds: float = 1.0
-    """Before a request is tried again, at most, the first time."""
+
+    def __post_init__(self) -> None:
+        if find_spec("openai") is None:
+            raise ValueError("EndpointClient needs the openai package: pip install 'sae-lens-crosscoder[autointerp]'.")
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
-        """Every prompt's index and answer, in the order in which they come.
+        """Yield every prompt's index and answer in order of arrival.
 
-        After a request that fails no other one is begun; the answers to those under way come before its error.
+        After a request fails no further one is sent; the answers to those under way are yielded before its error.
         """
         waiting = iter(enumerate(prompts))
-        refused: BaseException | None = None
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            running = {pool.submit(self._answer, prompt): index for index, prompt in islice(waiting, self.concurrency)}
+        failure: BaseException | None = None
+        with self._connection() as openai, ThreadPoolExecutor(self.concurrency) as pool:
+            running = {
+                pool.submit(self._answer, openai, prompt): index for index, prompt in islice(waiting, self.concurrency)
+            }
             while running:
                 future = next(as_completed(running))
                 index, error = running.pop(future), future.exception()
-                refused = refused or error
-                if refused is None:
-                    running |= {pool.submit(self._answer, prompt): other for other, prompt in islice(waiting, 1)}
+                failure = failure or error
+                if failure is None:
+                    running |= {pool.submit(self._answer, openai, prompt): new for new, prompt in islice(waiting, 1)}
                 if error is None:
                     yield index, future.result()
-        if refused is not None:
-            raise refused
+        if failure is not None:
+            raise failure
 
-    def _answer(self, prompt: Prompt) -> str:
-        backoff = wait_random_exponential(multiplier=self.first_wait_seconds, max=_LONGEST_WAIT_SECONDS)
+    def _connection(self) -> Any:
+        import openai
 
-        def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome is not None else None
-            return max(backoff(state), error.wait_seconds if isinstance(error, PassingError) else 0.0)
+        return openai.OpenAI(
+            base_url=self.base_url,
+            api_key="sent as a header by each request",
+            max_retries=self.max_retries,
+            timeout=self.timeout_seconds,
+            # A redirect would become a GET, and could lead the key elsewhere.
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
 
-        tries = stop_after_attempt(self.n_attempts)
-        retrying = Retrying(retry=retry_if_exception_type(PassingError), stop=tries, wait=wait, reraise=True)
-        return retrying(self._request, prompt)
+    def _answer(self, connection: Any, prompt: Prompt) -> str:
+        import openai
 
-    def _request(self, prompt: Prompt) -> str:
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
-        body = {**self.settings, "model": self.model, "messages": list(prompt)}
+        key = os.environ.get(self.api_key_variable, "").strip()  # a line break in it would make an invalid header
+        headers = {"Authorization": f"Bearer {key}" if key else openai.Omit()}
+        request = {"model": self.model, "messages": list(prompt), "extra_body": dict(self.settings)}
         try:
-            # A redirect is not followed: it would become a GET, and could lead the key elsewhere.
-            response = requests.post(
-                url, json=body, auth=self._authorise, timeout=self.timeout_seconds, allow_redirects=False
-            )
-        except _UNREACHABLE as error:
-            raise PassingError(f"{url} cannot be reached: {error}") from error
-        said = f"{url} answered {response.status_code} to a request for {self.model!r}: {response.text[:300]}"
-        if response.status_code in _PASSING:
-            raise PassingError(said, _seconds(response.headers.get("Retry-After", "")))
-        if response.status_code in (401, 403):
-            raise ValueError(f"{said}\nIs the right key in the environment variable {self.api_key_variable}?")
+            response = connection.chat.completions.with_raw_response.create(
+                **request, extra_headers=headers
+            ).http_response
+        except openai.APIConnectionError as error:
+            raise OSError(f"{self.base_url} cannot be reached: {error.__cause__ or error}") from error
+        except openai.APIStatusError as error:
+            description = self._described(error.response)
+            if error.status_code in (401, 403):
+                raise ValueError(f"{description}\nCheck the key in the variable {self.api_key_variable}.") from error
+            if error.status_code in (408, 409, 429) or error.status_code >= 500:
+                raise OSError(f"{description}\nThe endpoint stayed busy through {self.max_retries} retries.") from error
+            raise ValueError(f"{description}\nCheck base_url and the model's name.") from error
         try:
             content: Any = response.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{said}\nThat is no chat completion: check base_url and the model's name.") from error
+            raise ValueError(
+                f"{self._described(response)}\nExpected a chat completion: check base_url and the model's name."
+            ) from error
         return content if isinstance(content, str) else ""  # None where a model refuses
 
-    def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        # As an `auth`, because requests would otherwise put what ~/.netrc says in its place.
-        key = os.environ.get(self.api_key_variable, "").strip()  # a line break in it would be refused, and shown
-        if key:
-            request.headers["Authorization"] = f"Bearer {key}"
-        return request
+    def _described(self, response: Any) -> str:
+        return f"{response.url} answered {response.status_code} to a request for {self.model!r}: {response.text[:300]}"
 
 
-def _seconds(text: str) -> float:
-    """A Retry-After header; 0 where it is missing or a date."""
-    return min(float(text), _LONGEST_WAIT_SECONDS) if text.isdecimal() else 0.0
+class LocalClient:
+    """A transformers model on this machine that answers greedily; prompts of similar length share a batch.
+
+    Args:
+        model: a Hub name or a local folder; its tokenizer needs a chat template.
+        settings: further arguments of transformers' `generate`.
+        batch_size: prompts per forward pass.
+
+    Raises:
+        ValueError: for a tokenizer without a chat template.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        batch_size: int = 8,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
+        if self._tokenizer.chat_template is None:
+            raise ValueError(f"The tokenizer of {model!r} has no chat template: use an instruction-tuned model.")
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=str_to_dtype(dtype))
+        self._model = loaded.to(device).eval()
+        self._batch_size = batch_size
+        self.model = model
+        self.settings: Mapping[str, Any] = {"max_new_tokens": 1000, **(settings or {}), "dtype": dtype}
+
+    @torch.no_grad()
+    def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
+        """Yield every prompt's index and answer, batch by batch."""
+        options = {name: value for name, value in self.settings.items() if name != "dtype"}
+        by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index][-1]["content"]))
+        for start in range(0, len(prompts), self._batch_size):
+            indices = by_length[start : start + self._batch_size]
+            batch = self._tokenizer.apply_chat_template(
+                [list(prompts[index]) for index in indices],
+                add_generation_prompt=True,
+                padding=True,
+                return_dict=True,
+                return_tensors="pt",
+            ).to(self._model.device)
+            generated = self._model.generate(
+                **batch, do_sample=False, pad_token_id=self._tokenizer.pad_token_id, **options
+            )
+            new_tokens = generated[:, batch["input_ids"].shape[1] :]
+            yield from zip(indices, self._tokenizer.batch_decode(new_tokens, skip_special_tokens=True), strict=True)

@@ -1,5 +1,6 @@
-"""What interpreting will cost, before anything is asked."""
+"""Cost estimate of an interpretation, before any prompt is sent."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,30 +9,30 @@ from sae_lens_crosscoder.interpretation.cases import InterpretationCases
 from sae_lens_crosscoder.interpretation.interpret import interpreted
 from sae_lens_crosscoder.interpretation.prompts import Prompt
 
-# As long as explanations are; scoring prompts repeat it.
+# A typical length; scoring prompts repeat the explanation.
 _ASSUMED_EXPLANATION = "EXPLANATION: " + " ".join(["word"] * 30)
 
 
 @dataclass(frozen=True)
 class InterpretationCost:
-    """What is left to be asked, in tokens and in money."""
+    """Prompts left to send, in tokens and money."""
 
     n_prompts: int
     n_recorded: int
-    """Prompts that were asked before, and cost nothing."""
+    """Prompts with a stored answer, which cost nothing."""
     n_prompt_tokens: int
     n_answer_tokens: int
     price: float
     """In the currency of the prices; nan without prices."""
 
     def __str__(self) -> str:
-        tokens = f"{self.n_prompt_tokens:,} tokens in them and about {self.n_answer_tokens:,} in the answers"
-        price = "no prices given" if self.price != self.price else f"about {self.price:.2f} at these prices"
-        return f"{self.n_prompts:,} prompts to ask ({self.n_recorded:,} more are recorded), {tokens}: {price}"
+        tokens = f"{self.n_prompt_tokens:,} prompt tokens and about {self.n_answer_tokens:,} answer tokens"
+        price = "no prices given" if math.isnan(self.price) else f"about {self.price:.2f} at these prices"
+        return f"{self.n_prompts:,} prompts to send ({self.n_recorded:,} more are recorded), {tokens}: {price}"
 
 
 def about_four_bytes(text: str) -> int:
-    """How many tokens a text has if each has four bytes, as English has with most tokenizers.
+    """Estimate the tokens of a text at four bytes each, as in English with most tokenizers.
 
     >>> about_four_bytes("to be or not")
     3
@@ -50,13 +51,13 @@ def interpretation_cost(
     explanations: Mapping[int, str] | None = None,
     texts_per_prompt: int = 5,
 ) -> InterpretationCost:
-    """What `interpret` with the same arguments would ask. Nothing is asked, and nothing is written.
+    """Estimate what `interpret` with the same arguments would send. Nothing is sent or written.
 
-    Prompts are counted exactly, but for explanations that are not there yet, taken to be 30 words long.
+    Prompts are counted exactly, with missing explanations assumed to be 30 words long.
 
     Args:
-        tokens_per_answer: what an answer has on average; models that think first write many times as much.
-        count_tokens: of a text, for instance `lambda text: len(tokenizer(text).input_ids)`.
+        tokens_per_answer: average length of an answer; reasoning models write many times as much.
+        count_tokens: tokens of a text, for instance `lambda text: len(tokenizer(text).input_ids)`.
     """
     counted = _Counted(answers)
     for _ in interpreted(cases.cases, counted, explanations or {}, texts_per_prompt):
@@ -68,7 +69,7 @@ def interpretation_cost(
 
 
 class _Counted:
-    """Recorded answers, and for prompts without one an assumed answer and a note of what would be asked."""
+    """Stored answers; prompts without one are collected and get an assumed answer."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers

@@ -1,4 +1,4 @@
-"""Activations in the cache format of delphi (github.com/EleutherAI/delphi), whose explainers and scorers read it."""
+"""Export of latent activations as delphi (github.com/EleutherAI/delphi) caches them for its explainers and scorers."""
 
 import json
 from itertools import pairwise
@@ -16,40 +16,41 @@ from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
-def export_delphi_cache(
+def write_delphi_cache(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair,
     tokens: Tensor,
     folder: str | Path,
     *,
     n_splits: int = 5,
-    batch_size_prompts: int = 32,
+    batch_size: int = 32,
 ) -> Path:
-    """Write where every latent is on, and how strongly, as delphi 0.1 caches it: its `LatentDataset(raw_dir=folder)`.
+    """Write every latent's activations as delphi 0.1 caches them, for `LatentDataset(raw_dir=folder)`.
 
     In `folder/HOOK_NAME/`, a file `FIRST_LAST.safetensors` for every range of latents holds `locations` (prompt,
     position, latent minus FIRST), `activations` in float16 and `tokens`; `config.json` names the model whose tokenizer
-    delphi loads. All active pairs are held in memory, 14 bytes each.
+    delphi loads. All active pairs of token and latent are held in memory, 14 bytes each.
 
     Args:
         tokens: ids of shape (batch, pos).
-        n_splits: files.
+        n_splits: number of files.
+        batch_size: prompts per forward pass.
 
     Returns:
         The folder of the hook.
 
     Raises:
-        ValueError: for a training crosscoder, a pair it was not trained on, more splits than latents, or scores beyond
-            float16.
+        ValueError: for a training crosscoder, a pair it was not trained on, more splits than latents, or activations
+            that overflow float16.
     """
-    crosscoder = require_inference(crosscoder, "export_delphi_cache")
+    crosscoder = require_inference(crosscoder, "write_delphi_cache")
     d_sae = crosscoder.cfg.d_sae
     if not 1 <= n_splits <= d_sae:
-        raise ValueError(f"n_splits={n_splits} must be between 1 and the {d_sae} latents.")
+        raise ValueError(f"n_splits={n_splits} must be between 1 and {d_sae}, the number of latents.")
     metadata = crosscoder.cfg.metadata
     pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
     hook_name = require_hook_name(crosscoder)
-    locations, activations = _active(crosscoder, pair, tokens, hook_name, batch_size_prompts)
+    locations, activations = _active(crosscoder, pair, tokens, hook_name, batch_size)
     target = Path(folder) / hook_name
     target.mkdir(parents=True, exist_ok=True)
     borders = torch.linspace(0, d_sae, n_splits + 1).long().tolist()
@@ -68,7 +69,7 @@ def export_delphi_cache(
         "dataset_split": "train",
         "dataset_name": "",
         "dataset_column": "text",
-        "batch_size": batch_size_prompts,
+        "batch_size": batch_size,
         "cache_ctx_len": tokens.shape[1],
         "n_tokens": tokens.numel(),
         "n_splits": n_splits,
@@ -80,13 +81,13 @@ def export_delphi_cache(
 
 @torch.no_grad()
 def _active(
-    crosscoder: InferenceCrosscoder, pair: HookedModelPair, tokens: Tensor, hook_name: str, batch_size_prompts: int
+    crosscoder: InferenceCrosscoder, pair: HookedModelPair, tokens: Tensor, hook_name: str, batch_size: int
 ) -> tuple[Int[Tensor, "pairs 3"], Float[Tensor, " pairs"]]:
-    """Prompt, position and latent of every active pair, in this order, and its score."""
+    """Prompt, position and latent of every active pair, in this order, and its activation."""
     locations: list[Tensor] = []
     activations: list[Tensor] = []
-    starts = range(0, len(tokens), batch_size_prompts)
-    batches = harvest(pair, tokens, hook_name, batch_size_prompts)
+    starts = range(0, len(tokens), batch_size)
+    batches = harvest(pair, tokens, hook_name, batch_size)
     for start, batch in zip(tqdm(starts, desc="Caching", unit="batch", leave=False), batches, strict=True):
         batch = batch.to(crosscoder.W_dec)
         validate_activations(batch, crosscoder.layout, f"after the first {start} prompts")
@@ -95,5 +96,5 @@ def _active(
         locations.append(torch.stack([prompt, position, pairs.latent], dim=1).int().cpu())
         activations.append(scores.half().cpu())
         if not bool(torch.isfinite(activations[-1]).all()):
-            raise ValueError(f"A score of {float(scores.max()):.0f} is beyond float16, in which delphi keeps scores.")
+            raise ValueError(f"An activation of {float(scores.max()):.0f} overflows float16, delphi's type.")
     return torch.cat(locations), torch.cat(activations)

@@ -1,4 +1,4 @@
-"""Sentence embeddings, by which texts are found that resemble a latent's own but do not activate it."""
+"""Sentence embeddings, for hard negatives: texts that resemble a latent's but do not activate it."""
 
 import re
 import zlib
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 Embedder = Callable[[Sequence[str]], Any]
-"""Texts to an array (text, dimension), such as a SentenceTransformer's `encode`."""
+"""Function from texts to an array (text, dimension), such as a SentenceTransformer's `encode`."""
 
 WORDS = "words"
 _N_BUCKETS = 1024
 
 
 def sentence_embedder(name: str = "all-MiniLM-L6-v2", device: str | None = None) -> Embedder:
-    """The sentence-transformers model of that name, or `words`: the words a text has, which needs no model.
+    """Load a sentence-transformers model, or `words`, which counts words and needs no model.
 
     Raises:
         ValueError: if sentence-transformers is not installed.
@@ -29,17 +29,17 @@ def sentence_embedder(name: str = "all-MiniLM-L6-v2", device: str | None = None)
         from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
-            f"The embedder {name!r} needs sentence-transformers: pip install 'sae-lens-crosscoder[autointerp]', or "
-            f"choose {WORDS!r}, which compares texts by their words."
+            f"The embedder {name!r} needs sentence-transformers: pip install 'sae-lens-crosscoder[autointerp]', or use "
+            f"{WORDS!r}, which compares texts by their words."
         ) from error
     return SentenceTransformer(name, device=device).encode
 
 
 def count_words(texts: Sequence[str]) -> Float[Tensor, "text bucket"]:
-    """How often each word is in each text, words being hashed into buckets.
+    """Count the words of each text, hashed into buckets.
 
-    >>> same, other = count_words(["the Cat sat", "a dog"]) @ count_words(["the cat sat"]).T
-    >>> same.item(), other.item()
+    >>> same, different = count_words(["the Cat sat", "a dog"]) @ count_words(["the cat sat"]).T
+    >>> same.item(), different.item()
     (3.0, 0.0)
     """
     counts = torch.zeros(len(texts), _N_BUCKETS)
@@ -50,11 +50,11 @@ def count_words(texts: Sequence[str]) -> Float[Tensor, "text bucket"]:
 
 
 def unit_embeddings(embed: Embedder, texts: Sequence[str]) -> Float[Tensor, "text dimension"]:
-    """Embeddings of length 1, or a ValueError if the embedder gives anything but a finite row per text."""
+    """Embed texts as unit vectors; raises a ValueError unless the embedder returns a finite row per text."""
     rows = torch.as_tensor(embed(texts)).cpu().float()
     if rows.ndim != 2 or len(rows) != len(texts) or not bool(torch.isfinite(rows).all()):
         raise ValueError(
-            f"The embedder made of {len(texts)} texts an array of shape {tuple(rows.shape)}, or numbers that are NaN: "
-            "it must give a row of finite numbers per text."
+            f"The embedder returned shape {tuple(rows.shape)} for {len(texts)} texts, or values that are not finite. "
+            "It must return one row of finite numbers per text."
         )
     return normalize(rows, dim=-1)

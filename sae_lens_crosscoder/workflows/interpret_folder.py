@@ -11,10 +11,9 @@ from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, Exampl
 from sae_lens_crosscoder.analysis.tables.latents_file import read_latents
 from sae_lens_crosscoder.interpretation.answers import Answers
 from sae_lens_crosscoder.interpretation.cases import InterpretationCases, interpretation_cases
-from sae_lens_crosscoder.interpretation.clients import OPENAI_URL, Client, EndpointClient
+from sae_lens_crosscoder.interpretation.clients import OPENAI_URL, Client, EndpointClient, LocalClient
 from sae_lens_crosscoder.interpretation.cost import InterpretationCost, about_four_bytes, interpretation_cost
 from sae_lens_crosscoder.interpretation.embedding import sentence_embedder
-from sae_lens_crosscoder.interpretation.local_client import LocalClient
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.training.saved_run import held_out_run
 

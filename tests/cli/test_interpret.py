@@ -39,7 +39,7 @@ def test_it_says_the_cost_asks_and_leaves_explanations_in_the_folder(out, server
     capsys.readouterr()
     assert main([*command, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    cost = re.search(r"2 latents: (\d+) prompts to ask \(0 more are recorded\), .* about 0\.\d\d", shown)
+    cost = re.search(r"2 latents: (\d+) prompts to send \(0 more are recorded\), .* about 0\.\d\d", shown)
     assert cost
     assert server.requests == []
     assert not (out / "answers.jsonl").exists()
@@ -55,7 +55,7 @@ def test_it_says_the_cost_asks_and_leaves_explanations_in_the_folder(out, server
     assert main([*command, "--recorded_only"]) == 0
     assert len(server.requests) == n_asked
     assert main([*command, "--recorded_only", "--settings", '{"seed": 1}']) == 2
-    assert "nothing but recorded answers may be used" in capsys.readouterr().err
+    assert "and recorded_only=True" in capsys.readouterr().err
     assert len(server.requests) == n_asked
 
 

@@ -185,7 +185,7 @@ def test_a_pair_without_a_tokenizer_is_refused(planted, monkeypatch):
 
 @pytest.mark.parametrize("made", [torch.zeros(3, 2), torch.zeros(1), torch.full((1, 2), torch.nan)])
 def test_an_embedder_that_gives_no_row_per_text_is_refused(made):
-    with pytest.raises(ValueError, match="it must give a row of finite numbers per text"):
+    with pytest.raises(ValueError, match="must return one row of finite numbers per text"):
         unit_embeddings(lambda texts: made, ["one text"])
 
 

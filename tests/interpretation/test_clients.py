@@ -1,14 +1,17 @@
 """The endpoint's client against a server on this machine that speaks, and misspeaks, chat completions."""
 
+import importlib.util
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import openai
 import pytest
 
-import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.interpretation import Answers, EndpointClient, clients, interpret
 from sae_lens_crosscoder.interpretation.cases import InterpretationCases
 from tests.interpretation.conftest import rule_model
 
@@ -26,7 +29,7 @@ def server(monkeypatch):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
-                state.requests.append((self.path, body, dict(self.headers)))
+                state.requests.append((self.path, body, self.headers))
                 state.at_once += 1
                 state.most = max(state.most, state.at_once)
             said = state.reply(body["messages"])
@@ -48,6 +51,7 @@ def server(monkeypatch):
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         state.url = f"http://127.0.0.1:{http.server_port}/v1"
@@ -56,7 +60,7 @@ def server(monkeypatch):
 
 
 def client(server, **kwargs):
-    return slc.EndpointClient("some/model", server.url, **{"first_wait_seconds": 0.01, **kwargs})
+    return EndpointClient("some/model", server.url, **kwargs)
 
 
 def test_every_prompt_gets_its_own_answer_by_the_protocol(server):
@@ -99,8 +103,9 @@ def test_what_may_pass_is_tried_again(server):
     assert dict(client(server).answers(PROMPTS[:3])) == dict.fromkeys(range(3), "at last")
     assert set(n_tries.values()) == {4}
     n_tries.clear()
-    with pytest.raises(OSError, match=r"answered 503 to a request for 'some/model': busy"):
-        list(client(server, n_attempts=3).answers(PROMPTS[:1]))
+    with pytest.raises(OSError, match=r"answered 503 to a request for 'some/model': busy\n.* busy through 2 retries"):
+        list(client(server, max_retries=2).answers(PROMPTS[:1]))
+    assert set(n_tries.values()) == {3}
 
 
 def test_the_wait_that_the_endpoint_asks_for_is_kept(server):
@@ -119,11 +124,11 @@ def test_the_wait_that_the_endpoint_asks_for_is_kept(server):
     ("said", "message"),
     [
         ((400, b'{"error": "no such model"}', {}), "answered 400 .*no such model"),
-        ((401, b"who?", {}), "right key in the environment variable OPENAI_API_KEY"),
-        ((302, b"", {"Location": "http://127.0.0.1:1/"}), "answered 302 .*\n.*check base_url"),
-        ((200, b"<html>", {}), "is no chat completion"),
-        ((200, {"error": {"message": "credits"}}, {}), "credits.*\n.*is no chat completion"),
-        ((200, {"choices": []}, {}), "is no chat completion"),
+        ((401, b"who?", {}), "Check the key in the variable OPENAI_API_KEY"),
+        ((302, b"", {"Location": "http://127.0.0.1:1/"}), "answered 302 .*\n.*Check base_url"),
+        ((200, b"<html>", {}), "Expected a chat completion"),
+        ((200, {"error": {"message": "credits"}}, {}), "credits.*\n.*Expected a chat completion"),
+        ((200, {"choices": []}, {}), "Expected a chat completion"),
     ],
 )
 def test_a_refusal_is_said_at_once_and_without_the_key(server, said, message):
@@ -153,9 +158,9 @@ def test_answers_that_were_under_way_come_before_the_refusal(server):
     assert got == {0: "still there", 2: "still there"}
 
 
-def test_an_endpoint_that_is_not_there_is_said_to_be_out_of_reach(server):
-    away = slc.EndpointClient("m", "http://127.0.0.1:1/v1", n_attempts=2, first_wait_seconds=0.01)
-    with pytest.raises(OSError, match="cannot be reached"):
+def test_an_endpoint_that_is_not_there_cannot_be_reached(server):
+    away = EndpointClient("m", "http://127.0.0.1:1/v1", max_retries=1)
+    with pytest.raises(OSError, match=r"http://127\.0\.0\.1:1/v1 cannot be reached: .*refused"):
         list(away.answers(PROMPTS[:1]))
 
 
@@ -167,7 +172,7 @@ def test_a_model_that_says_nothing_answered_with_nothing(server):
 def test_the_key_is_kept_nowhere_and_endpoints_without_one_get_none(server, tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
-    answers = slc.Answers(tmp_path / "answers.jsonl", client(server))
+    answers = Answers(tmp_path / "answers.jsonl", client(server))
     answers.ask(PROMPTS, "")
     assert KEY not in (tmp_path / "answers.jsonl").read_text()
     assert KEY not in repr(answers.client)
@@ -181,11 +186,20 @@ def test_the_key_is_kept_nowhere_and_endpoints_without_one_get_none(server, tmp_
     assert server.requests[1][2]["Authorization"] == "Bearer other"
 
 
+def test_without_the_openai_package_the_module_imports_and_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    spec = importlib.util.spec_from_file_location("clients_without_openai", clients.__file__)
+    monkeypatch.setitem(sys.modules, spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(sys.modules[spec.name])
+    with pytest.raises(ValueError, match=r"pip install 'sae-lens-crosscoder\[autointerp\]'"):
+        sys.modules[spec.name].EndpointClient("some/model")
+
+
 def test_planted_latents_are_interpreted_over_http_as_in_process(server, cases, tmp_path):
     server.reply = rule_model
     cases = InterpretationCases(cases.cases[:1], cases.manifest)
-    table = slc.interpret(cases, slc.Answers(tmp_path / "http.jsonl", client(server)))
+    table = interpret(cases, Answers(tmp_path / "http.jsonl", client(server)))
     assert (table[["detection_random", "detection_hard", "fuzzing"]] == 1.0).all(axis=None)
     n_asked = len(server.requests)
-    slc.interpret(cases, slc.Answers(tmp_path / "http.jsonl", client(server), recorded_only=True))
+    interpret(cases, Answers(tmp_path / "http.jsonl", client(server), recorded_only=True))
     assert len(server.requests) == n_asked == 1 + 60

@@ -8,14 +8,15 @@ import torch
 from safetensors.numpy import load_file
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.interpretation import write_delphi_cache
 from tests.interpretation.conftest import HOOK
 
 
 @pytest.mark.parametrize(("n_splits", "ranges"), [(1, ["0_5"]), (4, ["0_0", "1_2", "3_3", "4_5"])])
 def test_it_holds_every_score_where_delphi_looks_for_it(planted, tmp_path, n_splits, ranges):
     tokens = planted.tokens[:9]
-    target = slc.export_delphi_cache(
-        planted.crosscoder, planted.pair, tokens, tmp_path / "latents", n_splits=n_splits, batch_size_prompts=4
+    target = write_delphi_cache(
+        planted.crosscoder, planted.pair, tokens, tmp_path / "latents", n_splits=n_splits, batch_size=4
     )
     assert target == tmp_path / "latents" / HOOK
     files = sorted(target.glob("*.safetensors"), key=lambda file: int(file.stem.split("_")[0]))
@@ -38,14 +39,14 @@ def test_it_holds_every_score_where_delphi_looks_for_it(planted, tmp_path, n_spl
 
 
 def test_what_delphi_cannot_hold_is_refused(planted, tmp_path):
-    with pytest.raises(ValueError, match="n_splits=7 must be between 1 and the 6 latents"):
-        slc.export_delphi_cache(planted.crosscoder, planted.pair, planted.tokens, tmp_path, n_splits=7)
+    with pytest.raises(ValueError, match="n_splits=7 must be between 1 and 6, the number of latents"):
+        write_delphi_cache(planted.crosscoder, planted.pair, planted.tokens, tmp_path, n_splits=7)
     loud = slc.HookedModelPair(planted.pair.base, planted.pair.base)
     with torch.no_grad():
         loud.base.W_E.mul_(1e5)
     try:
-        with pytest.raises(ValueError, match=r"A score of 1\d{5} is beyond float16"):
-            slc.export_delphi_cache(planted.crosscoder, loud, planted.tokens[:2], tmp_path)
+        with pytest.raises(ValueError, match=r"An activation of 1\d{5} overflows float16"):
+            write_delphi_cache(planted.crosscoder, loud, planted.tokens[:2], tmp_path)
     finally:
         with torch.no_grad():
             loud.base.W_E.div_(1e5)

@@ -90,9 +90,9 @@ def test_a_changed_prompt_misses_the_recorded_answers_loudly(cases, cases_of_ano
     pd.testing.assert_frame_equal(slc.interpret(cases, replayed), first)
     with pytest.raises(ValueError, match=r"has no answer of 'rules' .* to 120 of 120 prompts"):
         slc.interpret(cases, replayed, texts_per_prompt=10)
-    with pytest.raises(ValueError, match="The prompts, the texts in them"):
+    with pytest.raises(ValueError, match="The prompts, the model or the settings changed"):
         slc.interpret(cases_of_another_seed, replayed)
-    monkeypatch.setattr(prompts, "_EXPLAIN", prompts._EXPLAIN + " ")
+    monkeypatch.setattr(prompts, "_EXPLANATION", "IN SHORT:")
     with pytest.raises(ValueError, match="4 of 4 prompts"):
         slc.interpret(cases, replayed)
 

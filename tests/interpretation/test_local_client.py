@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.interpretation import LocalClient
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -53,7 +53,7 @@ def by_hand(folder, prompt):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_answers_are_the_most_likely_ones_by_hand(folder, batch_size):
-    client = slc.LocalClient(str(folder), settings={"max_new_tokens": N_NEW}, batch_size=batch_size)
+    client = LocalClient(str(folder), settings={"max_new_tokens": N_NEW}, batch_size=batch_size)
     got = dict(client.answers(PROMPTS))
     expected = [by_hand(folder, prompt) for prompt in PROMPTS]
     assert [got[n] for n in range(len(PROMPTS))] == expected
@@ -61,7 +61,7 @@ def test_answers_are_the_most_likely_ones_by_hand(folder, batch_size):
 
 
 def test_settings_and_precision_are_part_of_the_question(folder):
-    clients = [slc.LocalClient(str(folder), dtype=dtype) for dtype in ("float32", "bfloat16")]
+    clients = [LocalClient(str(folder), dtype=dtype) for dtype in ("float32", "bfloat16")]
     assert [client.settings for client in clients] == [
         {"max_new_tokens": 1000, "dtype": dtype} for dtype in ("float32", "bfloat16")
     ]
@@ -70,5 +70,5 @@ def test_settings_and_precision_are_part_of_the_question(folder):
 
 def test_a_tokenizer_without_a_chat_template_is_refused(folder, tmp_path):
     byte_tokenizer(None).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no chat template: give an instruction-tuned model"):
-        slc.LocalClient(str(tmp_path))
+    with pytest.raises(ValueError, match="has no chat template: use an instruction-tuned model"):
+        LocalClient(str(tmp_path))
