@@ -53,7 +53,7 @@ class Disk:
         for shard in range(CACHE_SHARDS):
             ids = torch.zeros(SHARD_TOKENS, dtype=TOKEN_DTYPE)
             shards[shard].sha256[TOKENS] = write_part(part_path(self.folder, shard, TOKENS), [ids])
-        manifest.write(self.folder)
+        manifest.save(self.folder)
         written = time.perf_counter()
         total = 0.0
         cache = slc.ActivationCache(self.folder, checksums)

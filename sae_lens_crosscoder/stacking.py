@@ -1,7 +1,7 @@
-"""Where one model ends and the next begins on the stacked axis.
+"""The stacked axis: the models' activations side by side, and the borders between them.
 
-A crosscoder sees `h = [h^base, h^chat]`, the models' activations side by side on the last axis
-(every matrix is stacked the same way). This module is the only code that knows the boundaries.
+A crosscoder reads `h = [h^base, h^chat]`, concatenated on the last axis; its matrices are stacked the same way. Only
+this module knows the borders.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StackedLayout:
-    """The widths of the stacked models, in order: base first, chat second.
+    """The widths of the stacked models, base first and chat last.
 
     >>> layout = StackedLayout((2, 3))
     >>> layout.d_in, layout.n_models, layout.names
@@ -28,8 +28,8 @@ class StackedLayout:
     def __post_init__(self) -> None:
         if not self.d_models or any(width < 1 for width in self.d_models):
             raise ValueError(
-                f"d_models={self.d_models} must name at least one model, each at least 1 wide: "
-                "pass the residual stream's width of every model, such as (2304, 2304)."
+                f"d_models={self.d_models} must contain at least one model, each at least 1 wide. Pass the width of "
+                "every model's residual stream, such as (2304, 2304)."
             )
 
     @property
@@ -39,35 +39,34 @@ class StackedLayout:
 
     @property
     def n_models(self) -> int:
-        """Number of models side by side."""
+        """Number of stacked models."""
         return len(self.d_models)
 
     @property
     def same_width(self) -> bool:
-        """Whether directions of different models can be compared at all."""
+        """True if all models have one width, so that their directions can be compared."""
         return len(set(self.d_models)) == 1
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the models are called in tables and metrics."""
+        """Names of the models in tables and metrics."""
         return ("base", "chat") if self.n_models == 2 else tuple(f"model_{m}" for m in range(self.n_models))
 
     def split(self, stacked: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows _"], ...]:
         """Each model's slice of the last axis, as views."""
         if stacked.shape[-1] != self.d_in:
             raise ValueError(
-                f"The last axis is {stacked.shape[-1]} wide, but the models' widths {self.d_models} "
-                f"add up to {self.d_in}: check d_models and the hook the activations were taken from."
+                f"The last axis is {stacked.shape[-1]} wide, expected {self.d_in}, the sum of the models' widths "
+                f"{self.d_models}. Check d_models and the hook of the activations."
             )
         return tuple(stacked.split(list(self.d_models), dim=-1))
 
     def stack(self, parts: Sequence[Float[Tensor, "*rows _"]]) -> Float[Tensor, "*rows d_in"]:
-        """The inverse of `split`; parts on other devices are moved to the first one's."""
+        """The inverse of `split`; moves parts to the first one's device."""
         widths = tuple(part.shape[-1] for part in parts)
         if widths != self.d_models:
             raise ValueError(
-                f"The parts are {widths} wide, but this layout stacks {self.d_models}: "
-                "give one part per model, in the same order."
+                f"The parts are {widths} wide, expected {self.d_models}. Pass one part per model, in the same order."
             )
         return torch.cat([part.to(parts[0].device) for part in parts], dim=-1)
 
@@ -80,7 +79,7 @@ class StackedLayout:
         return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in self.split(stacked)], dim=-1)
 
     def expand(self, per_model: Float[Tensor, " model"]) -> Float[Tensor, " d_in"]:
-        """One number per model, repeated over that model's slice.
+        """Repeat one number per model over that model's slice.
 
         >>> StackedLayout((1, 2)).expand(torch.tensor([5.0, 7.0]))
         tensor([5., 7., 7.])

@@ -31,7 +31,7 @@ def test_expand_scales_each_models_slice():
 
 
 def test_wrong_widths_are_named():
-    with pytest.raises(ValueError, match=r"last axis is 5 wide, but the models' widths \(2, 3, 1\) add up to 6"):
+    with pytest.raises(ValueError, match=r"last axis is 5 wide, expected 6, the sum of the models' widths \(2, 3, 1\)"):
         LAYOUT.split(torch.zeros(4, 5))
-    with pytest.raises(ValueError, match=r"parts are \(3, 2, 1\) wide, but this layout stacks \(2, 3, 1\)"):
+    with pytest.raises(ValueError, match=r"parts are \(3, 2, 1\) wide, expected \(2, 3, 1\)"):
         LAYOUT.stack([torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4, 1)])

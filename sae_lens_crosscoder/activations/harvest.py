@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -85,4 +86,5 @@ def _batches(
     for prompts, mask in zip(tokens.split(batch_size), token_mask.split(batch_size), strict=True):
         with torch.no_grad():
             activations = pair.activations(prompts, hook_name)
-        yield activations.flatten(0, 1) if mask.all() else activations[mask.to(activations.device)]
+        all_tokens = rearrange(activations, "batch pos d_in -> (batch pos) d_in")
+        yield all_tokens if mask.all() else activations[mask.to(activations.device)]

@@ -1,4 +1,4 @@
-"""One factor per model, so that the louder model does not decide everything."""
+"""Activation scales: one factor per model, so that the model with larger activations does not dominate."""
 
 import math
 
@@ -10,7 +10,7 @@ from sae_lens_crosscoder.stacking import StackedLayout
 
 
 class MeanNorms:
-    """Streams the mean norm of each model's activations, and the factors that bring it to sqrt(d_model).
+    """Mean norm of each model's activations, streamed, and the factors that scale it to sqrt(d_model).
 
     This is SAELens's `expected_average_only_in` once per model instead of once for the stack.
 
@@ -28,22 +28,23 @@ class MeanNorms:
 
     @torch.no_grad()
     def add(self, activations: Float[Tensor, "token d_in"]) -> None:
+        """Add the norms of a batch."""
         norms = self.layout.norms(activations.double())
         self._sums += norms.sum(dim=0).cpu()
         self._stacked_sum += torch.linalg.vector_norm(norms, dim=-1).sum().item()
         self.n_tokens += len(activations)
 
     def scales(self) -> Float[Tensor, " model"]:
-        """c_m = sqrt(d_m) / mean |h^m|; a model that is always zero has no scale, which is an error."""
+        """c_m = sqrt(d_m) / mean |h^m|; a ValueError for a model whose activations are always zero."""
         for name, total in zip(self.layout.names, self._sums.tolist(), strict=True):
             if not (math.isfinite(total) and total > 0):
                 raise ValueError(
-                    f"The {name} model's activations have mean norm {total / max(self.n_tokens, 1)}, so they cannot be "
-                    "scaled: check the hook, or train with activation_scaling='none'."
+                    f"The {name} model's activations have mean norm {total / max(self.n_tokens, 1)} and cannot be "
+                    "scaled. Check the hook, or train with activation_scaling='none'."
                 )
         widths = torch.tensor(self.layout.d_models, dtype=torch.float64)
         return widths.sqrt() * self.n_tokens / self._sums
 
     def stacked_scale(self) -> float:
-        """SAELens's one factor for the whole stack, sqrt(d_in) / mean |h|."""
+        """SAELens's single factor for the whole stack, sqrt(d_in) / mean |h|."""
         return math.sqrt(self.layout.d_in) * self.n_tokens / self._stacked_sum

@@ -1,4 +1,4 @@
-"""Shuffled training batches from a stream of activations, out of one buffer that is refilled in place."""
+"""Shuffle buffer: shuffled training batches from a stream of activations, in one buffer that is refilled in place."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_crosscoder.activations.training_batches import approach, resumable
+from sae_lens_crosscoder.activations.resumable import fast_forward, resumable
 
 
 def mixed_batches(
@@ -21,39 +21,40 @@ def mixed_batches(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> "MixedBatches":
-    """Every activation once, in shuffled batches; a remainder smaller than a batch is left out.
+    """Shuffled batches with every activation once; drops a remainder smaller than a batch.
 
-    SAELens's `mixing_buffer` without its copies of the buffer: whenever the buffer is full, its rows are put in a new
-    order, batches are served until `mix_fraction` of the buffer is left, and new activations take the places of those
-    served. The batches depend on the seed and on the activations, but not on how these were cut into chunks.
+    SAELens's `mixing_buffer` without its copies of the buffer: when the buffer is full, its rows are permuted, batches
+    are served until `mix_fraction` of the buffer is left, and new activations replace those served. Batches depend on
+    the seed and the activations, but not on the sizes of the chunks.
 
     Args:
-        chunks: activations as they are made, of any numbers of tokens.
-        buffer_size: tokens in the buffer, which is all the memory this takes beside one chunk and one batch.
-        mix_fraction: share of a full buffer that stays in it; 0 keeps the activations in order.
+        chunks: activations, of any numbers of tokens.
+        batch_size: tokens per batch.
+        buffer_size: tokens in the buffer, the only memory used besides one chunk and one batch.
+        mix_fraction: fraction of a full buffer that stays in it, in [0, 1]; 0 keeps the activations in order.
         dtype, device: of the buffer and the batches; None for those of the first chunk.
 
     Raises:
-        ValueError: at once, for a buffer smaller than a batch or a share outside [0, 1].
+        ValueError: at once, for a buffer smaller than a batch or a fraction outside [0, 1].
 
     >>> [batch.flatten().tolist() for batch in mixed_batches([torch.eye(3)], batch_size=1, buffer_size=2, seed=1)]
     [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     if not 1 <= batch_size <= buffer_size:
         raise ValueError(
-            f"A buffer of {buffer_size} tokens does not fill one batch of {batch_size}: enlarge n_batches_in_buffer "
+            f"The buffer of {buffer_size} tokens is smaller than a batch of {batch_size}. Increase n_batches_in_buffer "
             "(contexts), or train on smaller batches of at least one token."
         )
     if not 0 <= mix_fraction <= 1:
-        raise ValueError(f"mix_fraction={mix_fraction} is the share of the buffer that stays in it: from 0 to 1.")
+        raise ValueError(f"mix_fraction={mix_fraction} must be in [0, 1]: the fraction of the buffer that stays in it.")
     return MixedBatches(chunks, batch_size, buffer_size, mix_fraction, seed, dtype, device)
 
 
 class MixedBatches(Iterator[Float[Tensor, "batch d_in"]]):
-    """What `mixed_batches` returns: an iterator that can be saved with all that is in the buffer.
+    """The resumable iterator that `mixed_batches` returns; its state includes the buffer.
 
-    Rows never move: `slots` says where the logical rows lie, of which the first `n_filled` hold activations and the
-    first `n_due` are served before the buffer is filled up again.
+    Rows never move: `slots` maps logical rows to rows of the buffer. The first `n_filled` logical rows hold
+    activations; the first `n_due` are served before the buffer is refilled.
     """
 
     def __init__(
@@ -68,30 +69,30 @@ class MixedBatches(Iterator[Float[Tensor, "batch d_in"]]):
     ) -> None:
         self._chunks = resumable(chunks)
         self._batch_size, self._buffer_size = batch_size, buffer_size
-        self._n_per_filling = max(1, (buffer_size - int(buffer_size * mix_fraction)) // batch_size) * batch_size
+        self._n_per_refill = max(1, (buffer_size - int(buffer_size * mix_fraction)) // batch_size) * batch_size
         self._generator = torch.Generator().manual_seed(seed) if mix_fraction > 0 else None
         self._dtype, self._device = dtype, device
         self._buffer: Tensor | None = None
         self._slots = torch.arange(buffer_size)
         self._n_filled = self._n_served = self._n_due = 0
         self._rest: Tensor | None = None
-        """Rows of the last chunk that found no place yet."""
+        """Rows of the last chunk that did not fit into the buffer."""
 
     @override
     @torch.no_grad()
     def __next__(self) -> Float[Tensor, "batch d_in"]:
         if self._n_served == self._n_due:
-            self._fill_up()
+            self._refill()
         if self._buffer is None or self._n_due == 0:
             raise StopIteration
         rows = self._slots[self._n_served : self._n_served + self._batch_size]
         self._n_served += self._batch_size
         return self._buffer.index_select(0, rows)
 
-    def _fill_up(self) -> None:
-        """Put new activations in the places of those served, and all in a new order.
+    def _refill(self) -> None:
+        """Replace the served rows by new activations and permute all rows.
 
-        An error while a chunk is made leaves a state from which it can be made again.
+        If making a chunk fails, the state allows another try.
         """
         self._slots = self._slots.roll(-self._n_served)
         self._n_filled -= self._n_served
@@ -101,27 +102,27 @@ class MixedBatches(Iterator[Float[Tensor, "batch d_in"]]):
                 self._rest = next(self._chunks, None)
             if self._rest is None:
                 break
-            self._take_in(self._rest)
+            self._insert(self._rest)
         filled = self._slots[: self._n_filled]
         if self._generator is not None:
             order = torch.randperm(self._n_filled, generator=self._generator)
             self._slots[: self._n_filled] = filled[order.to(filled.device)]
         is_full = self._n_filled == self._buffer_size
-        self._n_due = self._n_per_filling if is_full else self._n_filled // self._batch_size * self._batch_size
+        self._n_due = self._n_per_refill if is_full else self._n_filled // self._batch_size * self._batch_size
 
-    def _take_in(self, rows: Float[Tensor, "_ d_in"]) -> None:
+    def _insert(self, rows: Float[Tensor, "_ d_in"]) -> None:
         if self._buffer is None:
             dtype, device = self._dtype or rows.dtype, self._device or rows.device
             self._buffer = torch.empty(self._buffer_size, rows.shape[1], dtype=dtype, device=device)
             self._slots = self._slots.to(self._buffer.device)
         part = rows[: self._buffer_size - self._n_filled]
-        places = self._slots[self._n_filled : self._n_filled + len(part)]
-        self._buffer.index_copy_(0, places, part.to(self._buffer))
+        slots = self._slots[self._n_filled : self._n_filled + len(part)]
+        self._buffer.index_copy_(0, slots, part.to(self._buffer))
         self._n_filled += len(part)
-        self._rest = rows[len(part) :] if len(part) < len(rows) else None  # which frees it while the next is made
+        self._rest = rows[len(part) :] if len(part) < len(rows) else None  # frees the chunk before the next is made
 
     def state_dict(self) -> dict[str, Any]:
-        """The buffer itself, not a copy: write it down before the next batch."""
+        """The state with the buffer itself, not a copy: save it before the next batch."""
         return {
             "buffer": self._buffer,
             "slots": self._slots,
@@ -134,11 +135,11 @@ class MixedBatches(Iterator[Float[Tensor, "batch d_in"]]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the one whose state this is; a buffer of another size is refused."""
+        """Resume from a state with a buffer of the same size."""
         if len(state["slots"]) != self._buffer_size:
             raise ValueError(
-                f"The checkpoint's buffer holds {len(state['slots'])} tokens and this one {self._buffer_size}: go on "
-                "with the buffer that training began with."
+                f"The checkpoint's buffer holds {len(state['slots'])} tokens, but this one {self._buffer_size}. Resume "
+                "with the n_batches_in_buffer that training started with."
             )
         self._chunks.load_state_dict(state["chunks"])
         self._buffer = state["buffer"]
@@ -151,6 +152,6 @@ class MixedBatches(Iterator[Float[Tensor, "batch d_in"]]):
         if self._generator is not None:
             self._generator.set_state(state["generator"])
 
-    def approach(self, state: dict[str, Any], share: float) -> None:
-        """Begin with an empty buffer; what was in the buffers of that state is left out."""
-        approach(self._chunks, state["chunks"], share)
+    def fast_forward(self, state: dict[str, Any], ratio: float) -> None:
+        """Skip ahead with an empty buffer; rows in the buffers of that state are left out."""
+        fast_forward(self._chunks, state["chunks"], ratio)

@@ -1,4 +1,4 @@
-"""SAELens's activations store with a buffer that is refilled in place."""
+"""PairActivationsStore: SAELens's activations store for a pair, resumable and with an in-place shuffle buffer."""
 
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -17,18 +17,18 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
 class PairActivationsStore(ActivationsStore):
-    """Streams stacked activations of a pair; tokens, epochs, filters and checkpoints are SAELens's.
+    """Streams stacked activations of a pair; tokens, epochs and filters are SAELens's.
 
-    Different are what lies between the models and the batches: activations are converted once, to the store's `dtype`
-    (SAELens's are float32 whatever it says), and mixed in place, in an order that depends on `seed` alone. The iterator
-    over the store can be saved and gone on with to the bit, which SAELens's checkpoints of a store do not promise.
+    Activations are converted once, to the store's `dtype` (SAELens's are always float32), and mixed in place, in an
+    order that depends on `seed` alone. The iterator over the store resumes bit for bit, which SAELens's checkpoints of
+    a store do not.
     """
 
     seed: int = 0
     _n_sequences: int = 0
     """Contexts read in this pass over the dataset."""
     _n_skipped: int = 0
-    """Contexts of the pass to come that lie before the place it begins at."""
+    """Contexts that the next pass skips at its start."""
     _n_read: int = 0
     """Contexts read in all passes."""
 
@@ -37,7 +37,7 @@ class PairActivationsStore(ActivationsStore):
     def from_config(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, model: HookedModelPair, cfg: Any, override_dataset: HfDataset | None = None
     ) -> "PairActivationsStore":
-        """As SAELens's, for a runner config, with the config's seed, and without padding."""
+        """Build SAELens's store from a runner config, with the config's seed and with padding excluded."""
         store: Any = super().from_config(model, cfg, override_dataset=override_dataset)
         store.seed = cfg.seed
         excluded = excluded_ids(cfg, model.tokenizer)
@@ -51,7 +51,7 @@ class PairActivationsStore(ActivationsStore):
     @override
     @torch.no_grad()
     def get_activations(self, batch_tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch _ d_in"]:
-        """Stacked activations as the models give them, in their precision and on the base model's device."""
+        """Stacked activations in the models' precision, on the base model's device."""
         pair: Any = self.model
         with torch.autocast(batch_tokens.device.type, dtype=torch.bfloat16, enabled=self.autocast_lm):
             activations = pair.activations(batch_tokens, self.hook_name, **self.model_kwargs)
@@ -59,14 +59,14 @@ class PairActivationsStore(ActivationsStore):
 
     @override
     def __iter__(self) -> Iterator[Tensor]:
-        """The batches that `next` gives, as an iterator that can be saved and gone on with."""
+        """The batches that `next` returns, as a resumable iterator."""
         if self._dataloader is None:
             self._dataloader = self.get_data_loader()
         return self._dataloader
 
     @override
     def get_data_loader(self) -> MixedBatches:
-        """Endless mixed batches (batch, d_in) in the store's precision, on its device."""
+        """Endless shuffled batches (batch, d_in) in the store's precision, on its device."""
         return mixed_batches(
             _Chunks(self, self._iterate_filtered_activations()),
             batch_size=self.train_batch_size_tokens,
@@ -79,7 +79,7 @@ class PairActivationsStore(ActivationsStore):
 
     @override
     def _iterate_tokenized_sequences(self) -> Generator[Tensor]:
-        """SAELens's, counted."""
+        """SAELens's sequences, counted."""
         self._n_sequences, first = self._n_skipped, self._n_skipped
         self._n_skipped = 0
         for sequence in super()._iterate_tokenized_sequences():
@@ -87,49 +87,48 @@ class PairActivationsStore(ActivationsStore):
             self._n_read += 1
             yield sequence
         if first > 0:
-            self._seekable_dataset.load_state_dict(None)  # or every further pass would begin there as well
+            self._seekable_dataset.load_state_dict(None)  # otherwise every later pass would also start there
 
     @property
     def _seekable_dataset(self) -> Any:
-        """The dataset, if its own state is the place in the tokens.
+        """The dataset, if its own state identifies the position in the tokens.
 
-        That is not so for text, whose contexts are not cut between rows, nor for the shuffling buffer of `datasets`,
-        whose rows are missing in the state.
+        Not for text, whose contexts span rows, nor for the shuffle buffer of `datasets`, whose state lacks the rows.
         """
         has_state = hasattr(self.dataset, "state_dict") and hasattr(self.dataset, "load_state_dict")
         is_exact = self.is_dataset_tokenized and not _has_shuffle_buffer(getattr(self.dataset, "_ex_iterable", None))
         return self.dataset if has_state and is_exact else None
 
-    def place(self) -> dict[str, Any]:
-        """How far the tokens were read."""
+    def position(self) -> dict[str, Any]:
+        """The position in the tokens, for `seek`."""
         dataset = self._seekable_dataset
         state = None if dataset is None else dataset.state_dict()
         return {
             "n_sequences": self._n_sequences,
             "n_read": self._n_read,
-            "n_rows": self.n_dataset_processed,  # SAELens's count, of rows that it is done with
+            "n_rows": self.n_dataset_processed,  # SAELens's count of finished rows
             "dataset": state,
         }
 
-    def go_to(self, place: dict[str, Any]) -> None:
-        """Read on from a place: at once where the dataset can, otherwise by reading up to it, without the models."""
-        n_sequences = place["n_sequences"]
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go to a position: directly if the dataset can, otherwise by reading up to it, without the models."""
+        n_sequences = position["n_sequences"]
         dataset = self._seekable_dataset
         self.iterable_sequences = self._iterate_tokenized_sequences()
-        if place["dataset"] is not None and dataset is not None:
-            dataset.load_state_dict(place["dataset"])
+        if position["dataset"] is not None and dataset is not None:
+            dataset.load_state_dict(position["dataset"])
             self._n_skipped = n_sequences
         else:
-            for _ in tqdm(range(n_sequences), desc="Reading up to the checkpoint", leave=False):
+            for _ in tqdm(range(n_sequences), desc="Skipping to the checkpoint", leave=False):
                 if next(self.iterable_sequences, None) is None:
                     raise ValueError(
-                        f"The checkpoint was written {n_sequences} contexts into a dataset that now ends after "
-                        f"{self._n_sequences}: go on with the dataset that training began with."
+                        f"The checkpoint was written after {n_sequences} contexts, but the dataset ends after "
+                        f"{self._n_sequences}. Resume with the dataset that training started with."
                     )
-        self._n_read, self.n_dataset_processed = place["n_read"], place["n_rows"]
+        self._n_read, self.n_dataset_processed = position["n_read"], position["n_rows"]
 
-    def read_up_to(self, n_read: int) -> None:
-        """Read on behind as many contexts, in as many passes as they are, without the models."""
+    def skip_to(self, n_read: int) -> None:
+        """Read until `n_read` contexts are read, over as many passes as needed, without the models."""
         while self._n_read < n_read:
             if next(self.iterable_sequences, None) is None:  # the next pass
                 self.iterable_sequences = self._iterate_tokenized_sequences()
@@ -137,30 +136,30 @@ class PairActivationsStore(ActivationsStore):
 
 def _has_shuffle_buffer(rows: Any) -> bool:
     sources = [*getattr(rows, "ex_iterables", []), getattr(rows, "ex_iterable", None)]
-    found = (_has_shuffle_buffer(source) for source in sources if source is not None)
-    return type(rows).__name__ == "BufferShuffledExamplesIterable" or any(found)
+    is_buffer = type(rows).__name__ == "BufferShuffledExamplesIterable"
+    return is_buffer or any(_has_shuffle_buffer(source) for source in sources if source is not None)
 
 
 class _Chunks(Iterator[Tensor]):
-    """A store's activations, whose place moves on when a chunk is whole."""
+    """A store's activations; the position advances when a chunk is complete."""
 
     def __init__(self, store: PairActivationsStore, chunks: Iterator[Tensor]) -> None:
         self._store, self._chunks = store, chunks
-        self._place = store.place()
+        self._position = store.position()
 
     @override
     def __next__(self) -> Float[Tensor, "_ d_in"]:
         chunk = next(self._chunks)
-        self._place = self._store.place()
+        self._position = self._store.position()
         return chunk
 
     def state_dict(self) -> dict[str, Any]:
-        return self._place
+        return self._position
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._store.go_to(state)
-        self._place = state
+        self._store.seek(state)
+        self._position = state
 
-    def approach(self, state: dict[str, Any], share: float) -> None:
-        self._store.read_up_to(int(share * state["n_read"]))
-        self._place = self._store.place()
+    def fast_forward(self, state: dict[str, Any], ratio: float) -> None:
+        self._store.skip_to(int(ratio * state["n_read"]))
+        self._position = self._store.position()

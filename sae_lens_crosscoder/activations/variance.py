@@ -9,7 +9,9 @@ from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 
 class VarianceExplained(Accumulator):
-    """Streams `1 - sum_dim Var(residual) / sum_dim Var(h)`; sums are float64 and batches may differ in size.
+    """Fraction of variance explained, `1 - sum_dim Var(residual) / sum_dim Var(h)`, streamed in float64.
+
+    Batches may differ in size.
 
     >>> fve = VarianceExplained(StackedLayout((1, 1)))
     >>> h = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
@@ -28,12 +30,13 @@ class VarianceExplained(Accumulator):
 
     @torch.no_grad()
     def add(self, activations: Float[Tensor, "token d_in"], reconstruction: Float[Tensor, "token d_in"]) -> None:
+        """Add a batch of activations and their reconstructions."""
         if len(activations) == 0:
             return
         target = activations.double()
         residual = target - reconstruction.double()
         if self.n_tokens == 0:
-            # Variances do not depend on it, but a mean much larger than them would cancel their digits.
+            # Variances do not depend on the origin, but a mean much larger than them would cancel their digits.
             self._origin = torch.stack([target[0], residual[0]]).cpu()
         origin = self._origin.to(target.device)
         target, residual = target - origin[0], residual - origin[1]
@@ -42,22 +45,22 @@ class VarianceExplained(Accumulator):
         self.n_tokens += len(activations)
 
     def per_model(self) -> dict[str, float]:
-        """Keyed by the layout's names; nan for a model whose activations do not vary."""
+        """FVE of each model, by the layout's names; nan for a model whose activations do not vary."""
         total, unexplained = self._variances()
         parts = zip(self.layout.names, self.layout.split(total), self.layout.split(unexplained), strict=True)
-        return {name: _share(whole.sum(), rest.sum()) for name, whole, rest in parts}
+        return {name: _fraction_explained(variance.sum(), rest.sum()) for name, variance, rest in parts}
 
     def pooled(self) -> float:
-        """Over all models at once, so that the louder model counts for more."""
+        """FVE over all models at once, in which models with larger activations count for more."""
         total, unexplained = self._variances()
-        return _share(total.sum(), unexplained.sum())
+        return _fraction_explained(total.sum(), unexplained.sum())
 
     def _variances(self) -> tuple[Tensor, Tensor]:
         if self.n_tokens == 0:
-            raise ValueError("No tokens were added, so there is no variance to explain: the data source is empty.")
+            raise ValueError("The variance explained is undefined without tokens: the data source is empty.")
         mean, square, residual_mean, residual_square = self._sums / self.n_tokens
         return square - mean.square(), residual_square - residual_mean.square()
 
 
-def _share(total: Tensor, unexplained: Tensor) -> float:
+def _fraction_explained(total: Tensor, unexplained: Tensor) -> float:
     return float(1 - unexplained / total) if total > 0 else float("nan")

@@ -1,4 +1,4 @@
-"""Which token of a conversation is the template's and which is whose, from the tokenizer's own chat template."""
+"""Chat tokens: for every token of a conversation, the message it belongs to, from the tokenizer's chat template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,42 +21,42 @@ class ChatTokens:
     message_roles: tuple[str, ...]
     """Role of every message, such as ("user", "assistant")."""
     bos: Bool[Tensor, " pos"]
-    """The beginning-of-sequence token, which is counted neither as template nor as content."""
+    """True for the beginning-of-sequence token, which counts neither as template nor as content."""
     n_before: Int[Tensor, " pos"]
-    """How many messages' contents have ended before the token, which tells the template's places apart."""
+    """Number of messages whose contents end before the token, which tells the template's places apart."""
 
     @property
     def template(self) -> Bool[Tensor, " pos"]:
-        """Tokens that the template adds, turn markers and role names, without BOS."""
+        """True for tokens that the template adds, turn markers and role names, without BOS."""
         return (self.message == TEMPLATE) & ~self.bos
 
     def role(self, name: str) -> Bool[Tensor, " pos"]:
-        """Tokens of the contents of all messages with this role."""
+        """True for tokens in the contents of messages with this role."""
         indices = [index for index, role in enumerate(self.message_roles) if role == name]
         return torch.isin(self.message, torch.tensor(indices, dtype=self.message.dtype))
 
     @property
     def response(self) -> Bool[Tensor, " pos"]:
-        """What the assistant says: its messages' contents, each with the token after it, which ends the turn."""
-        said = self.role("assistant")
-        return said | (said.roll(1) & self.template)
+        """True for the assistant's words: the contents of its messages, each with the token that ends the turn."""
+        contents = self.role("assistant")
+        return contents | (contents.roll(1) & self.template)
 
 
 def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> ChatTokens:
-    """Tokenize a conversation with its chat template and say where every token comes from.
+    """Tokenize a conversation with its chat template and find the origin of every token.
 
-    Works for any template that writes the contents of the messages unchanged (but for white space at their ends), by
-    rendering the template once more around marks in place of the contents.
+    Renders the template a second time with marks in place of the contents, so it works for any template that writes the
+    contents unchanged (except for white space at their ends).
 
     Args:
         tokenizer: a fast Hugging Face tokenizer with a `chat_template`.
         messages: dicts with `role` and `content`.
 
     Raises:
-        ValueError: without a chat template, or when the template rewrites contents.
+        ValueError: without a chat template, or if the template rewrites contents.
     """
     if getattr(tokenizer, "chat_template", None) is None:
-        raise ValueError("This tokenizer has no chat template: load the chat model's tokenizer, or set one.")
+        raise ValueError("This tokenizer has no chat template. Load the chat model's tokenizer, or set one.")
     marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
     marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
@@ -65,21 +65,20 @@ def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generati
     spans = _content_spans(text, around, marks, [message["content"] for message in messages])
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = torch.tensor(encoded["input_ids"])
-    # Byte-level tokenizers trim a space from the start of a token's offsets, so that a space alone seems empty.
+    # Byte-level tokenizers trim a space from the start of a token's offsets, so that a lone space looks empty.
     offsets = [(start - 1 if start == end else start, end) for start, end in encoded["offset_mapping"]]
-    owners = [_owner(start, end, spans) for start, end in offsets]
+    message = torch.tensor([_message_at(start, end, spans) for start, end in offsets])
     n_before = [sum(content_end <= start for _, content_end in spans) for start, _ in offsets]
     roles = tuple(message["role"] for message in messages)
     bos_id = tokenizer.bos_token_id
-    message = torch.tensor(owners)
     bos = (message == TEMPLATE) & (ids == bos_id) if bos_id is not None else torch.zeros_like(message, dtype=torch.bool)
-    if bos_id == tokenizer.eos_token_id:  # as GPT-2 has it: only the first one begins anything
+    if bos_id == tokenizer.eos_token_id:  # as in GPT-2: only the first one is a beginning
         bos[1:] = False
     return ChatTokens(ids, message, roles, bos, torch.tensor(n_before))
 
 
 def _content_spans(text: str, around: str, marks: Sequence[str], contents: Sequence[str]) -> list[tuple[int, int]]:
-    """Where each content stands in the rendered text."""
+    """Start and end of each content in the rendered text."""
     pieces: list[str] = []
     for mark in marks:
         piece, _, around = around.partition(mark)
@@ -99,14 +98,14 @@ def _content_spans(text: str, around: str, marks: Sequence[str], contents: Seque
         position += len(written) + len(following)
     if not text.startswith(before) or position != len(text):
         raise ValueError(
-            "The chat template's text before the first or after the last message depends on the contents, so the "
-            "contents' tokens cannot be told from the template's own. Use a template that only adds fixed text."
+            "The chat template's text before the first or after the last message depends on the contents. Use a "
+            "template that only adds fixed text, so that the contents' tokens can be told from its own."
         )
     return spans
 
 
-def _owner(start: int, end: int, spans: Sequence[tuple[int, int]]) -> int:
-    """The content that a token's characters reach into; a token that straddles a border belongs to the content."""
+def _message_at(start: int, end: int, spans: Sequence[tuple[int, int]]) -> int:
+    """Index of the content that overlaps a token's characters, even partly, or TEMPLATE."""
     for index, (content_start, content_end) in enumerate(spans):
         if start < content_end and end > content_start:
             return index

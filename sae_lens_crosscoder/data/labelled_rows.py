@@ -1,4 +1,4 @@
-"""Rows of tokens that know which of them is the template's, whose words the others are, and where each row is from."""
+"""Labelled rows: tokens with the group and the source of each, from conversations, texts or the built-in corpus."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,31 +30,33 @@ class LabelledRows:
     tokens: Int[Tensor, "batch pos"]
     groups: TokenGroups
     sources: Sequence[str] | TokenGroups
+    """The source of each row, or of each token."""
 
 
 def labelled_rows(
     tokenizer: Any, chats: Sequence[Sequence[dict[str, str]]], texts: Sequence[str] = (), max_length: int = 1024
 ) -> LabelledRows:
-    """A row per conversation, of source `chat`, and per text, of source `web`; the groups are `token_groups`'s.
+    """One row per conversation (source `chat`) and per text (source `web`), with the groups of `token_groups`.
 
-    Rows are cut off at `max_length` tokens and padded on the right with tokens that are left out of everything. Plain
-    text is of group `text`, behind the beginning of sequence that the tokenizer puts in front.
+    Rows are truncated to `max_length` tokens and padded on the right with excluded tokens. Plain text has the group
+    `text`, after the beginning of sequence that the tokenizer adds.
 
     Args:
-        chats: messages with `role` and `content`.
+        chats: conversations, each a sequence of messages with `role` and `content`.
+        texts: plain documents.
 
     Raises:
-        ValueError: for neither chats nor texts, and whatever `chat_tokens` refuses.
+        ValueError: without chats and texts, or for a conversation that `chat_tokens` refuses.
     """
     if not chats and not texts:
-        raise ValueError("There are no conversations and no texts, so no rows: give at least one.")
-    marked = [chat_tokens(tokenizer, list(messages)) for messages in chats]
-    chat_groups = token_groups(marked, tokenizer) if marked else None
-    in_chats = () if chat_groups is None else chat_groups.names
-    names = tuple(sorted({*in_chats, BOS_GROUP, TEXT_GROUP}))
-    new_labels = torch.tensor([*(names.index(name) for name in in_chats), EXCLUDED])  # which -1 indexes
+        raise ValueError("`chats` and `texts` are both empty. Pass at least one conversation or text.")
+    conversations = [chat_tokens(tokenizer, list(messages)) for messages in chats]
+    chat_groups = token_groups(conversations, tokenizer) if conversations else None
+    chat_names = () if chat_groups is None else chat_groups.names
+    names = tuple(sorted({*chat_names, BOS_GROUP, TEXT_GROUP}))
+    new_labels = torch.tensor([*(names.index(name) for name in chat_names), EXCLUDED])  # -1 indexes the last
     labels = [] if chat_groups is None else list(new_labels[chat_groups.labels])
-    ids = [chat.input_ids for chat in marked]
+    ids = [chat.input_ids for chat in conversations]
     for text in texts:
         ids.append(torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64))
         is_bos = ids[-1] == tokenizer.bos_token_id
@@ -65,15 +67,15 @@ def labelled_rows(
 
 
 def tiny_labelled_rows(n_rows: int, seed: int = 0) -> LabelledRows:
-    """Held-out rows of the built-in pair: plain text and dialogues of combinations that training never had.
+    """Held-out rows of the built-in pair: plain text, and dialogues of combinations that training never saw.
 
-    A row holds several documents, so each token has a source of its own.
+    A row contains several documents, so `sources` names the source of each token.
     """
     rows = tiny_dataset(n_rows, seed, split="held_out").with_format("torch")[:]
     tokens, role = rows["input_ids"], rows["role"]
     is_bos = tokens == tiny_tokenizer().bos_token_id
     names = (TEXT_GROUP, "user", "assistant", TEMPLATE_GROUP, BOS_GROUP)  # the first four in the order of the roles
     groups = TokenGroups(torch.where(is_bos, names.index(BOS_GROUP), role), names)
-    # A beginning is of the document behind it.
+    # A beginning belongs to the document after it.
     is_text = torch.where(is_bos, role.roll(-1, dims=1), role) == names.index(TEXT_GROUP)
     return LabelledRows(tokens, groups, TokenGroups(is_text.long(), (_CHAT, _WEB)))

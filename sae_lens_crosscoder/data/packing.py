@@ -1,4 +1,4 @@
-"""Documents as contexts of token ids."""
+"""Packing: documents tokenized and cut into contexts of equal size."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -15,27 +15,27 @@ from torch.nn.functional import pad
 from sae_lens_crosscoder.data.mix import MixSource
 
 PackingRule = Literal["concatenated", "one_document"]
-# Documents that are made into contexts together; what does not fill their last context is left out, as by SAELens.
+# Documents that are packed together; tokens that do not fill their last context are dropped, as in SAELens.
 _DOCUMENTS_AT_ONCE = 1000
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents fill contexts, in ids of one tokenizer."""
+    """A rule for filling contexts with documents, in ids of one tokenizer."""
 
     context_size: int
     bos_id: int | None = None
-    """Stands first in every context; None for nothing."""
+    """First token of every context; None for no such token."""
     separator_id: int | None = None
-    """Stands between two documents of a context; None for nothing."""
+    """Token between two documents of a context; None for no such token."""
     padding_id: int | None = None
-    """What fills a context after its only document; None if documents follow one another."""
+    """Token that fills a context after its only document; None to pack several documents into a context."""
     only_long_documents: bool = False
-    """Whether a document has a context to itself if it fills it, and is left out if it does not."""
+    """True to give each document that fills a context its own, and to drop shorter documents."""
 
     def contexts(self, documents: Iterable[Int[Tensor, "_"]]) -> Iterator[Int[Tensor, "_"]]:
-        """Contexts of `context_size` tokens; the last tokens that do not fill one are left out.
+        """Contexts of `context_size` tokens; drops the last tokens that do not fill one.
 
         >>> documents = [torch.tensor([5, 6, 7]), torch.tensor([8])]
         >>> [context.tolist() for context in Packing(3, bos_id=1, separator_id=1).contexts(documents)]
@@ -60,25 +60,25 @@ class Packing:
 
 
 def pack_rows(rows: IterableDataset, source: MixSource, packing: Packing, tokenizer: Any) -> IterableDataset:
-    """Rows with `input_ids`, a context each, and the name of their `source`, made as they are read.
+    """Rows with `input_ids`, one context each, and the name of their `source`; packed as they are read.
 
-    BOS is where the packing puts it and nowhere else: the tokenizer adds none, and a template's own is taken away.
-    A conversation that the template refuses is left out, with a warning.
+    BOS stands only where the packing puts it: the tokenizer adds none, and a template's own is removed. A conversation
+    that the template refuses is skipped with a warning.
 
     Raises:
-        ValueError: unless the first row has the source's column and can be made into tokens.
+        ValueError: if the first row lacks the source's column or cannot be tokenized.
     """
     first = next(iter(rows))
     if source.column not in first:
         raise ValueError(
-            f"Source {source.name!r} has no column {source.column!r}, only {sorted(first)}: name the column of its "
-            f"{source.kind}."
+            f"Source {source.name!r} has no column {source.column!r}, only {sorted(first)}. Set `column` to the one "
+            f"with its {source.kind}."
         )
-    documents = _Documents(source, packing, tokenizer)
-    documents.tokens(first[source.column])
+    packer = _Packer(source, packing, tokenizer)
+    packer.tokenize(first[source.column])
     features = Features({"input_ids": List(Value("int64")), "source": Value("string")})
     return rows.select_columns([source.column]).map(
-        documents,
+        packer,
         batched=True,
         batch_size=_DOCUMENTS_AT_ONCE,
         remove_columns=[source.column],
@@ -86,74 +86,72 @@ def pack_rows(rows: IterableDataset, source: MixSource, packing: Packing, tokeni
     )
 
 
-class _Documents:
-    """Makes the rows of one source into contexts, many at a time."""
+class _Packer:
+    """Tokenizes and packs the rows of one source, a batch at a time."""
 
     def __init__(self, source: MixSource, packing: Packing, tokenizer: Any) -> None:
         self.source, self.packing, self.tokenizer = source, packing, tokenizer
         if source.kind == "conversations" and getattr(tokenizer, "chat_template", None) is None:
             raise ValueError(
-                f"Source {source.name!r} holds conversations, but the chat model's tokenizer has no chat template: "
-                "give a chat model that has one."
+                f"Source {source.name!r} contains conversations, but the chat model's tokenizer has no chat template. "
+                "Use a chat model that has one."
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         values = batch[self.source.column]
         if self.source.kind == "tokens":
-            contexts = [self.tokens(value) for value in values]
+            contexts = [self.tokenize(value) for value in values]
         else:
-            contexts = list(self.packing.contexts(self._readable(values)))
+            contexts = list(self.packing.contexts(self._valid_documents(values)))
         ids = [context.tolist() for context in contexts]
         return {"input_ids": ids, "source": [self.source.name] * len(ids)}
 
-    def tokens(self, value: Any) -> Int[Tensor, " pos"]:
-        """The ids of one row.
-
-        Raises a ValueError for what is not of the source's kind.
-        """
+    def tokenize(self, value: Any) -> Int[Tensor, " pos"]:
+        """The token ids of one row, without BOS; a ValueError for a value that does not fit the source's kind."""
         if self.source.kind == "tokens":
-            return self._given(value)
+            return self._context(value)
         if self.source.kind == "text":
             if not isinstance(value, str):
-                raise self._refusal(f"holds {value!r:.60}, which is no text")
+                raise self._error(f"contains {value!r:.60}, which is not text")
             ids = torch.tensor(self.tokenizer(value, add_special_tokens=False)["input_ids"], dtype=torch.long)
         else:
             try:
                 ids = tokenize_with_chat_template(self._messages(value), self.tokenizer)
-            except Exception as error:  # templates raise what they like
-                raise self._refusal(f"holds a conversation that the chat template refuses ({error})") from error
+            except Exception as error:  # a template may raise any exception
+                raise self._error(f"contains a conversation that the chat template refuses ({error})") from error
         has_bos = len(ids) > 0 and int(ids[0]) == self.tokenizer.bos_token_id
         return ids[1:] if has_bos else ids
 
-    def _readable(self, values: Iterable[Any]) -> Iterator[Int[Tensor, "_"]]:
+    def _valid_documents(self, values: Iterable[Any]) -> Iterator[Int[Tensor, "_"]]:
         for value in values:
             try:
-                tokens = self.tokens(value)
+                tokens = self.tokenize(value)
             except ValueError as error:
-                _log.warning("Left out: %s", error)
+                _log.warning("Skipped a row: %s", error)
             else:
                 yield tokens
 
     def _messages(self, value: Any) -> list[dict[str, Any]]:
         if isinstance(value, str):
-            return [{"role": "user", "content": value}]  # as SAELens has it
+            return [{"role": "user", "content": value}]  # as SAELens does
         role, content, roles = self.source.role_key, self.source.content_key, self.source.roles
         missing = {key for message in value for key in (role, content) if key not in message}
         if missing:
             raise ValueError(f"its messages have no {sorted(missing)}: set role_key and content_key")
         return [{"role": roles.get(message[role], message[role]), "content": message[content]} for message in value]
 
-    def _given(self, value: Any) -> Int[Tensor, " pos"]:
+    def _context(self, value: Any) -> Int[Tensor, " pos"]:
+        """A context of ids made beforehand, truncated or padded to the context size."""
         size, padding = self.packing.context_size, self.packing.padding_id
         try:
             context = torch.as_tensor(value, dtype=torch.long)[:size]
         except (TypeError, ValueError, RuntimeError) as error:
-            raise self._refusal(f"holds {value!r:.60}, which are no token ids") from error
+            raise self._error(f"contains {value!r:.60}, which are not token ids") from error
         if len(context) < size and padding is not None:
             return pad(context, (0, size - len(context)), value=padding)
         if len(context) < size:
-            raise self._refusal(f"has a row of {len(context)} tokens, too few for context_size={size}")
+            raise self._error(f"has a row of {len(context)} tokens, fewer than context_size={size}")
         return context
 
-    def _refusal(self, problem: str) -> ValueError:
+    def _error(self, problem: str) -> ValueError:
         return ValueError(f"Source {self.source.name!r}, column {self.source.column!r}, {problem}.")

@@ -1,4 +1,4 @@
-"""Which hooks of several models can be stacked, and how one model is run with values written at its hooks."""
+"""Hooks of several models: the common ones that can be stacked, reading them, and replacing their activations."""
 
 import difflib
 import re
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
@@ -14,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 from sae_lens_crosscoder.stacking import StackedLayout
 
 # SAELens flattens (head, d_head) after we have stacked on d_head, which would interleave the models; attention
-# patterns and scores have no model axis to stack on. The second line are TransformerBridge's names for the same.
+# patterns and scores have no model axis to stack on. The second line has TransformerBridge's names of the same hooks.
 _SPLIT_BY_HEAD = re.compile(
     r"(^|\.)hook_(q|k|v|z|result|rot_q|rot_k|attn_scores|pattern)$"
     r"|\.attn\.([qkv]\.hook_out|o\.hook_in)$"
@@ -22,7 +23,7 @@ _SPLIT_BY_HEAD = re.compile(
 
 
 def is_split_by_head(hook_name: str) -> bool:
-    """Whether a hook's name says that its activations have a head axis.
+    """True if activations at the hook have a head axis, judged by its name.
 
     >>> is_split_by_head("blocks.3.attn.hook_z"), is_split_by_head("blocks.3.hook_resid_post")
     (True, False)
@@ -39,65 +40,71 @@ def common_hook_names(models: Iterable[Any]) -> list[str]:
     return [name for name in first if all(name in hooks for hooks in others)]
 
 
-def validate_hook_name(hook_name: str, shared: Collection[str]) -> None:
-    """Raise a ValueError that says why `hook_name` is not one of the `shared` hooks, if it is not."""
-    if hook_name in shared:
+def validate_hook_name(hook_name: str, common: Collection[str]) -> None:
+    """Raise a ValueError with the reason if `hook_name` is not one of the `common` hooks."""
+    if hook_name in common:
         return
     if is_split_by_head(hook_name):
         raise ValueError(
             f"Hook {hook_name!r} is split by attention head, so flattening would interleave the models. Use the "
             "residual stream, an MLP output or an attention output, such as 'blocks.0.hook_resid_post'."
         )
-    near = difflib.get_close_matches(hook_name, shared, n=3)
-    hint = f"Did you mean one of {near}?" if near else f"There are {len(shared)} hooks: see hook_dict."
+    near = difflib.get_close_matches(hook_name, common, n=3)
+    hint = f"Did you mean one of {near}?" if near else f"There are {len(common)} hooks: see hook_dict."
     raise ValueError(f"The models have no common hook {hook_name!r}. {hint}")
 
 
-def cached_activation(cache: Any, hook_name: str) -> Tensor:
-    """One model's activation (batch, pos, d_model) from its cache, or a ValueError that says why there is none."""
+def cached_activation(cache: Any, hook_name: str) -> Float[Tensor, "batch pos d_model"]:
+    """One model's activation from its cache.
+
+    Raises:
+        ValueError: for a hook that did not run, or whose activation is not (batch, pos, d_model).
+    """
     if hook_name not in cache:
         raise ValueError(
-            f"Hook {hook_name!r} did not run: the models have it, but do not use it as they are configured, or stop "
-            "before it. Use the residual stream, such as 'blocks.0.hook_resid_post', or switch it on in both models."
+            f"Hook {hook_name!r} did not run: the models do not use it as configured, or stop before it. Use the "
+            "residual stream, such as 'blocks.0.hook_resid_post', or enable the hook in both models."
         )
-    if not is_stackable(cache[hook_name]):
+    activation = cache[hook_name]
+    if not is_stackable(activation):
         raise ValueError(
-            f"Hook {hook_name!r} gives shape {tuple(cache[hook_name].shape)}, but only (batch, pos, width) can be "
-            "stacked: with a head axis, flattening would interleave the models. Use the residual stream, an MLP "
-            "output or an attention output."
+            f"Hook {hook_name!r} has shape {tuple(activation.shape)}, expected (batch, pos, width): flattening a head "
+            "axis would interleave the models. Use the residual stream, an MLP output or an attention output."
         )
-    return cache[hook_name]
+    return activation
 
 
-def activation_at(model: Any, tokens: Tensor, hook_name: str) -> Tensor:
-    """One model's activation (batch, pos, d_model) at a hook, from a pass that stops right after the hook's layer."""
+def activation_at(model: Any, tokens: Int[Tensor, "batch pos"], hook_name: str) -> Float[Tensor, "batch pos d_model"]:
+    """One model's activation at a hook, from a forward pass that stops right after the hook's layer."""
     stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
     _, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=[hook_name], stop_at_layer=stop)
     return cached_activation(cache, hook_name)
 
 
 def is_stackable(activation: Tensor | None) -> bool:
-    """Whether there is an activation, and it is (batch, pos, width)."""
+    """True for an activation of shape (batch, pos, width)."""
     return activation is not None and activation.ndim == 3
 
 
 def stack(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate activations of any widths on the last axis."""
     return StackedLayout(tuple(part.shape[-1] for part in parts)).stack(parts)
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter."""
     return next(model.parameters()).device
 
 
 @contextmanager
 def replaced_activations(model: Any, values: Mapping[str, Tensor]) -> Generator[None]:
-    """Run a model with the activations at some hooks replaced."""
+    """Run a model with the activations at some hooks replaced, by hook name."""
 
-    def write(value: Tensor) -> Callable[..., Tensor]:
+    def replace_by(value: Tensor) -> Callable[..., Tensor]:
         def replace(activation: Tensor, hook: HookPoint) -> Tensor:
             return value
 
         return replace
 
-    with model.hooks(fwd_hooks=[(name, write(value)) for name, value in values.items()]):
+    with model.hooks(fwd_hooks=[(name, replace_by(value)) for name, value in values.items()]):
         yield

@@ -1,4 +1,4 @@
-"""Loads language models by name, with raw weights, and checks that they read the same tokens."""
+"""Loading language models and tokenizers by name, with raw weights, and checking that their tokenizers agree."""
 
 import os
 from collections.abc import Collection, Sequence
@@ -15,25 +15,24 @@ from sae_lens_crosscoder.models.tiny import TINY_MODELS, load_tiny_model, tiny_t
 
 MODEL_CLASSES = ("HookedTransformer", "TransformerBridge", "AutoModelForCausalLM")
 
-# How many tokens of the vocabulary, evenly spread, are written out and read back by both tokenizers.
+# Tokens of the vocabulary, evenly spread, that both tokenizers decode and encode again for comparison.
 _N_PROBE_TOKENS = 500
 
-
-# NAME+jitter=SIZE is a null model: NAME, moved in a random direction instead of by training.
+# NAME+jitter=SIZE is a null model: NAME moved in a random direction instead of by training.
 _JITTER = "+jitter="
 
 
 def load_model(
     name: str, device: str, dtype: str, model_class_name: str, model_from_pretrained_kwargs: dict[str, Any]
 ) -> nn.Module:
-    """One model with raw weights: a built-in tiny one, a Hub model, or a local folder.
+    """Load one model with raw weights: a built-in tiny one, a Hub model, or a local folder.
 
-    A name such as `google/gemma-2-2b+jitter=0.02` gives the model with noise on its weights, for null runs.
+    A name such as `google/gemma-2-2b+jitter=0.02` loads the model with noise on its weights, for null runs.
     `model_from_pretrained_kwargs` go to the host's own loader.
     """
     name, jitter = split_jitter(name)
     if jitter:
-        return jittered(load_model(name, device, dtype, model_class_name, model_from_pretrained_kwargs), jitter)
+        return add_jitter(load_model(name, device, dtype, model_class_name, model_from_pretrained_kwargs), jitter)
     validate_loadable(name, model_class_name)
     if model_from_pretrained_kwargs.get("trust_remote_code"):
         raise ValueError(f"trust_remote_code=True would run code that comes with {name!r}; it is not supported.")
@@ -41,7 +40,7 @@ def load_model(
         return load_tiny_model(name, device=device, dtype=dtype)
     kwargs: dict[str, Any] = {"dtype": str_to_dtype(dtype), **model_from_pretrained_kwargs}
     if model_class_name == "AutoModelForCausalLM":
-        kwargs["trust_remote_code"] = False  # left open, transformers asks whoever sits at the terminal
+        kwargs["trust_remote_code"] = False  # otherwise transformers asks at the terminal
     if model_class_name == "TransformerBridge":
         from transformer_lens.model_bridge import TransformerBridge
 
@@ -50,7 +49,7 @@ def load_model(
 
 
 def load_tokenizer(name: str, model_class_name: str) -> Any:
-    """The tokenizer of the model that `load_model` would load, without the model."""
+    """Load the tokenizer of the model that `load_model` would load, without the model."""
     name, _ = split_jitter(name)
     validate_loadable(name, model_class_name)
     if name in TINY_MODELS:
@@ -58,55 +57,42 @@ def load_tokenizer(name: str, model_class_name: str) -> Any:
     from transformers import AutoTokenizer
 
     if model_class_name == "HookedTransformer":
-        name = get_official_model_name(name)  # which has short names of its own for models on the Hub
+        name = get_official_model_name(name)  # TransformerLens has its own short names for models on the Hub
     return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
+def validate_loadable(name: str, model_class_name: str) -> None:
+    """Raise a ValueError for an unknown class, or a name (without jitter) that the class cannot load."""
+    if model_class_name not in MODEL_CLASSES:
+        raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
+    if name.startswith("tiny-") and name not in TINY_MODELS:
+        raise ValueError(f"Unknown built-in model {name!r}. Use one of {', '.join(TINY_MODELS)}.")
+    if model_class_name == "HookedTransformer" and _host_runs_code_of(name):
+        raise ValueError(
+            f"HookedTransformer would run code that comes with {name!r} (it sets trust_remote_code=True). Use "
+            "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM', which run none."
+        )
+    if model_class_name == "HookedTransformer" and name not in TINY_MODELS and os.path.isdir(name):
+        raise ValueError(
+            f"HookedTransformer loads models by their Hub name only, and {name!r} is a local folder. Use "
+            "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM'."
+        )
+
+
+def _host_runs_code_of(name: str) -> bool:
+    with suppress(ValueError):  # TransformerLens reports names that it does not know itself
+        return get_official_model_name(name).startswith(NEED_REMOTE_CODE_MODELS)
+    return False
+
+
 def split_jitter(name: str) -> tuple[str, float]:
-    """A model's name without the noise that it asks for, and that noise's size, 0 for none.
+    """Split a model's name into the name without jitter and the size of the jitter, 0 for none.
 
     >>> split_jitter("tiny-base+jitter=0.02"), split_jitter("tiny-base")
     (('tiny-base', 0.02), ('tiny-base', 0.0))
     """
     name, jitter, size = name.partition(_JITTER)
     return name, _jitter_size(size) if jitter else 0.0
-
-
-def validate_loadable(name: str, model_class_name: str) -> None:
-    """Raise a ValueError for a class, or a name (without jitter) for that class, that `load_model` does not know."""
-    if model_class_name not in MODEL_CLASSES:
-        raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
-    if name.startswith("tiny-") and name not in TINY_MODELS:
-        raise ValueError(f"There is no built-in model {name!r}: those are {', '.join(TINY_MODELS)}.")
-    if model_class_name == "HookedTransformer" and _host_runs_code_of(name):
-        raise ValueError(
-            f"HookedTransformer runs code that comes with {name!r} (it sets trust_remote_code=True for it). Say "
-            "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM', which run none."
-        )
-    if model_class_name == "HookedTransformer" and name not in TINY_MODELS and os.path.isdir(name):
-        raise ValueError(
-            f"HookedTransformer loads models by their Hub name only, and {name!r} is a local folder. Say "
-            "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM'."
-        )
-
-
-def _host_runs_code_of(name: str) -> bool:
-    with suppress(ValueError):  # a name that TransformerLens does not know, as it will say itself
-        return get_official_model_name(name).startswith(NEED_REMOTE_CODE_MODELS)
-    return False
-
-
-@torch.no_grad()
-def jittered(model: nn.Module, size: float) -> nn.Module:
-    """The model itself, after Gaussian noise of `size` times its root mean square was added to every weight tensor.
-
-    The noise is always the same for the same shapes, so the name of a jittered model says which model it is.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for weights in model.parameters():
-        noise = torch.randn(weights.shape, generator=generator)
-        weights += (size * weights.float().square().mean().sqrt() * noise.to(weights.device)).to(weights.dtype)
-    return model
 
 
 def _jitter_size(text: str) -> float:
@@ -116,42 +102,55 @@ def _jitter_size(text: str) -> float:
         size = -1.0
     if not 0 < size < 1:
         raise ValueError(
-            f"A jittered model is named like 'tiny-base+jitter=0.02', with a size between 0 and 1, not {text!r}: it is "
-            "the noise on every weight, relative to the weights."
+            f"The jitter's size {text!r} must be between 0 and 1, as in 'tiny-base+jitter=0.02': it is the noise on "
+            "every weight, relative to the weights."
         )
     return size
 
 
+@torch.no_grad()
+def add_jitter(model: nn.Module, size: float) -> nn.Module:
+    """Add Gaussian noise of `size` times its root mean square to every weight tensor, in place; returns the model.
+
+    The noise depends on the shapes alone, so the name of a jittered model identifies its weights.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for weights in model.parameters():
+        noise = torch.randn(weights.shape, generator=generator)
+        weights += (size * weights.float().square().mean().sqrt() * noise.to(weights.device)).to(weights.dtype)
+    return model
+
+
 def validate_same_tokenizer(tokenizers: Sequence[Any], replaced: Collection[int] = ()) -> None:
-    """Raise a ValueError unless all tokenizers give the same ids; models without a tokenizer are taken on trust.
+    """Raise a ValueError unless all tokenizers give the same ids; models without a tokenizer are not checked.
 
     Args:
-        replaced: ids that the base model never reads, and that may therefore mean anything to it.
+        replaced: ids that the base model never reads, so that they may mean anything to it.
     """
     known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
-    for other in known[1:]:
+    for second in known[1:]:
         first = known[0]
-        if first is other:
-            continue
-        difference = _first_difference(first, other, replaced)
+        difference = None if first is second else _tokenizer_difference(first, second, replaced)
         if difference is not None:
             raise ValueError(
-                f"The models' tokenizers differ: {difference}. Both models must see the same ids, or their "
-                "activations are not paired: check that the chat model was tuned from this base model. Control tokens "
-                "that only the chat model has can be given in token_replacements."
+                f"The models' tokenizers differ: {difference}. Activations are paired only if both models read the "
+                "same ids. Check that the chat model was tuned from this base model, or pass control tokens that only "
+                "the chat model has as token_replacements."
             )
 
 
-def _first_difference(first: Any, other: Any, replaced: Collection[int]) -> str | None:
-    tokens, other_tokens = ({i: token for token, i in t.get_vocab().items()} for t in (first, other))
-    for i in sorted((tokens.keys() | other_tokens.keys()) - set(replaced)):
-        if tokens.get(i) != other_tokens.get(i):
-            return f"id {i} is {tokens.get(i)!r} in the first and {other_tokens.get(i)!r} in the other"
+def _tokenizer_difference(first: Any, second: Any, replaced: Collection[int]) -> str | None:
+    first_tokens, second_tokens = ({i: token for token, i in t.get_vocab().items()} for t in (first, second))
+    for i in sorted((first_tokens.keys() | second_tokens.keys()) - set(replaced)):
+        if first_tokens.get(i) != second_tokens.get(i):
+            return f"id {i} is {first_tokens.get(i)!r} in the first and {second_tokens.get(i)!r} in the second"
     # Equal vocabularies can still merge or normalise text differently.
-    ordinary = sorted(tokens.keys() - set(first.all_special_ids) - set(replaced))
+    ordinary = sorted(first_tokens.keys() - set(first.all_special_ids) - set(replaced))
     text = first.decode(ordinary[:: max(1, len(ordinary) // _N_PROBE_TOKENS)])
-    ids, other_ids = (t(text, add_special_tokens=False)["input_ids"] for t in (first, other))
-    for position, (a, b) in enumerate(zip(ids, other_ids, strict=False)):
+    first_ids, second_ids = (t(text, add_special_tokens=False)["input_ids"] for t in (first, second))
+    for position, (a, b) in enumerate(zip(first_ids, second_ids, strict=False)):
         if a != b:
-            return f"the same text gives {tokens.get(a)!r} and {tokens.get(b)!r} at position {position}"
-    return None if len(ids) == len(other_ids) else f"the same text gives {len(ids)} and {len(other_ids)} tokens"
+            return f"the same text gives {first_tokens.get(a)!r} and {first_tokens.get(b)!r} at position {position}"
+    if len(first_ids) != len(second_ids):
+        return f"the same text gives {len(first_ids)} and {len(second_ids)} tokens"
+    return None

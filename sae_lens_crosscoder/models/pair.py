@@ -1,4 +1,4 @@
-"""A base and a chat model that answer as one model, whose activations are stacked."""
+"""HookedModelPair: a base and a chat model that run as one model with stacked activations."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -30,9 +30,9 @@ from sae_lens_crosscoder.stacking import StackedLayout
 
 
 class HookedModelPair(HookedRootModule):
-    """Runs the same tokens through both models; at a hook, both activations side by side, base first.
+    """A base and a chat model that read the same tokens; at a hook, their activations are stacked, base first.
 
-    SAELens's `ActivationsStore`, training runners and `run_evals` take it as they take any model. Hooks are added with
+    SAELens's `ActivationsStore`, training runners and `run_evals` accept it like any model. Add hooks with
     TransformerLens's own `hooks`, `run_with_hooks` and `add_hook`: a hook function gets the stacked activation
     (batch, pos, d_in) and may return an edited one, of which each model continues with its slice.
 
@@ -41,10 +41,10 @@ class HookedModelPair(HookedRootModule):
     Args:
         models: the base and the chat model, in this order; HookedTransformer, TransformerBridge or SAELens's
             HookedProxyLM. They may differ in width and device.
-        model_names: what they are called in saved crosscoders, so that a crosscoder of another pair is refused.
-        token_replacements: control tokens of the chat model, and what the others read in their place, for base models
-            that lack them or have learned nothing about them; `slc.TOKEN_REPLACEMENTS` has some. The models given are
-            made to do so for good.
+        model_names: names stored in saved crosscoders, so that a crosscoder of another pair is refused.
+        token_replacements: control tokens of the chat model and the tokens that the other models read instead, for
+            base models that lack them or never learned them; `models.TOKEN_REPLACEMENTS` has some. It changes the given
+            models permanently.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class HookedModelPair(HookedRootModule):
     ) -> None:
         super().__init__()
         if len(models) < 2:
-            raise ValueError(f"A pair needs at least two models, base first, but got {len(models)}.")
+            raise ValueError(f"Got {len(models)} models, expected at least two, base first.")
         self.members: Any = nn.ModuleList(models)
         self.model_names = None if model_names is None else tuple(model_names)
         tokenizers = [getattr(model, "tokenizer", None) for model in models]
@@ -82,30 +82,30 @@ class HookedModelPair(HookedRootModule):
         token_replacements: Mapping[str, str] | None = None,
         **model_from_pretrained_kwargs: Any,
     ) -> "HookedModelPair":
-        """Load two models with their raw weights: no folding, no centring, which would move the residual stream.
+        """Load two models with raw weights: folding and centring would move the residual stream.
 
         Args:
             base, chat: Hub names, local folders (with `model_class_name="TransformerBridge"`), or the built-in
                 `tiny-base`, `tiny-chat`, `tiny-null`.
-            chat_device: the chat model's device, when it is not the base model's.
+            chat_device: the chat model's device; None for the base model's.
             model_class_name: `HookedTransformer`, `TransformerBridge` or `AutoModelForCausalLM` (HookedProxyLM).
             token_replacements: see the class.
 
         Raises:
-            ValueError: when the tokenizers give different ids; the message shows the first difference.
+            ValueError: if the tokenizers give different ids; the message shows the first difference.
         """
         devices = (device, chat_device or device)
         models = [
-            load_model(name, where, dtype, model_class_name, model_from_pretrained_kwargs)
-            for name, where in zip((base, chat), devices, strict=True)
+            load_model(name, on, dtype, model_class_name, model_from_pretrained_kwargs)
+            for name, on in zip((base, chat), devices, strict=True)
         ]
         return cls(*models, model_names=(base, chat), token_replacements=token_replacements)
 
     @override
     def setup(self) -> None:
-        """Give the pair hook points of its own, under the names that all models share.
+        """Create the pair's own hook points, under the names that all models share.
 
-        The inherited `setup` must not run here: it would rename the models' own hook points.
+        The inherited `setup` must not run: it would rename the models' hook points.
         """
         names = common_hook_names(self.members)
         self.hook_dict = {name: HookPoint() for name in names if not is_split_by_head(name)}
@@ -125,22 +125,22 @@ class HookedModelPair(HookedRootModule):
 
     @property
     def W_E(self) -> Tensor:
-        """The base model's embedding; SAELens looks here for the device that tokens belong on."""
+        """The base model's embedding, whose device SAELens moves tokens to."""
         if hasattr(self.base, "W_E"):
             return self.base.W_E
         return self.base.model.get_input_embeddings().weight
 
     def to_tokens(self, *args: Any, **kwargs: Any) -> Int[Tensor, "batch pos"]:
-        """As the chat model's."""
+        """The chat model's `to_tokens`."""
         return self.chat.to_tokens(*args, **kwargs)
 
     def validate_hook(self, hook_name: str) -> None:
-        """Raise a ValueError unless `hook_name` can be stacked."""
+        """Raise a ValueError unless all models have the hook and its activations can be stacked."""
         validate_hook_name(hook_name, self.hook_dict)
 
     @override
     def add_hook(self, name: str | Callable[[str], bool], hook: Any, *args: Any, **kwargs: Any) -> None:
-        """As TransformerLens's, with a ValueError for a hook that the pair cannot stack."""
+        """TransformerLens's `add_hook`; raises a ValueError for a hook that cannot be stacked."""
         if isinstance(name, str):
             self.validate_hook(name)
         super().add_hook(name, hook, *args, **kwargs)
@@ -149,32 +149,30 @@ class HookedModelPair(HookedRootModule):
     def check_hooks_to_add(self, *args: Any, dir: str = "fwd", **kwargs: Any) -> None:
         """Raise a ValueError for a backward hook: a pair's answer does not flow through its own hook points."""
         if dir != "fwd":
-            raise ValueError(
-                "A pair has no backward hooks: add them to the models themselves, pair.base and pair.chat."
-            )
+            raise ValueError("A pair has no backward hooks. Add them to pair.base and pair.chat instead.")
 
     @override
     def _enable_hook(
         self, name: str | Callable[..., Any], hook: Callable[..., Any], dir: Literal["fwd", "bwd"]
     ) -> None:
-        # `hooks` and `run_with_hooks` come through here, and would raise a bare KeyError for an unknown name.
+        # `hooks` and `run_with_hooks` call this, and would raise a bare KeyError for an unknown name.
         self.check_hooks_to_add(dir=dir)
         if isinstance(name, str):
             self.validate_hook(name)
         super()._enable_hook(name, hook, dir)
 
     def validate_trained_on(self, *model_names: str | None) -> None:
-        """Raise a ValueError if a crosscoder of models with these names does not belong to this pair."""
+        """Raise a ValueError if a crosscoder was trained on models with other names; unknown names are accepted."""
         if self.model_names is None or any(name is None for name in model_names):
             return
         if self.model_names != model_names:
             raise ValueError(
                 f"This crosscoder was trained on {' and '.join(map(str, model_names))}, but the pair is "
-                f"{' and '.join(self.model_names)}: its latents mean nothing there. Load the pair it was trained on."
+                f"{' and '.join(self.model_names)}. Load the pair that it was trained on."
             )
 
     def layout_at(self, hook_name: str) -> StackedLayout:
-        """The models' widths at a hook, found by running one token."""
+        """The models' widths at a hook, measured by running one token."""
         self.validate_hook(hook_name)
         token = torch.zeros(1, 1, dtype=torch.long)
         return StackedLayout(tuple(part.shape[-1] for part in self._read(token, hook_name, {})))
@@ -197,9 +195,9 @@ class HookedModelPair(HookedRootModule):
         loss_per_token: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Both models' answer to the same token ids, with the pair's hooks applied.
+        """Run all models on the same token ids with the pair's hooks applied.
 
-        Hooks cost one reading pass each (up to the hook's layer) before the answering pass.
+        Each hook costs one more forward pass (up to its layer), which reads the activations to edit.
         """
         edits = self._edits(tokens)
         outputs: list[Any] = []
@@ -217,7 +215,7 @@ class HookedModelPair(HookedRootModule):
         loss_per_token: bool = False,
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The answer, and stacked activations (batch, pos, d_in) by hook name."""
+        """Return the output, and stacked activations (batch, pos, d_in) by hook name."""
         names = self._resolve_names(names_filter)
         edits = self._edits(tokens)
         outputs: list[Any] = []
@@ -227,13 +225,13 @@ class HookedModelPair(HookedRootModule):
                 output, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=names, **kwargs)
             outputs.append(output)
             caches.append({name: cache[name] for name in names if name in cache})
-        answer = stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
-        if names_filter is None or callable(names_filter):  # asked for by pattern: what there is of it
+        output = stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
+        if names_filter is None or callable(names_filter):  # a pattern skips hooks that did not run
             names = [name for name in names if all(is_stackable(cache.get(name)) for cache in caches)]
-        return answer, {name: stack([cached_activation(cache, name) for cache in caches]) for name in names}
+        return output, {name: stack([cached_activation(cache, name) for cache in caches]) for name in names}
 
     def _edits(self, tokens: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """What the hooked positions become, per model, in the order in which the models reach the hooks."""
+        """Edited activations by hook name, one per model, in the order in which the models reach the hooks."""
         hooked = [name for name, hook_point in self.hook_dict.items() if hook_point.has_hooks(dir="fwd")]
         edits: dict[str, tuple[Tensor, ...]] = {}
         for name in self._in_order_of_execution(tokens, hooked):
@@ -249,10 +247,10 @@ class HookedModelPair(HookedRootModule):
             return names
         _, cache = self.base.run_with_cache(tokens.to(device_of(self.base)), names_filter=names)
         reached = [name for name in cache if name in names]
-        return reached + [name for name in names if name not in cache]  # which reading them refuses
+        return reached + [name for name in names if name not in cache]  # `_read` raises for these
 
     def _read(self, tokens: Tensor, name: str, edits: dict[str, tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Each model's own activation at a hook, after the edits made so far."""
+        """Each model's activation at a hook, with the edits made so far."""
         parts: list[Tensor] = []
         for m, model in enumerate(self.members):
             with replaced_activations(model, {earlier: values[m] for earlier, values in edits.items()}):

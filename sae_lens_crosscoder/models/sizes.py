@@ -1,4 +1,4 @@
-"""How large a language model is, from its config alone: no weights are downloaded, read or allocated."""
+"""Sizes of language models, computed from their configs alone: no weights are downloaded, read or allocated."""
 
 import copy
 from dataclasses import dataclass
@@ -15,42 +15,42 @@ from sae_lens_crosscoder.models.tiny.models import new_tiny_model
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model weighs, and what a forward pass up to a hook works on; counted in numbers, not bytes."""
+    """The size of a model and of a forward pass up to a hook, in numbers (not bytes)."""
 
     name: str
     n_params: int
-    """Of the whole model as its class holds it; HookedTransformer has an unembedding of its own."""
+    """Parameters of the whole model as its class holds it; HookedTransformer has a separate unembedding."""
     n_params_to_hook: int
-    """Of the blocks up to and including the hook's. The embedding is looked up, which costs no products."""
+    """Parameters of the blocks up to and including the hook's. Embedding is a look-up, which multiplies nothing."""
     n_buffer_bytes: int
-    """Masks and rotary tables, whose precision `model_dtype` does not change."""
+    """Bytes of masks and rotary tables, which `model_dtype` does not change."""
     d_model: int
     d_widest: int
-    """The widest layer within a block, as a rule the MLP's."""
+    """Width of the widest layer within a block, usually the MLP's."""
     n_heads: int
     d_vocab: int
     reads_logits: bool
-    """Whether the hook names no layer, so that the pass goes on to the logits."""
+    """True if the hook is in no layer, so that the forward pass runs to the logits."""
 
 
 def model_size(name: str, hook_name: str, model_class_name: str, config_folder: str | None = None) -> ModelSize:
-    """The size of the model that `load_model` would load; a jittered model has that of its original.
+    """The size of the model that `load_model` would load; a jittered model has the size of its original.
 
     Args:
-        config_folder: a folder with a transformers `config.json`, read in place of the model's own.
+        config_folder: a folder with a transformers `config.json` to use instead of the model's own.
 
     Raises:
-        OSError: the model's config is neither here nor on a Hub that can be reached.
-        ValueError: there is no such model, or it has no such layer.
+        OSError: if the model's config is neither local nor on a reachable Hub.
+        ValueError: for an unknown model, or a layer that it does not have.
     """
     name, _ = split_jitter(name)
     validate_loadable(name, model_class_name)
     if name in TINY_MODELS:
         tiny = new_tiny_model(seed=0)
-        return _measured(name, hook_name, tiny, list(tiny.blocks), tiny.cfg.n_heads, n_more=0)
+        return _measured(name, hook_name, tiny, list(tiny.blocks), tiny.cfg.n_heads, n_extra=0)
     if model_class_name == "HookedTransformer" and config_folder is None:
         model = _empty_hooked_transformer(name)
-        return _measured(name, hook_name, model, list(model.blocks), model.cfg.n_heads, n_more=0)
+        return _measured(name, hook_name, model, list(model.blocks), model.cfg.n_heads, n_extra=0)
     return _size_from_transformers(name, hook_name, model_class_name, config_folder or name)
 
 
@@ -61,45 +61,47 @@ def _size_from_transformers(name: str, hook_name: str, model_class_name: str, so
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    blocks = next((list(stack) for stack in stacks if len(stack) == text.num_hidden_layers), None)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = next((list(modules) for modules in lists if len(modules) == text.num_hidden_layers), None)
     if blocks is None:
-        raise ValueError(f"{source} has no list of {text.num_hidden_layers} layers, so its blocks cannot be counted.")
+        raise ValueError(
+            f"The model of {source} has no list of {text.num_hidden_layers} layers, so its blocks cannot be counted."
+        )
     unembedding = model.get_output_embeddings()
-    n_more = 0
+    n_extra = 0
     if model_class_name == "TransformerBridge" and unembedding.bias is None:
-        n_more = unembedding.weight.shape[0]  # the bridge adds a bias
+        n_extra = unembedding.weight.shape[0]  # the bridge adds a bias
     if model_class_name == "HookedTransformer" and text.tie_word_embeddings:
-        n_more = unembedding.weight.numel()
-    return _measured(name, hook_name, model, blocks, text.num_attention_heads, n_more)
+        n_extra = unembedding.weight.numel()
+    return _measured(name, hook_name, model, blocks, text.num_attention_heads, n_extra)
 
 
 def _empty_hooked_transformer(name: str) -> Any:
-    """A HookedTransformer without numbers in it."""
+    """A HookedTransformer without weights, on the meta device."""
     from transformer_lens import HookedTransformer
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config
 
     config = copy.copy(get_pretrained_model_config(name, device="meta"))
-    config.tokenizer_name = None  # which would be downloaded
+    config.tokenizer_name = None  # the tokenizer would be downloaded
     config.init_weights = False
     with torch.device("meta"):
         return HookedTransformer(config, move_to_device=False)
 
 
 def _measured(
-    name: str, hook_name: str, model: nn.Module, blocks: list[nn.Module], n_heads: int, n_more: int
+    name: str, hook_name: str, model: nn.Module, blocks: list[nn.Module], n_heads: int, n_extra: int
 ) -> ModelSize:
     layer = extract_layer_from_tlens_hook_name(hook_name)
     if layer is not None and layer >= len(blocks):
         raise ValueError(
             f"hook_name={hook_name!r} is in layer {layer}, but {name} has {len(blocks)} layers, counted from 0."
         )
-    passed = blocks if layer is None else blocks[: layer + 1]
+    blocks_to_hook = blocks if layer is None else blocks[: layer + 1]
     d_vocab, d_model = next(p.shape for p in model.parameters() if p.ndim == 2)  # the embedding comes first
     return ModelSize(
         name=name,
-        n_params=n_more + sum(p.numel() for p in model.parameters()),
-        n_params_to_hook=sum(p.numel() for block in passed for p in block.parameters()),
+        n_params=n_extra + sum(p.numel() for p in model.parameters()),
+        n_params_to_hook=sum(p.numel() for block in blocks_to_hook for p in block.parameters()),
         n_buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         d_model=d_model,
         d_widest=max(size for p in blocks[0].parameters() for size in p.shape),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations.cache import models as cache_models
 from sae_lens_crosscoder.activations.cache import writer as caching
 from sae_lens_crosscoder.activations.cache.manifest import CONTEXTS_FILENAME, CacheManifest
 from sae_lens_crosscoder.activations.harvest import NonFiniteError
@@ -161,7 +162,7 @@ class TestReading:
             resumed = trainer(written, steps=20, resume_from_checkpoint=latest).fit().state_dict()
             assert all(torch.equal(value, resumed[name]) for name, value in unbroken.items())
         other = write(pair, tmp_path / "other", tokens=TOKENS.flip(0))
-        with pytest.raises(ValueError, match=r"checkpoint is of a stream with cache='.*go on with the cache"):
+        with pytest.raises(ValueError, match=r"checkpoint was written with cache='.*Resume with the cache"):
             trainer(other, steps=20, resume_from_checkpoint=latest).fit()
 
     def test_another_pair_or_hook_is_refused_and_the_unknown_is_taken_on_trust(self, written):
@@ -173,7 +174,7 @@ class TestReading:
             written.validate_source(("some/base", "some/chat"), "blocks.1.hook_resid_post")
 
     def test_a_batch_larger_than_the_cache_is_refused(self, written):
-        with pytest.raises(ValueError, match="has 112 tokens, which do not fill one batch of 113"):
+        with pytest.raises(ValueError, match="has 112 tokens, fewer than one batch of 113"):
             written.shuffled(113)
 
 
@@ -187,11 +188,11 @@ class TestDamage:
         batches = iter(cache)
         next(batches), next(batches)
         for read in (lambda: next(batches), cache.verify, lambda: list(cache.shuffled(8, n_passes=1))):
-            with pytest.raises(ValueError, match=r"00002.chat.bin is damaged"):
+            with pytest.raises(ValueError, match=r"00002.chat.bin: checksum mismatch"):
                 read()
         trusting = slc.ActivationCache(written.path, checksums="never")
         assert sum(len(batch) for batch in trusting) == len(trusting)
-        with pytest.raises(ValueError, match=r"00002.chat.bin is damaged"):
+        with pytest.raises(ValueError, match=r"00002.chat.bin: checksum mismatch"):
             trusting.verify()
 
     def test_verify_looks_again_at_what_was_read_before(self, written):
@@ -199,13 +200,13 @@ class TestDamage:
         written.verify()
         path = written.path / "00000.base.bin"
         path.write_bytes(bytes(path.stat().st_size))
-        with pytest.raises(ValueError, match=r"00000.base.bin is damaged"):
+        with pytest.raises(ValueError, match=r"00000.base.bin: checksum mismatch"):
             written.verify()
 
     def test_a_short_or_missing_file_is_found_at_once(self, written):
         path = written.path / "00001.base.bin"
         path.write_bytes(path.read_bytes()[:-1])
-        with pytest.raises(ValueError, match=r"00001.base.bin is 1023 bytes long instead of 1024"):
+        with pytest.raises(ValueError, match=r"00001.base.bin has 1023 bytes, expected 1024"):
             slc.ActivationCache(written.path)
         path.unlink()
         with pytest.raises(ValueError, match=r"00001.base.bin is missing. Call cache_activations again"):
@@ -213,11 +214,11 @@ class TestDamage:
 
     def test_what_is_no_cache_or_of_another_format_is_refused(self, written, tmp_path):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match="is no activation cache"):
+        with pytest.raises(ValueError, match="is not an activation cache"):
             slc.ActivationCache(tmp_path / "empty")
         manifest = written.path / "manifest.json"
         manifest.write_text(json.dumps(seal(load_sealed(manifest) | {"format_version": 99})))
-        with pytest.raises(ValueError, match="format_version=99, but this version reads 1"):
+        with pytest.raises(ValueError, match="format_version=99, expected 1"):
             slc.ActivationCache(written.path)
 
 
@@ -228,7 +229,7 @@ class TestWriting:
         assert (manifest["hook_name"], manifest["dtype"], manifest["d_models"]) == (HOOK, "bfloat16", [16, 24])
         assert [shard["n_tokens"] for shard in manifest["shards"]] == [32, 32, 32, 16]
         assert all(set(shard["sha256"]) == {"tokens", "base", "chat"} for shard in manifest["shards"])
-        assert dataclasses.asdict(CacheManifest.read(written.path)) == dataclasses.asdict(written.manifest)
+        assert dataclasses.asdict(CacheManifest.load(written.path)) == dataclasses.asdict(written.manifest)
 
     @pytest.mark.parametrize("n_before", [0, 2, 5, 9, 13])
     def test_a_killed_call_leaves_whole_files_and_the_next_one_writes_the_rest_alone(
@@ -274,7 +275,7 @@ class TestWriting:
 
         def limited():
             resource.setrlimit(resource.RLIMIT_FSIZE, (4_500, 4_500))
-            with pytest.raises(OSError, match=r"File too large\nWhat is in .* stays: make room"):
+            with pytest.raises(OSError, match=r"File too large\nFiles written to .* stay. Free disk space"):
                 write(pair, tmp_path / "cache", **options)
 
         assert in_child(limited) == 0
@@ -289,9 +290,7 @@ class TestWriting:
             changed.blocks[0].mlp.W_in[0, 0] += 1e-3
         other = slc.HookedModelPair(pair.base, changed, model_names=pair.model_names)
         before = files(written.path)
-        with pytest.raises(
-            ValueError, match=r"another cache: it is of other weights of the chat model, under the same"
-        ):
+        with pytest.raises(ValueError, match=r"another cache: the chat model had other weights under the same"):
             write(other, written.path)
         assert files(written.path) == before
 
@@ -314,10 +313,10 @@ class TestWriting:
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
-            ({"hook_name": "blocks.1.hook_resid_post"}, "hook_name is 'blocks.0.hook_resid_post' there and 'blocks.1"),
-            ({"dtype": "float32"}, "dtype is 'bfloat16' there and 'float32' here"),
+            ({"hook_name": "blocks.1.hook_resid_post"}, "hook_name is 'blocks.0.hook_resid_post', not 'blocks.1"),
+            ({"dtype": "float32"}, "dtype is 'bfloat16', not 'float32'"),
             ({"tokens": TOKENS.flip(0)}, "tokens_sha256 is"),
-            ({"prompts_per_shard": 5}, r"shards is \[32, 32, 32, 16\] there and \[40, 40, 32\] here"),
+            ({"prompts_per_shard": 5}, r"shards is \[32, 32, 32, 16\], not \[40, 40, 32\]"),
         ],
     )
     def test_a_folder_with_another_cache_is_refused_and_left_alone(self, pair, written, changed, message):
@@ -325,7 +324,7 @@ class TestWriting:
         with pytest.raises(ValueError, match=message):
             write(pair, written.path, **changed)
         other = slc.HookedModelPair(*pair.members, model_names=("some/base", "other/chat"))
-        with pytest.raises(ValueError, match="already holds another cache: model_names is"):
+        with pytest.raises(ValueError, match="already contains another cache: its model_names is"):
             write(other, written.path)
         assert files(written.path) == before
 
@@ -334,11 +333,11 @@ class TestWriting:
             (TOKENS, {"hook_name": "blocks.9.hook_resid_post"}, "no common hook"),
             (TOKENS - 1, {}, "tokens contains the id -1"),
             (TOKENS[:0], {}, "non-empty"),
-            (TOKENS, {"loading": {"device": "cpu"}}, "this pair is loaded already"),
+            (TOKENS, {"loading": {"device": "cpu"}}, "this pair is already loaded"),
         ]:
             with pytest.raises(ValueError, match=message):
                 write(pair, tmp_path / "cache", tokens, **options)
-        with pytest.raises(ValueError, match="must be a pair, or the names"):
+        with pytest.raises(ValueError, match="must be a HookedModelPair, or the names"):
             write(("tiny-base",), tmp_path / "cache")
         assert not (tmp_path / "cache").exists()
         monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 100}))
@@ -354,7 +353,7 @@ class TestWriting:
 
     def test_named_models_are_in_memory_one_at_a_time(self, tmp_path, monkeypatch):
         alive, most = weakref.WeakSet(), []
-        original = caching.load_model
+        original = cache_models.load_model
 
         def watched(*args):
             model = original(*args)
@@ -362,7 +361,7 @@ class TestWriting:
             most.append(len(alive))
             return model
 
-        monkeypatch.setattr(caching, "load_model", watched)
+        monkeypatch.setattr(cache_models, "load_model", watched)
         tokens = torch.arange(24).view(3, 8)
         names = ("tiny-base", "tiny-chat")
         cache = slc.cache_activations(tmp_path, names, tokens, TINY_HOOK, dtype="float32", loading={"device": "cpu"})

@@ -112,9 +112,9 @@ def test_nothing_gives_nothing_and_a_remainder_is_left_out():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(batch_size=33), "buffer of 32 tokens does not fill one batch of 33: enlarge n_batches_in_buffer"),
+        (dict(batch_size=33), "buffer of 32 tokens is smaller than a batch of 33. Increase n_batches_in_buffer"),
         (dict(batch_size=0), "batches of at least one token"),
-        (dict(mix_fraction=1.5), r"mix_fraction=1.5 is the share of the buffer that stays in it: from 0 to 1"),
+        (dict(mix_fraction=1.5), r"mix_fraction=1.5 must be in \[0, 1\]"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(options, message):

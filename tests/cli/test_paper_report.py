@@ -123,7 +123,7 @@ def test_a_foreign_crosscoder_says_what_it_lacks(capsys):
         (["one", "--chats", "bad.jsonl"], "bad.jsonl, conversation 2, is not the JSON of a list of messages"),
         (["one", "--texts", "empty.txt"], "empty.txt is empty"),
         (["one", "--chats", "bad.jsonl", "--activations", "cache"], "give them, or chats and texts, not both"),
-        (["one", "--activations", "cache"], "cache is no activation cache"),
+        (["one", "--activations", "cache"], "cache is not an activation cache"),
         (["pairs"], "must hold crosscoders of one pair of models"),
     ],
 )

@@ -41,7 +41,7 @@ def test_rows_are_cut_off_at_the_length(chats, texts):
 
 
 def test_no_rows_are_refused():
-    with pytest.raises(ValueError, match="no conversations and no texts"):
+    with pytest.raises(ValueError, match="`chats` and `texts` are both empty"):
         labelled_rows(TOKENIZER, [])
 
 

@@ -117,7 +117,7 @@ def test_what_cannot_be_grouped_is_refused_by_name():
         slc.token_groups([], tok)
     with pytest.raises(ValueError, match="labels range from 0 to 2, expected -1 to 1"):
         slc.TokenGroups(torch.tensor([[0, 2]]), ("a", "b"))
-    with pytest.raises(ValueError, match="holds a name twice"):
+    with pytest.raises(ValueError, match="contains duplicates"):
         slc.TokenGroups(torch.tensor([[0, 1]]), ("a", "a"))
-    with pytest.raises(ValueError, match="n=-1 must be 0 or more"):
+    with pytest.raises(ValueError, match="n=-1 must be at least 0"):
         slc.TokenGroups(torch.tensor([[0, 1]]), ("a", "b")).drop_first_n(-1)

@@ -70,7 +70,7 @@ def test_logits_are_those_of_transformers(pair):
 
 
 def test_hooked_transformer_says_that_it_cannot_read_a_local_folder(folders):
-    with pytest.raises(ValueError, match=r"local folder\. Say model_class_name='TransformerBridge'"):
+    with pytest.raises(ValueError, match=r"local folder\. Use model_class_name='TransformerBridge'"):
         slc.HookedModelPair.from_pretrained(*folders, model_class_name="HookedTransformer")
 
 

@@ -211,7 +211,7 @@ class TestEditing:
         assert torch.equal(case.pair(case.tokens), before)
 
     def test_an_edit_of_the_wrong_width_is_refused(self, case):
-        with pytest.raises(ValueError, match="add up to"):
+        with pytest.raises(ValueError, match="the sum of the models' widths"):
             case.pair.run_with_hooks(case.tokens, fwd_hooks=[(case.late, lambda value, hook: value[..., 1:])])
 
     def test_a_hook_added_for_good_stays_until_reset(self, case):
@@ -325,7 +325,7 @@ class TestMembers:
         assert (pair.base, pair.chat) == (members[0], members[2])
 
     def test_one_model_is_no_pair(self):
-        with pytest.raises(ValueError, match="at least two models"):
+        with pytest.raises(ValueError, match="Got 1 models, expected at least two"):
             slc.HookedModelPair(random_hooked_transformer(16, seed=1))
 
     def test_logits_of_different_vocabularies_are_refused_but_activations_are_not(self):
@@ -382,12 +382,12 @@ class TestTokenizers:
     def test_different_vocabularies_are_refused_with_the_first_differing_token(self):
         words = ["<unk>", "the", "cat", "sat"]
         first, other = word_tokenizer(words), word_tokenizer(["<unk>", "the", "dog", "ran"])
-        with pytest.raises(ValueError, match="id 2 is 'cat' in the first and 'dog' in the other"):
+        with pytest.raises(ValueError, match="id 2 is 'cat' in the first and 'dog' in the second"):
             slc.HookedModelPair(self.with_tokenizer(first, 1), self.with_tokenizer(other, 2))
 
     def test_a_missing_token_is_refused(self):
         first, other = word_tokenizer(["<unk>", "the", "cat"]), word_tokenizer(["<unk>", "the"])
-        with pytest.raises(ValueError, match="id 2 is 'cat' in the first and None in the other"):
+        with pytest.raises(ValueError, match="id 2 is 'cat' in the first and None in the second"):
             slc.HookedModelPair(self.with_tokenizer(first, 1), self.with_tokenizer(other, 2))
 
     @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sae_lens_crosscoder.models.loading import MODEL_CLASSES, load_model, valida
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "qwen3-0.6b", "phi-2", "microsoft/phi-2"])
 def test_models_for_which_the_host_turns_remote_code_on_are_refused_before_it_does(name, monkeypatch):
     monkeypatch.setattr(loading, "load_host_model", lambda *args, **kwargs: pytest.fail("asked the host"))
-    with pytest.raises(ValueError, match=r"runs code that comes with .*model_class_name='TransformerBridge'"):
+    with pytest.raises(ValueError, match=r"would run code that comes with .*model_class_name='TransformerBridge'"):
         load_model(name, "cpu", "float32", "HookedTransformer", {})
     validate_loadable(name, "TransformerBridge")
     validate_loadable("google/gemma-2-2b", "HookedTransformer")

@@ -90,8 +90,8 @@ def test_nothing_is_allocated_for_a_large_model(config_only, monkeypatch):
     ("name", "hook_name", "class_name", "message"),
     [
         ("tiny-base", "blocks.4.hook_resid_post", "HookedTransformer", "is in layer 4, but tiny-base has 4 layers"),
-        ("tiny-bse", TINY_HOOK, "HookedTransformer", "There is no built-in model 'tiny-bse'"),
-        ("tiny-base+jitter=2", TINY_HOOK, "HookedTransformer", "with a size between 0 and 1, not '2'"),
+        ("tiny-bse", TINY_HOOK, "HookedTransformer", "Unknown built-in model 'tiny-bse'"),
+        ("tiny-base+jitter=2", TINY_HOOK, "HookedTransformer", "The jitter's size '2' must be between 0 and 1"),
         ("tiny-base", TINY_HOOK, "HookedMamba", "model_class_name='HookedMamba' is not one of"),
     ],
 )

@@ -327,10 +327,10 @@ def test_a_jittered_model_is_as_far_from_its_original_as_its_name_says():
         if weights.numel() > 1000:
             assert ((noisy - weights).norm() / weights.norm()).item() == pytest.approx(0.02, rel=0.1), name
     for name in ("tiny-base+jitter=", "tiny-base+jitter=2", "tiny-base+jitter=-0.1", "tiny-base+jitter=x"):
-        with pytest.raises(ValueError, match=r"named like 'tiny-base\+jitter=0.02'"):
+        with pytest.raises(ValueError, match=r"must be between 0 and 1, as in 'tiny-base\+jitter=0.02'"):
             load_model(name, "cpu", "float32", "HookedTransformer", {})
 
 
 def test_a_misspelt_built_in_model_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match="no built-in model 'tiny-bsae': those are tiny-base, tiny-chat, tiny-null"):
+    with pytest.raises(ValueError, match=r"Unknown .* 'tiny-bsae'. Use one of tiny-base, tiny-chat, tiny-null"):
         load_model("tiny-bsae", "cpu", "float32", "HookedTransformer", {})

@@ -89,9 +89,9 @@ def test_tokenizers_that_differ_in_replaced_tokens_alone_are_a_pair(tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"<start_of_turn>": "the"}, "'<start_of_turn>' is not a token of the chat model"),
-        ({"<sot>": "two words"}, "'two words' is not a token of the base model"),
-        ({"<sot>": "<eot>", "<eot>": "the"}, "'<sot>' becomes '<eot>', which is replaced itself"),
+        ({"<start_of_turn>": "the"}, "'<start_of_turn>' is not in the chat model's vocabulary"),
+        ({"<sot>": "two words"}, "'two words' is not in the base model's vocabulary"),
+        ({"<sot>": "<eot>", "<eot>": "the"}, "'<sot>' becomes '<eot>', which is itself replaced"),
     ],
 )
 def test_what_cannot_be_replaced_is_refused(table, message):

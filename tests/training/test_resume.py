@@ -426,10 +426,10 @@ class TestWhichCheckpoint:
     def test_a_shorter_stream_or_another_buffer_is_not_taken_for_the_same(self, activations, two):
         chunks = activations.split(100)
         for stream, message in (
-            (mixed_batches(chunks[:2], batch_size=BATCH, buffer_size=5 * BATCH), "that now ends after 2"),
+            (mixed_batches(chunks[:2], batch_size=BATCH, buffer_size=5 * BATCH), "but the stream ends after 2"),
             (
                 mixed_batches(chunks, batch_size=BATCH, buffer_size=4 * BATCH),
-                "buffer holds 320 tokens and this one 256",
+                "buffer holds 320 tokens, but this one 256",
             ),
         ):
             with pytest.raises(ValueError, match=message):
@@ -439,8 +439,8 @@ class TestWhichCheckpoint:
 def test_a_stream_that_knows_its_own_places_alone_is_not_gone_on_with_by_another_number_of_processes(activations):
     batches = TrainingBatches(Stopping(mixed(activations), 9, raising(OSError())))
     next(batches)
-    with pytest.raises(ValueError, match="of another number of processes, and a Stopping needs as many"):
-        batches.approach(batches.state_dict(), 2.0)
+    with pytest.raises(ValueError, match="by another number of processes, which Stopping cannot resume"):
+        batches.fast_forward(batches.state_dict(), 2.0)
 
 
 def flip_a_bit(path):

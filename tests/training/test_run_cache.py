@@ -165,7 +165,7 @@ class TestCache:
         alone, shared = (cached(tmp_path / name, mix, wait_for_cache=0.1) for name in ("alone", "shared"))
         write_run_cache(alone, prompts_per_shard=7)
         write_run_cache(shared, prompts_per_shard=7, worker=(0, 2), in_memory=in_memory)
-        with pytest.raises(ValueError, match=r"training/00001.\w+.bin is not written yet, and for 0.1 s no file"):
+        with pytest.raises(ValueError, match=r"training/00001.\w+.bin is not written yet, and no file .* for 0.1 s"):
             slc.CrosscoderTrainingRunner(shared).run()
         write_run_cache(shared, prompts_per_shard=7, worker=(1, 2), in_memory=in_memory)
         for cache, expected in zip(read_run_cache(shared), read_run_cache(alone), strict=True):
@@ -193,15 +193,15 @@ class TestCache:
         training, held_out = write_run_cache(cfg, prompts_per_shard=3)
         manifest, away = training.path / MANIFEST_FILENAME, tmp_path / "away"
         manifest.rename(away)
-        begun = CacheManifest.read(held_out.path)
+        begun = CacheManifest.load(held_out.path)
         begun.shards = [Shard(shard.n_tokens, {}) for shard in begun.shards]
-        begun.write(held_out.path)
+        begun.save(held_out.path)
         clock = [0.0]
 
         def written():
             for i, shard in enumerate(held_out.manifest.shards):
                 for name, sha256 in shard.sha256.items():
-                    yield begun.record(held_out.path, name, {i: sha256})
+                    yield begun.add_checksums(held_out.path, name, {i: sha256})
             yield away.rename(manifest)
 
         def sleep(seconds):
@@ -223,10 +223,10 @@ class TestCache:
             ({"packing": "one_document", "seed": 3}, "its config differs in packing, seed"),
             ({"token_replacements": {"<sot>": "<pad>"}}, "its config differs in token_replacements"),
             ({"sae": slc.BatchTopKCrosscoderTrainingConfig(d_model=64, d_sae=64, k=4)}, r"these models are \(96, 96\)"),
-            ({"cached_activations_path": "nowhere"}, "nowhere/training is no activation cache"),
+            ({"cached_activations_path": "nowhere"}, "nowhere/training is not an activation cache"),
             (
                 {"train_batch_size_tokens": 2048, "training_tokens": 4096, "lr_warm_up_steps": 0},
-                "do not fill one batch",
+                "fewer than one batch",
             ),
         ],
     )
@@ -265,7 +265,7 @@ def test_cache_train_and_diagnose_by_the_command_line(tmp_path, mix, monkeypatch
     pd.testing.assert_frame_equal(slc.read_latents("out"), first)
     assert main(["diagnose", "out", "--n_held_out_rows", "2"]) == 2
     assert main(["train", *flags, "--cached_activations_path", "other", "--use_cached_activations", "True"]) == 2
-    assert "other/training is no activation cache" in capsys.readouterr().err
+    assert "other/training is not an activation cache" in capsys.readouterr().err
     saved = json.loads(Path("out/runner_cfg.json").read_text())
     assert saved["mix"]["sources"][1]["kind"] == "conversations"
     assert main(["plan", "out"]) == 0

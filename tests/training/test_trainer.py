@@ -175,7 +175,7 @@ def test_a_stream_that_ends_early_is_named_and_nothing_is_lost(activations, tmp_
     ("stream", "message"),
     [
         ([], "ended after 0 tokens"),
-        ([torch.zeros(4, 127)], r"last axis is 127 wide, but the models' widths \(64, 64\) add up to 128"),
+        ([torch.zeros(4, 127)], r"last axis is 127 wide, expected 128, the sum of the models' widths \(64, 64\)"),
         ([torch.zeros(0, 128)], r"at least one token, not \(0, 128\)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What an activation cache consists of on disk: a manifest, and per shard one file of rows per model."""
+"""Files of an activation cache: a manifest, and for every shard one file of rows per model."""
 
 import dataclasses
 import hashlib
@@ -23,20 +23,22 @@ DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.f
 TOKENS, TOKEN_DTYPE = "tokens", torch.int32
 MANIFEST_FILENAME, _LOCK_FILENAME = "manifest.json", "manifest.lock"
 CONTEXTS_FILENAME = "contexts.safetensors"
-"""Whole contexts, and which of their tokens are in the cache, where some were left out."""
+"""Whole contexts and the mask of their cached tokens; written only if tokens were left out."""
 FORMAT_VERSION = 1
 
 
 @dataclass
 class Shard:
+    """A run of neighbouring tokens that is stored in one set of files."""
+
     n_tokens: int
     sha256: dict[str, str]
-    """Checksum of each file, by the name of what it holds; a file that is not written yet is missing."""
+    """Checksum of each file by the name of its content; files that are not written yet are missing."""
 
 
 @dataclass
 class CacheManifest:
-    """Which activations a cache holds, and how far they are written."""
+    """Description of the activations in a cache, and the checksums of the files written so far."""
 
     model_names: tuple[str, ...] | None
     hook_name: str
@@ -48,33 +50,36 @@ class CacheManifest:
     shards: list[Shard]
     token_replacements: dict[str, str] = dataclasses.field(default_factory=dict)
     weights_sha256: tuple[str, ...] | None = None
-    """What each model's weights were when the cache was begun; None for a cache that does not say."""
+    """Fingerprint of each model's weights when the cache was begun; None if unknown."""
     format_version: int = FORMAT_VERSION
 
     @property
     def layout(self) -> StackedLayout:
+        """The models' slices of the stacked axis."""
         return StackedLayout(self.d_models)
 
     @property
     def n_tokens(self) -> int:
+        """Number of tokens in the cache once it is complete."""
         return sum(shard.n_tokens for shard in self.shards)
 
     @property
     def bytes_per_token(self) -> dict[str, int]:
-        """Of every file of a shard, by the name of what it holds: a model's activations, or the tokens' ids."""
+        """Bytes per token in each file of a shard, by the name of its content: a model, or `tokens` for their ids."""
         widths = zip(self.layout.names, self.d_models, strict=True)
         return {TOKENS: TOKEN_DTYPE.itemsize} | {name: width * DTYPES[self.dtype].itemsize for name, width in widths}
 
     @property
     def n_bytes(self) -> int:
+        """Size of all files once the cache is complete."""
         return self.n_tokens * sum(self.bytes_per_token.values())
 
     def identity(self) -> str:
-        """A text that differs when the activations do, and is the same however many of them are written."""
+        """A digest that changes with the activations, but not with the number of files written so far."""
         return digest({**dataclasses.asdict(self), "shards": [shard.n_tokens for shard in self.shards]})
 
     def part_problem(self, folder: Path, shard: int, name: str) -> str | None:
-        """Why a file of a shard cannot be read, as far as its size tells; None when it can."""
+        """A description of what is wrong with a shard's file, judged by its size; None if it can be read."""
         path = part_path(folder, shard, name)
         expected = self.shards[shard].n_tokens * self.bytes_per_token[name]
         if name not in self.shards[shard].sha256:
@@ -82,58 +87,62 @@ class CacheManifest:
         if not path.exists():
             return f"{path} is missing"
         if path.stat().st_size != expected:
-            return f"{path} is {path.stat().st_size} bytes long instead of {expected}"
+            return f"{path} has {path.stat().st_size} bytes, expected {expected}"
         return None
 
-    def difference(self, other: "CacheManifest") -> str | None:
-        """The first thing that makes two manifests those of different activations; None when they agree."""
+    def difference(self, second: "CacheManifest") -> str | None:
+        """A description of the first difference between the activations of two manifests; None if they agree."""
         for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            mine, theirs = getattr(self, field.name), getattr(second, field.name)
             if field.name == "weights_sha256":
                 changed = [
                     name for name, a, b in zip(self.layout.names, mine or (), theirs or (), strict=False) if a != b
                 ]
                 if changed:
-                    return f"it is of other weights of the {' and the '.join(changed)} model, under the same name"
+                    return f"the {' and the '.join(changed)} model had other weights under the same name"
                 continue
             if field.name == "shards":
                 mine, theirs = ([shard.n_tokens for shard in shards] for shards in (mine, theirs))
             if mine != theirs:
-                return f"{field.name} is {mine!r} there and {theirs!r} here"
+                return f"its {field.name} is {mine!r}, not {theirs!r}"
         return None
 
-    def write(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
+        """Write the manifest into the folder."""
         write_text_atomically(json.dumps(seal(dataclasses.asdict(self)), indent=1), folder / MANIFEST_FILENAME)
 
-    def record(self, folder: Path, name: str, written: Mapping[int, str]) -> None:
-        """Add the checksums of files of some shards to the folder's manifest, beside what other workers added there."""
+    def add_checksums(self, folder: Path, name: str, written: Mapping[int, str]) -> None:
+        """Add the checksums of written files to the folder's manifest, keeping what other workers added."""
         with manifest_lock(folder):
-            self.shards = CacheManifest.read(folder).shards
+            self.shards = CacheManifest.load(folder).shards
             for shard, sha256 in written.items():
                 self.shards[shard].sha256[name] = sha256
-            self.write(folder)
+            self.save(folder)
 
-    def forget_lost(self, folder: Path) -> None:
-        """Take files that are no longer whole from the manifest, so that readers wait until they are written again."""
+    def drop_missing_files(self, folder: Path) -> None:
+        """Remove files that are missing or incomplete from the manifest, so that they are written again."""
         files = [
             (i, name) for i, shard in enumerate(self.shards) for name in self.bytes_per_token if name in shard.sha256
         ]
-        lost = [file for file in files if self.part_problem(folder, *file) is not None]
-        for shard, name in lost:
+        missing = [file for file in files if self.part_problem(folder, *file) is not None]
+        for shard, name in missing:
             del self.shards[shard].sha256[name]
-        if lost:
-            self.write(folder)
+        if missing:
+            self.save(folder)
 
     @classmethod
-    def read(cls, folder: Path) -> "CacheManifest":
+    def load(cls, folder: Path) -> "CacheManifest":
+        """Load the folder's manifest and validate its fields."""
         path = folder / MANIFEST_FILENAME
         if not path.exists():
-            raise ValueError(f"{folder} is no activation cache: it has no {MANIFEST_FILENAME}. Make one first.")
+            raise ValueError(
+                f"{folder} is not an activation cache: {MANIFEST_FILENAME} is missing. Call cache_activations."
+            )
         fields = load_sealed(path)
         if fields.get("format_version") != FORMAT_VERSION:
             raise ValueError(
-                f"{path} has format_version={fields.get('format_version')}, but this version reads {FORMAT_VERSION}: "
-                "make the cache again."
+                f"{path} has format_version={fields.get('format_version')}, expected {FORMAT_VERSION}. Write the cache "
+                "again with this version."
             )
         with blaming(path):
             if fields["model_names"] is not None:
@@ -163,43 +172,43 @@ class CacheManifest:
 
 
 def manifest_lock(folder: Path) -> FileLock:
-    """Around reading and writing a manifest, which several workers do; a process that dies lets go of it."""
+    """Lock for changing a manifest that several workers share; a process that dies releases it."""
     return FileLock(folder / _LOCK_FILENAME)
 
 
 def part_path(folder: Path, shard: int, name: str) -> Path:
-    """One model's rows of one shard, or the ids of its tokens, in order, without a header."""
+    """Path of one model's rows of a shard, or of the ids of its tokens, in order and without a header."""
     return folder / f"{shard:05d}.{name}.bin"
 
 
 def write_part(path: Path, batches: Iterable[Tensor]) -> str:
-    """Write rows as they are in memory, whole or not at all; returns their SHA-256."""
+    """Write rows as they are in memory, atomically; returns their SHA-256."""
     sha256 = hashlib.sha256()
     with atomic_write(path) as file, ThreadPoolExecutor(max_workers=1) as hashing:
         hashed: Future[None] | None = None
         for batch in batches:
             raw = batch.cpu().contiguous().view(torch.uint8).numpy().data
             if hashed is not None:
-                hashed.result()  # no more than one batch waits, and an error is not lost
-            hashed = hashing.submit(sha256.update, raw)  # beside the writing and the next forward pass
+                hashed.result()  # at most one batch waits, and errors are raised
+            hashed = hashing.submit(sha256.update, raw)  # while this writes and the next forward pass runs
             file.write(raw)
     return sha256.hexdigest()
 
 
-def read_part(path: Path, n_tokens: int, d_model: int, dtype: CacheDtype) -> Float[Tensor, "token d_model"]:
-    """The rows of a file as a tensor that the disk backs: read where and when they are used."""
+def load_part(path: Path, n_tokens: int, d_model: int, dtype: CacheDtype) -> Float[Tensor, "token d_model"]:
+    """Map the rows of a file into memory: they are read from disk when they are used."""
     rows = torch.from_file(str(path), shared=False, size=n_tokens * d_model, dtype=DTYPES[dtype])
     return rows.view(n_tokens, d_model)
 
 
 def contexts_sha256(tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, "batch pos"]) -> str:
-    """Of the tokens, and of which are kept if not all are."""
+    """SHA-256 of the tokens, and of the mask unless it is True everywhere."""
     sha256 = hashlib.sha256(tokens.cpu().long().contiguous().numpy().data)
     if not token_mask.all():
         sha256.update(token_mask.cpu().contiguous().numpy().data)
     return sha256.hexdigest()
 
 
-def read_tokens(path: Path, n_tokens: int) -> Int[Tensor, " token"]:
-    """The ids of a shard's tokens."""
+def load_token_ids(path: Path, n_tokens: int) -> Int[Tensor, " token"]:
+    """Load the ids of a shard's tokens."""
     return torch.from_file(str(path), shared=False, size=n_tokens, dtype=TOKEN_DTYPE).long()

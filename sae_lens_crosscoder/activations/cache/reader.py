@@ -1,4 +1,4 @@
-"""Paired activations on disk: made one model at a time, read as often as wanted."""
+"""ActivationCache: paired activations on disk, read in order or as shuffled training batches."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
@@ -17,9 +18,9 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     TOKENS,
     CacheManifest,
     contexts_sha256,
+    load_part,
+    load_token_ids,
     part_path,
-    read_part,
-    read_tokens,
 )
 from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -32,27 +33,26 @@ _POLL_SECONDS = 0.2
 
 
 class ActivationCache:
-    """A folder that `cache_activations` wrote, as streams of stacked activations in the precision of the cache.
+    """Streams of stacked activations from a folder that `cache_activations` wrote, in the cache's precision.
 
-    Iterating gives all activations once, in the order of the tokens, as `diagnose(activations=...)` reads them;
-    `shuffled` gives training batches. Every file's size is checked at once.
+    Iterating yields all activations once, in the order of the tokens, as analyses read them; `shuffled` returns
+    training batches. The size of every file is checked at once.
 
     Args:
-        checksums: `on_first_read` of each file, which reads it twice then, or `never`, as for a cache that passed
-            `verify` before.
-        wait: seconds without any new file for which reading waits when it comes to one that is still to be written;
-            0 for a cache that must be whole.
+        checksums: `on_first_read` to verify each file when it is first read, which reads it twice; `never` for a cache
+            that passed `verify` before.
+        wait: seconds to wait, since the last new file, for a file that is not written yet; 0 for a complete cache.
 
     Raises:
-        ValueError: for a folder that is no cache, or one with missing or damaged files, which are named; when reading,
-            for a file that was waited for in vain.
+        ValueError: for a folder that is not a cache, or with missing or corrupted files; while reading, for a file that
+            did not appear in time.
     """
 
     def __init__(
         self, path: str | Path, checksums: Literal["on_first_read", "never"] = "on_first_read", wait: float | int = 0
     ) -> None:
         if not wait >= 0:
-            raise ValueError(f"wait={wait} must be a number of seconds, or 0 not to wait for files.")
+            raise ValueError(f"wait={wait} must be a number of seconds, at least 0 (do not wait).")
         if checksums not in ("on_first_read", "never"):
             raise ValueError(f"checksums={checksums!r} is not one of 'on_first_read', 'never'.")
         self.path = Path(path)
@@ -63,40 +63,41 @@ class ActivationCache:
         for shard, written in enumerate(self.manifest.shards):
             for name in self.manifest.bytes_per_token:
                 if wait == 0 or name in written.sha256:
-                    self._refuse_problem(shard, name)
+                    self._validate_part(shard, name)
 
     @property
     def layout(self) -> StackedLayout:
-        """Whose activation is where on the stacked axis."""
+        """The models' slices of the stacked axis."""
         return self.manifest.layout
 
     @property
     def tokens(self) -> Int[Tensor, " token"]:
-        """The id of every token, in the order in which iterating gives their activations."""
+        """The id of every token, in the order in which iterating yields the activations."""
         shards = [self._part(shard, TOKENS) for shard in range(len(self.manifest.shards))]
-        return torch.cat([read_tokens(path, self.manifest.shards[i].n_tokens) for i, path in enumerate(shards)])
+        return torch.cat([load_token_ids(path, self.manifest.shards[i].n_tokens) for i, path in enumerate(shards)])
 
     @property
     def contexts(self) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-        """The contexts that the tokens come from, and which of their tokens are here: the others were left out.
+        """The contexts of the cached tokens, and a mask that is False for tokens that were left out.
 
         Raises:
-            ValueError: where tokens were left out and the file that says which is missing or damaged.
+            ValueError: if tokens were left out and the file with the mask is missing or corrupted.
         """
-        kept, file = self.tokens, self.path / CONTEXTS_FILENAME  # which is written before the last of the tokens
+        cached, file = self.tokens, self.path / CONTEXTS_FILENAME  # written before the last of the tokens
         if file.exists():
             stored, _ = load_tensors(file)
             with blaming(file):
                 tokens, token_mask = stored["tokens"].long(), stored["token_mask"]
-        else:  # whole contexts, as the checksum tells
-            n_contexts, context_size = len(self) // self.manifest.context_size, self.manifest.context_size
-            tokens = kept[: n_contexts * context_size].view(n_contexts, context_size)
+        else:  # no token was left out, which the checksum confirms
+            context_size = self.manifest.context_size
+            n_whole = len(self) // context_size * context_size
+            tokens = rearrange(cached[:n_whole], "(batch pos) -> batch pos", pos=context_size)
             token_mask = torch.ones_like(tokens, dtype=torch.bool)
-        is_whole = tokens.shape == token_mask.shape == (len(tokens), self.manifest.context_size)
-        if not is_whole or contexts_sha256(tokens, token_mask) != self.manifest.tokens_sha256:
+        is_complete = tokens.shape == token_mask.shape == (len(tokens), self.manifest.context_size)
+        if not is_complete or contexts_sha256(tokens, token_mask) != self.manifest.tokens_sha256:
             raise ValueError(
-                f"{file} is missing or damaged, so that nobody knows which contexts the tokens are from: delete it if "
-                "it is there and call cache_activations again with the same arguments, which writes only that file."
+                f"{file} is missing or corrupted, so the contexts of the tokens are unknown. Delete it if it exists "
+                "and call cache_activations again with the same arguments, which writes only that file."
             )
         return tokens, token_mask
 
@@ -121,22 +122,23 @@ class ActivationCache:
         n_passes: int | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> MixedBatches:
-        """Training batches: shards in random order, within each shard blocks in random order, mixed by `mixed_batches`.
+        """Training batches: shards in random order, blocks of a shard in random order, mixed by `mixed_batches`.
 
-        Of a cache that waits for its files, the first pass takes the shards in their order instead, so that training
-        can begin with the first; it does so also when all are there, and the batches are the same.
+        With `wait`, the first pass reads the shards in their order instead, so that training can start with the first;
+        it also does so when all files exist, so that the batches are the same.
 
         Args:
-            buffer_size: tokens in the buffer; None for 16 batches, or the whole cache where that is less.
-            block_size: neighbouring tokens that are read together; below 64 the disk is read in scraps.
+            batch_size: tokens per batch.
+            buffer_size: tokens in the buffer; None for 16 batches, or for the whole cache if that is less.
+            block_size: neighbouring tokens that are read together; fewer than 64 make reading slow.
             n_passes: passes over the cache, each in a new order; None for an endless stream.
-            part: (i, n) for the i-th of n streams, counted from 0, that have each block of the cache in one of them.
+            part: (i, n) for the i-th of n disjoint streams, counted from 0, that together read every block.
 
         Raises:
             ValueError: for a cache that is smaller than a batch.
         """
         if len(self) < batch_size:
-            raise ValueError(f"{self.path} has {len(self)} tokens, which do not fill one batch of {batch_size}.")
+            raise ValueError(f"{self.path} has {len(self)} tokens, fewer than one batch of {batch_size}.")
         return mixed_batches(
             _ShuffledBlocks(self, block_size, seed, n_passes, part),
             batch_size=batch_size,
@@ -146,21 +148,18 @@ class ActivationCache:
         )
 
     def validate_source(self, model_names: tuple[str | None, ...], hook_name: str | None) -> None:
-        """Raise a ValueError unless these are the activations of the named models at this hook.
-
-        What is not known, on either side, is taken on trust.
-        """
-        mine = self.manifest.model_names
-        if mine is not None and None not in model_names and mine != model_names:
+        """Raise a ValueError unless these are the named models' activations at this hook; None is not checked."""
+        names = self.manifest.model_names
+        if names is not None and None not in model_names and names != model_names:
             raise ValueError(
-                f"{self.path} holds activations of {' and '.join(mine)}, not of {' and '.join(map(str, model_names))}: "
-                "a crosscoder means something on its own models' activations only."
+                f"{self.path} holds activations of {' and '.join(names)}, not of {' and '.join(map(str, model_names))}."
+                " Use a cache of the models that the crosscoder was trained on."
             )
         if hook_name is not None and hook_name != self.manifest.hook_name:
             raise ValueError(f"{self.path} holds activations at {self.manifest.hook_name}, not at {hook_name}.")
 
     def verify(self) -> None:
-        """Raise a ValueError that names the first file whose content is not what was written; reads everything."""
+        """Read all files and raise a ValueError that names the first one whose checksum does not match."""
         for shard in range(len(self.manifest.shards)):
             for name in self.manifest.bytes_per_token:
                 self._verify_part(shard, name)
@@ -169,91 +168,91 @@ class ActivationCache:
         path = self._written(shard, name)
         if file_sha256(path) != self.manifest.shards[shard].sha256[name]:
             raise ValueError(
-                f"{path} is damaged: its content is not what was written (SHA-256). Delete it and call "
-                "cache_activations again with the same arguments, which writes it anew."
+                f"{path}: checksum mismatch: the file was corrupted or edited. Delete it and call cache_activations "
+                "again with the same arguments, which writes it again."
             )
         self._verified.add(path)
 
     def parts(self, shard: int) -> list[Float[Tensor, "token _"]]:
-        """Each model's rows of a shard, checked when they are read for the first time."""
+        """Each model's rows of a shard, verified when they are first read."""
         n_tokens = self.manifest.shards[shard].n_tokens
         return [
-            read_part(self._part(shard, name), n_tokens, d_model, self.manifest.dtype)
+            load_part(self._part(shard, name), n_tokens, d_model, self.manifest.dtype)
             for name, d_model in zip(self.layout.names, self.layout.d_models, strict=True)
         ]
 
     def _part(self, shard: int, name: str) -> Path:
-        """A file of a shard, checked if it is to be read for the first time."""
+        """Path of a shard's file, verified if it is read for the first time."""
         path = self._written(shard, name)
         if self.checksums == "on_first_read" and path not in self._verified:
             self._verify_part(shard, name)
         return path
 
     def _written(self, shard: int, name: str) -> Path:
-        """A file of a shard, as soon as it is there."""
+        """Path of a shard's file, once it is written."""
         path = part_path(self.path, shard, name)
         if name not in self.manifest.shards[shard].sha256:
             self.manifest = self._manifest_with(lambda manifest: name in manifest.shards[shard].sha256, path)
-            self._refuse_problem(shard, name)
+            self._validate_part(shard, name)
         return path
 
-    def _refuse_problem(self, shard: int, name: str) -> None:
+    def _validate_part(self, shard: int, name: str) -> None:
         problem = self.manifest.part_problem(self.path, shard, name)
         if problem is not None:
             raise ValueError(
-                f"The cache is not whole: {problem}. Call cache_activations again with the same arguments, which "
-                "writes only what is missing."
+                f"Incomplete cache: {problem}. Call cache_activations again with the same arguments, which writes only "
+                "missing files."
             )
 
     def _manifest_with(self, is_enough: Callable[[CacheManifest], bool], awaited: Path) -> CacheManifest:
-        """The manifest in the folder, as soon as it says enough; writers replace it with every file."""
+        """The folder's manifest, once it satisfies the condition; writers replace it after every file."""
         n_files, deadline = -1, 0.0
         while True:
-            is_there = self.wait == 0 or (self.path / MANIFEST_FILENAME).exists()
-            manifest = CacheManifest.read(self.path) if is_there else None
+            exists = self.wait == 0 or (self.path / MANIFEST_FILENAME).exists()
+            manifest = CacheManifest.load(self.path) if exists else None
             if manifest is not None and is_enough(manifest):
                 return manifest
-            n_now = 0 if manifest is None else sum(len(shard.sha256) for shard in manifest.shards)
-            if n_now > n_files:
-                n_files, deadline = n_now, time.monotonic() + self.wait
+            n_written = 0 if manifest is None else sum(len(shard.sha256) for shard in manifest.shards)
+            if n_written > n_files:
+                n_files, deadline = n_written, time.monotonic() + self.wait
             if time.monotonic() >= deadline:
                 raise ValueError(
-                    f"{awaited} is not written yet, and for {self.wait:g} s no file of the cache was: see whether its "
-                    "worker runs. It goes on with what is missing when it is started again, and training with "
-                    "resume_from_checkpoint; slower workers need a longer wait."
+                    f"{awaited} is not written yet, and no file of the cache was written for {self.wait:g} s. Check "
+                    "that its worker is running; restart it to write the missing files, and resume training with "
+                    "resume_from_checkpoint. Slower workers need a longer wait."
                 )
             time.sleep(min(_POLL_SECONDS, self.wait))
 
 
 class _ShuffledBlocks(Iterator[Tensor]):
-    """Blocks of neighbouring tokens; the seed alone gives their order, so that a place in it is a number of blocks."""
+    """Blocks of neighbouring tokens in an order given by the seed, so that a position is a number of blocks."""
 
     def __init__(
         self, cache: ActivationCache, block_size: int, seed: int, n_passes: int | None, part: tuple[int, int]
     ) -> None:
         self._cache, self._block_size = cache, block_size
         self._first_in_order = cache.wait > 0
-        self._places = islice(self._shuffled_places(seed, n_passes), part[0], None, part[1])
+        self._blocks = islice(self._shuffled_blocks(seed, n_passes), part[0], None, part[1])
         self._order = {
             "cache": cache.manifest.identity(),
             "block_size": block_size,
             "seed": seed,
             "first_pass_in_order": self._first_in_order,
         }
-        self._n_given = 0
+        self._n_read = 0
         self._shard: int | None = None
         self._parts: list[Tensor] = []
 
     @override
     def __next__(self) -> Float[Tensor, "_ d_in"]:
-        shard, block = next(self._places)
+        shard, block = next(self._blocks)
         if shard != self._shard:
             self._parts, self._shard = self._cache.parts(shard), shard
-        self._n_given += 1
+        self._n_read += 1
         rows = slice(block * self._block_size, (block + 1) * self._block_size)
         return self._cache.layout.stack([part[rows] for part in self._parts])
 
-    def _shuffled_places(self, seed: int, n_passes: int | None) -> Iterator[tuple[int, int]]:
+    def _shuffled_blocks(self, seed: int, n_passes: int | None) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(seed)
         shards = self._cache.manifest.shards
         n_done = 0
@@ -266,20 +265,20 @@ class _ShuffledBlocks(Iterator[Tensor]):
             n_done += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._order, "n_given": self._n_given}
+        return {**self._order, "n_read": self._n_read}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in self._order.items():
             if state[name] != value:
                 raise ValueError(
-                    f"The checkpoint is of a stream with {name}={state[name]!r}, but that of {self._cache.path} has "
-                    f"{value!r}: go on with the cache and the order that training began with. The first pass is in "
-                    "order for a wait (wait_for_cache) above 0."
+                    f"The checkpoint was written with {name}={state[name]!r}, but the stream of {self._cache.path} has "
+                    f"{value!r}. Resume with the cache and the settings that training started with; wait_for_cache "
+                    "above 0 makes the first pass in order."
                 )
-        self._skip(state["n_given"])
+        self._skip(state["n_read"])
 
-    def approach(self, state: dict[str, Any], share: float) -> None:
-        self._skip(int(share * state["n_given"]))
+    def fast_forward(self, state: dict[str, Any], ratio: float) -> None:
+        self._skip(int(ratio * state["n_read"]))
 
     def _skip(self, n_blocks: int) -> None:
-        self._n_given = sum(1 for _ in islice(self._places, n_blocks))
+        self._n_read = sum(1 for _ in islice(self._blocks, n_blocks))

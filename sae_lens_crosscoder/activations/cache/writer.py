@@ -1,14 +1,13 @@
-"""Writes paired activations to disk, if need be with one model in memory at a time, or by several workers."""
+"""Writing activation caches: one model in memory at a time if need be, or by several workers."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache.manifest import (
@@ -25,20 +24,18 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     part_path,
     write_part,
 )
+from sae_lens_crosscoder.activations.cache.models import CacheModels, Loader
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.harvest import NonFiniteError, validate_tokens
 from sae_lens_crosscoder.data.token_mask import as_token_mask
-from sae_lens_crosscoder.models.hook_access import activation_at, validate_hook_name
-from sae_lens_crosscoder.models.loading import load_model, validate_same_tokenizer
+from sae_lens_crosscoder.models.hook_access import activation_at
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
-from sae_lens_crosscoder.storage.checksums import fingerprint
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 _TOKENS_PER_SHARD = 65_536
-_WAIT_FOR_OTHERS = 600  # seconds
+_SECONDS_TO_WAIT_FOR_WORKERS = 600
 
-Prompts = tuple[Int[Tensor, "_ pos"], Bool[Tensor, "_ pos"]]  # a shard's, and which of their tokens are kept
+Prompts = tuple[Int[Tensor, "_ pos"], Bool[Tensor, "_ pos"]]  # a shard's tokens and their mask
 
 
 def cache_activations(
@@ -55,28 +52,29 @@ def cache_activations(
     loading: Mapping[str, Any] | None = None,
     worker: tuple[int, int] = (0, 1),
 ) -> ActivationCache:
-    """The activations of both models at one hook, on disk; a call that was interrupted goes on where it stopped.
+    """Write both models' activations at one hook to disk; called again after an interruption, it resumes.
 
-    Of a loaded pair, one shard after another is written, which an `ActivationCache` that waits can read meanwhile.
-    Given names, each model is loaded when its turn comes (and once before, to check it), so that memory need hold only
-    one: first all shards of the base model are written, then all of the chat model.
+    A loaded pair writes shard after shard, which an `ActivationCache` with `wait` can read meanwhile. Models given by
+    name are loaded one at a time (and once before, to check them), so that memory holds only one: the base model writes
+    all shards, then the chat model does.
 
     Args:
-        path: a folder; d_in times 2 (bfloat16) or 4 bytes per token.
+        path: a folder; needs d_in times 2 (bfloat16) or 4 (float32) bytes per token.
         models: a loaded pair, or the names of the base and the chat model, as `HookedModelPair.from_pretrained` takes.
-        token_mask: which of the tokens to write, as padding has no place in a cache; None for all.
+        token_mask: False for tokens to leave out, such as padding; None to write all.
         dtype: precision on disk.
-        dataset: what the tokens are, for the record.
+        dataset: description of the tokens, stored in the manifest.
         prompts_per_shard: rows of tokens in one shard; None for about 65,536 tokens.
-        loading: for names: `device`, `dtype`, `model_class_name` and what else `from_pretrained` takes.
-        worker: (i, n) for the i-th of n calls, counted from 0, that write one cache, each every n-th shard; they may
-            run at once, each i in one process. The cache that is returned waits for the others' shards.
+        batch_size: prompts per forward pass.
+        loading: for models given by name: `device`, `dtype`, `model_class_name` and other arguments of
+            `from_pretrained`.
+        worker: (i, n) for the i-th of n calls, counted from 0, that write one cache together, every n-th shard each;
+            they may run at once in different processes. The returned cache waits for the other workers' shards.
 
     Raises:
-        ValueError: before anything is written, for models that do not belong together, a hook that they do not have,
-            a disk that is too small, or a folder with a cache of something else, such as of models whose weights have
-            changed since.
-        OSError: when something cannot be written; what is written by then stays.
+        ValueError: before anything is written, for models that do not belong together, a hook that they lack, too
+            little disk space, or a folder with another cache, such as one of models with other weights.
+        OSError: if writing fails; files written before stay.
     """
     validate_tokens(tokens)
     token_mask = as_token_mask(tokens, token_mask)
@@ -85,137 +83,77 @@ def cache_activations(
     validate_worker(worker)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {tuple(DTYPES)}: float16 overflows on residual streams.")
-    loaders, names, replacements = _loaders(models, loading)
-    widths, weights, replaced = _inspected(loaders, hook_name, replacements)
-    if not isinstance(models, HookedModelPair):  # whose models read what they should already
-        loaders[:-1] = [partial(_reading_in_place, load, replaced) for load in loaders[:-1]]
-    per_shard = prompts_per_shard or max(1, _TOKENS_PER_SHARD // tokens.shape[1])
-    shards = zip(tokens.cpu().split(per_shard), token_mask.cpu().split(per_shard), strict=True)
-    prompts = [(part, kept) for part, kept in shards if kept.any()]
+    sources = CacheModels.inspect(models, loading, hook_name)
+    shards = _shards(tokens, token_mask, prompts_per_shard)
     manifest = CacheManifest(
-        model_names=names,
+        model_names=sources.model_names,
         hook_name=hook_name,
-        d_models=widths,
+        d_models=sources.d_models,
         dtype=dtype,
         dataset=dataset,
         context_size=tokens.shape[1],
         tokens_sha256=contexts_sha256(tokens, token_mask),
-        shards=[Shard(int(kept.sum()), {}) for _, kept in prompts],
-        token_replacements=replacements,
-        weights_sha256=weights,
+        shards=[Shard(int(mask.sum()), {}) for _, mask in shards],
+        token_replacements=sources.token_replacements,
+        weights_sha256=sources.weights_sha256,
     )
     folder = Path(path)
-    manifest = _resumed(folder, manifest)
-    own = range(worker[0], len(prompts), worker[1])
-    members = dict(zip(manifest.layout.names, loaders, strict=True))
-    in_turn = [members] if isinstance(models, HookedModelPair) else [{name: members[name]} for name in members]
+    manifest = _begin_or_resume(folder, manifest)
+    own_shards = range(worker[0], len(shards), worker[1])
+    loaders = dict(zip(manifest.layout.names, sources.loaders, strict=True))
     try:
         if not token_mask.all():
             _write_contexts(folder, tokens, token_mask)
-        _write_tokens(folder, manifest, prompts, own)
-        for together in in_turn:
-            _write_models(folder, manifest, together, prompts, own, batch_size)
+        _write_tokens(folder, manifest, shards, own_shards)
+        for group in [loaders] if sources.are_loaded else [{name: load} for name, load in loaders.items()]:
+            _write_models(folder, manifest, group, shards, own_shards, batch_size)
     except OSError as error:
         error.add_note(
-            f"What is in {folder} stays: make room or mend the disk, and call cache_activations again with the same "
-            "arguments, which writes only what is missing."
+            f"Files written to {folder} stay. Free disk space or fix the disk, then call cache_activations again with "
+            "the same arguments, which writes only missing files."
         )
         raise
-    return ActivationCache(folder, wait=_WAIT_FOR_OTHERS if worker[1] > 1 else 0)
+    return ActivationCache(folder, wait=_SECONDS_TO_WAIT_FOR_WORKERS if worker[1] > 1 else 0)
 
 
 def validate_worker(worker: tuple[int, int]) -> None:
-    """Raise a ValueError for what is not (i, n), the i-th of n workers counted from 0."""
+    """Raise a ValueError unless `worker` is (i, n) with i from 0 to n - 1."""
     if not 0 <= worker[0] < worker[1]:
         raise ValueError(f"worker={worker} must be (i, n) with i from 0 to n - 1: n workers share the shards.")
 
 
-def _loaders(
-    models: HookedModelPair | Sequence[str], loading: Mapping[str, Any] | None
-) -> tuple[list[Callable[[], nn.Module]], tuple[str, ...] | None, dict[str, str]]:
-    """A function per model that gives it, the models' names, and what the base model reads in place of some tokens."""
-    if isinstance(models, HookedModelPair):
-        if loading:
-            raise ValueError(
-                f"loading ({', '.join(loading)}) is for models given by name: this pair is loaded already."
-            )
-        return (
-            [lambda member=member: member for member in models.members],
-            models.model_names,
-            models.token_replacements,
-        )
-    if isinstance(models, str) or len(models) < 2:
-        raise ValueError(f"models={models!r} must be a pair, or the names of the base and the chat model.")
-    options: dict[str, Any] = {
-        "device": "cpu",
-        "dtype": "float32",
-        "model_class_name": "HookedTransformer",
-        **(loading or {}),
-    }
-    device, dtype, model_class = (options.pop(key) for key in ("device", "dtype", "model_class_name"))
-    replacements = dict(options.pop("token_replacements", None) or {})
-    loaders: list[Callable[[], nn.Module]] = [
-        partial(load_model, name, device, dtype, model_class, options) for name in models
-    ]
-    return loaders, tuple(models), replacements
+def _shards(
+    tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, "batch pos"], prompts_per_shard: int | None
+) -> list[Prompts]:
+    """The prompts of every shard; groups of prompts without any token to write get none."""
+    per_shard = prompts_per_shard or max(1, _TOKENS_PER_SHARD // tokens.shape[1])
+    parts = zip(tokens.cpu().split(per_shard), token_mask.cpu().split(per_shard), strict=True)
+    return [(part, mask) for part, mask in parts if mask.any()]
 
 
-def _reading_in_place(load: Callable[[], nn.Module], replaced: Mapping[int, int]) -> nn.Module:
-    model = load()
-    replace_embedded_tokens(model, replaced)
-    return model
-
-
-@torch.no_grad()
-def _inspected(
-    loaders: Sequence[Callable[[], nn.Module]], hook_name: str, replacements: Mapping[str, str]
-) -> tuple[tuple[int, ...], tuple[str, ...], dict[int, int]]:
-    """Each model's width at the hook, what its weights are, and the ids that the base model replaces.
-
-    With these they read the same tokens, or a ValueError says which they do not.
-    """
-    tokenizers: list[Any] = []
-    widths: list[int] = []
-    weights: list[str] = []
-    for load in loaders:
-        model: Any = load()
-        validate_hook_name(hook_name, model.hook_dict)
-        tokenizers.append(getattr(model, "tokenizer", None))
-        widths.append(activation_at(model, torch.zeros(1, 1, dtype=torch.long), hook_name).shape[-1])
-        weights.append(fingerprint(model.parameters()))
-        del model  # before the next one is loaded
-    replaced = replacement_ids(replacements, tokenizers[0], tokenizers[-1])
-    validate_same_tokenizer(tokenizers, replaced)
-    return tuple(widths), tuple(weights), replaced
-
-
-def _resumed(folder: Path, manifest: CacheManifest) -> CacheManifest:
-    """The manifest in the folder, which must be of the same activations; without one, the new manifest, written."""
+def _begin_or_resume(folder: Path, manifest: CacheManifest) -> CacheManifest:
+    """The folder's manifest, which must describe the same activations; in a new folder, write this one."""
     folder.mkdir(parents=True, exist_ok=True)
     with manifest_lock(folder):
-        return _found_or_written(folder, manifest)
-
-
-def _found_or_written(folder: Path, manifest: CacheManifest) -> CacheManifest:
-    if (folder / MANIFEST_FILENAME).exists():
-        there = CacheManifest.read(folder)
-        difference = there.difference(manifest)
-        if difference is not None:
-            raise ValueError(f"{folder} already holds another cache: {difference}. Choose another folder.")
-        there.forget_lost(folder)
-        return there
-    free = shutil.disk_usage(folder).free
-    if free < manifest.n_bytes:
-        raise ValueError(
-            f"The cache needs {manifest.n_bytes / 1e9:.3g} GB, but {folder} has {free / 1e9:.3g} GB free: cache fewer "
-            "tokens, use dtype='bfloat16', or train on the models directly."
-        )
-    manifest.write(folder)
-    return manifest
+        if (folder / MANIFEST_FILENAME).exists():
+            existing = CacheManifest.load(folder)
+            difference = existing.difference(manifest)
+            if difference is not None:
+                raise ValueError(f"{folder} already contains another cache: {difference}. Choose another folder.")
+            existing.drop_missing_files(folder)
+            return existing
+        free = shutil.disk_usage(folder).free
+        if free < manifest.n_bytes:
+            raise ValueError(
+                f"The cache needs {manifest.n_bytes / 1e9:.3g} GB, but {folder} has {free / 1e9:.3g} GB free. Cache "
+                "fewer tokens, use dtype='bfloat16', or train on the models directly."
+            )
+        manifest.save(folder)
+        return manifest
 
 
 def _write_contexts(folder: Path, tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, "batch pos"]) -> None:
-    """Which tokens are kept, and those around them."""
+    """Write whole contexts and the mask of the tokens that are cached."""
     path = folder / CONTEXTS_FILENAME
     with manifest_lock(folder):
         if not path.exists():
@@ -223,43 +161,43 @@ def _write_contexts(folder: Path, tokens: Int[Tensor, "batch pos"], token_mask: 
             save_tensors({name: tensor.contiguous() for name, tensor in contexts.items()}, path)
 
 
-def _write_tokens(folder: Path, manifest: CacheManifest, prompts: Sequence[Prompts], shards: range) -> None:
-    """The ids of all tokens that are kept."""
+def _write_tokens(folder: Path, manifest: CacheManifest, shards: Sequence[Prompts], own_shards: range) -> None:
+    """Write the ids of all cached tokens."""
     written: dict[int, str] = {}
-    for shard in shards:
+    for shard in own_shards:
         if manifest.part_problem(folder, shard, TOKENS) is not None:
-            tokens, kept = prompts[shard]
-            written[shard] = write_part(part_path(folder, shard, TOKENS), [tokens[kept].to(TOKEN_DTYPE)])
+            tokens, mask = shards[shard]
+            written[shard] = write_part(part_path(folder, shard, TOKENS), [tokens[mask].to(TOKEN_DTYPE)])
     if written:
-        manifest.record(folder, TOKENS, written)
+        manifest.add_checksums(folder, TOKENS, written)
 
 
 def _write_models(
     folder: Path,
     manifest: CacheManifest,
-    loaders: Mapping[str, Callable[[], nn.Module]],
-    prompts: Sequence[Prompts],
-    shards: range,
+    loaders: Mapping[str, Loader],
+    shards: Sequence[Prompts],
+    own_shards: range,
     batch_size: int,
 ) -> None:
-    """All of these models' files that are not there yet; the manifest says so as soon as one is complete."""
-    files = [(shard, name) for shard in shards for name in loaders]
+    """Write these models' missing files, and add each to the manifest as soon as it is complete."""
+    files = [(shard, name) for shard in own_shards for name in loaders]
     missing = [file for file in files if manifest.part_problem(folder, *file) is not None]
     models = {name: loaders[name]() for name in dict.fromkeys(name for _, name in missing)}
     for shard, name in tqdm(missing, desc=f"Caching {' and '.join(loaders)} activations", unit="file", leave=False):
         path = part_path(folder, shard, name)
-        batches = zip(*(part.split(batch_size) for part in prompts[shard]), strict=True)
+        batches = zip(*(part.split(batch_size) for part in shards[shard]), strict=True)
         rows = (_rows(models[name], batch, manifest.hook_name, DTYPES[manifest.dtype], path) for batch in batches)
-        manifest.record(folder, name, {shard: write_part(path, rows)})
+        manifest.add_checksums(folder, name, {shard: write_part(path, rows)})
 
 
 @torch.no_grad()
 def _rows(
     model: Any, prompts: Prompts, hook_name: str, dtype: torch.dtype, path: Path
 ) -> Float[Tensor, "token d_model"]:
-    tokens, kept = prompts
+    tokens, mask = prompts
     activations = activation_at(model, tokens.long(), hook_name)
-    rows = activations[kept.to(activations.device)].to(dtype)
+    rows = activations[mask.to(activations.device)].to(dtype)
     if not torch.isfinite(rows).all():
-        raise NonFiniteError(f"Activations for {path} are NaN or infinite: look at the model's dtype and at the hook.")
+        raise NonFiniteError(f"Activations for {path} are NaN or infinite. Check the model's dtype and the hook.")
     return rows

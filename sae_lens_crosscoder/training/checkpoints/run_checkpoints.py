@@ -109,7 +109,7 @@ class RunCheckpoints:
         if n_processes == self._collectives.n_processes:
             self._batches.load_state_dict(state["batches"])
         else:
-            self._batches.approach(state["batches"], n_processes / self._collectives.n_processes)
+            self._batches.fast_forward(state["batches"], n_processes / self._collectives.n_processes)
         _set_random_state(state["random"])
 
     def _state(self) -> dict[str, Any]:
