@@ -138,7 +138,7 @@ def main() -> None:
     chosen: dict[str, dict[str, dict[str, list[int]]]] = {}
     folders = [(run, name, folder) for run in args.crosscoder for name, folder in crosscoder_folders(run).items()]
     for run, name, folder in folders:
-        crosscoder, latents = slc.load(folder), slc.read_latents(folder)
+        crosscoder, latents = slc.load(folder), slc.Diagnosis.load(folder).latents
         rows, contrasts = effect_rows(name, pair, crosscoder, latents, responses)
         splice = slc.causal.splice_evals(crosscoder, pair, responses.tokens, responses.response, batch_size=64)
         g = groups(pair, crosscoder, latents)

@@ -156,7 +156,7 @@ def card(experiment: Experiment, weights: Weights, tokens: PlantedTokens) -> dic
         experiment.crosscoder(weights).save_inference_model(folder)
         saved = slc.load(folder)
     tokens = replace(tokens, activations=tokens.activations.to(saved.dtype))
-    table = slc.diagnose(saved, activations=tokens.activations.split(2048))
+    table = slc.diagnose(saved, slc.EvalData(activations=tokens.activations.split(2048))).latents
     return card_columns(asdict(score_card(world, truth_table(world, saved, tokens), table)))
 
 

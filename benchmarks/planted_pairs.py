@@ -187,16 +187,17 @@ def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
     tokens = world.sample(EVALUATION_TOKENS, seed=2000 + seed)
     crosscoder = train(cell, world, seed, cell.trains_on)
 
-    def diagnosed(trained: slc.InferenceCrosscoder, on: NullKind | None, **options: Any) -> pd.DataFrame:
+    def diagnosed(trained: slc.InferenceCrosscoder, on: NullKind | None, **options: Any) -> slc.Diagnosis:
         batches: Any = tokens.activations.split(2048)
         if on is not None:
             batches = null_activations(batches, world.layout, on, seed=3000 + seed)
-        return slc.diagnose(trained, activations=batches, **options)
+        return slc.diagnose(trained, slc.EvalData(activations=batches), **options)
 
     null = None
     if cell.null_run is not None:
         null = diagnosed(train(cell, world, 5000 + seed, cell.null_run), cell.null_run)
-    table = diagnosed(crosscoder, cell.trains_on, null=null, free_directions="all")
+    diagnosis = diagnosed(crosscoder, cell.trains_on, null=null, free_directions="all")
+    table, manifest = diagnosis.latents, diagnosis.manifest
     truth = truth_table(world, crosscoder, tokens)
     details = crosscoder.cfg.metadata.training_architecture_details
     flagged = table.label.isin(["chat_only", "base_only"])
@@ -209,14 +210,14 @@ def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
         "k": details.get("k"),
         "true_l0": world.l0,
         "score": crosscoder.cfg.score,
-        "fve_base": table.attrs["fve"]["base"],
-        "fve_chat": table.attrs["fve"]["chat"],
-        "fve_pooled": table.attrs["fve"]["pooled"],
-        "l0": table.attrs["l0"],
+        "fve_base": manifest["fve"]["base"],
+        "fve_chat": manifest["fve"]["chat"],
+        "fve_pooled": manifest["fve"]["pooled"],
+        "l0": manifest["l0"],
         "n_flagged": int((table.label == "chat_only").sum()),
         "n_flagged_either_side": int(flagged.sum()),
         "n_flagged_below_q": int((flagged & (table.q_value < 0.1)).sum()) if cell.null_run else None,
-        "conclusion": table.attrs["conclusion"],
+        "conclusion": diagnosis.conclusion,
         **card_columns(asdict(score_card(world, truth, table))),
         **rotated(world, table.join(truth)),
         **{f"median_nu_error_rho_{rho}": value for rho, value in median_nu_error_of_weak(world, table, truth).items()},

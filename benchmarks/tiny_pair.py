@@ -73,8 +73,11 @@ def crosscoder_configs(steps: int = STEPS, **batchtopk: Any) -> dict[str, Any]:
     return dict(configs)
 
 
-def rows_of(name: str, seed: int, crosscoder: Any, table: pd.DataFrame, data: Data, oracle: pd.Series) -> list[dict]:
+def rows_of(
+    name: str, seed: int, crosscoder: Any, diagnosis: slc.Diagnosis, data: Data, oracle: pd.Series
+) -> list[dict]:
     """Build a row per concept, with the figures of the whole crosscoder beside it."""
+    table, manifest = diagnosis.latents, diagnosis.manifest
     concepts = concept_table(crosscoder, data.pair, table, CONTRASTS)
     found = concepts.join(oracle)
     scores = {s: found[s].rank().corr(found.oracle.rank()) for s in ("delta_norm", "nu_error", "nu_free")}
@@ -83,9 +86,9 @@ def rows_of(name: str, seed: int, crosscoder: Any, table: pd.DataFrame, data: Da
         "crosscoder": name,
         "seed": seed,
         "d_sae": crosscoder.cfg.d_sae,
-        "fve_pooled": table.attrs["fve"]["pooled"],
-        "l0": table.attrs["l0"],
-        "conclusion": table.attrs["conclusion"],
+        "fve_pooled": manifest["fve"]["pooled"],
+        "l0": manifest["l0"],
+        "conclusion": diagnosis.conclusion,
         **{f"n_{verdict}": int((live.verdict == verdict).sum()) for verdict in ("chat_specific", "base_specific")},
         **{f"n_{label}": int((live.label == label).sum()) for label in ("chat_only", "base_only")},
         **{f"spearman_{score}": value for score, value in scores.items()},
@@ -142,16 +145,15 @@ def score(seeds: list[int]) -> Iterator[dict[str, Any]]:
     for seed in seeds:
         for name, cfg in crosscoder_configs().items():
             started = time.process_time()
-            nulls: dict[str, pd.DataFrame] = {}
+            nulls: dict[str, slc.Diagnosis] = {}
             # From the least different pair upwards: each uses the null runs before it.
             for chat in reversed(pairs):
                 data = pairs[chat]
                 crosscoder = train(cfg, data, seed)
-                table = slc.diagnose(
-                    crosscoder, data.pair, data.held_out, null=list(nulls.values()), free_directions="all"
-                )
-                nulls[chat] = table
-                for row in rows_of(name, seed, crosscoder, table, data, oracles[chat]):
+                held_out = slc.EvalData(pair=data.pair, tokens=data.held_out)
+                null = list(nulls.values())
+                nulls[chat] = slc.diagnose(crosscoder, held_out, null=null, free_directions="all")
+                for row in rows_of(name, seed, crosscoder, nulls[chat], data, oracles[chat]):
                     yield {"chat": chat, **row, "cpu_seconds": time.process_time() - started}
         for row in baseline_rows(pairs["tiny-chat"], seed):
             yield {"chat": "tiny-chat", **row}
@@ -170,8 +172,8 @@ def convergence(seeds: list[int]) -> Iterator[dict[str, Any]]:
         for varied, steps, fields in variations:
             cfg = crosscoder_configs(steps, **fields)["batchtopk"]
             crosscoder = train(cfg, data, seed, steps)
-            table = slc.diagnose(crosscoder, data.pair, data.held_out)
-            for row in rows_of("batchtopk", seed, crosscoder, table, data, oracle):
+            diagnosis = slc.diagnose(crosscoder, slc.EvalData(pair=data.pair, tokens=data.held_out))
+            for row in rows_of("batchtopk", seed, crosscoder, diagnosis, data, oracle):
                 yield {"varied": varied, "steps": steps, "k": cfg.k, "score": cfg.score, **row}
 
 

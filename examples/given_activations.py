@@ -29,8 +29,9 @@ crosscoder.save_inference_model("planted_crosscoder")
 crosscoder = slc.load("planted_crosscoder")
 
 fresh = world.sample(24_000, seed=2)
-latents = slc.diagnose(crosscoder, activations=fresh.activations.split(2048))
-slc.write_latents(latents, "planted_crosscoder")
+diagnosis = slc.diagnose(crosscoder, slc.EvalData(activations=fresh.activations.split(2048)))
+diagnosis.save("planted_crosscoder")
+latents = diagnosis.latents
 print(latents.groupby("label").verdict.value_counts().to_string())
-print(latents.attrs["conclusion"])
+print(diagnosis.conclusion)
 print(score_card(world, truth_table(world, crosscoder, fresh), latents))

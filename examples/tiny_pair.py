@@ -26,10 +26,10 @@ cfg = slc.CrosscoderRunnerConfig(
 )
 runner = slc.CrosscoderTrainingRunner(cfg)
 crosscoder = runner.run()
-latents = slc.diagnose(crosscoder, **runner.held_out_data())
-print(latents.attrs["fve"])
+diagnosis = slc.diagnose(crosscoder, runner.held_out_data())
+print(diagnosis.manifest["fve"])
 columns = ["delta_norm", "label", "verdict", "nu_error", "nu_reconstruction", "n_active"]
-print(latents.nlargest(5, "delta_norm")[columns].round(2).to_string())
+print(diagnosis.latents.nlargest(5, "delta_norm")[columns].round(2).to_string())
 
 # Hooks see the stack, and each model goes on with its own slice: here, with the crosscoder's reconstruction.
 tokens = runner.held_out_tokens[:16]

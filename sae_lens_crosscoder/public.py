@@ -3,25 +3,35 @@
 from sae_lens_crosscoder import planning
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.cache.writer import cache_activations
+from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.harvest import NonFiniteError
-from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
-from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
-from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm
-from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
-from sae_lens_crosscoder.analysis.examples.collect import collect_examples
-from sae_lens_crosscoder.analysis.examples.file import read_examples
-from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
-from sae_lens_crosscoder.analysis.latent_scaling.mse_improvement import TargetEnergies, mse_improvement
-from sae_lens_crosscoder.analysis.latent_scaling.nu_by_group import nu_by_group
-from sae_lens_crosscoder.analysis.latent_scaling.nu_controls import nu_controls
-from sae_lens_crosscoder.analysis.paper.paper_tables import PaperTables, paper_tables
-from sae_lens_crosscoder.analysis.statistics.agreement import agreement
-from sae_lens_crosscoder.analysis.statistics.artifacts import counts_below, overlap_with_shared, rank_overlap
-from sae_lens_crosscoder.analysis.statistics.correlations import correlations
-from sae_lens_crosscoder.analysis.statistics.difference import difference_shares
-from sae_lens_crosscoder.analysis.statistics.latent_statistics import latent_statistics
-from sae_lens_crosscoder.analysis.tables.latents_file import read_latents, write_interpretations, write_latents
-from sae_lens_crosscoder.analysis.tables.user_labels import read_labels, write_label
+from sae_lens_crosscoder.analysis import (
+    Diagnosis,
+    Interpretations,
+    LatentScaling,
+    PaperTables,
+    TargetEnergies,
+    activation_divergence,
+    agreement,
+    collect_examples,
+    correlations,
+    counts_below,
+    decoupled_pairs,
+    delta_norm,
+    diagnose,
+    difference_shares,
+    latent_statistics,
+    load_examples,
+    load_labels,
+    mse_improvement,
+    nu_by_group,
+    nu_controls,
+    overlap_with_shared,
+    paper_tables,
+    rank_overlap,
+    save_interpretations,
+    save_label,
+)
 from sae_lens_crosscoder.causal import (
     Responses,
     causal_effects,
@@ -106,10 +116,13 @@ __all__ = [
     "CrosscoderTrainerConfig",
     "CrosscoderTrainingRunner",
     "DataMix",
+    "Diagnosis",
     "EndpointClient",
+    "EvalData",
     "Exploration",
     "HookedModelPair",
     "InferenceCrosscoder",
+    "Interpretations",
     "JumpReLUCrosscoder",
     "JumpReLUCrosscoderConfig",
     "L1CrosscoderTrainingConfig",
@@ -155,6 +168,8 @@ __all__ = [
     "latent_effects",
     "latent_statistics",
     "load",
+    "load_examples",
+    "load_labels",
     "logit_attribution",
     "mse_improvement",
     "next_tokens",
@@ -167,13 +182,12 @@ __all__ = [
     "planning",
     "push_to_hub",
     "rank_overlap",
-    "read_examples",
     "read_foreign_latents",
-    "read_labels",
-    "read_latents",
     "register_architectures",
     "resume_from",
     "save_dictionary_learning",
+    "save_interpretations",
+    "save_label",
     "sentence_embedder",
     "splice_evals",
     "token_groups",
@@ -181,9 +195,6 @@ __all__ = [
     "train_together",
     "write_effects",
     "write_explorer",
-    "write_interpretations",
-    "write_label",
-    "write_latents",
     "write_model_card",
     "write_neuronpedia",
     "write_report",

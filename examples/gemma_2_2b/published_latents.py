@@ -9,7 +9,7 @@ The weights come from the Hub (the two Gemma models after you accept their licen
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -76,10 +76,11 @@ def _on_conversations(
     groups = slc.token_groups(chats, pair.tokenizer)
     groups = slc.TokenGroups(groups.labels[:, : cfg.context_size], groups.names)
     tokens = pad_sequence([chat.input_ids for chat in chats], batch_first=True)[:, : cfg.context_size]
-    statistics = slc.latent_statistics(crosscoder, pair, tokens, groups=groups, batch_size_prompts=cfg.batch_size)
+    data = slc.EvalData(pair=pair, tokens=tokens, groups=groups, batch_size=cfg.batch_size)
+    statistics = slc.latent_statistics(crosscoder, data).table
     # One group of everything but padding: the paper's nu are over all tokens.
     everything = slc.TokenGroups(groups.labels.clamp(max=0), ("tokens",))
-    nu = slc.nu_by_group(crosscoder, pair, tokens, groups=everything, batch_size_prompts=cfg.batch_size)
+    nu = slc.nu_by_group(crosscoder, replace(data, groups=everything))
     table = nu.rename(columns=lambda name: name.removesuffix("_tokens"))
     table["one_minus_delta_norm"] = 1 - slc.delta_norm(crosscoder.decoder_norms).numpy(force=True)
     return table.assign(frac_template=statistics.frac_template)

@@ -1,0 +1,57 @@
+"""Analyses of a trained crosscoder: model-specific latents, artifacts among them, and what they fire on."""
+
+from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
+from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
+from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, delta_norm
+from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.analysis.examples.collect import collect_examples
+from sae_lens_crosscoder.analysis.examples.file import load_examples
+from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
+from sae_lens_crosscoder.analysis.latent_scaling.mse_improvement import TargetEnergies, mse_improvement
+from sae_lens_crosscoder.analysis.latent_scaling.nu_by_group import nu_by_group
+from sae_lens_crosscoder.analysis.latent_scaling.nu_controls import nu_controls
+from sae_lens_crosscoder.analysis.paper.paper_tables import PaperTables, paper_tables
+from sae_lens_crosscoder.analysis.statistics.agreement import agreement
+from sae_lens_crosscoder.analysis.statistics.artifacts import counts_below, overlap_with_shared, rank_overlap
+from sae_lens_crosscoder.analysis.statistics.concepts import concept_table
+from sae_lens_crosscoder.analysis.statistics.correlations import correlations
+from sae_lens_crosscoder.analysis.statistics.difference import DifferenceShares, difference_shares
+from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics, latent_statistics
+from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles, activation_profiles
+from sae_lens_crosscoder.analysis.tables.interpretations import Interpretations, save_interpretations
+from sae_lens_crosscoder.analysis.tables.user_labels import load_labels, save_label
+
+__all__ = [
+    "CLASS_BORDERS",
+    "ActivationProfiles",
+    "Diagnosis",
+    "DifferenceShares",
+    "Interpretations",
+    "LatentScaling",
+    "LatentStatistics",
+    "PaperTables",
+    "TargetEnergies",
+    "activation_divergence",
+    "activation_profiles",
+    "agreement",
+    "collect_examples",
+    "concept_table",
+    "correlations",
+    "counts_below",
+    "decoupled_pairs",
+    "delta_norm",
+    "diagnose",
+    "difference_shares",
+    "latent_statistics",
+    "load_examples",
+    "load_labels",
+    "mse_improvement",
+    "nu_by_group",
+    "nu_controls",
+    "overlap_with_shared",
+    "paper_tables",
+    "rank_overlap",
+    "save_interpretations",
+    "save_label",
+]

@@ -1,14 +1,15 @@
-"""Where an analysis gets its activations: batches, of which those it has seen before can be left out."""
+"""Batches of activations from EvalData for one crosscoder, and their encodings."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.eval_data import Activations, Batches, EvalData
 from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
 from sae_lens_crosscoder.data.token_mask import as_token_mask
@@ -19,39 +20,35 @@ from sae_lens_crosscoder.storage.checksums import fingerprint
 BATCH_TOKENS = 2048
 _SHARD_BLOCK = 256
 
-Batches = Iterable[Float[Tensor, "_ d_in"]]
-Activations = Float[Tensor, "token d_in"] | Batches
-
 
 class HarvestedActivations:
-    """Activations of given tokens, for which the models run; not for those that are left out."""
+    """Activations of the masked tokens, for which the models run batch by batch."""
 
     def __init__(
-        self, pair: HookedModelPair, tokens: Tensor, hook_name: str, batch_size_prompts: int, keep: Tensor | None
+        self, pair: HookedModelPair, tokens: Tensor, token_mask: Tensor | None, hook_name: str, batch_size: int
     ) -> None:
-        self._pair, self._tokens, self._hook_name = pair, tokens, hook_name
-        self._batch_size_prompts = batch_size_prompts
-        self._keep = as_token_mask(tokens, keep)
-        self.n_tokens = int(self._keep.sum())
+        self._pair, self._tokens, self._hook_name, self._batch_size = pair, tokens, hook_name, batch_size
+        self._token_mask = as_token_mask(tokens, token_mask)
+        self.n_tokens = int(self._token_mask.sum())
 
     def fingerprint(self) -> str:
-        """A text by which another source is told from this one."""
-        return fingerprint([self._tokens, self._keep, torch.tensor(self._batch_size_prompts)])
+        """Digest of the tokens, the mask and the batch size."""
+        return fingerprint([self._tokens, self._token_mask, torch.tensor(self._batch_size)])
 
     def after(self, n_batches: int) -> Batches:
-        """All but the first batches."""
-        rest = slice(n_batches * self._batch_size_prompts, None)
-        tokens, keep = self._tokens[rest], self._keep[rest]
+        """All batches but the first `n_batches`, for which the models do not run."""
+        rows = slice(n_batches * self._batch_size, None)
+        tokens, token_mask = self._tokens[rows], self._token_mask[rows]
         if n_batches > 0 and len(tokens) == 0:
             return []
-        return harvest(self._pair, tokens, self._hook_name, self._batch_size_prompts, keep)
+        return harvest(self._pair, tokens, self._hook_name, self._batch_size, token_mask)
 
 
 class GivenActivations:
-    """Activations that someone else made; those that are left out are read all the same if they come one by one.
+    """Activations that the caller passed: a tensor, or batches that are read one after the other.
 
     Args:
-        batch_size: tokens in a batch of a tensor.
+        batch_size: tokens per batch of a tensor.
     """
 
     def __init__(self, activations: Activations, batch_size: int = BATCH_TOKENS) -> None:
@@ -59,17 +56,18 @@ class GivenActivations:
         self._batches = iter(activations.split(batch_size) if isinstance(activations, Tensor) else activations)
 
     def fingerprint(self) -> str:
-        """As far as the number of tokens and the first batch tell."""
+        """Number of tokens and digest of the first batch: the rest is not read for it."""
         first = list(islice(self._batches, 1))
         self._batches = chain(first, self._batches)
         return f"{self.n_tokens} {fingerprint(first)}"
 
     def after(self, n_batches: int) -> Batches:
+        """All batches but the first `n_batches`, which are read and dropped."""
         n_skipped = sum(1 for _ in islice(self._batches, n_batches))
         if n_skipped < n_batches:
             raise ValueError(
-                f"The checkpoint holds {n_batches} batches, but the activations are only {n_skipped}: go on with the "
-                "same activations, or delete the checkpoint to start anew."
+                f"The checkpoint has {n_batches} batches, but the activations only {n_skipped}. Resume with the same "
+                "activations, or delete the checkpoint to start over."
             )
         return self._batches
 
@@ -77,100 +75,55 @@ class GivenActivations:
 DataSource = HarvestedActivations | GivenActivations
 
 
-def data_source(
-    crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair | None,
-    tokens: Tensor | None,
-    activations: Activations | None,
-    batch_size_prompts: int,
-    purpose: str,
-    keep: Tensor | None = None,
-) -> DataSource:
-    """Whichever was given, a pair with tokens or activations, or a ValueError if that is neither or both."""
-    if activations is not None:
-        if pair is not None or tokens is not None:
-            raise ValueError("Give either a pair with tokens or activations, not both.")
-        if keep is not None:
-            raise ValueError("keep says which tokens the models run for: of activations, give only those to be used.")
-        if isinstance(activations, ActivationCache):
-            metadata = crosscoder.cfg.metadata
-            activations.validate_source((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
-        return GivenActivations(activations)
-    if pair is None or tokens is None:
-        raise ValueError(f"{purpose} needs data: give pair= and tokens= (batch, pos), or activations=.")
+def data_source(crosscoder: InferenceCrosscoder, data: EvalData) -> DataSource:
+    """Batches of the data's activations at the crosscoder's hook.
+
+    Raises:
+        ValueError: for another pair or hook than the crosscoder was trained on.
+    """
     metadata = crosscoder.cfg.metadata
-    pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
-    return HarvestedActivations(pair, tokens, require_hook_name(crosscoder), batch_size_prompts, keep)
+    if data.activations is not None:
+        if isinstance(data.activations, ActivationCache):
+            data.activations.validate_source((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
+        return GivenActivations(data.activations)
+    assert data.pair is not None  # EvalData validates itself
+    assert data.tokens is not None
+    data.pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
+    return HarvestedActivations(data.pair, data.tokens, data.token_mask, require_hook_name(crosscoder), data.batch_size)
 
 
 class PromptSource:
-    """Activations of whole prompts at a time, with their tokens: what asks which token is beside which reads this.
+    """Activations of whole prompts, for analyses that need to know the neighbours of each token.
 
-    Iterating gives rows of `tokens`, some at a time and in order, and the activations of those of their tokens that
-    are kept.
-
-    Args:
-        source: the activations of the tokens that are kept.
+    Iterating gives slices of rows of `tokens`, in order, and the activations of the masked tokens in these rows.
     """
 
-    def __init__(
-        self,
-        source: DataSource,
-        tokens: Int[Tensor, "batch pos"],
-        keep: Bool[Tensor, "batch pos"],
-        batch_size_prompts: int,
-    ) -> None:
-        self.tokens, self.keep = tokens, keep
-        self._source, self._batch_size_prompts = source, batch_size_prompts
+    def __init__(self, crosscoder: InferenceCrosscoder, data: EvalData) -> None:
+        self._source = data_source(crosscoder, data)
+        self.tokens, self.token_mask = data.contexts
+        self._batch_size = data.batch_size
 
     def __len__(self) -> int:
-        """How many times it gives some."""
-        return -(-len(self.tokens) // self._batch_size_prompts)
+        """Number of slices."""
+        return -(-len(self.tokens) // self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[slice, Float[Tensor, "_ d_in"]]]:
         stream = iter(self._source.after(0))
         rest = next(stream)
-        for start in range(0, len(self.tokens), self._batch_size_prompts):
-            rows = slice(start, start + self._batch_size_prompts)
-            n_kept = int(self.keep[rows].sum())
+        for start in range(0, len(self.tokens), self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            n_tokens = int(self.token_mask[rows].sum())
             parts = [rest]
-            while sum(map(len, parts)) < n_kept:
+            while sum(map(len, parts)) < n_tokens:
                 parts.append(next(stream))
             parts = [part for part in parts if len(part)] or parts[:1]
-            here = parts[0] if len(parts) == 1 else torch.cat(parts)
-            yield rows, here[:n_kept]
-            rest = here[n_kept:]
-
-
-def prompt_source(
-    crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair | None,
-    tokens: Tensor | None,
-    activations: ActivationCache | None,
-    batch_size_prompts: int,
-    purpose: str,
-    keep: Tensor | None = None,
-) -> PromptSource:
-    """What `data_source` gives, by prompts; of activations only a cache knows which prompts they are from."""
-    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, purpose, keep)
-    return PromptSource(source, *contexts_of(tokens, keep, activations), batch_size_prompts)
-
-
-def contexts_of(
-    tokens: Tensor | None, keep: Tensor | None, activations: ActivationCache | None
-) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    """The prompts of a data source, and which of their tokens are kept; a ValueError if none is."""
-    if activations is not None:
-        return activations.contexts
-    assert tokens is not None  # or there is no data source
-    keep = as_token_mask(tokens, keep)
-    if not keep.any():
-        raise ValueError(f"Of {keep.numel()} tokens keep leaves out every one: there is nothing to look at.")
-    return tokens, keep
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+            yield rows, joined[:n_tokens]
+            rest = joined[n_tokens:]
 
 
 class Encoded(NamedTuple):
-    """Tokens, and what a crosscoder makes of them."""
+    """Activations, and the crosscoder's encoding and reconstruction of them."""
 
     activations: Float[Tensor, "token d_in"]
     feature_acts: Float[Tensor, "token d_sae"]
@@ -179,7 +132,7 @@ class Encoded(NamedTuple):
 
 
 def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_seen: int) -> Iterator[Encoded]:
-    """A batch in parts that are small enough to encode, in the crosscoder's precision and on its device.
+    """Encode a batch in parts of at most 2048 tokens, in the crosscoder's precision and on its device.
 
     Raises:
         ValueError: for activations that are NaN or infinite; `n_seen` tokens before them were not.
@@ -191,12 +144,12 @@ def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_s
         yield Encoded(part, feature_acts, crosscoder.decode(feature_acts))
 
 
-def shard_block(tokens: Tensor | None, keep: Tensor | None = None) -> int:
-    """How many consecutive tokens a bootstrap keeps together, whole contexts if they are known.
+def shard_block(data: EvalData) -> int:
+    """Consecutive tokens that the bootstrap keeps together: whole contexts, where they are known.
 
-    Tokens of one context are not independent, so a context must not be spread over shards. Where some tokens are left
-    out, contexts differ in length, and a block is as long as so many of the longest ones.
+    Tokens of one context are not independent, so a context must not be spread over shards. Where tokens are masked,
+    contexts differ in length, and a block is a multiple of the longest one.
     """
-    context_size = 1 if tokens is None else int(as_token_mask(tokens, keep).sum(dim=-1).max())
+    context_size = 1 if data.tokens is None else int(as_token_mask(data.tokens, data.token_mask).sum(dim=-1).max())
     context_size = max(1, context_size)
     return max(1, _SHARD_BLOCK // context_size) * context_size

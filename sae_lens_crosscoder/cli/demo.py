@@ -11,11 +11,11 @@ def run(args: Sequence[str]) -> None:
     cfg = parse(DemoConfig, args, "demo")
     result = run_demo(cfg)
     print(f"\n{result.comparison.to_string()}\n")
-    for name, table in result.tables.items():
-        print(f"{name}: {table.attrs['conclusion']}")
+    for name, diagnosis in result.diagnoses.items():
+        print(f"{name}: {diagnosis.conclusion}")
     print()
     print("The best latent of every known concept, chosen on one half of matched prompts and scored on the other:\n")
     print(result.concepts.round(2).to_string())
     print()
-    for name in (SUMMARY_FILENAME, REPORT_FILENAME, *result.tables):
+    for name in (SUMMARY_FILENAME, REPORT_FILENAME, *result.diagnoses):
         print(result.output_path / name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import simple_parsing
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
-from sae_lens_crosscoder.analysis.tables.latents_file import read_latents, write_latents
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.cli.flags import parse
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.training.saved_run import held_out_run
@@ -30,10 +30,10 @@ def run(args: Sequence[str]) -> None:
     """Diagnose a trained crosscoder again, on the rows that its training held out."""
     cfg = parse(DiagnoseConfig, args, "diagnose")
     crosscoder = load(cfg.crosscoder)
-    nulls = [read_latents(folder) for folder in cfg.null]
+    nulls = [Diagnosis.load(folder) for folder in cfg.null]
     instead = "use slc.diagnose with data of your own."
     held_out = held_out_run(cfg.crosscoder, cfg.n_held_out_rows, instead)
     crosscoder.to(held_out.cfg.device)
-    table = diagnose(crosscoder, **held_out.held_out_data(cfg.n_held_out_rows), null=nulls)
-    print(table.attrs["conclusion"])
-    print(write_latents(table, cfg.output_path or cfg.crosscoder))
+    diagnosis = diagnose(crosscoder, held_out.held_out_data(cfg.n_held_out_rows), null=nulls)
+    print(diagnosis.conclusion)
+    print(diagnosis.save(cfg.output_path or cfg.crosscoder))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sae_lens_crosscoder.analysis.tables.latents_file import write_interpretations
+from sae_lens_crosscoder.analysis.tables.interpretations import save_interpretations
 from sae_lens_crosscoder.cli.flags import parse
 from sae_lens_crosscoder.interpretation.interpret import interpret
 from sae_lens_crosscoder.workflows.interpret_folder import InterpretConfig, prepare_interpretation
@@ -15,7 +15,8 @@ def run(args: Sequence[str]) -> None:
     print(f"{len(cases.cases):,} latents: {cost}")
     if cfg.dry_run:
         return
-    table = interpret(cases, answers, texts_per_prompt=cfg.texts_per_prompt)
+    interpretations = interpret(cases, answers, texts_per_prompt=cfg.texts_per_prompt)
+    table = interpretations.table
     medians = table[["detection_random", "detection_hard", "fuzzing"]].median()
     print(f"{table.n_unparsable.sum():,} answers could not be parsed. Medians:\n{medians.round(3).to_string()}")
-    print(write_interpretations(table, cfg.crosscoder))
+    print(save_interpretations(interpretations, cfg.crosscoder))

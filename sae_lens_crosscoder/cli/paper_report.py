@@ -11,6 +11,6 @@ def run(args: Sequence[str]) -> None:
     """Make every table and figure of the paper for any crosscoder, beside the paper's numbers."""
     cfg = parse(PaperReportConfig, args, "paper-report")
     for name, tables in run_paper_report(cfg).items():
-        print(f"{name}: {tables.latents.attrs['conclusion']}")
+        print(f"{name}: {tables.diagnosis.conclusion}")
     for path in sorted(Path(cfg.output_path).iterdir()):
         print(path)

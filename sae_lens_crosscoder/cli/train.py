@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
-from sae_lens_crosscoder.analysis.tables.latents_file import write_latents
 from sae_lens_crosscoder.cli.train_flags import train_parser, with_sweep
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -35,6 +34,6 @@ def run(args: Sequence[str]) -> None:
         return
     for name, crosscoder in crosscoders.items() if cfg.saes is not None else [("", crosscoders)]:
         folder = Path(cfg.output_path, name)
-        table = diagnose(crosscoder, **runner.held_out_data())
-        write_latents(table, folder)
-        print(f"{folder}: {table.attrs['conclusion']}")
+        diagnosis = diagnose(crosscoder, runner.held_out_data())
+        diagnosis.save(folder)
+        print(f"{folder}: {diagnosis.conclusion}")

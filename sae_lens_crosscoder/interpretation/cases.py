@@ -1,25 +1,22 @@
 """What is asked about every latent: texts to explain it from, and others to score the explanation on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.examples.collect import tokens_sha256
-from sae_lens_crosscoder.analysis.examples.file import ExamplesFile, read_examples
-from sae_lens_crosscoder.analysis.inputs import contexts_of
+from sae_lens_crosscoder.analysis.examples.file import ExamplesFile, load_examples
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.interpretation.choice import CaseMaker, LatentCase
 from sae_lens_crosscoder.interpretation.embedding import Embedder
 from sae_lens_crosscoder.interpretation.windows import draw_windows
-from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
 
@@ -33,8 +30,7 @@ class InterpretationCases:
 
 def interpretation_cases(
     crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair | None,
-    tokens: Tensor | None,
+    data: EvalData,
     examples: ExamplesFile | str | Path,
     latents: Sequence[int],
     embed: Embedder,
@@ -42,12 +38,7 @@ def interpretation_cases(
     n_shown: int = 5,
     n_scored: int = 5,
     n_windows: int = 5000,
-    keep: Tensor | None = None,
-    activations: ActivationCache | None = None,
-    documents: Tensor | None = None,
-    tokenizer: Any = None,
     seed: int = 0,
-    batch_size_prompts: int = 32,
 ) -> InterpretationCases:
     """Texts of every latent to explain it from, and others, with negatives, to score an explanation on.
 
@@ -60,16 +51,13 @@ def interpretation_cases(
     What is asked about a latent depends on the seed and on the latent, not on which others are asked about.
 
     Args:
-        pair, tokens: the two models, and ids of shape (batch, pos) in which negatives are looked for, best those of the
-            examples.
+        data: tokens in which negatives are looked for, best those of the examples, with a pair or as a cache. What a
+            latent does on masked tokens is not looked at.
         examples: of `collect_examples` on this crosscoder.
         latents: which to ask about, such as `table.index[table.label == "chat_only"]`.
         embed: texts to vectors, such as `sentence_embedder()` gives; by their cosine texts resemble one another.
         n_shown, n_scored: contexts of each third to explain from, and to score on, at most.
         n_windows: windows that negatives are chosen from. The models run on the prompts that these are in.
-        keep, activations, documents: as for `collect_examples`. What a latent does on tokens that do not count is not
-            looked at.
-        tokenizer: by default the pair's; of a cache, the one whose tokens these are.
 
     Raises:
         ValueError: for a training crosscoder, another pair, no tokenizer, other examples, latents that do not exist or
@@ -77,13 +65,12 @@ def interpretation_cases(
     """
     crosscoder = require_inference(crosscoder, "interpretation_cases")
     sizes = {"n_shown": n_shown, "n_scored": n_scored, "n_windows": n_windows}
-    file = examples if isinstance(examples, ExamplesFile) else read_examples(examples)
-    _refuse_arguments({**sizes, "batch_size_prompts": batch_size_prompts}, latents, crosscoder.cfg.d_sae)
-    tokenizer = tokenizer or getattr(pair, "tokenizer", None)
-    if tokenizer is None:
+    file = examples if isinstance(examples, ExamplesFile) else load_examples(examples)
+    _refuse_arguments(sizes, latents, crosscoder.cfg.d_sae)
+    if data.tokenizer is None:
         raise ValueError(
-            "The pair has no tokenizer, or there is only a cache, so tokens cannot be shown as text: load models that "
-            "have one, or give tokenizer=."
+            "interpretation_cases needs a tokenizer to show tokens as text. Load models that have one, or pass "
+            "EvalData with a tokenizer."
         )
     sha256 = named_fingerprint(crosscoder.state_dict())
     if file.manifest[CROSSCODER_SHA256] != sha256:
@@ -93,29 +80,30 @@ def interpretation_cases(
         )
     windows = draw_windows(
         crosscoder,
-        pair,
-        None if tokens is None else tokens.cpu(),
+        _on_cpu(data),
         torch.tensor(list(latents)),
         n_windows=n_windows,
         window=tuple(file.manifest["window"]),
-        documents=None if documents is None else documents.cpu(),
         seed=seed,
-        batch_size_prompts=batch_size_prompts,
-        keep=None if keep is None else keep.cpu(),
-        activations=activations,
-        bos_id=getattr(tokenizer, "bos_token_id", None),
     )
-    maker = CaseMaker(windows, tokenizer, embed, n_shown=n_shown, n_scored=n_scored, seed=seed)
+    maker = CaseMaker(windows, data.tokenizer, embed, n_shown=n_shown, n_scored=n_scored, seed=seed)
     shown = tqdm(latents, desc="Cases", unit="latent", leave=False)
     cases = tuple(maker.case(file[latent], column) for column, latent in enumerate(shown))
     manifest = {
         **provenance(crosscoder),
         **sizes,
         "cases_seed": seed,
-        **tokens_sha256(*contexts_of(tokens, keep, activations)),
+        **tokens_sha256(*data.contexts),
         "examples": {name: file.manifest[name] for name in ("tokens_sha256", "sample_seed", "window")},
     }
     return InterpretationCases(cases, manifest)
+
+
+def _on_cpu(data: EvalData) -> EvalData:
+    tokens, token_mask, documents = (
+        None if tensor is None else tensor.cpu() for tensor in (data.tokens, data.token_mask, data.documents)
+    )
+    return replace(data, tokens=tokens, token_mask=token_mask, documents=documents)
 
 
 def _refuse_arguments(sizes: dict[str, int], latents: Sequence[int], d_sae: int) -> None:

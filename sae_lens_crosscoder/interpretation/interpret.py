@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pandas as pd
 
+from sae_lens_crosscoder.analysis.tables.interpretations import Interpretations
 from sae_lens_crosscoder.interpretation.answers import Answers
 from sae_lens_crosscoder.interpretation.cases import InterpretationCases
 from sae_lens_crosscoder.interpretation.choice import Item, ItemKind, LatentCase
@@ -50,7 +51,7 @@ def interpret(
     *,
     explanations: Mapping[int, str] | None = None,
     texts_per_prompt: int = 5,
-) -> pd.DataFrame:
+) -> Interpretations:
     """Explain latents by a language model, and score each explanation by the same model (Paulo et al. 2024).
 
     Args:
@@ -66,7 +67,7 @@ def interpret(
         against random texts and against similar ones in which it is not) and `fuzzing` (are its own tokens marked, or
         others), each with its 95 % interval `_low`, `_high`: 1 is perfect, 1/2 says nothing, nan if nothing was judged;
         `n_judged` texts with a verdict; `n_unparsable` answers without the form asked for, which count neither as
-        right nor as wrong; and `interpreter`, the model. `.attrs` holds the manifest.
+        right nor as wrong; and `interpreter`, the model.
 
     Raises:
         ValueError: for an explanation of a latent that is not among the cases, or no texts per prompt; and see
@@ -81,8 +82,7 @@ def interpret(
     table["interpreter"] = answers.client.model
     table.index.name = "latent"
     settings = {"texts_per_prompt": texts_per_prompt, "settings": dict(answers.client.settings)}
-    table.attrs.update({**cases.manifest, **settings, "n_explanations_given": len(given)})
-    return table
+    return Interpretations(table, {**cases.manifest, **settings, "n_explanations_given": len(given)})
 
 
 def interpreted(

@@ -7,14 +7,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.harvest import validate_activations
 from sae_lens_crosscoder.analysis.examples.windows import TokenSpans
-from sae_lens_crosscoder.analysis.inputs import PromptSource, prompt_source
+from sae_lens_crosscoder.analysis.inputs import PromptSource
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
-from sae_lens_crosscoder.models.pair import HookedModelPair
 
 TokenIds = tuple[int, ...]
 
@@ -29,18 +28,12 @@ class DrawnWindows:
 
 def draw_windows(
     crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair | None,
-    tokens: Int[Tensor, "batch pos"] | None,
+    data: EvalData,
     latents: Int[Tensor, " latent"],
     *,
     n_windows: int,
     window: tuple[int, int],
-    documents: Int[Tensor, "batch pos"] | None,
     seed: int,
-    batch_size_prompts: int,
-    keep: Bool[Tensor, "batch pos"] | None = None,
-    activations: ActivationCache | None = None,
-    bos_id: int | None = None,
 ) -> DrawnWindows:
     """Windows around tokens that are drawn uniformly; the models run on the prompts that these are in.
 
@@ -49,22 +42,22 @@ def draw_windows(
 
     Args:
         window: tokens before and after the drawn one; a window never leaves its document or prompt.
-        documents, keep, activations: as for `collect_examples`.
-        bos_id: the token that documents begin with, if any.
     """
-    options = (batch_size_prompts, "interpretation_cases")
-    source = prompt_source(crosscoder, pair, tokens, activations, *options, keep)
-    tokens, keep = source.tokens, source.keep
-    spans = TokenSpans(tokens, documents, bos_id, keep)
+    source = PromptSource(crosscoder, data)
+    tokens = source.tokens
+    spans = TokenSpans(tokens, data.documents, getattr(data.tokenizer, "bos_token_id", None), source.token_mask)
     drawn = torch.randperm(len(spans.place), generator=torch.Generator().manual_seed(seed))
     drawn = spans.place[drawn[spans.is_text[drawn]][:n_windows].sort().values]
     start = torch.maximum(drawn - window[0], spans.first[drawn])
     stop = torch.minimum(drawn + window[1], spans.last[drawn]) + 1
     prompt = torch.div(start, tokens.shape[1], rounding_mode="floor")
     rows = torch.arange(len(tokens))
-    if activations is None:
+    if data.pair is not None:
         rows = prompt.unique()
-        source = prompt_source(crosscoder, pair, tokens[rows], None, *options, keep[rows])
+        part = EvalData(
+            pair=data.pair, tokens=tokens[rows], token_mask=source.token_mask[rows], batch_size=data.batch_size
+        )
+        source = PromptSource(crosscoder, part)
     on = _on(crosscoder, source, rows, prompt, latents, start, stop)
     index: dict[TokenIds, int] = {}
     slots: list[int] = []
@@ -90,7 +83,7 @@ def _on(
     column[latents] = torch.arange(len(latents))
     on = torch.zeros(len(start), len(latents), dtype=torch.bool)
     for here, activations in tqdm(source, desc="Windows", unit="batch", leave=False):
-        part, place = rows[here], indices_of(source.keep[here].flatten())
+        part, place = rows[here], indices_of(source.token_mask[here].flatten())
         token, where = _active(crosscoder, activations, column)
         token = place[token]
         flat = part[token // context_size] * context_size + token % context_size  # ascending

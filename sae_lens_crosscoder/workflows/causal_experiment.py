@@ -11,7 +11,7 @@ import pandas as pd
 import simple_parsing
 from sae_lens.constants import SAE_CFG_FILENAME
 
-from sae_lens_crosscoder.analysis.tables.latents_file import read_latents
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.causal import Responses, causal_effects, generate_responses, given_responses
 from sae_lens_crosscoder.causal.experiment.unfinished import UnfinishedRun
 from sae_lens_crosscoder.causal.forward.responses import Messages
@@ -75,7 +75,7 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     output_path = Path(cfg.output_path)
     folders = crosscoder_folders(cfg.crosscoder)
     crosscoders = {name: load(folder, device=cfg.device) for name, folder in folders.items()}
-    latents = {name: read_latents(folder) for name, folder in folders.items()}
+    latents = {name: Diagnosis.load(folder).latents for name, folder in folders.items()}
     conversations = conversations_of(cfg, next(iter(crosscoders.values())))
     output_path.mkdir(parents=True, exist_ok=True)  # fails now rather than after the experiment
     models = {"model_name": cfg.model_name, "chat_model_name": cfg.chat_model_name}

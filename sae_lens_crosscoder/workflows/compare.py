@@ -5,8 +5,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm, label
-from sae_lens_crosscoder.analysis.statistics.difference import difference_shares
+from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm, labels_of
+from sae_lens_crosscoder.analysis.statistics.difference import DifferenceShares, difference_shares
 from sae_lens_crosscoder.causal import Responses, latent_effects, next_tokens, token_kl
 from sae_lens_crosscoder.causal.patching.validation import validate_pair
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
@@ -61,6 +61,7 @@ def compare(
         next_tokens=predictions,
         token_kl=token_kl(pair, tokens),
         latents=_with_effects(pair, crosscoder, tokens[:, : position + 1], shares, n_latents, latents),
+        shares=shares,
         position=position,
         texts=tuple(map(TokenTexts(pair.tokenizer), tokens[0].tolist())),
     )
@@ -70,13 +71,13 @@ def _with_effects(
     pair: HookedModelPair,
     crosscoder: InferenceCrosscoder,
     prompt: Int[Tensor, "1 pos"],
-    shares: pd.DataFrame,
+    shares: DifferenceShares,
     n_latents: int,
     latents: pd.DataFrame | None,
 ) -> pd.DataFrame:
-    shown = shares.head(n_latents)
-    deltas = delta_norm(crosscoder.decoder_norms.detach().double()[shown.index.tolist()]).tolist()
-    table = shown.assign(delta_norm=deltas, label=[label(delta) for delta in deltas])
+    shown = shares.latents.head(n_latents)
+    norms = crosscoder.decoder_norms.detach().double()[shown.index.tolist()]
+    table = shown.assign(delta_norm=delta_norm(norms).tolist(), label=labels_of(norms))
     if latents is not None:
         table = table.join(latents[[name for name in _TABLE_COLUMNS if name in latents]])
     if len(shown):
@@ -86,6 +87,4 @@ def _with_effects(
         last[:, -1] = True
         effects = latent_effects(crosscoder, pair, Responses(tokens, last), shown.index.tolist(), k=3)
         table = table.join(effects[_EFFECTS])
-    share_of_latents = float(shares["share"].sum())
-    table.attrs = {"n_active": len(shares), "share_of_latents": share_of_latents, **shares.attrs}
     return table

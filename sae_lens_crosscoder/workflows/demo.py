@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.statistics.concepts import concept_table
-from sae_lens_crosscoder.analysis.tables.latents_file import write_latents
 from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig
@@ -51,7 +51,7 @@ class DemoConfig:
 class DemoResult:
     """What the demo found and wrote."""
 
-    tables: dict[str, pd.DataFrame]
+    diagnoses: dict[str, Diagnosis]
     comparison: pd.DataFrame
     concepts: pd.DataFrame
     summary: dict[str, Any]
@@ -104,21 +104,24 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
         warnings.filterwarnings("ignore", message="All samples in the training dataset have been exhausted")
         crosscoders: dict[str, InferenceCrosscoder] = runner.run()
     seconds = time.perf_counter() - started
-    tables: dict[str, pd.DataFrame] = {}
-    for name, crosscoder in crosscoders.items():
-        tables[name] = diagnose(crosscoder, **runner.held_out_data())
-        write_latents(tables[name], output_path / name)
+    data = runner.held_out_data()
+    diagnoses = {name: diagnose(crosscoder, data) for name, crosscoder in crosscoders.items()}
+    for name, diagnosis in diagnoses.items():
+        diagnosis.save(output_path / name)
     contrasts = {concept: matched_prompts(concept, n_pairs=256, seed=cfg.seed) for concept in CONCEPTS}
     concepts = pd.concat(
-        {name: concept_table(crosscoders[name], runner.pair, tables[name], contrasts) for name in crosscoders},
+        {
+            name: concept_table(crosscoders[name], runner.pair, diagnosis.latents, contrasts)
+            for name, diagnosis in diagnoses.items()
+        },
         names=["crosscoder"],
     ).swaplevel()
     concepts = concepts.loc[list(contrasts)]
-    comparison = compare(tables)
-    summary = _summary(tables, seconds)
+    comparison = compare(diagnoses)
+    summary = _summary(diagnoses, seconds)
     (output_path / SUMMARY_FILENAME).write_text(json.dumps(summary, indent=1))
     write_report(
-        tables,
+        diagnoses,
         output_path / REPORT_FILENAME,
         comparison,
         concepts.reset_index(),
@@ -127,19 +130,20 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
             f"Both crosscoders trained on the same {cfg.training_steps * cfg.batch_size:,} tokens in {seconds:.0f} s."
         ],
     )
-    return DemoResult(tables, comparison, concepts, summary, output_path)
+    return DemoResult(diagnoses, comparison, concepts, summary, output_path)
 
 
-def compare(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def compare(diagnoses: dict[str, Diagnosis]) -> pd.DataFrame:
     """Crosscoders side by side, as text: classes with and without dead latents, genuine share, FVE, L0."""
-    return pd.DataFrame({name: _column(table) for name, table in tables.items()})
+    return pd.DataFrame({name: _column(diagnosis) for name, diagnosis in diagnoses.items()})
 
 
 def _count(n_all: int, n_alive: int) -> str:
     return f"{n_all:,} ({n_alive:,})" if n_all else "none"
 
 
-def _column(table: pd.DataFrame) -> dict[str, str]:
+def _column(diagnosis: Diagnosis) -> dict[str, str]:
+    table, manifest = diagnosis.latents, diagnosis.manifest
     alive = table[~table.dead]
     column = {
         f"{name} (without dead)": _count(int((table.label == name).sum()), int((alive.label == name).sum()))
@@ -151,25 +155,25 @@ def _column(table: pd.DataFrame) -> dict[str, str]:
     for artifact in ("complete_shrinkage", "latent_decoupling", "rotated"):
         column[f"chat_only by {artifact}"] = str(int((judged.verdict == artifact).sum())) if len(judged) else "none"
     column["dead on held-out tokens"] = f"{table.dead.sum():,}"
-    column |= {f"FVE {model}": f"{value:.3f}" for model, value in table.attrs["fve"].items()}
-    column["L0"] = f"{table.attrs['l0']:.1f}"
+    column |= {f"FVE {model}": f"{value:.3f}" for model, value in manifest["fve"].items()}
+    column["L0"] = f"{manifest['l0']:.1f}"
     return column
 
 
-def _summary(tables: dict[str, pd.DataFrame], seconds: float) -> dict[str, Any]:
+def _summary(diagnoses: dict[str, Diagnosis], seconds: float) -> dict[str, Any]:
     crosscoders = {
         name: {
-            "architecture": table.attrs["architecture"],
-            "fve_base": table.attrs["fve"]["base"],
-            "fve_chat": table.attrs["fve"]["chat"],
-            "l0": table.attrs["l0"],
-            "labels": {str(label): int(n) for label, n in table.label.value_counts().items()},
-            "verdicts": {str(verdict): int(n) for verdict, n in table.verdict.value_counts().items()},
-            "n_dead": int(table.dead.sum()),
-            "conclusion": table.attrs["conclusion"],
+            "architecture": diagnosis.manifest["architecture"],
+            "fve_base": diagnosis.manifest["fve"]["base"],
+            "fve_chat": diagnosis.manifest["fve"]["chat"],
+            "l0": diagnosis.manifest["l0"],
+            "labels": {str(label): int(n) for label, n in diagnosis.latents.label.value_counts().items()},
+            "verdicts": {str(verdict): int(n) for verdict, n in diagnosis.latents.verdict.value_counts().items()},
+            "n_dead": int(diagnosis.latents.dead.sum()),
+            "conclusion": diagnosis.conclusion,
             "seconds": seconds,
         }
-        for name, table in tables.items()
+        for name, diagnosis in diagnoses.items()
     }
     names = ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch")
     return {"crosscoders": crosscoders, "versions": {name: version(name) for name in names}}

@@ -1,13 +1,13 @@
 """Gather what the explorer shows of saved crosscoders, on the rows that their training held out."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import simple_parsing
 
-from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, read_examples
-from sae_lens_crosscoder.analysis.tables.latents_file import LATENTS_FILENAME, read_latents
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME, Diagnosis
+from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, load_examples
 from sae_lens_crosscoder.causal import Responses, generate_responses
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.loading.load import load
@@ -68,9 +68,8 @@ def explore_folder(cfg: ReportConfig, folder: Path) -> Exploration:
     contrasts = {concept: matched_prompts(concept, n_pairs=256, seed=cfg.seed) for concept in CONCEPTS if is_tiny}
     return explore(
         crosscoder,
-        **held_out.held_out_data(cfg.n_held_out_rows),
-        tokenizer=held_out.tokenizer,
-        latents=read_latents(folder) if (folder / LATENTS_FILENAME).exists() else None,
+        replace(held_out.held_out_data(cfg.n_held_out_rows), tokenizer=held_out.tokenizer),
+        diagnosis=Diagnosis.load(folder) if (folder / LATENTS_FILENAME).exists() else None,
         examples=_examples(cfg, folder),
         contrasts=contrasts,
         responses=_responses(cfg, crosscoder, held_out.pair) if is_tiny or cfg.prompts is not None else None,
@@ -80,7 +79,7 @@ def explore_folder(cfg: ReportConfig, folder: Path) -> Exploration:
 
 def _examples(cfg: ReportConfig, folder: Path) -> ExamplesFile | None:
     path = folder / EXAMPLES_FILENAME
-    return read_examples(path) if path.exists() and cfg.n_held_out_rows is None else None
+    return load_examples(path) if path.exists() and cfg.n_held_out_rows is None else None
 
 
 def _responses(cfg: ReportConfig, crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> Responses | None:

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.examples.collect import collect_examples
-from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, read_examples
-from sae_lens_crosscoder.analysis.tables.latents_file import read_latents
+from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, load_examples
 from sae_lens_crosscoder.interpretation.answers import Answers
 from sae_lens_crosscoder.interpretation.cases import InterpretationCases, interpretation_cases
 from sae_lens_crosscoder.interpretation.clients import OPENAI_URL, Client, EndpointClient, LocalClient
@@ -90,17 +90,16 @@ def prepare_interpretation(cfg: InterpretConfig) -> tuple[InterpretationCases, A
     instead = "use slc.interpretation.interpret with a pair and tokens of your own."
     held_out = held_out_run(cfg.crosscoder, cfg.n_held_out_rows, instead)
     crosscoder.to(held_out.cfg.device)
-    data: dict[str, Any] = {"pair": None, "tokens": None, **held_out.held_out_data(cfg.n_held_out_rows)}
-    data["tokenizer"] = held_out.tokenizer
+    data = replace(held_out.held_out_data(cfg.n_held_out_rows), tokenizer=held_out.tokenizer)
     path = Path(cfg.examples or folder / EXAMPLES_FILENAME)
-    examples: ExamplesFile = read_examples(path) if path.exists() else collect_examples(crosscoder, path=path, **data)
+    examples: ExamplesFile = load_examples(path) if path.exists() else collect_examples(crosscoder, data, path)
     sizes: dict[str, Any] = {
         "n_shown": cfg.n_shown,
         "n_scored": cfg.n_scored,
         "n_windows": cfg.n_windows,
         "seed": cfg.seed,
     }
-    cases = interpretation_cases(crosscoder, examples=examples, latents=latents, embed=embed, **data, **sizes)
+    cases = interpretation_cases(crosscoder, data, examples, latents, embed, **sizes)
     cost = interpretation_cost(
         cases,
         answers,
@@ -116,7 +115,7 @@ def prepare_interpretation(cfg: InterpretConfig) -> tuple[InterpretationCases, A
 def _latents(cfg: InterpretConfig) -> list[int]:
     if cfg.latents:
         return cfg.latents
-    table = read_latents(cfg.crosscoder)
+    table = Diagnosis.load(cfg.crosscoder).latents
     latent_ids: list[int] = table.index[table.label.isin(cfg.labels) & ~table.dead].tolist()
     if not latent_ids:
         raise ValueError(f"No live latent has one of the labels {cfg.labels}: choose from {sorted(set(table.label))}.")

@@ -3,23 +3,20 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import simple_parsing
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME
-from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
-from sae_lens_crosscoder.analysis.inputs import Activations
+from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.paper.paper_tables import PaperTables, paper_tables
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.data.labelled_rows import labelled_rows, tiny_labelled_rows
-from sae_lens_crosscoder.data.token_groups import TokenGroups
 from sae_lens_crosscoder.loading.formats.foreign import ForeignOptions
 from sae_lens_crosscoder.loading.load import load
-from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
 from sae_lens_crosscoder.report.figures.images import ImageFormat, validate_formats, write_images
 from sae_lens_crosscoder.report.paper.numbers import paper_numbers
@@ -37,16 +34,10 @@ _MAX_TINY_ROWS = 1024
 
 def paper_report(
     crosscoders: InferenceCrosscoder | Mapping[str, InferenceCrosscoder],
-    pair: HookedModelPair | None = None,
-    tokens: Tensor | None = None,
+    data: EvalData,
     *,
-    keep: Tensor | None = None,
-    groups: TokenGroups | None = None,
-    sources: Sequence[str] | TokenGroups | None = None,
-    activations: Activations | None = None,
     output_path: str | Path = "paper",
     images: Sequence[ImageFormat] = ("png",),
-    batch_size_prompts: int = 32,
 ) -> dict[str, PaperTables]:
     """Measure crosscoders and write everything that the paper reports of its own, each number beside the paper's.
 
@@ -55,8 +46,7 @@ def paper_report(
 
     Args:
         crosscoders: one, or several of one pair and hook by name.
-        pair, tokens, keep, groups, sources, activations: held-out data, as `latent_statistics` takes it. Template
-            shares are known only with groups.
+        data: held-out data, with `groups` and `sources` if known. Template shares take groups.
         images: formats of the static images, `png` and `svg`. They need the extra `images` and a Chrome; without, all
             else is written, with a warning.
 
@@ -71,16 +61,7 @@ def paper_report(
     validate_formats(images)
     folder = Path(output_path)
     folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
-    tables = paper_tables(
-        crosscoders,
-        pair,
-        tokens,
-        keep=keep,
-        groups=groups,
-        sources=sources,
-        activations=activations,
-        batch_size_prompts=batch_size_prompts,
-    )
+    tables = paper_tables(crosscoders, data)
     figures = paper_figures(tables)
     numbers = paper_numbers(tables)
     write_paper_tables(tables, folder, numbers)
@@ -138,8 +119,8 @@ def run_paper_report(cfg: PaperReportConfig) -> dict[str, PaperTables]:
     options = {name: getattr(cfg, name) for name in cfg.given}
     crosscoders = {name: load(folder, device=cfg.device, **options) for name, folder in folders.items()}
     data = _data(cfg, crosscoders, Path(next(iter(folders.values()))), chats, texts)
-    kwargs: dict[str, Any] = {"output_path": cfg.output_path, "images": cfg.images}
-    return paper_report(crosscoders, batch_size_prompts=cfg.batch_size, **data, **kwargs)
+    images: Any = cfg.images
+    return paper_report(crosscoders, data, output_path=cfg.output_path, images=images)
 
 
 def _data(
@@ -148,10 +129,10 @@ def _data(
     folder: Path,
     chats: list[list[dict[str, str]]],
     texts: list[str],
-) -> dict[str, Any]:
-    """The data that `paper_report` is given, from whichever source there is."""
+) -> EvalData:
+    """Activations, chats or texts of the config, or else held-out data of the built-in pair or the training run."""
     if cfg.activations is not None:
-        return {"activations": ActivationCache(cfg.activations)}
+        return EvalData(activations=ActivationCache(cfg.activations))
     is_tiny = all(each.cfg.metadata.chat_model_name in TINY_MODELS for each in crosscoders.values())
     runner_path = folder / RUNNER_CFG_FILENAME
     if not (chats or texts or is_tiny or runner_path.exists()):
@@ -161,14 +142,14 @@ def _data(
         )
     if not (chats or texts or is_tiny):
         held_out = held_out_run(str(folder), None, "give --chats, --texts or --activations.")
-        return held_out.held_out_data(cfg.n_rows)
+        return replace(held_out.held_out_data(cfg.n_rows), batch_size=cfg.batch_size)
     pair_options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
     pair = pair_of(crosscoders, cfg.crosscoder, **pair_options)
     if chats or texts:
         rows = labelled_rows(pair.tokenizer, chats, texts, cfg.max_length)
     else:
         rows = tiny_labelled_rows(cfg.n_rows or _MAX_TINY_ROWS)
-    return {"pair": pair, "tokens": rows.tokens, "groups": rows.groups, "sources": rows.sources}
+    return EvalData(pair=pair, tokens=rows.tokens, groups=rows.groups, sources=rows.sources, batch_size=cfg.batch_size)
 
 
 def _read_chats(cfg: PaperReportConfig) -> list[list[dict[str, str]]]:

@@ -6,7 +6,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from sae_lens_crosscoder.analysis.tables.latents_file import LATENTS_FILENAME, read_latents
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME, Diagnosis
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.report.export.model_card import CARD_MARK, model_card
 from sae_lens_crosscoder.storage.json_files import parse_json
@@ -32,8 +32,8 @@ def write_model_card(folder: str | Path, repo_id: str = "OWNER/NAME", license: s
     path = folder / CARD_FILENAME
     if path.exists() and CARD_MARK not in path.read_text(encoding="utf-8"):
         raise ValueError(f"{path} was written by hand: move it away, or publish it with write_card=False.")
-    latents = read_latents(folder) if (folder / LATENTS_FILENAME).exists() else None
-    card = model_card(crosscoder, repo_id, license, latents, _last_metrics(folder / METRICS_FILENAME))
+    diagnosis = Diagnosis.load(folder) if (folder / LATENTS_FILENAME).exists() else None
+    card = model_card(crosscoder, repo_id, license, diagnosis, _last_metrics(folder / METRICS_FILENAME))
     path.write_text(card, encoding="utf-8")
     return path
 

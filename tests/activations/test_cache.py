@@ -132,13 +132,13 @@ class TestReading:
         folder = written.path / "crosscoder"
         crosscoder.save_inference_model(folder)
         inference = slc.load(folder)
-        exactly = slc.diagnose(inference, activations=torch.cat(list(written)).float())
-        from_disk = slc.diagnose(inference, activations=written)
-        assert from_disk.attrs["n_tokens"] == len(written)
-        assert from_disk.attrs["fve"] == pytest.approx(exactly.attrs["fve"])
+        exactly = slc.diagnose(inference, slc.EvalData(activations=torch.cat(list(written)).float()))
+        from_disk = slc.diagnose(inference, slc.EvalData(activations=written))
+        assert from_disk.manifest["n_tokens"] == len(written)
+        assert from_disk.manifest["fve"] == pytest.approx(exactly.manifest["fve"])
         inference.cfg.metadata.model_name, inference.cfg.metadata.chat_model_name = "other/base", "some/chat"
         with pytest.raises(ValueError, match="activations of some/base and some/chat, not of other/base and some/chat"):
-            slc.diagnose(inference, activations=written)
+            slc.diagnose(inference, slc.EvalData(activations=written))
 
     def test_training_on_it_is_gone_on_with_to_the_bit_and_on_no_other_cache(self, pair, written, tmp_path):
         def trainer(cache, steps, **fields):

@@ -26,7 +26,11 @@ def test_the_same_latents_in_another_order_agree_in_everything():
     assert matches.mutual.all()
     assert matches.cosine.to_numpy() == pytest.approx(1)
     x = [random_activations(2000)]
-    said = agreement(first, second, *(slc.diagnose(crosscoder, activations=x) for crosscoder in (first, second)))
+    said = agreement(
+        first,
+        second,
+        *(slc.diagnose(crosscoder, slc.EvalData(activations=x)).latents for crosscoder in (first, second)),
+    )
     assert (said.frac_matched == 1).all()
     assert (said.frac_agreed == 1).all()
 
@@ -63,7 +67,10 @@ def test_dead_latents_and_latents_that_write_nothing_match_nothing():
         second.b_enc[4] = -1e9
     matches = match_latents(first, second)
     assert (matches.match[2], matches.mutual[2]) == (-1, False)
-    tables = [slc.diagnose(crosscoder, activations=[random_activations(2000)]) for crosscoder in (first, second)]
+    tables = [
+        slc.diagnose(crosscoder, slc.EvalData(activations=[random_activations(2000)])).latents
+        for crosscoder in (first, second)
+    ]
     assert tables[1].dead[4]
     said = agreement(first, second, *tables)
     name = ("label", tables[0].label[4])

@@ -38,14 +38,16 @@ def batches_of_all_sizes():
 def test_an_interrupted_diagnosis_gives_the_unbroken_table_bit_for_bit(cuts, free_directions, tmp_path):
     crosscoder, batches, path = random_crosscoder(), batches_of_all_sizes(), tmp_path / "sums"
     options = {"free_directions": free_directions, "min_active": 1}
-    unbroken = slc.diagnose(crosscoder, activations=batches, **options)
+    unbroken = slc.diagnose(crosscoder, slc.EvalData(activations=batches), **options)
     for cut in cuts:
         with pytest.raises(PowerCutError):
-            slc.diagnose(crosscoder, activations=until_power_cut(batches, cut), checkpoint_path=path, **options)
+            slc.diagnose(
+                crosscoder, slc.EvalData(activations=until_power_cut(batches, cut)), checkpoint_path=path, **options
+            )
         assert path.exists()
-    table = slc.diagnose(crosscoder, activations=batches, checkpoint_path=path, **options)
-    pd.testing.assert_frame_equal(table, unbroken, check_exact=True)
-    assert table.attrs == unbroken.attrs
+    resumed = slc.diagnose(crosscoder, slc.EvalData(activations=batches), checkpoint_path=path, **options)
+    pd.testing.assert_frame_equal(resumed.latents, unbroken.latents, check_exact=True)
+    assert resumed.manifest == unbroken.manifest
     assert list(tmp_path.iterdir()) == []
 
 
@@ -61,22 +63,22 @@ def test_models_run_only_on_prompts_that_the_checkpoint_lacks(monkeypatch, tmp_p
         batches = list(harvest(pair, prompts, *args))
         return until_power_cut(batches, 2) if len(seen) == 1 else batches
 
-    unbroken = slc.diagnose(crosscoder, pair, tokens, batch_size_prompts=3)
+    unbroken = slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=tokens, batch_size=3)).latents
     monkeypatch.setattr(data_source, "harvest", watched)
     with pytest.raises(PowerCutError):
-        slc.diagnose(crosscoder, pair, tokens, batch_size_prompts=3, checkpoint_path=path)
+        slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=tokens, batch_size=3), checkpoint_path=path)
     with pytest.raises(ValueError, match="another data source"):
-        slc.diagnose(crosscoder, pair, tokens, batch_size_prompts=4, checkpoint_path=path)
+        slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=tokens, batch_size=4), checkpoint_path=path)
     with pytest.raises(ValueError, match="another data source"):
-        slc.diagnose(crosscoder, pair, tokens.flip(1), batch_size_prompts=3, checkpoint_path=path)
-    table = slc.diagnose(crosscoder, pair, tokens, batch_size_prompts=3, checkpoint_path=path)
+        slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=tokens.flip(1), batch_size=3), checkpoint_path=path)
+    table = slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=tokens, batch_size=3), checkpoint_path=path).latents
     pd.testing.assert_frame_equal(table, unbroken, check_exact=True)
     assert seen == [8, 2]
 
 
 def test_one_tensor_goes_on_as_well(monkeypatch, tmp_path):
     crosscoder, x, path = random_crosscoder(), random_activations(5000), tmp_path / "sums"
-    unbroken = slc.diagnose(crosscoder, activations=x)
+    unbroken = slc.diagnose(crosscoder, slc.EvalData(activations=x)).latents
     add, n_added = slc.LatentScaling.add, []
 
     def watched(self, activations, *args):
@@ -87,32 +89,32 @@ def test_one_tensor_goes_on_as_well(monkeypatch, tmp_path):
 
     monkeypatch.setattr(slc.LatentScaling, "add", watched)
     with pytest.raises(PowerCutError):
-        slc.diagnose(crosscoder, activations=x, checkpoint_path=path)
+        slc.diagnose(crosscoder, slc.EvalData(activations=x), checkpoint_path=path)
     monkeypatch.setattr(slc.LatentScaling, "add", add)
     pd.testing.assert_frame_equal(
-        slc.diagnose(crosscoder, activations=x, checkpoint_path=path), unbroken, check_exact=True
+        slc.diagnose(crosscoder, slc.EvalData(activations=x), checkpoint_path=path).latents, unbroken, check_exact=True
     )
 
 
 def test_sums_of_anything_else_are_refused(tmp_path):
     crosscoder, batches, path = random_crosscoder(), batches_of_all_sizes(), tmp_path / "sums"
     with pytest.raises(PowerCutError):
-        slc.diagnose(crosscoder, activations=until_power_cut(batches, 3), checkpoint_path=path)
+        slc.diagnose(crosscoder, slc.EvalData(activations=until_power_cut(batches, 3)), checkpoint_path=path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="written by a diagnosis with another crosscoder"):
-        slc.diagnose(random_crosscoder(seed=1), activations=batches, checkpoint_path=path)
+        slc.diagnose(random_crosscoder(seed=1), slc.EvalData(activations=batches), checkpoint_path=path)
     with pytest.raises(ValueError, match="another data source"):
-        slc.diagnose(crosscoder, activations=batches[1:], checkpoint_path=path)
+        slc.diagnose(crosscoder, slc.EvalData(activations=batches[1:]), checkpoint_path=path)
     with pytest.raises(ValueError, match="another set of options"):
-        slc.diagnose(crosscoder, activations=batches, checkpoint_path=path, free_directions="all")
-    with pytest.raises(ValueError, match="holds 3 batches, but the activations are only 2"):
-        slc.diagnose(crosscoder, activations=batches[:2], checkpoint_path=path)
+        slc.diagnose(crosscoder, slc.EvalData(activations=batches), checkpoint_path=path, free_directions="all")
+    with pytest.raises(ValueError, match="has 3 batches, but the activations only 2"):
+        slc.diagnose(crosscoder, slc.EvalData(activations=batches[:2]), checkpoint_path=path)
     assert path.read_bytes() == before
     path.write_text("notes")
     with pytest.raises(ValueError, match="not a checkpoint of a diagnosis"):
-        slc.diagnose(crosscoder, activations=batches, checkpoint_path=path)
+        slc.diagnose(crosscoder, slc.EvalData(activations=batches), checkpoint_path=path)
     with pytest.raises(ValueError, match="in a folder that does not exist"):
-        slc.diagnose(crosscoder, activations=batches, checkpoint_path=tmp_path / "nowhere" / "sums")
+        slc.diagnose(crosscoder, slc.EvalData(activations=batches), checkpoint_path=tmp_path / "nowhere" / "sums")
 
 
 def test_a_cut_while_writing_leaves_the_last_whole_checkpoint(monkeypatch, tmp_path):
@@ -127,10 +129,10 @@ def test_a_cut_while_writing_leaves_the_last_whole_checkpoint(monkeypatch, tmp_p
 
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(PowerCutError):
-        slc.diagnose(crosscoder, activations=batches, checkpoint_path=path)
+        slc.diagnose(crosscoder, slc.EvalData(activations=batches), checkpoint_path=path)
     pd.testing.assert_frame_equal(
-        slc.diagnose(crosscoder, activations=batches, checkpoint_path=path),
-        slc.diagnose(crosscoder, activations=batches),
+        slc.diagnose(crosscoder, slc.EvalData(activations=batches), checkpoint_path=path).latents,
+        slc.diagnose(crosscoder, slc.EvalData(activations=batches)).latents,
         check_exact=True,
     )
 
@@ -139,5 +141,9 @@ def test_saving_waits_its_time(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint, "_SECONDS_BETWEEN_SAVES", 1e9)
     path = tmp_path / "sums"
     with pytest.raises(PowerCutError):
-        slc.diagnose(random_crosscoder(), activations=until_power_cut(batches_of_all_sizes(), 5), checkpoint_path=path)
+        slc.diagnose(
+            random_crosscoder(),
+            slc.EvalData(activations=until_power_cut(batches_of_all_sizes(), 5)),
+            checkpoint_path=path,
+        )
     assert not path.exists()

@@ -6,7 +6,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.decoupling import decoder_pairs
-from sae_lens_crosscoder.analysis.diagnosis.delta_norm import label
+from sae_lens_crosscoder.analysis.diagnosis.classes import label
 from tests.analysis.conftest import random_crosscoder, relu_crosscoder
 from tests.reference import decoupling as ref
 

@@ -59,7 +59,7 @@ def faulty_world(n=40_000):
 
 def test_every_fault_gets_its_verdict():
     crosscoder, x = faulty_world()
-    table = slc.diagnose(crosscoder, activations=x.split(4096))
+    table = slc.diagnose(crosscoder, slc.EvalData(activations=x.split(4096))).latents
     assert table.verdict.tolist() == [
         "chat_specific",
         "complete_shrinkage",
@@ -83,8 +83,8 @@ def test_swapping_the_models_mirrors_the_table():
     mirrored = relu_crosscoder(
         crosscoder.W_dec[:, swap], crosscoder.b_dec[swap], crosscoder.W_enc[swap], crosscoder.b_enc, d_models=(8, 8)
     )
-    table = slc.diagnose(crosscoder, activations=[x])
-    other = slc.diagnose(mirrored, activations=[x[:, swap]])
+    table = slc.diagnose(crosscoder, slc.EvalData(activations=[x])).latents
+    other = slc.diagnose(mirrored, slc.EvalData(activations=[x[:, swap]])).latents
     pd.testing.assert_series_equal(other.delta_norm, 1 - table.delta_norm)
     mirror = {"chat_specific": "base_specific", "base_specific": "chat_specific"}
     assert other.verdict.tolist() == [mirror.get(name, name) for name in table.verdict]
@@ -96,8 +96,8 @@ CUTS = {"base": slice(0, 3), "chat": slice(3, 6), "pooled": slice(0, 6)}
 
 def test_the_columns_are_what_they_are_called():
     crosscoder, x = random_crosscoder(), random_activations(37)
-    table, f = slc.diagnose(crosscoder, activations=x.split(7)), crosscoder.encode(x)
-    for j, row in table.iterrows():
+    diagnosis, f = slc.diagnose(crosscoder, slc.EvalData(activations=x.split(7))), crosscoder.encode(x)
+    for j, row in diagnosis.latents.iterrows():
         active = [value for value in f[:, j].tolist() if value > 0]
         assert row.n_active == len(active)
         assert row.frequency == len(active) / len(x)
@@ -114,15 +114,16 @@ def test_the_columns_are_what_they_are_called():
         assert (row.enc_cos_sim, row.enc_norm_ratio) == pytest.approx((cosine, norms[1] / norms[0]))
     guess = crosscoder.decode(f)
     fve = {name: variance_explained(x[:, cut].tolist(), guess[:, cut].tolist()) for name, cut in CUTS.items()}
-    assert table.attrs["fve"] == pytest.approx(fve)
-    assert table.attrs["l0"] == pytest.approx((f > 0).sum().item() / len(x))
-    assert table.attrs["n_tokens"] == len(x)
+    manifest = diagnosis.manifest
+    assert manifest["fve"] == pytest.approx(fve)
+    assert manifest["l0"] == pytest.approx((f > 0).sum().item() / len(x))
+    assert manifest["n_tokens"] == len(x)
 
 
 def test_columns_of_the_raw_space_appear_only_when_models_were_scaled_apart():
     x = random_activations(6000)
-    plain = slc.diagnose(random_crosscoder(scales=(2.0, 2.0)), activations=[x])
-    scaled = slc.diagnose(random_crosscoder(scales=(2.0, 3.0)), activations=[x])
+    plain = slc.diagnose(random_crosscoder(scales=(2.0, 2.0)), slc.EvalData(activations=[x])).latents
+    scaled = slc.diagnose(random_crosscoder(scales=(2.0, 3.0)), slc.EvalData(activations=[x])).latents
     assert not [name for name in plain if name.endswith("_raw")]
     torch.testing.assert_close(torch.tensor(scaled.nu_error_raw) * 2 / 3, torch.tensor(scaled.nu_error), equal_nan=True)
     assert scaled.nu_error.notna().any()
@@ -130,41 +131,36 @@ def test_columns_of_the_raw_space_appear_only_when_models_were_scaled_apart():
 
 
 def test_a_table_and_its_manifest_survive_the_disk(tmp_path):
-    table = slc.diagnose(random_crosscoder(), activations=[random_activations()])
-    slc.write_latents(table, tmp_path)
-    again = slc.read_latents(tmp_path)
-    pd.testing.assert_frame_equal(again, table)
-    assert again.attrs == table.attrs
-    assert {"versions", "models", "hook_name", "n_tokens", "seed", "space", "bounds"} <= set(again.attrs)
+    diagnosis = slc.diagnose(random_crosscoder(), slc.EvalData(activations=[random_activations()]))
+    diagnosis.save(tmp_path)
+    again = slc.Diagnosis.load(tmp_path)
+    pd.testing.assert_frame_equal(again.latents, diagnosis.latents)
+    assert again.manifest == diagnosis.manifest
+    assert again.conclusion == diagnosis.conclusion != ""
+    assert {"versions", "models", "hook_name", "n_tokens", "seed", "space", "bounds"} <= set(again.manifest)
 
 
 def test_a_folder_without_a_table_and_a_foreign_table_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no latents\.parquet"):
-        slc.read_latents(tmp_path)
+        slc.Diagnosis.load(tmp_path)
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "latents.parquet")
     with pytest.raises(ValueError, match="not a latent table"):
-        slc.read_latents(tmp_path)
+        slc.Diagnosis.load(tmp_path)
 
 
 def test_what_cannot_be_diagnosed_is_refused_by_name():
     crosscoder, x = random_crosscoder(), random_activations()
     unchecked = getattr(slc.diagnose, "__wrapped__", slc.diagnose)
     with pytest.raises(ValueError, match="diagnose needs an inference crosscoder, but got a BatchTopKTraining"):
-        unchecked(batchtopk_crosscoder(), activations=[x])
-    with pytest.raises(ValueError, match="diagnose needs data"):
-        slc.diagnose(crosscoder)
-    with pytest.raises(ValueError, match="either a pair with tokens or activations"):
-        slc.diagnose(crosscoder, tokens=torch.zeros(1, 1, dtype=torch.long), activations=[x])
-    with pytest.raises(ValueError, match="gave no tokens"):
-        slc.diagnose(crosscoder, activations=[])
-    with pytest.raises(ValueError, match="gave no tokens"):
-        slc.diagnose(crosscoder, activations=[x[:0]])
-    with pytest.raises(ValueError, match="diagnose needs data"):
-        slc.diagnose(crosscoder, tokens=torch.zeros(1, 1, dtype=torch.long))
-    with pytest.raises(ValueError, match="bounds='abs' is not one of"):
-        unchecked(crosscoder, activations=[x], bounds="abs")
+        unchecked(batchtopk_crosscoder(), slc.EvalData(activations=[x]))
+    with pytest.raises(ValueError, match="No tokens to diagnose on"):
+        slc.diagnose(crosscoder, slc.EvalData(activations=[]))
+    with pytest.raises(ValueError, match="No tokens to diagnose on"):
+        slc.diagnose(crosscoder, slc.EvalData(activations=[x[:0]]))
+    with pytest.raises(ValueError, match="bounds='abs' must be one of"):
+        unchecked(crosscoder, slc.EvalData(activations=[x]), bounds="abs")
     with pytest.raises(ValueError, match="last axis is 5 wide"):
-        slc.diagnose(crosscoder, activations=[x[:, :5]])
+        slc.diagnose(crosscoder, slc.EvalData(activations=[x[:, :5]]))
 
 
 @pytest.mark.parametrize(("value", "column", "name"), [(NAN, 5, "chat"), (-math.inf, 0, "base")])
@@ -174,7 +170,7 @@ def test_activations_that_are_not_finite_are_refused_with_their_model_and_place(
     bad[3, column] = value
     message = f"The {name} model's activations are NaN or infinite on 1 of 40 tokens after the first 80"
     with pytest.raises(ValueError, match=message):
-        slc.diagnose(crosscoder, activations=[x, x, bad])
+        slc.diagnose(crosscoder, slc.EvalData(activations=[x, x, bad]))
 
 
 def test_activations_that_overflow_in_the_crosscoders_precision_are_refused():
@@ -182,12 +178,12 @@ def test_activations_that_overflow_in_the_crosscoders_precision_are_refused():
     x = random_activations()
     x[0, 0] = 1e6
     with pytest.raises(ValueError, match="The base model's activations are NaN or infinite on 1 of 40"):
-        slc.diagnose(crosscoder, activations=[x])
+        slc.diagnose(crosscoder, slc.EvalData(activations=[x]))
 
 
 def test_unflattened_activations_are_refused_with_the_way_out():
     unchecked = getattr(validate_activations, "__wrapped__", validate_activations)
-    with pytest.raises(ValueError, match=r"shape \(2, 20, 6\): flatten \(batch, pos, d_in\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 20, 6\).*Flatten \(batch, pos, d_in\)"):
         unchecked(random_activations().view(2, 20, 6), slc.StackedLayout((3, 3)), "at step 0")
 
 
@@ -195,20 +191,20 @@ def test_a_crosscoder_of_another_pair_and_one_without_a_hook_are_refused():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
     crosscoder = relu_crosscoder(torch.eye(192, dtype=torch.float64)[:4], d_models=(96, 96))
     tokens = torch.zeros(2, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="diagnose needs data"):
-        slc.diagnose(crosscoder, pair)
     with pytest.raises(ValueError, match="does not say which hook"):
-        slc.diagnose(crosscoder, pair, tokens)
+        slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=tokens))
     metadata = crosscoder.cfg.metadata
     metadata.model_name, metadata.chat_model_name, metadata.hook_name = "tiny-base", "tiny-chat", "hook_embed"
     with pytest.raises(ValueError, match="trained on tiny-base and tiny-chat, but the pair is tiny-base and tiny-null"):
-        slc.diagnose(crosscoder, pair, tokens)
+        slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=tokens))
 
 
 def test_one_tensor_of_activations_is_as_good_as_batches():
     crosscoder, x = random_crosscoder(), random_activations(5000)
     pd.testing.assert_frame_equal(
-        slc.diagnose(crosscoder, activations=x), slc.diagnose(crosscoder, activations=x.split(700)), rtol=1e-9
+        slc.diagnose(crosscoder, slc.EvalData(activations=x)).latents,
+        slc.diagnose(crosscoder, slc.EvalData(activations=x.split(700))).latents,
+        rtol=1e-9,
     )
 
 
@@ -222,7 +218,7 @@ def test_progress_is_counted_in_tokens_to_a_total_that_is_said_if_it_is_known(cu
         return bars[-1]
 
     monkeypatch.setattr(diagnose_module, "tqdm", watched)
-    slc.diagnose(random_crosscoder(), activations=x if cut is None else x.split(cut))
+    slc.diagnose(random_crosscoder(), slc.EvalData(activations=x if cut is None else x.split(cut)))
     (bar,) = bars
     assert (bar.total, bar.n, bar.unit) == (total, 5000, "token")
 
@@ -232,23 +228,24 @@ def test_a_pair_with_tokens_is_the_same_as_its_activations():
     crosscoder = relu_crosscoder(torch.randn(8, 192, dtype=torch.float64), d_models=(96, 96))
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
     tokens = torch.arange(160).view(8, 20)
-    table = slc.diagnose(crosscoder, pair, tokens, batch_size_prompts=3)
-    given = slc.diagnose(crosscoder, activations=harvest(pair, tokens, TINY_HOOK))
-    pd.testing.assert_frame_equal(table, given)
-    assert table.attrs["n_tokens"] == 160
+    diagnosis = slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=tokens, batch_size=3))
+    given = slc.diagnose(crosscoder, slc.EvalData(activations=harvest(pair, tokens, TINY_HOOK)))
+    pd.testing.assert_frame_equal(diagnosis.latents, given.latents)
+    assert diagnosis.manifest["n_tokens"] == 160
 
 
 @pytest.mark.parametrize("d_models", [(2, 4), (2, 2, 2)])
 def test_models_without_a_common_direction_keep_everything_that_is_not_about_one(d_models):
     crosscoder, x = random_crosscoder(d_models=d_models), random_activations()
-    table = slc.diagnose(crosscoder, activations=[x], min_active=1)
+    diagnosis = slc.diagnose(crosscoder, slc.EvalData(activations=[x]), min_active=1)
+    table = diagnosis.latents
     nowhere = [name for name in table if name.startswith(("nu_", "beta_", "cos", "enc_"))]
     assert table[nowhere].isna().all(axis=None)
     assert (table.n_active > 0).all()
     assert table.delta_norm.notna().all() == (len(d_models) == 2)
     if len(d_models) == 2:
         assert set(table.verdict) <= {"shared", "other", "undetermined"}
-        assert set(table.attrs["fve"]) == {"base", "chat", "pooled"}
+        assert set(diagnosis.manifest["fve"]) == {"base", "chat", "pooled"}
     else:
         assert set(table.verdict) == {"undefined"}
         assert {"dec_norm_model_0", "dec_norm_model_2"} <= set(table)
@@ -260,7 +257,7 @@ def test_a_dead_latent_and_one_that_writes_nowhere_have_nothing_to_report():
         crosscoder.b_enc[1] = -1e6
         crosscoder.W_dec[2] = 0
         crosscoder.W_dec[3, :3] = 0
-    table = slc.diagnose(crosscoder, activations=[x])
+    table = slc.diagnose(crosscoder, slc.EvalData(activations=[x])).latents
     assert table.dead.tolist() == [False, True, False, False, False, False]
     assert (table.verdict[1], table.label[2], table.verdict[2]) == ("dead", "undefined", "undefined")
     assert table.loc[1, ["mean_activation", "nu_error", "nu_error_unfiltered", "beta_error_chat"]].isna().all()
@@ -273,7 +270,7 @@ def test_a_dead_latent_and_one_that_writes_nowhere_have_nothing_to_report():
 
 def test_the_nu_and_beta_columns_are_latent_scalings():
     crosscoder, x = random_crosscoder(), random_activations(600)
-    table, scaling = slc.diagnose(crosscoder, activations=x.split(100)), scaling_of(crosscoder, x)
+    table, scaling = slc.diagnose(crosscoder, slc.EvalData(activations=x.split(100))).latents, scaling_of(crosscoder, x)
     expected = {}
     for target in ("error", "reconstruction"):
         expected[f"nu_{target}"] = scaling.nu(target)
@@ -284,37 +281,38 @@ def test_the_nu_and_beta_columns_are_latent_scalings():
             expected[f"beta_{target}_{name}"] = scaling.beta(target, m)
     for name, values in expected.items():
         assert table[name].tolist() == pytest.approx(values.tolist(), nan_ok=True), name
-    one_block = slc.diagnose(crosscoder, activations=[x[:200]])
+    one_block = slc.diagnose(crosscoder, slc.EvalData(activations=[x[:200]])).latents
     assert one_block.nu_error.isna().all()
     assert one_block.nu_error_unfiltered.notna().all()
 
 
 def test_cosines_do_not_depend_on_how_short_a_decoder_is():
     crosscoder, x = random_crosscoder(), random_activations()
-    expected = slc.diagnose(crosscoder, activations=[x]).cos_sim
+    expected = slc.diagnose(crosscoder, slc.EvalData(activations=[x])).latents.cos_sim
     with torch.no_grad():
         crosscoder.W_dec[:, :3] *= 1e-12
-    pd.testing.assert_series_equal(slc.diagnose(crosscoder, activations=[x]).cos_sim, expected)
+    pd.testing.assert_series_equal(slc.diagnose(crosscoder, slc.EvalData(activations=[x])).latents.cos_sim, expected)
 
 
 def test_the_options_reach_the_verdict_and_the_manifest():
     crosscoder, x = faulty_world()
     x[:, 0] -= 0.4 * x[:, 8]  # the base model points away from latent 0, less than half as far
-    signed = slc.diagnose(crosscoder, activations=[x], min_active=3)
-    absolute = slc.diagnose(crosscoder, activations=[x], min_active=3, bounds="absolute")
+    data = slc.EvalData(activations=[x])
+    both = [slc.diagnose(crosscoder, data, min_active=3, bounds=bounds) for bounds in ("signed", "absolute")]
+    signed, absolute = (diagnosis.latents for diagnosis in both)
     assert signed.nu_error[0] < -0.2
     assert (signed.verdict[0], absolute.verdict[0]) == ("chat_specific", "complete_shrinkage")
-    assert slc.diagnose(crosscoder, activations=[x]).verdict[6] == "rare"
+    assert slc.diagnose(crosscoder, slc.EvalData(activations=[x])).latents.verdict[6] == "rare"
     assert signed.verdict[6] == "undetermined"  # all its tokens are in one block
-    assert [table.attrs["bounds"] for table in (signed, absolute)] == ["signed", "absolute"]
-    assert signed.attrs["min_active"] == 3
+    assert [diagnosis.bounds for diagnosis in both] == ["signed", "absolute"]
+    assert both[0].manifest["min_active"] == 3
 
 
 def test_the_manifest_says_what_the_table_is_of():
     crosscoder = random_crosscoder(scales=(1.0, 2.0))
     metadata = crosscoder.cfg.metadata
     metadata.model_name, metadata.chat_model_name, metadata.hook_name = "a", "b", "blocks.0.hook_resid_post"
-    attrs = slc.diagnose(crosscoder, activations=[random_activations()]).attrs
+    attrs = slc.diagnose(crosscoder, slc.EvalData(activations=[random_activations()])).manifest
     assert attrs["models"] == ["a", "b"]
     assert attrs["hook_name"] == "blocks.0.hook_resid_post"
     assert attrs["space"] == "trained (scaled)"
@@ -337,5 +335,5 @@ def test_a_context_is_never_spread_over_shards(context_size, block, monkeypatch)
     monkeypatch.setattr(data_source, "harvest", lambda *_: [random_activations(600)])
     crosscoder = random_crosscoder()
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
-    slc.diagnose(crosscoder, pair, torch.zeros(2, context_size, dtype=torch.long))
+    slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=torch.zeros(2, context_size, dtype=torch.long)))
     assert blocks == [block]

@@ -48,7 +48,9 @@ def crosscoder():
 
 
 def collect(crosscoder, pair, path, tokens=TOKENS, **kwargs):
-    return slc.collect_examples(crosscoder, pair, tokens, path / "examples.safetensors", **{**SIZES, **kwargs})
+    names = ("token_mask", "documents", "tokenizer", "batch_size")
+    data = slc.EvalData(pair=pair, tokens=tokens, **{name: kwargs.pop(name) for name in names if name in kwargs})
+    return slc.collect_examples(crosscoder, data, path / "examples.safetensors", **{**SIZES, **kwargs})
 
 
 def reference_contexts(crosscoder, pair, latent, documents, keep):
@@ -73,7 +75,7 @@ def assert_is(example, expected):
 @pytest.mark.parametrize("keep", [None, KEEP])
 @pytest.mark.parametrize("seed", [0, 11])
 def test_examples_are_those_of_a_search_with_everything_in_memory(crosscoder, pair, tmp_path, documents, keep, seed):
-    examples = collect(crosscoder, pair, tmp_path, documents=documents, keep=keep, seed=seed, batch_size_prompts=2)
+    examples = collect(crosscoder, pair, tmp_path, documents=documents, token_mask=keep, seed=seed, batch_size=2)
     n_seen = []
     for latent in range(D_SAE):
         ids = torch.zeros_like(TOKENS) if documents is None else documents
@@ -101,14 +103,12 @@ def test_the_shares_and_the_bias_are_the_pre_activation_and_where_on_the_score(c
     assert n_on > 0
 
 
-@pytest.mark.parametrize("batch_size_prompts", [1, 4, 9])
-def test_batches_of_any_size_give_the_same_examples(crosscoder, pair, tmp_path, batch_size_prompts):
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+def test_batches_of_any_size_give_the_same_examples(crosscoder, pair, tmp_path, batch_size):
     kwargs = dict(documents=DOCUMENTS, seed=3)
-    expected = collect(crosscoder, pair, tmp_path, batch_size_prompts=2, **kwargs)
+    expected = collect(crosscoder, pair, tmp_path, batch_size=2, **kwargs)
     expected = [expected[latent] for latent in range(D_SAE)]
-    for one, other in zip(
-        collect(crosscoder, pair, tmp_path, batch_size_prompts=batch_size_prompts, **kwargs), expected, strict=True
-    ):
+    for one, other in zip(collect(crosscoder, pair, tmp_path, batch_size=batch_size, **kwargs), expected, strict=True):
         for a, b in zip((one.top, *one.quantiles), (other.top, *other.quantiles), strict=True):
             for x, y in zip(a, b, strict=True):
                 assert (x.prompt, x.position, x.token_ids.tolist()) == (y.prompt, y.position, y.token_ids.tolist())
@@ -116,19 +116,18 @@ def test_batches_of_any_size_give_the_same_examples(crosscoder, pair, tmp_path, 
 
 
 @pytest.mark.parametrize("keep", [None, KEEP])
-@pytest.mark.parametrize("batch_size_prompts", [2, 9])
+@pytest.mark.parametrize("batch_size", [2, 9])
 def test_a_cache_gives_the_examples_of_the_tokens_that_it_is_of(
-    crosscoder, pair, tmp_path, monkeypatch, keep, batch_size_prompts
+    crosscoder, pair, tmp_path, monkeypatch, keep, batch_size
 ):
     tokenizer = types.SimpleNamespace(bos_token_id=int(TOKENS[0, 4]))
-    options = dict(batch_size_prompts=batch_size_prompts, tokenizer=tokenizer)
-    expected = collect(crosscoder, pair, tmp_path, keep=keep, **options)
+    options = dict(batch_size=batch_size, tokenizer=tokenizer)
+    expected = collect(crosscoder, pair, tmp_path, token_mask=keep, **options)
     expected, manifest = list(map(expected.__getitem__, range(D_SAE))), expected.manifest
     cache = slc.cache_activations(tmp_path, pair, TOKENS, HOOK, token_mask=keep, dtype="float32", prompts_per_shard=4)
     monkeypatch.setattr(pair, "activations", None)
-    found = slc.collect_examples(
-        crosscoder, activations=cache, path=tmp_path / "examples.safetensors", **SIZES, **options
-    )
+    data = slc.EvalData(activations=cache, **options)
+    found = slc.collect_examples(crosscoder, data, tmp_path / "examples.safetensors", **SIZES)
     assert found.manifest == manifest
     for latent in range(D_SAE):
         assert_same(found[latent], expected[latent])
@@ -150,7 +149,7 @@ def test_padding_changes_nothing_whatever_it_is(crosscoder, pair, tmp_path):
     ids[:9, :12], keep[:9, :12] = TOKENS, True
     expected = collect(crosscoder, pair, tmp_path)
     expected = list(map(expected.__getitem__, range(D_SAE)))
-    found = collect(crosscoder, pair, tmp_path, tokens=ids, keep=keep, batch_size_prompts=2)
+    found = collect(crosscoder, pair, tmp_path, tokens=ids, token_mask=keep, batch_size=2)
     for latent in range(D_SAE):
         assert_same(found[latent], expected[latent])
     assert found.manifest["n_tokens"] == TOKENS.numel()
@@ -239,10 +238,10 @@ def test_reading_one_latent_reads_its_rows_only(crosscoder, pair, tmp_path, monk
             return part
 
     path = collect(crosscoder, pair, tmp_path).path
-    whole = slc.read_examples(path)[4]
+    whole = slc.load_examples(path)[4]
     example_file_open = example_file.safe_open
     monkeypatch.setattr(example_file, "safe_open", Recorded)
-    got = slc.read_examples(path)[4]
+    got = slc.load_examples(path)[4]
     assert [example.score for example in got.top] == [example.score for example in whole.top]
     slots, width = 4 + 3 * 2, 3 + 1 + 2
     assert sum(n_read) == slots * (8 + width * (4 + 4 + 2 * 4)) + 8 + 4 + 32  # one latent, of the seven in the file
@@ -283,12 +282,12 @@ def test_show_marks_the_strongest_tokens_and_says_whose_they_are():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(n_top=0), "n_top=0 leaves nothing"),
-        (dict(window=(3, -1)), "window=\\(3, -1\\) must be"),
-        (dict(documents=DOCUMENTS[:2]), "documents has shape \\(2, 12\\), but tokens \\(9, 12\\)"),
-        (dict(batch_size_prompts=0), "batch_size_prompts=0"),
-        (dict(keep=KEEP[:2]), "token_mask has shape \\(2, 12\\), expected \\(9, 12\\)"),
-        (dict(keep=torch.zeros_like(KEEP)), "Of 108 tokens keep leaves out every one"),
+        (dict(n_top=0), "n_top=0 must be at least 1"),
+        (dict(window=(3, -1)), "window=\\(3, -1\\) must not be negative"),
+        (dict(documents=DOCUMENTS[:2]), "documents has shape \\(2, 12\\), but tokens has \\(9, 12\\)"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(token_mask=KEEP[:2]), "token_mask has shape \\(2, 12\\), expected \\(9, 12\\)"),
+        (dict(token_mask=torch.zeros_like(KEEP)), "token_mask leaves out all 108 tokens"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused_before_the_models_run(
@@ -303,12 +302,12 @@ def test_what_cannot_be_written_or_read_is_refused(crosscoder, pair, tmp_path):
     with pytest.raises(ValueError, match="in a folder that does not exist"):
         collect(crosscoder, pair, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="There is no file"):
-        slc.read_examples(tmp_path / "nothing")
+        slc.load_examples(tmp_path / "nothing")
     (tmp_path / "text").write_text("no examples")
     with pytest.raises(ValueError, match="is no file of examples"):
-        slc.read_examples(tmp_path / "text")
+        slc.load_examples(tmp_path / "text")
     crosscoder.save_model(tmp_path)
     with pytest.raises(ValueError, match="examples_format=None"):
-        slc.read_examples(tmp_path / "sae_weights.safetensors")
+        slc.load_examples(tmp_path / "sae_weights.safetensors")
     with pytest.raises(IndexError, match="no latent 7: the crosscoder has latents 0 to 6"):
         collect(crosscoder, pair, tmp_path)[D_SAE]

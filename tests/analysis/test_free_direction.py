@@ -69,7 +69,7 @@ def test_a_rotated_concept_is_found_in_base_at_its_angle(angle):
     """nu_error sees only what is left along the chat direction; the free direction is as long as in chat."""
     crosscoder, world = one_concept_in_chat_only_latent(Concept("rotated", 0.2, angle_degrees=angle))
     x = world.sample(8000, seed=1).activations.double()
-    table = slc.diagnose(crosscoder, activations=[x])
+    table = slc.diagnose(crosscoder, slc.EvalData(activations=[x])).latents
     row = table.loc[0]
     assert row.label == "chat_only"
     assert row.nu_free == pytest.approx(1, abs=0.05)
@@ -81,7 +81,9 @@ def test_a_rotated_concept_is_found_in_base_at_its_angle(angle):
 
 def test_a_concept_of_the_chat_model_alone_has_no_direction_in_base():
     crosscoder, world = one_concept_in_chat_only_latent(Concept("chat_only", 0.2))
-    row = slc.diagnose(crosscoder, activations=[world.sample(8000, seed=1).activations.double()]).loc[0]
+    row = slc.diagnose(
+        crosscoder, slc.EvalData(activations=[world.sample(8000, seed=1).activations.double()])
+    ).latents.loc[0]
     assert row.nu_free < 0.05
     assert row.verdict == "chat_specific"
 

@@ -19,7 +19,7 @@ LABELS = torch.randint(-1, 3, PADDED.shape, generator=torch.Generator().manual_s
 NAMES = ("bos", "template", "user")
 SOURCES = ["chat", "web"] * (N_ROWS // 2)
 WHOLE = dict(tokens=TOKENS, groups=slc.TokenGroups(LABELS[:N_ROWS, :N_POS], NAMES), sources=SOURCES)
-LEFT_OUT = dict(tokens=PADDED, keep=KEEP, groups=slc.TokenGroups(LABELS, NAMES), sources=[*SOURCES, *SOURCES[:3]])
+LEFT_OUT = dict(tokens=PADDED, token_mask=KEEP, groups=slc.TokenGroups(LABELS, NAMES), sources=[*SOURCES, *SOURCES[:3]])
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +40,19 @@ def crosscoder():
 
 
 def measured(kind, crosscoder, pair, data):
-    options = {"pair": pair, "batch_size_prompts": 10, **data}
+    """Tables, and the numbers of tokens behind them."""
+    data = slc.EvalData(**{"pair": pair, "batch_size": 10, **data})
     if kind == "statistics":
-        return [slc.latent_statistics(crosscoder, **options)]
+        statistics = slc.latent_statistics(crosscoder, data)
+        return [statistics.table], statistics.n_tokens
     if kind == "paper":
-        found = slc.paper_tables({"it": crosscoder}, **options)["it"]
-        return [found.latents, found.pairs]
-    groups = options.pop("groups")
-    del options["sources"]
+        found = slc.paper_tables({"it": crosscoder}, data)["it"]
+        return [found.latents, found.pairs], found.manifest["n_tokens_per_place"]
     if kind == "diagnosis":
-        return [slc.diagnose(crosscoder, **options)]
+        diagnosis = slc.diagnose(crosscoder, data)
+        return [diagnosis.latents], diagnosis.manifest["n_tokens"]
     pairs = pd.DataFrame({"chat_latent": [0, 2], "base_latent": [1, 3]})
-    return [slc.activation_divergence(crosscoder, pairs, groups=groups, **options)]
+    return [slc.activation_divergence(crosscoder, data, pairs)], None
 
 
 KINDS = ("statistics", "paper", "diagnosis", "divergence")
@@ -59,29 +60,18 @@ KINDS = ("statistics", "paper", "diagnosis", "divergence")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_changes_no_table_whatever_it_is(pair, crosscoder, kind):
-    for found, expected in zip(*(measured(kind, crosscoder, pair, data) for data in (LEFT_OUT, WHOLE)), strict=True):
+    (tables, n_tokens), (whole, n_whole) = (measured(kind, crosscoder, pair, data) for data in (LEFT_OUT, WHOLE))
+    for found, expected in zip(tables, whole, strict=True):
         assert len(expected) > 0
         pd.testing.assert_frame_equal(found, expected, rtol=1e-6, atol=1e-9)
-        assert str(found.attrs.get("n_tokens")) == str(expected.attrs.get("n_tokens"))
-    everything = measured(kind, crosscoder, pair, {**LEFT_OUT, "keep": None})
-    assert not everything[0].equals(expected)  # or the padding would show nowhere
+    assert n_tokens == n_whole
+    everything, _ = measured(kind, crosscoder, pair, {**LEFT_OUT, "token_mask": None})
+    assert not everything[0].equals(whole[0])  # or the padding would show nowhere
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_keeping_everything_is_leaving_nothing_out(pair, crosscoder, kind):
-    data = {**WHOLE, "keep": torch.ones_like(TOKENS, dtype=torch.bool)}
-    for found, expected in zip(*(measured(kind, crosscoder, pair, data) for data in (data, WHOLE)), strict=True):
+    data = {**WHOLE, "token_mask": torch.ones_like(TOKENS, dtype=torch.bool)}
+    (tables, _), (whole, _) = (measured(kind, crosscoder, pair, data) for data in (data, WHOLE))
+    for found, expected in zip(tables, whole, strict=True):
         pd.testing.assert_frame_equal(found, expected, check_exact=True)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (dict(keep=KEEP), r"token_mask has shape \(73, 15\), expected \(70, 8\)"),
-        (dict(pair=None, tokens=None, activations=torch.zeros(560, 16), keep=KEEP), "of activations, give only those"),
-    ],
-)
-def test_a_mask_of_something_else_is_refused(pair, crosscoder, kind, data, message):
-    with pytest.raises(ValueError, match=message):
-        measured(kind, crosscoder, pair, {**WHOLE, **data})

@@ -81,5 +81,5 @@ def test_sums_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="different crosscoders"):
         mse_improvement(scaling_of(random_crosscoder(), x), scaling, energies)
     probed = slc.LatentScaling(crosscoder, probes=crosscoder.decoders)
-    with pytest.raises(ValueError, match="other directions than the decoders"):
+    with pytest.raises(ValueError, match="directions other than the decoders"):
         mse_improvement(probed, scaling, energies)

@@ -29,8 +29,8 @@ def test_beta_along_any_direction_is_its_naive_definition(target, probe):
 
 def test_real_columns_are_those_of_diagnose_and_controls_keep_the_activations():
     crosscoder, x = random_crosscoder(), random_activations(600)
-    found = nu_controls(crosscoder, activations=x, significant=False)
-    table = slc.diagnose(crosscoder, activations=x)
+    found = nu_controls(crosscoder, slc.EvalData(activations=x), significant=False)
+    table = slc.diagnose(crosscoder, slc.EvalData(activations=x)).latents
     assert sorted(found.other_latent) == list(range(D_SAE))
     assert (found.other_latent != found.index).all()
     parts, chat = lists(crosscoder, x), crosscoder.decoders[1].tolist()
@@ -46,9 +46,11 @@ def test_scale_of_a_probe_does_not_matter_but_its_direction_does():
     real = scaling_of(crosscoder, x).nu("error", significant=False)
     longer = scaling_of(crosscoder, x, probes=[3 * decoder for decoder in crosscoder.decoders])
     torch.testing.assert_close(longer.nu("error", significant=False), real)
-    first, second = (nu_controls(crosscoder, activations=x, significant=False, seed=seed) for seed in (0, 1))
+    first, second = (
+        nu_controls(crosscoder, slc.EvalData(activations=x), significant=False, seed=seed) for seed in (0, 1)
+    )
     assert (first.nu_error_random_direction != second.nu_error_random_direction).all()
-    pd.testing.assert_frame_equal(first, nu_controls(crosscoder, activations=x, significant=False))
+    pd.testing.assert_frame_equal(first, nu_controls(crosscoder, slc.EvalData(activations=x), significant=False))
 
 
 def test_any_direction_tells_shared_from_chat_only_but_only_the_own_one_is_blind_to_a_rotation():
@@ -59,7 +61,7 @@ def test_any_direction_tells_shared_from_chat_only_but_only_the_own_one_is_blind
     W_dec = torch.cat([world.directions[0] * present, world.directions[1]], dim=-1).double()
     W_enc = torch.cat([torch.zeros_like(world.directions[0]), world.directions[1]], dim=-1).double().T
     crosscoder = relu_crosscoder(W_dec, W_enc=W_enc, b_enc=torch.full((60,), -0.3), d_models=(128, 128))
-    found = nu_controls(crosscoder, activations=world.sample(8000, seed=1).activations.double())
+    found = nu_controls(crosscoder, slc.EvalData(activations=world.sample(8000, seed=1).activations.double()))
     shared, chat_only, rotated = (found[start : start + 20] for start in (0, 20, 40))
     for column in ("nu_error", "nu_error_random_direction"):
         assert shared[column].median() == pytest.approx(1, abs=0.1)
@@ -69,7 +71,5 @@ def test_any_direction_tells_shared_from_chat_only_but_only_the_own_one_is_blind
 
 
 def test_without_data_there_is_no_control():
-    with pytest.raises(ValueError, match="nu_controls needs data"):
-        nu_controls(random_crosscoder())
-    with pytest.raises(ValueError, match="no tokens"):
-        nu_controls(random_crosscoder(), activations=random_activations(0))
+    with pytest.raises(ValueError, match="No tokens to measure nu on"):
+        nu_controls(random_crosscoder(), slc.EvalData(activations=random_activations(0)))

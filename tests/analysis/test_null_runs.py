@@ -1,5 +1,7 @@
 """q-values: what null runs say about chance."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,37 +75,37 @@ def test_rare_latents_have_no_q_and_do_not_count():
 
 
 def diagnosed(seed, **options):
-    return slc.diagnose(random_crosscoder(seed), activations=[random_activations(2000)], **options)
+    return slc.diagnose(random_crosscoder(seed), slc.EvalData(activations=[random_activations(2000)]), **options)
 
 
 def test_diagnose_takes_one_null_run_or_several_and_says_how_many():
     null = diagnosed(1)
-    assert diagnosed(0).q_value.isna().all()
-    assert diagnosed(0).attrs["n_null_runs"] == 0
+    assert diagnosed(0).latents.q_value.isna().all()
+    assert diagnosed(0).manifest["n_null_runs"] == 0
     for given, n in ((null, 1), ([null, diagnosed(2)], 2)):
-        table = diagnosed(0, null=given)
-        assert table.attrs["n_null_runs"] == n
-        assert table.q_value.to_numpy() == pytest.approx(q_values(table, [given] if n == 1 else given), nan_ok=True)
+        diagnosis = diagnosed(0, null=given)
+        assert diagnosis.manifest["n_null_runs"] == n
+        tables = [run.latents for run in ([given] if n == 1 else given)]
+        assert diagnosis.latents.q_value.to_numpy() == pytest.approx(q_values(diagnosis.latents, tables), nan_ok=True)
 
 
 def test_a_null_run_that_was_trained_differently_is_refused():
     null = diagnosed(1)
-    with pytest.raises(ValueError, match="is crosscoder with 5 latents, and the crosscoder crosscoder with 6"):
-        diagnosed(0, null=null.iloc[:5])
-    other = null.copy()
-    other.attrs = {**null.attrs, "architecture": "jumprelu_crosscoder"}
-    with pytest.raises(ValueError, match="this one is jumprelu_crosscoder"):
-        diagnosed(0, null=other)
-    other.attrs = {**null.attrs, "training": {"k": 3}}
-    with pytest.raises(ValueError, match=r"differs in \['k'\]"):
-        diagnosed(0, null=other)
+    with pytest.raises(
+        ValueError, match="null run is a crosscoder with 5 latents, but the crosscoder is a crosscoder with 6"
+    ):
+        diagnosed(0, null=replace(null, latents=null.latents.iloc[:5]))
+    with pytest.raises(ValueError, match="null run is a jumprelu_crosscoder"):
+        diagnosed(0, null=replace(null, manifest={**null.manifest, "architecture": "jumprelu_crosscoder"}))
+    with pytest.raises(ValueError, match=r"trained with other settings than the crosscoder: \['k'\]"):
+        diagnosed(0, null=replace(null, manifest={**null.manifest, "training": {"k": 3}}))
     own = random_crosscoder()
     own.cfg.metadata.model_name, own.cfg.metadata.chat_model_name = "a", "b"
-    table = slc.diagnose(own, activations=random_activations(2000))
-    with pytest.raises(ValueError, match="of a and b, the crosscoder's own pair"):
-        slc.diagnose(own, activations=random_activations(2000), null=table)
-    with pytest.raises(ValueError, match=r"whole and with its \.attrs"):
-        diagnosed(0, null=pd.DataFrame(null.to_dict()))
+    data = slc.EvalData(activations=random_activations(2000))
+    with pytest.raises(ValueError, match="null run was trained on a and b, like the crosscoder"):
+        slc.diagnose(own, data, null=slc.diagnose(own, data))
+    with pytest.raises(ValueError, match="must be the Diagnosis that diagnose returns, with its manifest"):
+        diagnosed(0, null=replace(null, manifest={}))
 
 
 def test_the_conclusion_counts_verdicts_and_says_when_there_are_none():
@@ -129,7 +131,7 @@ def test_what_could_not_be_judged_is_undecided_and_not_without_difference():
 
 def test_null_runs_without_spread_are_refused():
     """Two copies of a model, started in pairs, stay equal: any latent would seem beyond chance."""
-    with pytest.raises(ValueError, match="Delta_norm of 1/2 for every latent"):
+    with pytest.raises(ValueError, match="have a Delta_norm of 1/2"):
         q_values(table_of([0.49] * 30), [table_of([0.5] * 30)])
 
 
@@ -139,4 +141,5 @@ def test_a_pair_in_which_nothing_differs_is_said_to_be_one():
         base = crosscoder.W_dec[:, :3]
         crosscoder.W_dec.copy_(torch.cat([base, base], dim=-1))
     x = random_activations(2000)[:, :3].repeat(1, 2)
-    assert slc.diagnose(crosscoder, activations=[x]).attrs["conclusion"].startswith("no difference detected")
+    diagnosis = slc.diagnose(crosscoder, slc.EvalData(activations=[x]))
+    assert diagnosis.conclusion.startswith("no difference detected")

@@ -32,22 +32,23 @@ def measured():
     crosscoders = {"a": random_crosscoder(), "b": decoupled_crosscoder()}
     x = random_activations(N_ROWS * N_POS)
     x[GROUPS.labels.flatten() < 0] *= 3  # what is left out would show
-    return crosscoders, x, slc.paper_tables(crosscoders, groups=GROUPS, sources=SOURCES, activations=batches(x))
+    data = slc.EvalData(activations=batches(x), groups=GROUPS, sources=SOURCES)
+    return crosscoders, x, slc.paper_tables(crosscoders, data)
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_the_columns_are_those_of_diagnose_and_of_the_statistics(measured, name):
     crosscoders, x, tables = measured
-    latents = tables[name].latents
-    diagnosed = slc.diagnose(crosscoders[name], activations=x[GROUPS.labels.flatten() >= 0])
-    pd.testing.assert_frame_equal(latents[diagnosed.columns], diagnosed, check_like=True)
-    for key, value in diagnosed.attrs.items():
-        assert latents.attrs[key] == (pytest.approx(value) if key == "fve" else value), key
-    options = {"groups": GROUPS, "sources": SOURCES, "activations": batches(x)}
-    statistics = slc.latent_statistics(crosscoders[name], **options)
-    pd.testing.assert_frame_equal(latents[statistics.columns], statistics)
-    assert latents.attrs["n_tokens_per_place"] == statistics.attrs["n_tokens"]
-    assert latents.attrs["fve"] == pytest.approx(statistics.attrs["fve"])
+    latents, manifest = tables[name].latents, tables[name].manifest
+    diagnosis = slc.diagnose(crosscoders[name], slc.EvalData(activations=x[GROUPS.labels.flatten() >= 0]))
+    pd.testing.assert_frame_equal(latents[diagnosis.latents.columns], diagnosis.latents, check_like=True)
+    for key, value in diagnosis.manifest.items():
+        assert manifest[key] == (pytest.approx(value) if key == "fve" else value), key
+    data = slc.EvalData(activations=batches(x), groups=GROUPS, sources=SOURCES)
+    statistics = slc.latent_statistics(crosscoders[name], data)
+    pd.testing.assert_frame_equal(latents[statistics.table.columns], statistics.table)
+    assert manifest["n_tokens_per_place"] == statistics.n_tokens
+    assert manifest["fve"] == pytest.approx(statistics.fve)
 
 
 def test_the_mse_improvement_is_fitted_on_every_second_batch_and_judged_on_the_others(measured):
@@ -69,22 +70,28 @@ def test_pairs_come_with_their_divergence_on_the_tokens_that_count(measured):
     pairs = tables["b"].pairs
     assert pairs[["chat_latent", "base_latent"]].to_numpy().tolist() == [[0, 1]]
     kept = x[GROUPS.labels.flatten() >= 0]
-    expected = slc.activation_divergence(crosscoders["b"], pairs[["chat_latent", "base_latent"]], activations=kept)
+    expected = slc.activation_divergence(
+        crosscoders["b"], slc.EvalData(activations=kept), pairs[["chat_latent", "base_latent"]]
+    )
     pd.testing.assert_frame_equal(pairs[expected.columns], expected)
-    everything = slc.activation_divergence(crosscoders["b"], pairs[["chat_latent", "base_latent"]], activations=x)
+    everything = slc.activation_divergence(
+        crosscoders["b"], slc.EvalData(activations=x), pairs[["chat_latent", "base_latent"]]
+    )
     assert everything.chat_max[0] > expected.chat_max[0]
     assert expected.n_high[0] > 0
 
 
 def test_crosscoders_do_not_depend_on_their_neighbours(measured):
     crosscoders, x, tables = measured
-    alone = slc.paper_tables({"b": crosscoders["b"]}, groups=GROUPS, sources=SOURCES, activations=batches(x))
+    alone = slc.paper_tables(
+        {"b": crosscoders["b"]}, slc.EvalData(activations=batches(x), groups=GROUPS, sources=SOURCES)
+    )
     pd.testing.assert_frame_equal(alone["b"].latents, tables["b"].latents)
 
 
 def test_widths_without_a_common_direction_have_classes_but_no_nu_and_no_pairs():
     crosscoder = random_crosscoder(d_models=(3, 5))
-    table = slc.paper_tables({"w": crosscoder}, activations=random_activations(200, d_in=8))["w"]
+    table = slc.paper_tables({"w": crosscoder}, slc.EvalData(activations=random_activations(200, d_in=8)))["w"]
     assert table.pairs.empty
     assert table.latents[["nu_error", "cos_sim"]].isna().all(axis=None)
     assert table.latents.delta_norm.notna().all()
@@ -96,15 +103,13 @@ def test_what_cannot_be_measured_together_is_refused_before_anything_runs():
     other.cfg.metadata.hook_name = "elsewhere"
     x = random_activations()
     unchecked = getattr(slc.paper_tables, "__wrapped__", slc.paper_tables)
-    with pytest.raises(ValueError, match="no crosscoders to measure"):
-        slc.paper_tables({}, activations=x)
-    with pytest.raises(ValueError, match="'b' is of None, None, elsewhere"):
-        slc.paper_tables({"a": crosscoder, "b": other}, activations=x)
+    with pytest.raises(ValueError, match="`crosscoders` is empty"):
+        slc.paper_tables({}, slc.EvalData(activations=x))
+    with pytest.raises(ValueError, match="'b' reads None, None, elsewhere"):
+        slc.paper_tables({"a": crosscoder, "b": other}, slc.EvalData(activations=x))
     with pytest.raises(ValueError, match="can be read only once"):
-        slc.paper_tables({"a": crosscoder}, activations=iter([x]))
+        slc.paper_tables({"a": crosscoder}, slc.EvalData(activations=iter([x])))
     with pytest.raises(ValueError, match="needs an inference crosscoder"):
-        unchecked({"a": torch.nn.Linear(1, 1)}, activations=x)
-    with pytest.raises(ValueError, match="paper_tables needs data"):
-        slc.paper_tables({"a": crosscoder})
-    with pytest.raises(ValueError, match="40 tokens for 600 labels"):
-        slc.paper_tables({"a": crosscoder}, groups=GROUPS, activations=x)
+        unchecked({"a": torch.nn.Linear(1, 1)}, slc.EvalData(activations=x))
+    with pytest.raises(ValueError, match="600 labels for 40 tokens"):
+        slc.paper_tables({"a": crosscoder}, slc.EvalData(activations=x, groups=GROUPS))

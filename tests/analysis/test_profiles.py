@@ -36,14 +36,13 @@ def looked_at():
 def test_profiles_are_counts_of_tokens(looked_at, tmp_path, batch, source, keep):
     pair, crosscoder, scores = looked_at
     highest = scores.amax(dim=(0, 1))
-    data = dict(pair=pair, tokens=TOKENS, keep=keep)
+    data = slc.EvalData(pair=pair, tokens=TOKENS, token_mask=keep, batch_size=batch)
     if source == "cache":
         cache = slc.cache_activations(
             tmp_path, pair, TOKENS, HOOK, token_mask=keep, dtype="float32", prompts_per_shard=4
         )
-        data = dict(pair=None, tokens=None, activations=cache)
-    options = dict(n_bins=5, n_bands=4, batch_size_prompts=batch)
-    found = activation_profiles(crosscoder, max_activation=pd.Series(highest.tolist()), **data, **options)
+        data = slc.EvalData(activations=cache)
+    found = activation_profiles(crosscoder, data, pd.Series(highest.tolist()), n_bins=5, n_bands=4)
     # Ten positions in four bands.
     assert (found.first_positions, found.last_position) == ((0, 3, 5, 8), 9)
     counts = torch.ones_like(TOKENS) if keep is None else keep
@@ -65,9 +64,11 @@ def test_profiles_are_counts_of_tokens(looked_at, tmp_path, batch, source, keep)
 def test_positions_end_with_the_last_token_that_counts(looked_at):
     pair, crosscoder, scores = looked_at
     highest = pd.Series(scores.amax(dim=(0, 1)).tolist())
-    whole = activation_profiles(crosscoder, pair, TOKENS[:, :6], highest, n_bands=3)
+    whole = activation_profiles(crosscoder, slc.EvalData(pair=pair, tokens=TOKENS[:, :6]), highest, n_bands=3)
     keep = torch.arange(10).expand_as(TOKENS) < 6
-    padded = activation_profiles(crosscoder, pair, TOKENS, highest, n_bands=3, keep=keep)
+    padded = activation_profiles(
+        crosscoder, slc.EvalData(pair=pair, tokens=TOKENS, token_mask=keep), highest, n_bands=3
+    )
     for found in (whole, padded):
         assert (found.first_positions, found.last_position) == ((0, 2, 4), 5)
     assert torch.equal(padded.histogram, whole.histogram)
@@ -78,19 +79,19 @@ def test_a_band_without_tokens_is_unknown(looked_at):
     pair, crosscoder, scores = looked_at
     keep = torch.arange(10).expand_as(TOKENS) >= 3
     highest = pd.Series(scores.amax(dim=(0, 1)).tolist())
-    found = activation_profiles(crosscoder, pair, TOKENS, highest, n_bands=4, keep=keep)
+    found = activation_profiles(crosscoder, slc.EvalData(pair=pair, tokens=TOKENS, token_mask=keep), highest, n_bands=4)
     assert found.by_position[:, 0].isnan().all()
     assert not found.by_position[:, 1:].isnan().any()
 
 
 def test_scores_above_the_highest_are_in_the_last_bin(looked_at):
     pair, crosscoder, scores = looked_at
-    found = activation_profiles(crosscoder, pair, TOKENS, pd.Series([0.0] * D_SAE), n_bins=3)
+    found = activation_profiles(crosscoder, slc.EvalData(pair=pair, tokens=TOKENS), pd.Series([0.0] * D_SAE), n_bins=3)
     assert found.histogram[:, 2].tolist() == (scores > 0).sum(dim=(0, 1)).tolist()
     assert found.histogram[:, :2].sum() == 0
 
 
 def test_highest_scores_of_another_crosscoder_are_refused(looked_at):
     pair, crosscoder, _ = looked_at
-    with pytest.raises(ValueError, match="max_activation has 3 entries, but the crosscoder 7 latents"):
-        activation_profiles(crosscoder, pair, TOKENS, pd.Series([1.0] * 3))
+    with pytest.raises(ValueError, match="max_activation has 3 entries, but the crosscoder has 7 latents"):
+        activation_profiles(crosscoder, slc.EvalData(pair=pair, tokens=TOKENS), pd.Series([1.0] * 3))

@@ -32,8 +32,9 @@ def labelled_world():
     return crosscoder, x, slc.TokenGroups(labels, NAMES), sources
 
 
-def check(table, crosscoder, x, groups, sources):
-    """Every column and attribute against the loops."""
+def check(statistics, crosscoder, x, groups, sources):
+    """Every column and number against the loops."""
+    table = statistics.table
     group_of = [None if label < 0 else groups.names[label] for label in groups.labels.flatten().tolist()]
     source_of = [source for source in sources for _ in range(groups.labels.shape[1])]
     f = crosscoder.encode(x).T.tolist()
@@ -43,7 +44,7 @@ def check(table, crosscoder, x, groups, sources):
             expected = ref.statistics([score for score, here in zip(f[j], place, strict=True) if here])
             found = {column: table[f"{column}_{name}"][j] for column in expected}
             assert found == pytest.approx(expected, rel=1e-9, nan_ok=True), (name, j)
-        assert table.attrs["n_tokens"][name] == sum(place)
+        assert statistics.n_tokens[name] == sum(place)
     expected = [ref.frac_template(scores, group_of, source_of) for scores in f]
     assert table.frac_template.tolist() == pytest.approx(expected, nan_ok=True)
     kept = torch.tensor([group is not None for group in group_of])
@@ -51,33 +52,37 @@ def check(table, crosscoder, x, groups, sources):
     d = x.shape[1] // 2
     cuts = {"base": slice(0, d), "chat": slice(d, None), "pooled": slice(None)}
     fve = {name: variance_explained(h[:, cut].tolist(), h_hat[:, cut].tolist()) for name, cut in cuts.items()}
-    assert table.attrs["fve"] == pytest.approx(fve)
-    assert table.attrs["l0"]["all"] == pytest.approx((crosscoder.encode(h) > 0).sum().item() / len(h))
+    assert statistics.fve == pytest.approx(fve)
+    assert statistics.l0["all"] == pytest.approx((crosscoder.encode(h) > 0).sum().item() / len(h))
 
 
 @pytest.mark.parametrize("cut", [1, 7, 240])
 def test_every_column_is_counted_token_by_token(cut):
     crosscoder, x, groups, sources = labelled_world()
-    table = slc.latent_statistics(crosscoder, activations=x.split(cut), groups=groups, sources=sources)
-    check(table, crosscoder, x, groups, sources)
+    statistics = slc.latent_statistics(
+        crosscoder, slc.EvalData(activations=x.split(cut), groups=groups, sources=sources)
+    )
+    check(statistics, crosscoder, x, groups, sources)
+    table = statistics.table
     assert table.dead_all.tolist() == [j == 2 for j in range(D_SAE)]
     assert table.frequency_assistant.isna().all()
-    assert math.isnan(table.attrs["l0"]["assistant"])
+    assert math.isnan(statistics.l0["assistant"])
     assert 0 < table.frac_template[0] < 1
 
 
 def test_the_order_of_contexts_changes_nothing():
     crosscoder, x, groups, sources = labelled_world()
-    expected = slc.latent_statistics(crosscoder, activations=x, groups=groups, sources=sources)
+    expected = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=sources))
     order = torch.randperm(N_ROWS, generator=torch.Generator().manual_seed(0))
     shuffled = slc.TokenGroups(groups.labels[order], NAMES)
     rows = x.view(N_ROWS, N_POS, -1)[order].flatten(0, 1)
     found = slc.latent_statistics(
-        crosscoder, activations=rows.split(33), groups=shuffled, sources=[sources[i] for i in order.tolist()]
+        crosscoder,
+        slc.EvalData(activations=rows.split(33), groups=shuffled, sources=[sources[i] for i in order.tolist()]),
     )
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-12)
+    pd.testing.assert_frame_equal(found.table, expected.table, rtol=1e-12)
     for part in ("base", "chat", "pooled"):
-        assert found.attrs["fve"][part] == pytest.approx(expected.attrs["fve"][part], rel=1e-10)
+        assert found.fve[part] == pytest.approx(expected.fve[part], rel=1e-10)
 
 
 def one_latent(acts):
@@ -94,18 +99,22 @@ def test_frac_template_by_hand(order):
     chat = [index[name] for name in ("bos", "template", "template", "template", "user", "user", "user")]
     groups = slc.TokenGroups(torch.tensor([chat, [index["bos"], *[index["user"]] * 6]]), names)
     crosscoder, x = one_latent([5, 1, 0, 2, 3, 4, 1, *[9] * 7])
-    table = slc.latent_statistics(crosscoder, activations=x, groups=groups, sources=["chat", "web"])
+    table = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=["chat", "web"])).table
     assert table.frac_template.tolist() == [2 / 5]
-    assert slc.latent_statistics(crosscoder, activations=x, groups=groups).frac_template.tolist() == [2 / 11]
+    assert slc.latent_statistics(
+        crosscoder, slc.EvalData(activations=x, groups=groups)
+    ).table.frac_template.tolist() == [2 / 11]
     dropped = groups.drop_first_n(2)
-    table = slc.latent_statistics(crosscoder, activations=x, groups=dropped, sources=["chat", "web"])
-    assert table.frac_template.tolist() == [1 / 4]
-    assert (table.n_active_all[0], table.attrs["n_tokens"]["all"]) == (9, 10)
+    statistics = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=dropped, sources=["chat", "web"]))
+    assert statistics.table.frac_template.tolist() == [1 / 4]
+    assert (statistics.table.n_active_all[0], statistics.n_tokens["all"]) == (9, 10)
 
 
 def test_without_labels_everything_is_in_one_place():
     crosscoder, x = random_crosscoder(), random_activations(5000)
-    table, diagnosed = slc.latent_statistics(crosscoder, activations=x), slc.diagnose(crosscoder, activations=x)
+    statistics = slc.latent_statistics(crosscoder, slc.EvalData(activations=x))
+    diagnosis = slc.diagnose(crosscoder, slc.EvalData(activations=x))
+    table, diagnosed = statistics.table, diagnosis.latents
     assert all(name.endswith("_all") for name in table)
     for ours, theirs in (
         ("frequency", "frequency"),
@@ -113,14 +122,15 @@ def test_without_labels_everything_is_in_one_place():
         ("mean_score", "mean_activation"),
     ):
         assert table[f"{ours}_all"].tolist() == pytest.approx(diagnosed[theirs].tolist())
-    assert table.attrs["fve"] == diagnosed.attrs["fve"]
-    assert table.attrs["l0"]["all"] == diagnosed.attrs["l0"]
-    manifest, n_columns = dict(diagnosed.attrs), len(diagnosed.columns)
+    assert statistics.fve == diagnosis.manifest["fve"]
+    assert statistics.l0["all"] == diagnosis.manifest["l0"]
+    n_columns = len(diagnosed.columns)
     diagnosed[table.columns] = table.sample(frac=1, random_state=0)
-    assert (diagnosed.attrs, len(diagnosed.columns)) == (manifest, n_columns + len(table.columns))
+    assert len(diagnosed.columns) == n_columns + len(table.columns)
     assert diagnosed.n_active_all.tolist() == diagnosed.n_active.tolist()
-    by_token = slc.latent_statistics(crosscoder, activations=x, sources=["a", "b"] * 2500)
-    assert by_token.attrs["n_tokens"] == {"all": 5000, "a": 2500, "b": 2500}
+    by_token = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, sources=["a", "b"] * 2500))
+    assert by_token.n_tokens == {"all": 5000, "a": 2500, "b": 2500}
+    by_token = by_token.table
     pd.testing.assert_series_equal(by_token.n_active_a + by_token.n_active_b, by_token.n_active_all, check_names=False)
 
 
@@ -139,25 +149,31 @@ def test_the_built_in_pairs_conversations(by, tiny_chats):
     pair, chats, crosscoder = tiny_chats
     tokens = torch.nn.utils.rnn.pad_sequence([chat.input_ids for chat in chats], batch_first=True)
     groups = slc.token_groups(chats, pair.tokenizer, by)
-    found = slc.latent_statistics(crosscoder, pair, tokens, groups=groups, sources=["chat"] * 8, batch_size_prompts=3)
+    found = slc.latent_statistics(
+        crosscoder, slc.EvalData(pair=pair, tokens=tokens, groups=groups, sources=["chat"] * 8, batch_size=3)
+    )
     x = pair.activations(tokens, TINY_HOOK).flatten(0, 1).double()
     check(found, crosscoder, x, groups, ["chat"] * 8)
-    assert 0 < found.attrs["l0"]["all"] < 24
-    assert found.attrs["n_tokens"]["all"] == sum(len(chat.input_ids) for chat in chats)
+    assert 0 < found.l0["all"] < 24
+    assert found.n_tokens["all"] == sum(len(chat.input_ids) for chat in chats)
 
 
 def test_nu_of_a_group_is_the_nu_of_its_tokens():
     crosscoder, x, groups, _ = labelled_world()
     for significant in (False, True):
-        table = slc.nu_by_group(crosscoder, activations=x.split(50), groups=groups, significant=significant)
+        table = slc.nu_by_group(
+            crosscoder, slc.EvalData(activations=x.split(50), groups=groups), significant=significant
+        )
         for label, name in enumerate(NAMES):
             scaling = scaling_of(crosscoder, x[groups.labels.flatten() == label], batch=240)
             for target in ("error", "reconstruction"):
                 expected = scaling.nu(target, significant=significant)
                 assert table[f"nu_{target}_{name}"].tolist() == pytest.approx(expected.tolist(), nan_ok=True)
     whole = slc.TokenGroups(torch.zeros(N_ROWS, N_POS, dtype=torch.long), ("everything",))
-    diagnosed = slc.diagnose(crosscoder, activations=x).nu_error_unfiltered
-    found = slc.nu_by_group(crosscoder, activations=x, groups=whole, significant=False).nu_error_everything
+    diagnosed = slc.diagnose(crosscoder, slc.EvalData(activations=x)).latents.nu_error_unfiltered
+    found = slc.nu_by_group(
+        crosscoder, slc.EvalData(activations=x, groups=whole), significant=False
+    ).nu_error_everything
     pd.testing.assert_series_equal(found, diagnosed, check_names=False)
 
 
@@ -205,16 +221,16 @@ def test_sources_of_rows_are_sources_of_their_tokens():
     names = ("chat", "web")
     per_token = torch.tensor([names.index(source) for source in sources])[:, None].expand(N_ROWS, N_POS).clone()
     by_token = slc.TokenGroups(per_token, names)
-    expected = slc.latent_statistics(crosscoder, groups=groups, sources=sources, activations=x)
-    found = slc.latent_statistics(crosscoder, groups=groups, sources=by_token, activations=x)
-    pd.testing.assert_frame_equal(found, expected)
+    expected = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=sources))
+    found = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=by_token))
+    pd.testing.assert_frame_equal(found.table, expected.table)
     # A token without a source is left out like one without a group.
     per_token[groups.labels == 0] = -1
     left_out = slc.latent_statistics(
-        crosscoder, groups=groups, sources=slc.TokenGroups(per_token, names), activations=x
+        crosscoder, slc.EvalData(activations=x, groups=groups, sources=slc.TokenGroups(per_token, names))
     )
-    assert left_out.attrs["n_tokens"]["bos"] == 0 < expected.attrs["n_tokens"]["bos"]
-    assert left_out.n_active_user.equals(expected.n_active_user)
+    assert left_out.n_tokens["bos"] == 0 < expected.n_tokens["bos"]
+    assert left_out.table.n_active_user.equals(expected.table.n_active_user)
 
 
 def test_labels_that_do_not_fit_are_refused_by_name():
@@ -222,19 +238,19 @@ def test_labels_that_do_not_fit_are_refused_by_name():
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
     tokens = torch.zeros(N_ROWS, N_POS + 1, dtype=torch.long)
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
-    with pytest.raises(ValueError, match=r"tokens are \(12, 21\), but the groups' labels \(12, 20\)"):
-        slc.latent_statistics(crosscoder, pair, tokens, groups=groups)
-    with pytest.raises(ValueError, match="There are 3 sources for 12 rows"):
-        slc.latent_statistics(crosscoder, activations=x, groups=groups, sources=sources[:3])
-    with pytest.raises(ValueError, match="There are 239 tokens for 240 labels"):
-        slc.latent_statistics(crosscoder, activations=x[1:], groups=groups)
-    with pytest.raises(ValueError, match="There are 239 tokens for 240 labels"):
-        slc.latent_statistics(crosscoder, activations=[x[1:]], groups=groups)
-    with pytest.raises(ValueError, match="more tokens than the 240 labels"):
-        slc.latent_statistics(crosscoder, activations=[x, x], groups=groups)
-    with pytest.raises(ValueError, match=r"\['user'\] name a group and something else"):
-        slc.latent_statistics(crosscoder, activations=x, groups=groups, sources=["user"] * N_ROWS)
-    with pytest.raises(ValueError, match="or all were left out"):
-        slc.latent_statistics(crosscoder, activations=x, groups=groups.drop_first_n(N_POS))
-    with pytest.raises(ValueError, match="latent_statistics needs data"):
-        slc.latent_statistics(crosscoder)
+    with pytest.raises(ValueError, match=r"Shapes do not match: tokens \(12, 21\) and the groups' labels \(12, 20\)"):
+        slc.latent_statistics(crosscoder, slc.EvalData(pair=pair, tokens=tokens, groups=groups))
+    with pytest.raises(ValueError, match="Got 3 sources for 12 rows"):
+        slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=sources[:3]))
+    with pytest.raises(ValueError, match="Got 240 labels for 239 tokens"):
+        slc.latent_statistics(crosscoder, slc.EvalData(activations=x[1:], groups=groups))
+    with pytest.raises(ValueError, match="Got 240 labels for 239 tokens"):
+        slc.latent_statistics(crosscoder, slc.EvalData(activations=[x[1:]], groups=groups))
+    with pytest.raises(ValueError, match="Got 240 labels for more tokens"):
+        slc.latent_statistics(crosscoder, slc.EvalData(activations=[x, x], groups=groups))
+    with pytest.raises(ValueError, match=r"\['user'\] name both a group and a source"):
+        slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=["user"] * N_ROWS))
+    with pytest.raises(ValueError, match="or its mask or groups leave out every token"):
+        slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups.drop_first_n(N_POS)))
+    with pytest.raises(ValueError, match="nu_by_group needs the group of each token"):
+        slc.nu_by_group(crosscoder, slc.EvalData(activations=x))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.diagnosis.delta_norm import LABELS, label
+from sae_lens_crosscoder.analysis.diagnosis.classes import LABELS, label
 from sae_lens_crosscoder.analysis.diagnosis.verdict import VERDICTS, nu_free_of_other, verdict
 from tests.analysis.conftest import random_crosscoder
 
@@ -147,5 +147,5 @@ def test_fewer_tokens_than_asked_for_are_rare():
 
 def test_unknown_bounds_are_refused():
     unchecked = getattr(verdict, "__wrapped__", verdict)
-    with pytest.raises(ValueError, match=r"bounds='abs' is not one of \('signed', 'absolute'\)"):
+    with pytest.raises(ValueError, match=r"bounds='abs' must be one of \('signed', 'absolute'\)"):
         unchecked("chat_only", 500, 0.0, 0.0, bounds="abs")

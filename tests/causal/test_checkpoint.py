@@ -111,7 +111,7 @@ def test_sums_of_anything_else_are_refused_by_name(case, conversations, tmp_path
         with pytest.raises(ValueError, match=f"written by a causal experiment with another {what}, so it cannot"):
             run(**change)
     with pytest.raises(ValueError, match="is not a checkpoint of a diagnosis, but of a causal experiment"):
-        slc.diagnose(case.crosscoder, case.pair, tokens, checkpoint_path=path)
+        slc.diagnose(case.crosscoder, slc.EvalData(pair=case.pair, tokens=tokens), checkpoint_path=path)
     assert path.read_bytes() == before
     run()
     assert not path.exists()

@@ -39,13 +39,13 @@ def test_train_writes_one_whole_folder_and_diagnose_reads_it(capsys):
         "metrics.jsonl",
         "runner_cfg.json",
     }
-    first = slc.read_latents("out")
+    first = slc.Diagnosis.load("out").latents
     assert len(first) == 32
     assert main(["diagnose", "out"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "out/latents.parquet"
-    pd.testing.assert_frame_equal(slc.read_latents("out"), first)
+    pd.testing.assert_frame_equal(slc.Diagnosis.load("out").latents, first)
     assert main(["diagnose", "out", "--n_held_out_rows", "2"]) == 0
-    assert slc.read_latents("out").attrs["n_tokens"] == 2 * 64
+    assert slc.Diagnosis.load("out").manifest["n_tokens"] == 2 * 64
 
 
 def test_null_runs_give_q_values(capsys):
@@ -54,8 +54,9 @@ def test_null_runs_give_q_values(capsys):
     assert main(["train", *TINY, *null, "--output_path", "null"]) == 0
     assert main(["diagnose", "out", "--null", "null", "null"]) == 0
     assert "no difference detected" in capsys.readouterr().out
-    table = slc.read_latents("out")
-    assert table.attrs["n_null_runs"] == 2
+    diagnosis = slc.Diagnosis.load("out")
+    table = diagnosis.latents
+    assert diagnosis.manifest["n_null_runs"] == 2
     assert table.q_value.notna().any()
     assert main(["diagnose", "out", "--null", "nowhere"]) == 2
     assert "'nowhere' is neither a folder here nor a Hub id" in capsys.readouterr().err
@@ -76,7 +77,7 @@ def test_a_sweep_trains_one_crosscoder_per_value(capsys):
     assert {path.name for path in Path("out").iterdir()} == {"k=2", "k=8"}
     table = capsys.readouterr().out
     assert re.search(r"^k=2 .*\b2\.0 ", table, flags=re.M)
-    l0 = {name: slc.read_latents(f"out/{name}").attrs["l0"] for name in ("k=2", "k=8")}
+    l0 = {name: slc.Diagnosis.load(f"out/{name}").manifest["l0"] for name in ("k=2", "k=8")}
     assert l0["k=2"] < l0["k=8"]
 
 
@@ -260,7 +261,7 @@ def test_the_demo_as_the_readme_runs_it():
         assert set(row) == {
             "architecture", "fve_base", "fve_chat", "l0", "labels", "verdicts", "n_dead", "conclusion", "seconds",
         }  # fmt: skip
-        table = slc.read_latents(Path("demo", name))
+        table = slc.Diagnosis.load(Path("demo", name)).latents
         assert row["labels"] == {k: int(n) for k, n in table.label.value_counts().items()}
         assert row["n_dead"] == int(table.dead.sum())
         assert min(row["fve_base"], row["fve_chat"]) > 0.95

@@ -32,7 +32,7 @@ def judge(messages):
 
 def test_it_says_the_cost_asks_and_leaves_explanations_in_the_folder(out, server, capsys):
     server.reply = judge
-    table = slc.read_latents(out)
+    table = slc.Diagnosis.load(out).latents
     latents = table.index[(table.n_active > 30) & (table.frequency < 0.5)][:2].tolist()
     command = [*COMMAND, "--base-url", server.url, "--latents", *map(str, latents), "--prompt_price", "2"]
     command += ["--answer-price", "8"]
@@ -48,7 +48,7 @@ def test_it_says_the_cost_asks_and_leaves_explanations_in_the_folder(out, server
     shown = capsys.readouterr().out
     assert "0 answers could not be parsed" in shown
     assert shown.splitlines()[-1] == "out/interpretations.parquet"
-    found = slc.read_latents(out)
+    found = slc.Diagnosis.load(out).latents
     assert found.explanation.dropna().to_dict() == dict.fromkeys(latents, "every token")
     assert (found.loc[latents, ["detection_random", "detection_hard", "fuzzing"]] == 0.5).all(axis=None)
     n_asked = len(server.requests)

@@ -39,8 +39,8 @@ def save(folder, seed=0, names=PAIR, d_model=96):
 
 def measured(rows, folder="one"):
     pair = slc.HookedModelPair.from_pretrained(*PAIR)
-    options = {"groups": rows.groups, "sources": rows.sources}
-    return slc.paper_tables({"one": slc.load(folder)}, pair, rows.tokens, **options)["one"].latents
+    data = slc.EvalData(pair=pair, tokens=rows.tokens, groups=rows.groups, sources=rows.sources)
+    return slc.paper_tables({"one": slc.load(folder)}, data)["one"].latents
 
 
 def written(name):
@@ -86,7 +86,7 @@ def test_an_activation_cache_is_data_enough():
     tokens = tiny_labelled_rows(8).tokens
     cache = slc.cache_activations("cache", pair, tokens, TINY_HOOK)
     assert main(["paper-report", "one", *RUN, "--activations", "cache"]) == 0
-    expected = slc.paper_tables({"one": crosscoder}, activations=cache)["one"].latents
+    expected = slc.paper_tables({"one": crosscoder}, slc.EvalData(activations=cache))["one"].latents
     pd.testing.assert_frame_equal(written("one"), expected)
     assert "frac_template" not in expected
 
@@ -97,7 +97,7 @@ def test_what_training_held_out_is_the_data_of_other_pairs():
     flags += "--n_held_out_rows 8 --checkpoint_path None --output_path one --hook_name"
     assert main(["train", *flags.split(), TINY_HOOK]) == 0
     assert main(["paper-report", "one", *RUN]) == 0
-    diagnosed = slc.read_latents("one")
+    diagnosed = slc.Diagnosis.load("one").latents
     pd.testing.assert_frame_equal(written("one")[diagnosed.columns], diagnosed)
     assert main(["paper-report", "one", *RUN, "--n_rows", "2"]) == 0
     content = json.loads(Path("out/paper.json").read_text())

@@ -82,16 +82,15 @@ def planted(tmp_path_factory):
     crosscoder, pair, tokens = planted_crosscoder(), one_hot_pair(), random_texts()
     path = tmp_path_factory.mktemp("planted") / "examples.safetensors"
     sizes = dict(n_top=20, n_quantiles=5, n_per_quantile=24, window=WINDOW)
-    examples = slc.collect_examples(crosscoder, pair, tokens, path, **sizes)
+    examples = slc.collect_examples(crosscoder, slc.EvalData(pair=pair, tokens=tokens), path, **sizes)
     return SimpleNamespace(crosscoder=crosscoder, pair=pair, tokens=tokens, examples=examples)
 
 
 def make_cases(planted, latents=tuple(PLANTED), **kwargs):
     options = {"n_scored": 20, "n_windows": 1000, **kwargs}
     embed = options.pop("embed", slc.sentence_embedder("words"))
-    return slc.interpretation_cases(
-        planted.crosscoder, planted.pair, planted.tokens, planted.examples, latents, embed, **options
-    )
+    data = slc.EvalData(pair=planted.pair, tokens=planted.tokens, batch_size=options.pop("batch_size", 32))
+    return slc.interpretation_cases(planted.crosscoder, data, planted.examples, latents, embed, **options)
 
 
 @pytest.fixture(scope="session")

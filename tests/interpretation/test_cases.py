@@ -94,7 +94,7 @@ def test_marks_are_on_all_words_of_the_rule(cases):
 
 
 def test_cases_depend_on_the_seed_and_on_no_other_latent(planted, cases, cases_of_another_seed):
-    assert make_cases(planted, latents=[3, 1], batch_size_prompts=57).cases == (cases.cases[3], cases.cases[1])
+    assert make_cases(planted, latents=[3, 1], batch_size=57).cases == (cases.cases[3], cases.cases[1])
     other = cases_of_another_seed.cases
     assert all(a.detection != b.detection and a.fuzzing != b.fuzzing for a, b in zip(other, cases.cases, strict=True))
 
@@ -122,16 +122,14 @@ def test_windows_are_off_where_an_encoding_of_everything_says_so(tmp_path, docum
     crosscoder = relu_crosscoder(W_enc.T, W_enc=W_enc, b_enc=torch.full((5,), -0.02), d_models=(8, 8))
     crosscoder.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
     tokens = some_tokens(n_prompts=8, n_pos=12, d_vocab=4)  # so few words that texts repeat
-    kwargs = dict(n_windows=60, window=(2, 1), documents=documents, seed=0, batch_size_prompts=3)
-    data = (pair, tokens)
-    if source == "pair":
-        kwargs["keep"] = keep
-    else:
+    kwargs = dict(n_windows=60, window=(2, 1), seed=0)
+    data = slc.EvalData(pair=pair, tokens=tokens, token_mask=keep, documents=documents, batch_size=3)
+    if source == "cache":
         cached = dict(token_mask=keep, dtype="float32", prompts_per_shard=3)
         hook_name = crosscoder.cfg.metadata.hook_name
-        kwargs["activations"] = slc.cache_activations(tmp_path, pair, tokens, hook_name, **cached)
-        data = (None, None)
-    windows = draw_windows(crosscoder, *data, torch.tensor([4, 1]), **kwargs)
+        cache = slc.cache_activations(tmp_path, pair, tokens, hook_name, **cached)
+        data = slc.EvalData(activations=cache, documents=documents, batch_size=3)
+    windows = draw_windows(crosscoder, data, torch.tensor([4, 1]), **kwargs)
     acts = crosscoder.encode(pair.activations(tokens, "blocks.1.hook_resid_post").double())
     ids = torch.zeros_like(tokens) if documents is None else documents
     counts = torch.ones_like(KEEP) if keep is None else keep
@@ -147,7 +145,7 @@ def test_windows_are_off_where_an_encoding_of_everything_says_so(tmp_path, docum
     assert len(windows.token_ids) == len(set(windows.token_ids)) <= 60
     for text, found in zip(windows.token_ids, windows.on.tolist(), strict=True):
         assert found in on[text] or found == [any(column) for column in zip(*on[text], strict=True)]
-    every = draw_windows(crosscoder, *data, torch.tensor([4, 1]), **{**kwargs, "n_windows": 500})
+    every = draw_windows(crosscoder, data, torch.tensor([4, 1]), **{**kwargs, "n_windows": 500})
     assert {text: found for text, found in zip(every.token_ids, every.on.tolist(), strict=True)} == {
         text: [any(column) for column in zip(*fires, strict=True)] for text, fires in on.items()
     }
@@ -174,12 +172,14 @@ def test_examples_of_another_crosscoder_are_refused(planted):
     other = relu_crosscoder(2 * planted.crosscoder.W_dec.detach(), d_models=planted.crosscoder.layout.d_models)
     other.cfg.metadata.hook_name = HOOK
     with pytest.raises(ValueError, match="are of another crosscoder"):
-        slc.interpretation_cases(other, planted.pair, planted.tokens, planted.examples, [0], lambda texts: None)
+        slc.interpretation_cases(
+            other, slc.EvalData(pair=planted.pair, tokens=planted.tokens), planted.examples, [0], lambda texts: None
+        )
 
 
 def test_a_pair_without_a_tokenizer_is_refused(planted, monkeypatch):
     monkeypatch.setattr(planted.pair, "tokenizer", None)
-    with pytest.raises(ValueError, match="has no tokenizer"):
+    with pytest.raises(ValueError, match="needs a tokenizer"):
         make_cases(planted)
 
 
@@ -209,17 +209,17 @@ def test_cases_of_padded_texts_are_those_of_the_texts(planted, tmp_path):
     padded = torch.cat([texts[:, :20], texts.roll(1, dims=0)[:, :12]], dim=1)
     keep = (torch.arange(32) < 20).expand_as(padded)
     data = [
-        dict(pair=planted.pair, tokens=texts[:, :20]),
-        dict(pair=planted.pair, tokens=padded, keep=keep),
+        slc.EvalData(pair=planted.pair, tokens=texts[:, :20]),
+        slc.EvalData(pair=planted.pair, tokens=padded, token_mask=keep),
     ]
     cache = slc.cache_activations(tmp_path / "cache", planted.pair, padded, HOOK, token_mask=keep, dtype="float32")
-    data.append(dict(pair=None, tokens=None, activations=cache, tokenizer=planted.pair.tokenizer))
+    data.append(slc.EvalData(activations=cache, tokenizer=planted.pair.tokenizer))
     made = []
     for i, each in enumerate(data):
         path = tmp_path / f"{i}.safetensors"
-        examples = slc.collect_examples(planted.crosscoder, path=path, window=WINDOW, **each)
+        examples = slc.collect_examples(planted.crosscoder, each, path, window=WINDOW)
         options = dict(embed=slc.sentence_embedder("words"), n_scored=5, n_windows=200)
-        made.append(slc.interpretation_cases(planted.crosscoder, examples=examples, latents=[0, 2], **each, **options))
+        made.append(slc.interpretation_cases(planted.crosscoder, each, examples, [0, 2], **options))
     assert made[0].cases == made[1].cases == made[2].cases
     assert all(case.detection for case in made[0].cases)
     assert made[1].manifest == made[2].manifest != made[0].manifest

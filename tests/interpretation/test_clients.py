@@ -198,7 +198,7 @@ def test_without_the_openai_package_the_module_imports_and_names_the_extra(monke
 def test_planted_latents_are_interpreted_over_http_as_in_process(server, cases, tmp_path):
     server.reply = rule_model
     cases = InterpretationCases(cases.cases[:1], cases.manifest)
-    table = interpret(cases, Answers(tmp_path / "http.jsonl", client(server)))
+    table = interpret(cases, Answers(tmp_path / "http.jsonl", client(server))).table
     assert (table[["detection_random", "detection_hard", "fuzzing"]] == 1.0).all(axis=None)
     n_asked = len(server.requests)
     interpret(cases, Answers(tmp_path / "http.jsonl", client(server), recorded_only=True))

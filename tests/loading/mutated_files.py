@@ -134,12 +134,13 @@ def _make_latents(folder, rng):
     crosscoder = random_crosscoder()
     crosscoder.save_model(folder)
     (folder / "sae_weights.safetensors").unlink()
-    slc.write_latents(slc.diagnose(crosscoder, activations=random_activations(400), min_active=1), folder)
+    slc.diagnose(crosscoder, slc.EvalData(activations=random_activations(400)), min_active=1).save(folder)
 
 
-def _read_latents(folder, note):
-    table = slc.read_latents(folder)
-    return plain([table.to_dict("list"), list(table.index), table.dtypes.astype(str).to_dict(), table.attrs])
+def _load_latents(folder, note):
+    diagnosis = slc.Diagnosis.load(folder)
+    table = diagnosis.latents
+    return plain([table.to_dict("list"), list(table.index), table.dtypes.astype(str).to_dict(), diagnosis.manifest])
 
 
 def _make_runner_config(folder, rng):
@@ -180,11 +181,13 @@ def _make_examples(folder, rng):
     crosscoder.cfg.metadata.hook_name = HOOK
     sizes = dict(n_top=3, n_quantiles=2, n_per_quantile=2, window=(2, 1))
     path = folder / "examples.safetensors"
-    slc.collect_examples(crosscoder, slc.HookedModelPair(*_models()), some_tokens(4, 8), path, **sizes)
+    slc.collect_examples(
+        crosscoder, slc.EvalData(pair=slc.HookedModelPair(*_models()), tokens=some_tokens(4, 8)), path, **sizes
+    )
 
 
 def _read_examples(folder, note):
-    file = slc.read_examples(folder / "examples.safetensors")
+    file = slc.load_examples(folder / "examples.safetensors")
     return plain([file.manifest, [dataclasses.asdict(file[latent]) for latent in range(len(file))]])
 
 
@@ -323,7 +326,7 @@ def _is_what_was_written(folder, note, original, result):
 
 LOADERS = {
     "crosscoder": Loader(_make_own, _read_own, _is_right_own),
-    "latents": Loader(_make_latents, _read_latents, _is_what_was_written),
+    "latents": Loader(_make_latents, _load_latents, _is_what_was_written),
     "runner_cfg": Loader(
         _make_runner_config, lambda folder, note: read_runner_config(str(folder)).to_dict(), _is_right_runner_config
     ),

@@ -4,6 +4,8 @@ import json
 import struct
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -232,10 +234,10 @@ def _rewrite(path, change):
         holder.update(changed)
         torch.save(values, path)
     elif path.suffix == ".parquet":
-        table = pd.read_parquet(path)
-        changed = change(table)
-        changed.attrs = table.attrs
-        changed.to_parquet(path)
+        saved = pq.read_table(path)
+        changed = pa.Table.from_pandas(change(saved.to_pandas()))
+        metadata = {name: value for name, value in (saved.schema.metadata or {}).items() if name != b"pandas"}
+        pq.write_table(changed.replace_schema_metadata({**changed.schema.metadata, **metadata}), path)
     else:
         change(pd.read_csv(path, index_col=0)).to_csv(path)
 

@@ -136,10 +136,11 @@ def test_a_saved_crosscoder_knows_its_models_and_hook(run, folders, class_name):
 def test_diagnosis_runs_on_tokens_that_training_never_saw(run):
     runner, crosscoder, _ = run
     tokens = runner.held_out_tokens
-    table = slc.diagnose(crosscoder, runner.pair, tokens)
+    diagnosis = slc.diagnose(crosscoder, slc.EvalData(pair=runner.pair, tokens=tokens))
+    table = diagnosis.latents
     assert len(table) == D_SAE
-    assert table.attrs["n_tokens"] == tokens.numel() == 16 * CONTEXT
+    assert diagnosis.manifest["n_tokens"] == tokens.numel() == 16 * CONTEXT
     # Over a few hundred tokens a threshold that was tracked for twenty steps is only roughly right.
-    assert 0 < table.attrs["l0"] < 4 * K
+    assert 0 < diagnosis.manifest["l0"] < 4 * K
     alive = table[table.n_active > 0]
     assert alive.delta_norm.between(0, 1).all()

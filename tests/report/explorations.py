@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sae_lens_crosscoder.analysis.examples.file import read_examples, write_examples
+from sae_lens_crosscoder.analysis.examples.file import load_examples, save_examples
+from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report import Exploration
-from tests.report.test_report import make_table
+from tests.report.test_report import make_manifest, make_table
 
 CONTEXT, N_PROMPTS, BEFORE, AFTER = 64, 128, 16, 10
 GROUPS = ("bos", "template", "user", "assistant", "text")
@@ -36,7 +37,7 @@ class WordTokenizer:
 def make_exploration(folder, n=200, seed=0, words=(), n_top=4, n_quantiles=3, n_per_quantile=2):
     """What all parts say of `n` latents; a fixed set of rows, in which examples overlap as they do in real ones."""
     rng = np.random.default_rng(seed)
-    table = make_table(n, seed)
+    table, manifest = make_table(n, seed), make_manifest()
     table["verdict"] = table.verdict.where(~table.dead, "dead")
     table["frequency"], table["mean_activation"] = table.n_active / 65536, table.max_activation / 3
     table["frac_template"] = np.where(table.dead, np.nan, rng.random(n).round(2))
@@ -44,11 +45,12 @@ def make_exploration(folder, n=200, seed=0, words=(), n_top=4, n_quantiles=3, n_
         table[column] = rng.random(n)
     ids = torch.tensor(rng.integers(2, 500, (N_PROMPTS, CONTEXT)))
     lens = LogitLens(*(torch.tensor(part) for _ in "ab" for part in (rng.integers(0, 500, (n, 8)), rng.random((n, 8)))))
-    statistics = pd.DataFrame({f"{c}_{g}": rng.random(n) for g in GROUPS for c in PLACE_COLUMNS})
-    statistics.attrs["n_tokens"] = {"all": 1, **dict.fromkeys(GROUPS, 1)}
+    places = pd.DataFrame({f"{c}_{g}": rng.random(n) for g in GROUPS for c in PLACE_COLUMNS})
+    statistics = LatentStatistics(places, n_tokens={"all": 1, **dict.fromkeys(GROUPS, 1)}, l0={}, fve={})
     examples = _write(folder / f"examples-{seed}.safetensors", table, ids, rng, n_top, n_quantiles, n_per_quantile)
     return Exploration(
         table=table,
+        manifest=manifest,
         tokenizer=WordTokenizer(words),
         statistics=statistics,
         profiles=ActivationProfiles(
@@ -59,6 +61,7 @@ def make_exploration(folder, n=200, seed=0, words=(), n_top=4, n_quantiles=3, n_
         kl=torch.tensor(rng.exponential(0.5, (N_PROMPTS, CONTEXT))),
         twins=_twins(table, rng),
         effects=_effects(table, rng),
+        random_effects={column: rng.normal(0, 0.005, 40).tolist() for column in KL_COLUMNS},
         concepts=pd.DataFrame({"latent": [7], "auroc": [0.9], "kind_of_change": ["chat_only"]}, index=["the refusal"]),
     )
 
@@ -89,8 +92,8 @@ def _write(path, table, ids, rng, n_top, n_quantiles, n_per_quantile):
     }
     manifest = {"n_top": n_top, "n_quantiles": n_quantiles, "window": [BEFORE, AFTER], "context_size": CONTEXT}
     about = {"models": ["made/Up-2b", "made/Up-2b-it"], "hook_name": "blocks.13.hook_resid_post", "dataset_path": "a/b"}
-    write_examples(tensors, path, {**manifest, **about, "n_tokens": N_PROMPTS * CONTEXT, "d_models": [4, 4]})
-    return read_examples(path)
+    save_examples(tensors, path, {**manifest, **about, "n_tokens": N_PROMPTS * CONTEXT, "d_models": [4, 4]})
+    return load_examples(path)
 
 
 def _twins(table, rng):
@@ -105,5 +108,4 @@ def _effects(table, rng):
     effects = pd.DataFrame(rng.normal(0, 0.01, (len(specific), 2)), columns=KL_COLUMNS, index=specific)
     for column in ("raises", "lowers", "writes", "writes_against"):
         effects[column] = [[(" w7", 0.5)]] * len(specific)
-    effects.attrs["random"] = {column: rng.normal(0, 0.005, 40).tolist() for column in KL_COLUMNS}
     return effects

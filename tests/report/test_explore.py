@@ -31,14 +31,16 @@ def looked_at():
     contrasts = {"refusal": matched_prompts("refusal", n_pairs=8, seed=0)}
     asked = [[{"role": "user", "content": f"where does {name} live ?"}] for name in ("anna", "ben")]
     said = slc.causal.generate_responses(pair, asked, max_new_tokens=16)
-    table = slc.diagnose(crosscoder, pair, TOKENS, min_active=1)
-    table.loc[[0, 1], "verdict"] = ["chat_specific", "base_specific"]
-    found = slc.explore(crosscoder, pair, TOKENS, table, contrasts=contrasts, responses=said, n_random=3)
-    return pair, crosscoder, said, table, found
+    data = slc.EvalData(pair=pair, tokens=TOKENS)
+    diagnosis = slc.diagnose(crosscoder, data, min_active=1)
+    diagnosis.latents.loc[[0, 1], "verdict"] = ["chat_specific", "base_specific"]
+    found = slc.explore(crosscoder, data, diagnosis, contrasts=contrasts, responses=said, n_random=3)
+    return pair, crosscoder, said, diagnosis, found
 
 
 def test_records_say_what_the_parts_say(looked_at):
-    pair, crosscoder, _, table, found = looked_at
+    pair, crosscoder, _, diagnosis, found = looked_at
+    table = diagnosis.latents
     kl = kl_between_models(pair, TOKENS)
     attribution = slc.causal.logit_attribution(pair.base, crosscoder.decoders[0].detach())
     acts = crosscoder.encode(pair.activations(TOKENS, TINY_HOOK)).detach()
@@ -85,15 +87,16 @@ def test_twins_effects_and_concepts_reach_their_latents(looked_at):
     for latent in (0, 1):
         assert found[latent].effect["kl_change_added"] == pytest.approx(effects.kl_change_added[latent], abs=1e-6)
     assert found[5].effect is None
-    assert [len(values) for values in found.effects.attrs["random"].values()] == [3, 3]
+    assert [len(values) for values in found.random_effects.values()] == [3, 3]
     (best,) = found.concepts.latent
     assert [concept["concept"] for concept in found[best].concepts] == ["refusal"]
 
 
 def assert_same(found, expected):
     """But for what takes the models."""
-    for name in ("table", "statistics", "twins"):
+    for name in ("table", "twins"):
         pd.testing.assert_frame_equal(getattr(found, name), getattr(expected, name), rtol=1e-6)
+    pd.testing.assert_frame_equal(found.statistics.table, expected.statistics.table, rtol=1e-6)
     assert found.profiles.first_positions == expected.profiles.first_positions
     assert torch.equal(found.profiles.histogram, expected.profiles.histogram)
     torch.testing.assert_close(found.profiles.by_position, expected.profiles.by_position)
@@ -113,9 +116,11 @@ def bands(found, latent):
 def test_padding_is_seen_nowhere_whatever_it_is(looked_at):
     pair, crosscoder, *_ = looked_at
     n_read = 50
-    whole = slc.explore(crosscoder, pair, TOKENS[:, :n_read])
+    whole = slc.explore(crosscoder, slc.EvalData(pair=pair, tokens=TOKENS[:, :n_read]))
     padded = torch.cat([TOKENS[:, :n_read], TOKENS.flip(0)[:, n_read:]], dim=1)
-    found = slc.explore(crosscoder, pair, padded, keep=(torch.arange(64) < n_read).expand_as(padded))
+    found = slc.explore(
+        crosscoder, slc.EvalData(pair=pair, tokens=padded, token_mask=(torch.arange(64) < n_read).expand_as(padded))
+    )
     assert_same(found, whole)
     for latent in range(12):
         for a, b in zip(bands(found, latent), bands(whole, latent), strict=True):
@@ -126,27 +131,28 @@ def test_a_cache_shows_what_takes_no_models(looked_at, tmp_path):
     pair, crosscoder, *_ = looked_at
     keep = ~torch.isin(TOKENS, torch.tensor([tiny_tokenizer().bos_token_id, int(TOKENS[0, 5])]))
     cache = slc.cache_activations(tmp_path, pair, TOKENS, TINY_HOOK, token_mask=keep, dtype="float32")
-    table = slc.diagnose(crosscoder, pair, TOKENS, keep=keep)
-    found = slc.explore(crosscoder, activations=cache, tokenizer=pair.tokenizer, latents=table)
-    whole = slc.explore(crosscoder, pair, TOKENS, table, keep=keep, examples=found.examples)
+    data = slc.EvalData(pair=pair, tokens=TOKENS, token_mask=keep)
+    diagnosis = slc.diagnose(crosscoder, data)
+    found = slc.explore(crosscoder, slc.EvalData(activations=cache, tokenizer=pair.tokenizer), diagnosis)
+    whole = slc.explore(crosscoder, data, diagnosis, examples=found.examples)
     assert_same(found, whole)
     assert (found.kl, found.lenses, found.concepts) == (None, {}, None)
     assert whole.lenses
     slc.write_explorer({"cache": found}, tmp_path / "explorer.html")
     scores = [each.example.scores for band in bands(found, 3) for each in band]
     assert torch.cat(scores).isnan().any()  # shown, and left out
-    without = slc.explore(crosscoder, activations=cache, latents=table)
+    without = slc.explore(crosscoder, slc.EvalData(activations=cache), diagnosis)
     assert without.statistics is None
     assert without[3].top[0].texts[0].strip().isdigit()
 
 
 def test_examples_of_other_tokens_and_questions_to_no_models_are_refused(looked_at):
-    pair, crosscoder, said, table, found = looked_at
-    for data in (dict(tokens=TOKENS.flip(0)), dict(tokens=TOKENS, keep=TOKENS != 5)):
-        with pytest.raises(ValueError, match="are of other tokens, or of all where some are left out now"):
-            slc.explore(crosscoder, pair, latents=table, examples=found.examples, **data)
-    with pytest.raises(ValueError, match="are put to the models"):
-        slc.explore(crosscoder, responses=said)
+    pair, crosscoder, said, diagnosis, found = looked_at
+    for data in (dict(tokens=TOKENS.flip(0)), dict(tokens=TOKENS, token_mask=TOKENS != 5)):
+        with pytest.raises(ValueError, match="collected from other tokens, or with another token mask"):
+            slc.explore(crosscoder, slc.EvalData(pair=pair, **data), diagnosis, examples=found.examples)
+    with pytest.raises(ValueError, match="contrasts and responses need the models"):
+        slc.explore(crosscoder, slc.EvalData(activations=torch.zeros(3, 192)), responses=said)
 
 
 def test_tokens_read_as_they_do_after_another_one():
@@ -156,6 +162,6 @@ def test_tokens_read_as_they_do_after_another_one():
 
 
 def test_a_table_that_is_given_is_not_made_again(looked_at):
-    *_, table, found = looked_at
-    pd.testing.assert_frame_equal(found.table[list(table)], table)
-    assert found.table.attrs == table.attrs
+    *_, diagnosis, found = looked_at
+    pd.testing.assert_frame_equal(found.table[list(diagnosis.latents)], diagnosis.latents)
+    assert found.manifest == diagnosis.manifest

@@ -5,6 +5,7 @@ import gzip
 import html
 import json
 import re
+from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
@@ -175,8 +176,9 @@ def test_the_file_is_the_same_twice_and_names_its_script_and_style(explorations,
 def test_errors_say_what_does_not_fit(explorations):
     with pytest.raises(ValueError, match="`explorations` is empty"):
         write_explorer({}, "never.html")
+    statistics = explorations["l1"].statistics
     with pytest.raises(ValueError, match="statistics are of 3 latents, the table of 1000"):
-        Exploration(make_table(), statistics=explorations["l1"].statistics[:3])
+        Exploration(make_table(), statistics=replace(statistics, table=statistics.table[:3]))
     with pytest.raises(ValueError, match="give the whole table"):
         Exploration(make_table().drop(columns="delta_norm"))
     with pytest.raises(IndexError, match="latents 0 to 199"):

@@ -239,7 +239,7 @@ def test_what_explore_finds_is_what_the_crosscoder_does(tmp_path):
     pair, crosscoder, tokens = one_hot_pair(), planted_crosscoder(), random_texts(12)
     pair.model_names = ("/home/me/Base", "/home/me/Chat")
     named(crosscoder, *pair.model_names)
-    folder = slc.write_neuronpedia(slc.explore(crosscoder, pair, tokens), tmp_path, "one-hot")
+    folder = slc.write_neuronpedia(slc.explore(crosscoder, slc.EvalData(pair=pair, tokens=tokens)), tmp_path, "one-hot")
     assert folder == tmp_path / "chat" / "0-one-hot"
     assert not any("/home/me" in Path(file).read_text() for file in folder.glob("*.jsonl"))
     scores = crosscoder.encode(pair.activations(tokens, HOOK)).detach()
@@ -269,7 +269,7 @@ def named(crosscoder, base="Base", chat="Chat"):
 
 
 def test_models_without_names_are_refused(tmp_path):
-    found = slc.explore(planted_crosscoder(), one_hot_pair(), random_texts(2))
+    found = slc.explore(planted_crosscoder(), slc.EvalData(pair=one_hot_pair(), tokens=random_texts(2)))
     with pytest.raises(ValueError, match="metadata names no models"):
         slc.write_neuronpedia(found, tmp_path, "cc")
     assert list(tmp_path.iterdir()) == []
@@ -278,7 +278,7 @@ def test_models_without_names_are_refused(tmp_path):
 def test_a_token_that_does_not_count_is_shown_as_off(tmp_path):
     crosscoder, tokens = named(planted_crosscoder()), random_texts(12)
     keep = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.7
-    found = slc.explore(crosscoder, one_hot_pair(), tokens, keep=keep)
+    found = slc.explore(crosscoder, slc.EvalData(pair=one_hot_pair(), tokens=tokens, token_mask=keep))
     folder = slc.write_neuronpedia(found, tmp_path, "cc")
     (source,), rows = imported(folder / "source.jsonl"), table(folder, "activations")
     assert source["dataset"] == ""  # as the crosscoder does not say

@@ -177,8 +177,8 @@ def test_a_comparison_says_what_its_parts_say(pair, of_pair, position):
     assert found.next_tokens.equals(slc.causal.next_tokens(pair, TOKENS, 3, position=position))
     assert found.token_kl.equals(slc.causal.token_kl(pair, TOKENS))
     shares = slc.difference_shares(of_pair, pair.activations(TOKENS, TINY_HOOK)[0, position])
-    assert found.latents.share.equals(shares.share[:4])
-    assert found.latents.attrs["share_of_latents"] == pytest.approx(shares.share.sum())
+    assert found.latents.share.equals(shares.latents.share[:4])
+    assert found.shares.share_of_latents == pytest.approx(shares.latents.share.sum())
     read = read_inert(found)
     assert read.by_class["strip"] == [" ".join(pair.tokenizer.convert_ids_to_tokens(TOKENS[0].tolist()))]
     for row in found.next_tokens.itertuples():

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.paper.paper_tables import MSE_PREFIX, PaperTables
 from sae_lens_crosscoder.report import write_images
 from sae_lens_crosscoder.report.figures import images
@@ -33,7 +34,7 @@ from sae_lens_crosscoder.report.paper.numbers import OURS, THEIRS, most_chat_lea
 from sae_lens_crosscoder.report.paper.page import paper_figures, write_paper_page
 from sae_lens_crosscoder.report.paper.tables import write_paper_tables
 from tests.analysis.conftest import random_activations, random_crosscoder
-from tests.report.test_report import BIDI, HOSTILE, Page, dead, make_table, texts, without_nu
+from tests.report.test_report import BIDI, HOSTILE, Page, dead, diagnoses, make_manifest, make_table, texts, without_nu
 
 NUS = ["nu_error", "nu_reconstruction"]
 
@@ -47,8 +48,12 @@ def make_latents(n=1000, seed=0):
     for target in TARGETS:
         value = rng.lognormal(-7, 2, n) * np.where(rng.random(n) < 0.1, -1, 1)
         table[MSE_PREFIX + target] = np.where(table.dead, np.nan, value)
-    table.attrs |= {"fve": {"base": 0.9, "chat": 0.8, "pooled": 0.85}, "l0": 7.5}
     return table
+
+
+def paper(table, pairs, **fields):
+    manifest = {**make_manifest(), "fve": {"base": 0.9, "chat": 0.8, "pooled": 0.85}, "l0": 7.5, **fields}
+    return PaperTables(Diagnosis(table, manifest), pairs)
 
 
 def make_pairs(n=3):
@@ -66,8 +71,8 @@ def latents():
 @pytest.fixture(scope="module")
 def tables(latents):
     return {
-        "l1": PaperTables(latents["l1"], make_pairs()),
-        "batchtopk": PaperTables(latents["batchtopk"], make_pairs(0)),
+        "l1": paper(latents["l1"], make_pairs()),
+        "batchtopk": paper(latents["batchtopk"], make_pairs(0)),
     }
 
 
@@ -106,7 +111,7 @@ def test_a_class_line_is_the_share_of_its_live_latents_in_each_bin(latents, draw
 @pytest.mark.parametrize("label", ["chat_only", "shared"])
 def test_points_and_their_margins_are_the_same_latents(latents, label):
     table = latents["l1"]
-    figure = nu_marginals({"l1": table}, label)
+    figure = nu_marginals(diagnoses({"l1": table}), label)
     known = live(table, label).dropna(subset=NUS)
     points = [trace for trace in figure.data if trace.type == "scatter"]
     drawn = np.concatenate([np.column_stack([trace.customdata[:, 0], trace.x, trace.y]) for trace in points])
@@ -123,7 +128,7 @@ def test_points_and_their_margins_are_the_same_latents(latents, label):
 
 
 def test_blocks_of_several_crosscoders_do_not_overlap(latents):
-    figure = nu_marginals({name: latents["l1"] for name in "abc"}, "chat_only")
+    figure = nu_marginals(diagnoses({name: latents["l1"] for name in "abc"}), "chat_only")
     places = []
     for row in range(1, 5):
         for col in range(1, 5):
@@ -142,7 +147,7 @@ def test_blocks_of_several_crosscoders_do_not_overlap(latents):
 
 def test_threshold_curves_count_every_latent_below(latents):
     n_curves, frac_curves = (
-        [trace for trace in threshold_curves(latents).data if trace.xaxis == axis] for axis in ("x", "x2")
+        [trace for trace in threshold_curves(diagnoses(latents)).data if trace.xaxis == axis] for axis in ("x", "x2")
     )
     for table, n, frac in zip(latents.values(), n_curves, frac_curves, strict=True):
         known = live(table, "chat_only").dropna(subset=NUS)
@@ -233,9 +238,7 @@ def few(table):
     "spoil", [dead, without_nu, few, lambda t: t[t.label == "base_only"], lambda t: t[t.label == "chat_only"]]
 )
 def test_no_panel_is_empty_without_a_word(latents, spoil, tmp_path):
-    table = spoil(latents["l1"])
-    table.attrs = latents["l1"].attrs
-    tables = {"x": PaperTables(table, make_pairs(0))}
+    tables = {"x": paper(spoil(latents["l1"]), make_pairs(0))}
     figures = paper_figures(tables)
     for name, figure in figures.items():
         drawn = {(trace.xaxis or "x", trace.yaxis or "y") for trace in figure.data}
@@ -351,9 +354,8 @@ def test_the_page_shows_every_figure_and_tells_ours_from_the_papers(tables, tmp_
 
 
 def test_hostile_names_are_text_and_name_no_file(tables, tmp_path):
-    table = tables["l1"].latents.copy()
-    table.attrs = {**table.attrs, "models": [HOSTILE], HOSTILE: HOSTILE}
-    hostile = {HOSTILE: PaperTables(table, make_pairs()), "../../x": tables["batchtopk"]}
+    spoilt = paper(tables["l1"].latents, make_pairs(), models=[HOSTILE], **{HOSTILE: HOSTILE})
+    hostile = {HOSTILE: spoilt, "../../x": tables["batchtopk"]}
     page, _ = written_page(hostile, tmp_path)
     write_paper_tables(hostile, tmp_path, paper_numbers(hostile))
     assert {path.name for path in tmp_path.iterdir()} == {"paper.html", "paper.json", "latents.parquet"}
@@ -397,7 +399,7 @@ def test_without_kaleido_all_else_is_written_and_the_extra_is_named(tmp_path, mo
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     crosscoder, x = random_crosscoder(), list(random_activations(300).split(50))
     with pytest.warns(UserWarning, match=r"everything but static images.*sae-lens-crosscoder\[images\]"):
-        tables = slc.paper_report(crosscoder, activations=x, output_path=tmp_path)
+        tables = slc.paper_report(crosscoder, slc.EvalData(activations=x), output_path=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"paper.html", "paper.json", "latents.parquet"}
     pd.testing.assert_frame_equal(
         pd.read_parquet(tmp_path / "latents.parquet").loc["crosscoder"], tables["crosscoder"].latents
@@ -408,7 +410,9 @@ def test_nothing_is_missed_when_no_images_are_wanted(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        slc.paper_report(random_crosscoder(), activations=random_activations(), output_path=tmp_path, images=())
+        slc.paper_report(
+            random_crosscoder(), slc.EvalData(activations=random_activations()), output_path=tmp_path, images=()
+        )
     assert not (tmp_path / "figures").exists()
 
 
@@ -421,14 +425,13 @@ def test_nothing_is_missed_when_no_images_are_wanted(tmp_path, monkeypatch):
             r"images=\('jpg',\) must be a list of formats",
         ),
         (random_crosscoder(), {"images": "png"}, "images='png' must be a list of formats"),
-        ({}, {}, "no crosscoders to measure"),
+        ({}, {}, "`crosscoders` is empty"),
         (random_crosscoder(), {"activations": iter(())}, "can be read only once"),
-        (random_crosscoder(), {"activations": None}, "paper_tables needs data"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_runs(crosscoders, options, message, tmp_path):
-    given = {"activations": random_activations(), "output_path": tmp_path, **options}
+    data = slc.EvalData(activations=options.pop("activations", random_activations()))
     unchecked = getattr(slc.paper_report, "__wrapped__", slc.paper_report)
     with pytest.raises(ValueError, match=message):
-        unchecked(crosscoders, **given)
+        unchecked(crosscoders, data, output_path=tmp_path, **options)
     assert not list(tmp_path.iterdir())

@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from sae_lens_crosscoder.analysis.diagnosis.delta_norm import label
+from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, label
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.verdict import verdict
 from sae_lens_crosscoder.report import delta_norm_histogram, nu_scatter, write_report
-from sae_lens_crosscoder.report.figures.delta_norm_and_nu import CLASS_BORDERS, REGIONS
+from sae_lens_crosscoder.report.figures.delta_norm_and_nu import REGIONS
 
 HOSTILE = "<script>alert(1)</script>\"'&quot;\u202e\0gpj</b><img src=http://x onerror=alert(2)>"
 BIDI = "\u202e"
@@ -38,7 +39,11 @@ def make_table(n=1000, seed=0, bounds="signed"):
     table["label"] = [label(delta) for delta in table.delta_norm]
     judged = zip(table.label, table.n_active, table.nu_error, table.nu_reconstruction, strict=True)
     table["verdict"] = [verdict(*row, bounds=bounds) for row in judged]
-    table.attrs = {
+    return table
+
+
+def make_manifest(bounds="signed"):
+    return {
         "conclusion": "7 latents & more",
         "bounds": bounds,
         "models": ["base", "chat"],
@@ -46,7 +51,10 @@ def make_table(n=1000, seed=0, bounds="signed"):
         "n_tokens": 12345,
         "versions": {"torch": "2"},
     }
-    return table
+
+
+def diagnoses(tables, bounds="signed"):
+    return {name: Diagnosis(table, make_manifest(bounds)) for name, table in tables.items()}
 
 
 def without_nu(table):
@@ -70,7 +78,7 @@ def texts(figure):
 
 
 def test_bars_add_up_to_the_live_latents_of_each_class(tables):
-    figure = delta_norm_histogram(tables)
+    figure = delta_norm_histogram(diagnoses(tables))
     assert len(figure.data) == len(tables)
     for bars, table in zip(figure.data, tables.values(), strict=True):
         assert len(bars.y) == 50
@@ -82,7 +90,7 @@ def test_bars_add_up_to_the_live_latents_of_each_class(tables):
 
 
 def test_a_bin_counts_its_latents(tables):
-    bars = delta_norm_histogram(tables).data[0]
+    bars = delta_norm_histogram(diagnoses(tables)).data[0]
     alive = tables["l1"][~tables["l1"].dead]
     for (low, high), y in zip(bars.customdata, bars.y, strict=True):
         assert y == sum(low <= delta < high or delta == high == 1 for delta in alive.delta_norm)
@@ -91,7 +99,7 @@ def test_a_bin_counts_its_latents(tables):
 def test_histogram_says_how_many_are_left_out_and_how_many_each_class_has(tables):
     table = tables["l1"]
     table.loc[table.index[table.label == "other"][:3], ["delta_norm", "label"]] = [np.nan, "undefined"]
-    said = texts(delta_norm_histogram({"l1": table}))
+    said = texts(delta_norm_histogram(diagnoses({"l1": table})))
     alive = table[~table.dead]
     n_undefined = alive.delta_norm.isna().sum()
     assert f"{table.dead.sum()} dead left out, {n_undefined} without Delta_norm left out" in said[0]
@@ -104,12 +112,12 @@ def test_histogram_says_how_many_are_left_out_and_how_many_each_class_has(tables
 def test_the_drawn_borders_are_where_the_label_changes(tables):
     for border, left, right in zip(CLASS_BORDERS, REGIONS[:-1], REGIONS[1:], strict=True):
         assert (label(border - 1e-9), label(border + 1e-9)) == (left, right)
-    drawn = [shape.x0 for shape in delta_norm_histogram({"l1": tables["l1"]}).layout.shapes]
+    drawn = [shape.x0 for shape in delta_norm_histogram(diagnoses({"l1": tables["l1"]})).layout.shapes]
     assert drawn == list(CLASS_BORDERS)
 
 
 def test_points_are_the_latents_of_their_verdict(tables):
-    figure = nu_scatter({"l1": tables["l1"]})
+    figure = nu_scatter(diagnoses({"l1": tables["l1"]}))
     table = tables["l1"].dropna(subset=["nu_error", "nu_reconstruction"])
     expected = {"shared": table[table.label == "shared"]}
     chat_only = table[table.label == "chat_only"]
@@ -127,7 +135,7 @@ def test_points_are_the_latents_of_their_verdict(tables):
 
 
 def test_scatter_counts_what_is_not_to_be_seen(tables):
-    (title,) = (text for text in texts(nu_scatter({"l1": tables["l1"]})) if "l1" in text)
+    (title,) = (text for text in texts(nu_scatter(diagnoses({"l1": tables["l1"]}))) if "l1" in text)
     beyond = []
     for name in ("shared", "chat_only"):
         latents = tables["l1"][tables["l1"].label == name]
@@ -141,7 +149,7 @@ def test_scatter_counts_what_is_not_to_be_seen(tables):
 
 def test_a_large_cloud_is_thinned_and_says_so_and_chat_only_is_not():
     table = make_table(16_000)
-    figure = nu_scatter({"big": table})
+    figure = nu_scatter(diagnoses({"big": table}))
     n_drawn = {trace.name.split(":")[0]: 0 for trace in figure.data}
     for trace in figure.data:
         n_drawn[trace.name.split(":")[0]] += len(trace.x)
@@ -153,8 +161,9 @@ def test_a_large_cloud_is_thinned_and_says_so_and_chat_only_is_not():
 @pytest.mark.parametrize("bounds", ["signed", "absolute"])
 def test_the_box_holds_the_genuine_latents_and_no_artifact(bounds):
     tables = {name: make_table(seed=seed, bounds=bounds) for seed, name in enumerate(("l1", "batchtopk"))}
+    both = diagnoses(tables, bounds)
     for name, table in tables.items():
-        figure = nu_scatter({name: table})
+        figure = nu_scatter(diagnoses({name: table}, bounds))
         (box,) = figure.layout.shapes
         assert (box.x1, box.y1) == (0.2, 0.5)
         for trace in figure.data:
@@ -164,32 +173,33 @@ def test_the_box_holds_the_genuine_latents_and_no_artifact(bounds):
                 assert len(inside) > 10
             elif trace.name in ("chat_only: complete_shrinkage", "chat_only: latent_decoupling"):
                 assert not inside.any()
-    assert len(nu_scatter(tables).layout.shapes) == texts(nu_scatter(tables)).count("genuine") == 2
+    assert len(nu_scatter(both).layout.shapes) == texts(nu_scatter(both)).count("genuine") == 2
 
 
 @pytest.mark.parametrize("spoil", [dead, without_nu, lambda table: table[table.label == "base_only"], lambda t: t[:0]])
 def test_an_empty_class_says_none(tables, spoil, tmp_path):
     table = spoil(tables["l1"])
-    table.attrs = {}
-    assert any("chat_only latents with both nu: none" in text for text in texts(nu_scatter({"x": table})))
-    histogram = texts(delta_norm_histogram({"x": table}))
+    spoilt = {"x": Diagnosis(table, {})}
+    assert any("chat_only latents with both nu: none" in text for text in texts(nu_scatter(spoilt)))
+    histogram = texts(delta_norm_histogram(spoilt))
     n_chat_only = ((table.label == "chat_only") & ~table.dead).sum()
     assert f"chat_only {n_chat_only or 'none'}" in histogram
     assert ("live latents: none" in histogram) == bool(table.dead.all())
-    assert write_report({"x": table}, tmp_path / "r.html", pd.DataFrame({"x": {}}), pd.DataFrame()).exists()
+    assert write_report(spoilt, tmp_path / "r.html", pd.DataFrame({"x": {}}), pd.DataFrame()).exists()
 
 
 def test_drawing_changes_nothing(tables, tmp_path):
-    before = {name: (table.copy(), copy.deepcopy(table.attrs)) for name, table in tables.items()}
-    figures = [delta_norm_histogram(tables).to_json(), nu_scatter(tables).to_json()]
-    path = write_report(tables, tmp_path / "r.html", pd.DataFrame({"l1": {"L0": "8"}}))
+    given = diagnoses(tables)
+    before = {name: (each.latents.copy(), copy.deepcopy(each.manifest)) for name, each in given.items()}
+    figures = [delta_norm_histogram(given).to_json(), nu_scatter(given).to_json()]
+    path = write_report(given, tmp_path / "r.html", pd.DataFrame({"l1": {"L0": "8"}}))
     first = path.read_bytes()
-    for name, (table, attrs) in before.items():
-        pd.testing.assert_frame_equal(tables[name], table)
-        assert tables[name].attrs == attrs
-    assert [delta_norm_histogram(tables).to_json(), nu_scatter(tables).to_json()] == figures
+    for name, (table, manifest) in before.items():
+        pd.testing.assert_frame_equal(given[name].latents, table)
+        assert given[name].manifest == manifest
+    assert [delta_norm_histogram(given).to_json(), nu_scatter(given).to_json()] == figures
     assert [json.dumps(block) for block in Page(first.decode()).figures] == [json.dumps(json.loads(f)) for f in figures]
-    assert write_report(tables, path, pd.DataFrame({"l1": {"L0": "8"}})).read_bytes() == first
+    assert write_report(given, path, pd.DataFrame({"l1": {"L0": "8"}})).read_bytes() == first
 
 
 @pytest.mark.parametrize("draw", [delta_norm_histogram, nu_scatter])
@@ -197,7 +207,7 @@ def test_errors_say_what_is_missing(tables, draw):
     with pytest.raises(ValueError, match="`tables` is empty"):
         draw({})
     with pytest.raises(ValueError, match="'l1' has no column delta_norm, label"):
-        draw({"l1": tables["l1"].drop(columns=["delta_norm", "label"])})
+        draw(diagnoses({"l1": tables["l1"].drop(columns=["delta_norm", "label"])}))
 
 
 # --- page -----------------------------------------------------------------------------------------
@@ -243,9 +253,8 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def hostile_page(tables, tmp_path):
-    table = tables["l1"]
-    table.attrs = {"models": [HOSTILE, None], HOSTILE: {HOSTILE: HOSTILE}}
-    hostile = {HOSTILE: table, "$x$ %{x} <a href='javascript:alert(1)'>": tables["batchtopk"]}
+    spoilt = Diagnosis(tables["l1"], {"models": [HOSTILE, None], HOSTILE: {HOSTILE: HOSTILE}})
+    hostile = {HOSTILE: spoilt, **diagnoses({"$x$ %{x} <a href='javascript:alert(1)'>": tables["batchtopk"]})}
     comparison = pd.DataFrame({name: {HOSTILE: HOSTILE} for name in hostile})
     concepts = pd.DataFrame({HOSTILE: [HOSTILE], "auroc": [0.5]})
     path = write_report(hostile, tmp_path / "new" / "r.html", comparison, concepts, title=HOSTILE, notes=[HOSTILE])
@@ -297,7 +306,7 @@ def test_hostile_names_come_out_as_text(hostile_page):
 
 @pytest.mark.parametrize("code", [0, 0x1B, 0x85, 0x2028, 0x200F, 0x202E, 0x2066, 0xD800, 0xDFFF])
 def test_characters_that_are_not_seen_or_cannot_be_written_become_escapes(tables, tmp_path, code):
-    hostile = {"batchtopk": tables["batchtopk"]}
+    hostile = diagnoses({"batchtopk": tables["batchtopk"]})
     comparison = pd.DataFrame({"batchtopk": {"row": 1}})
     path = write_report(hostile, tmp_path / "r.html", comparison, title=f"a{chr(code)}b", notes=[f"c{chr(code)}d"])
     ours = path.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
@@ -308,7 +317,8 @@ def test_characters_that_are_not_seen_or_cannot_be_written_become_escapes(tables
 def test_sections_come_in_order_and_concepts_only_if_given(tables, tmp_path):
     comparison = pd.DataFrame({name: {"L0": "8.1"} for name in tables})
     for concepts in (None, pd.DataFrame({"auroc": [0.5]})):
-        source = write_report(tables, tmp_path / "r.html", comparison, concepts, notes=["Note one"]).read_text("utf-8")
+        path = write_report(diagnoses(tables), tmp_path / "r.html", comparison, concepts, notes=["Note one"])
+        source = path.read_text("utf-8")
         heads = re.findall("<h2>([^<]*)</h2>", source)
         expected = ["Side by side", "How to read the numbers", "Where latents write"]
         expected += ["Which chat-only latents are genuine", "Known concepts", "The 30 most chat-only latents"]
@@ -323,7 +333,7 @@ def test_tables_show_the_numbers_of_the_frame(tables, tmp_path):
     table = tables["l1"].sample(frac=1, random_state=3)
     concepts = pd.DataFrame({"concept": ["a", "b"], "auroc": [0.987, np.nan], "latent": [1234, 5]}).set_index("concept")
     comparison = pd.DataFrame({"l1": {"L0": "8.1"}})
-    path = write_report({"l1": table}, tmp_path / "r.html", comparison, concepts)
+    path = write_report(diagnoses({"l1": table}), tmp_path / "r.html", comparison, concepts)
     rows = Page(path.read_text("utf-8")).rows
     assert ["L0", "8.1"] in rows
     assert ["a", "0.99", "1234"] in rows

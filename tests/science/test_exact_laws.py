@@ -67,7 +67,7 @@ def test_rho_limit_is_the_strength_up_to_which_a_base_norm_is_shrunk_to_zero(los
     crosscoder, activations, a = trained_on_one_concept(rho, mu, loss=loss, noise=0.2)
     crosscoder.save_inference_model(tmp_path)
     inference = slc.load(tmp_path)
-    limit = slc.diagnose(inference, activations=[activations], free_directions="all").rho_limit[0]
+    limit = slc.diagnose(inference, slc.EvalData(activations=[activations]), free_directions="all").latents.rho_limit[0]
     assert (rho < limit) == shrunk
     assert (inference.decoder_norms[0, 0].item() < 0.01) == shrunk
     if loss == "mse":  # then it is lambda

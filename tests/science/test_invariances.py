@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis.diagnosis.verdict import conclusion
 from sae_lens_crosscoder.synthetic.null_streams import null_activations, shuffled_batches
 from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
 
@@ -40,7 +41,8 @@ def trained(kind, activations, tmp_path, **fields):
     )
     slc.CrosscoderTrainer(cfg, crosscoder, shuffled_batches(activations, BATCH, seed=0)).fit()
     crosscoder.save_inference_model(tmp_path)
-    return slc.diagnose(slc.load(tmp_path), activations=activations.split(1000), free_directions="all")
+    data = slc.EvalData(activations=activations.split(1000))
+    return slc.diagnose(slc.load(tmp_path), data, free_directions="all").latents
 
 
 def pool(**world):
@@ -71,7 +73,7 @@ def test_in_a_model_and_itself_nothing_is_found(kind, tmp_path):
     (twice,) = null_activations([real], layout, "identical")
     table = trained(kind, twice, tmp_path)
     assert table.delta_norm.to_numpy() == pytest.approx(0.5, abs=1e-9)
-    assert table.attrs["conclusion"].startswith("no difference detected")
+    assert conclusion(table).startswith("no difference detected")
 
 
 @pytest.mark.parametrize("gain", [3.0, 50.0])

@@ -196,7 +196,7 @@ def test_the_latent_of_a_concept_is_chosen_on_one_half_and_scored_on_the_other()
     crosscoder = relu_crosscoder(torch.randn(12, 192, dtype=torch.float64), d_models=(96, 96))
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
     prompts = torch.randint(8, 100, (2, 10, 3), generator=torch.Generator().manual_seed(0))
-    table = slc.diagnose(crosscoder, pair, prompts.flatten(0, 1), min_active=1)
+    table = slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=prompts.flatten(0, 1)), min_active=1).latents
     found = concept_table(crosscoder, pair, table, {"concept": Contrast(*prompts)}).loc["concept"]
     on, off = (crosscoder.encode(pair.activations(p, TINY_HOOK)[:, 1]).T.tolist() for p in prompts)
     first = [auroc_by_pairs(a[:5], b[:5]) for a, b in zip(on, off, strict=True)]
@@ -220,7 +220,7 @@ def test_of_latents_that_separate_equally_well_the_one_that_differs_most_carries
     crosscoder.W_enc.data *= torch.tensor([1.0, 3.0, 2.0])  # the same latent at three sizes, so equally good
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
     prompts = torch.randint(8, 100, (2, 10, 3), generator=torch.Generator().manual_seed(0)).flip(0)
-    table = slc.diagnose(crosscoder, pair, prompts.flatten(0, 1), min_active=1)
+    table = slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=prompts.flatten(0, 1)), min_active=1).latents
     on, off = (crosscoder.encode(pair.activations(p, TINY_HOOK)[:5, 1]).mean(dim=0) for p in prompts)
     assert on[0] > off[0]
     found = concept_table(crosscoder, pair, table, {"concept": Contrast(*prompts)}).loc["concept"]

@@ -60,7 +60,7 @@ def test_the_first_process_leaves_one_ordinary_folder_and_the_others_nothing(run
 
 def test_one_process_diagnoses_what_several_trained(run, tmp_path):
     assert main(["diagnose", str(run[0] / "output"), "--output_path", str(tmp_path)]) == 0
-    assert len(slc.read_latents(tmp_path)) == D_SAE
+    assert len(slc.Diagnosis.load(tmp_path).latents) == D_SAE
 
 
 def test_every_training_row_is_harvested_by_one_process(run, pair, tmp_path):

@@ -63,8 +63,8 @@ class TestFromModels:
         padding = (held_out == PAD) | (held_out == 5) | (held_out == 40)
         padding[:, 0] = True
         assert torch.equal(runner.held_out_kept, ~padding)
-        table = slc.diagnose(runner.run(), **runner.held_out_data())
-        assert table.attrs["n_tokens"] == int((~padding).sum()) < held_out.numel()
+        diagnosis = slc.diagnose(runner.run(), runner.held_out_data())
+        assert diagnosis.manifest["n_tokens"] == int((~padding).sum()) < held_out.numel()
 
     def test_held_out_contexts_come_with_their_sources(self, mix, pair):
         runner = from_models(run_config(mix=mix), pair)
@@ -107,12 +107,12 @@ class TestCache:
         crosscoder = runner.run()
         metadata = crosscoder.cfg.metadata
         assert (metadata.model_name, metadata.chat_model_name) == ("tiny-base", "tiny-chat")
-        from_cache = slc.diagnose(crosscoder, **runner.held_out_data())
-        from_pair = slc.diagnose(crosscoder, **from_models(cfg, pair).held_out_data())
-        assert from_cache.attrs["n_tokens"] == from_pair.attrs["n_tokens"]
-        pd.testing.assert_series_equal(from_cache.frequency, from_pair.frequency)
-        counted = slc.latent_statistics(crosscoder, **runner.held_out_data())
-        assert counted.attrs["fve"]["pooled"] == pytest.approx(from_pair.attrs["fve"]["pooled"])
+        from_cache = slc.diagnose(crosscoder, runner.held_out_data())
+        from_pair = slc.diagnose(crosscoder, from_models(cfg, pair).held_out_data())
+        assert from_cache.manifest["n_tokens"] == from_pair.manifest["n_tokens"]
+        pd.testing.assert_series_equal(from_cache.latents.frequency, from_pair.latents.frequency)
+        counted = slc.latent_statistics(crosscoder, runner.held_out_data())
+        assert counted.fve["pooled"] == pytest.approx(from_pair.manifest["fve"]["pooled"])
         with pytest.raises(ValueError, match="reads cached activations and has loaded no models"):
             _ = runner.pair
 
@@ -260,9 +260,9 @@ def test_cache_train_and_diagnose_by_the_command_line(tmp_path, mix, monkeypatch
     no_models()
     training = ["--use_cached_activations", "True", "--wait_for_cache", "9"]
     assert main(["train", *flags, *training, "--output_path", "out"]) == 0
-    first = slc.read_latents("out")
+    first = slc.Diagnosis.load("out").latents
     assert main(["diagnose", "out"]) == 0
-    pd.testing.assert_frame_equal(slc.read_latents("out"), first)
+    pd.testing.assert_frame_equal(slc.Diagnosis.load("out").latents, first)
     assert main(["diagnose", "out", "--n_held_out_rows", "2"]) == 2
     assert main(["train", *flags, "--cached_activations_path", "other", "--use_cached_activations", "True"]) == 2
     assert "other/training is not an activation cache" in capsys.readouterr().err
@@ -280,13 +280,13 @@ def test_every_command_leaves_out_what_training_leaves_out(tmp_path, mix, monkey
         write_run_cache(cfg, dtype="float32")
         no_models()
     runner = slc.CrosscoderTrainingRunner(cfg if from_cache else cfg.replace(use_cached_activations=False))
-    table = slc.diagnose(runner.run(), **runner.held_out_data())
-    n_kept = table.attrs["n_tokens"]
+    diagnosis = slc.diagnose(runner.run(), runner.held_out_data())
+    table, n_kept = diagnosis.latents, diagnosis.manifest["n_tokens"]
     latents = table.index[table.n_active > 5][:2]
     capsys.readouterr()
     command = "interpret --crosscoder out --model m --embedder words --dry-run --n_windows 50 --latents"
     assert main([*command.split(), *map(str, latents)]) == 0
-    examples = slc.read_examples("out/examples.safetensors")
+    examples = slc.load_examples("out/examples.safetensors")
     assert examples.manifest["n_tokens"] == n_kept
     bands = [band for latent in latents for band in (examples[latent].top, *examples[latent].quantiles)]
     shown = [each for band in bands for each in band]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -42,8 +43,7 @@ def save_crosscoder(folder, seed, names=("tiny-base", "tiny-chat"), d_model=96, 
     numbers = torch.linspace(1, 0, D_SAE).tolist()
     columns = {"delta_norm": numbers, "nu_error": 0.1, "nu_reconstruction": numbers, "dead": False}
     table = pd.DataFrame(columns | {"label": ["chat_only"] + ["shared"] * (D_SAE - 1), "verdict": "shared"})
-    table.attrs["made_by"] = "hand"
-    slc.write_latents(table, folder)
+    slc.Diagnosis(table, {"made_by": "hand"}).save(folder)
 
 
 def config(**kwargs):
@@ -111,7 +111,8 @@ def test_another_run_in_the_same_folder_starts_anew(power):
     assert not answers_anew()
     save_crosscoder("both/b", seed=7)
     assert answers_anew()
-    slc.write_latents(slc.read_latents("both/b").assign(nu_error=0.05), "both/b")
+    diagnosis = slc.Diagnosis.load("both/b")
+    replace(diagnosis, latents=diagnosis.latents.assign(nu_error=0.05)).save("both/b")
     assert answers_anew()
     assert answers_anew(max_new_tokens=7)
 

@@ -55,9 +55,9 @@ def test_a_gemma_pair_goes_from_a_mix_to_reports_through_two_kills(flags, tmp_pa
     for name in ("sae_weights.safetensors", "metrics.jsonl"):
         assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
 
-    table = slc.read_latents("out")
+    table = slc.Diagnosis.load("out").latents
     assert main(["diagnose", "out"]) == 0
-    pd.testing.assert_frame_equal(slc.read_latents("out"), table)
+    pd.testing.assert_frame_equal(slc.Diagnosis.load("out").latents, table)
 
     asked = ["--crosscoder", "out", "--prompts", "asked.txt", "--n_conversations", "4", "--max_new_tokens", "6"]
     assert main(["causal", *asked, "--pool_size", "24", "--output_path", "effects"]) == 0

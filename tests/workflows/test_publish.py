@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +35,7 @@ def folder(tmp_path):
     metadata.hook_name = "blocks.0.hook_resid_post"
     path = tmp_path / "crosscoder"
     crosscoder.save_inference_model(path)
-    slc.write_latents(slc.diagnose(slc.load(path), activations=x.double(), min_active=1), path)
+    slc.diagnose(slc.load(path), slc.EvalData(activations=x.double()), min_active=1).save(path)
     (path / "metrics.jsonl").write_text(METRICS)
     return path
 
@@ -80,9 +81,9 @@ def test_the_card_says_what_the_folder_holds(folder):
     assert front["base_model"] == ["google/gemma-2-2b"]  # the other one is nobody's on the Hub
     assert "| fve_base | 0.8750 |" in card  # the last row's
     assert "| loss" not in card
-    latents = slc.read_latents(folder)
-    assert f"{latents.attrs['conclusion']}." in card
-    for name, count in latents.verdict.value_counts().items():
+    diagnosis = slc.Diagnosis.load(folder)
+    assert f"{diagnosis.conclusion}." in card
+    for name, count in diagnosis.latents.verdict.value_counts().items():
         assert f"| {name} | {count} |" in card
 
 
@@ -97,9 +98,9 @@ def test_nothing_that_a_file_says_is_markup_in_the_card(folder):
     crosscoder = slc.load(folder)
     crosscoder.cfg.metadata.training_architecture_details = {hostile: hostile}
     crosscoder.save_model(folder)
-    latents = slc.read_latents(folder)
-    latents.attrs |= {"conclusion": hostile, "fve": {hostile: 0.5}}
-    slc.write_latents(latents.assign(verdict=hostile), folder)
+    diagnosis = slc.Diagnosis.load(folder)
+    diagnosis.manifest.update({"conclusion": hostile, "fve": {hostile: 0.5}})
+    replace(diagnosis, latents=diagnosis.latents.assign(verdict=hostile)).save(folder)
     (folder / "metrics.jsonl").write_text(json.dumps({f"fve_{hostile}": 0.5, "fve_base": None}) + "\n")
     text = re.sub("`[^`\n]*`", "", slc.write_model_card(folder).read_text().replace("\\`", ""))
     assert not re.search("[\u202e\0]|<script|(?<!\\\\)[][]|^# c", text, flags=re.M)
@@ -161,7 +162,7 @@ def test_without_latents_and_metrics_the_card_is_shorter(folder):
     for name in ("latents.parquet", "metrics.jsonl"):
         (folder / name).unlink()
     card = slc.write_model_card(folder).read_text()
-    assert "read_latents" not in card
+    assert "Diagnosis.load" not in card
     assert "At the end of training" not in card
 
 
@@ -171,4 +172,4 @@ def test_the_command_writes_the_card_and_uploads(folder, hub, capsys):
     assert main(["publish", str(folder), REPO, "--public"]) == 0
     assert hub.private is False
     assert capsys.readouterr().out.split() == [str(folder / "README.md"), "https://huggingface.co/me/mine"]
-    assert isinstance(slc.read_latents(hub.root / REPO), pd.DataFrame)
+    assert isinstance(slc.Diagnosis.load(hub.root / REPO).latents, pd.DataFrame)

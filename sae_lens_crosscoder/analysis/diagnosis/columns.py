@@ -1,4 +1,4 @@
-"""The columns of the latent table, from sums that were streamed."""
+"""Columns of the latent table, from accumulated sums."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm, label
+from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED, delta_norm, labels_of
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds, nu_free_of_other, verdict
@@ -17,10 +17,9 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 
 def one_sided_latents(crosscoder: InferenceCrosscoder) -> Int[Tensor, " chosen"]:
-    """Latents of class chat_only or base_only, which the decoder norms alone decide."""
-    labels = [label(delta) for delta in delta_norm(crosscoder.decoder_norms.detach().double()).tolist()]
-    chosen = [latent for latent, name in enumerate(labels) if name in ("chat_only", "base_only")]
-    return torch.tensor(chosen, dtype=torch.int64)
+    """Latents of class chat_only or base_only, which follow from the decoder norms alone."""
+    labels = labels_of(crosscoder.decoder_norms)
+    return torch.tensor([latent for latent, name in enumerate(labels) if name in ONE_SIDED], dtype=torch.int64)
 
 
 def latent_table(
@@ -31,7 +30,7 @@ def latent_table(
     min_active: int,
     bounds: NuBounds,
 ) -> pd.DataFrame:
-    """The table of `diagnose`, from sums that were already streamed."""
+    """Build the table of `diagnose` from accumulated sums."""
     norms = crosscoder.decoder_norms.detach().double()
     n_active = scaling.n_active
     columns: dict[str, Tensor] = {"delta_norm": delta_norm(norms)}
@@ -53,7 +52,7 @@ def latent_table(
             columns[f"nu_{target}_raw"] = scaling.nu(target, space="raw")
     table = pd.DataFrame({name: column.detach().cpu().numpy() for name, column in columns.items()})
     table.index.name = "latent"
-    table.insert(1, "label", [label(delta) for delta in table.delta_norm])
+    table.insert(1, "label", labels_of(norms))
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
     table.insert(2, "verdict", [_verdict(row, min_active, bounds) for row in table.to_dict("records")])
     return table

@@ -1,4 +1,4 @@
-"""Null runs: how one-sided latents get when nothing differs, and what that says about the ones at hand."""
+"""q-values from null runs, which show how one-sided latents get when the models do not differ."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
@@ -16,15 +17,15 @@ _NO_SPREAD = 1e-6
 def q_values(
     table: pd.DataFrame, nulls: Sequence[pd.DataFrame], min_active: int = MIN_ACTIVE
 ) -> Float[np.ndarray, " d_sae"]:
-    """For every latent the expected share of chance among latents at least as one-sided as it.
+    """False discovery rate of the latents at least as one-sided as each latent.
 
     One-sided means |Delta_norm - 1/2|. A threshold's false discovery rate is estimated as the share of null latents
     beyond it (with one added, so that a finite null never promises certainty) over the share of latents beyond it,
     as in target-decoy competition; q is the least rate among all thresholds that keep the latent.
 
     Args:
-        table: of `diagnose`.
-        nulls: tables of crosscoders that were trained in the same way on pairs in which nothing differs.
+        table: latents of `diagnose`.
+        nulls: latent tables of crosscoders that were trained in the same way on pairs that do not differ.
 
     Returns:
         In [0, 1]; nan for latents that fire on fewer than `min_active` tokens, which are left out of the nulls as well.
@@ -39,13 +40,13 @@ def q_values(
     by_chance = np.concatenate([_one_sidedness(null[null.n_active >= min_active]).dropna() for null in nulls])
     if len(by_chance) == 0:
         raise ValueError(
-            f"No latent of the null runs fires on {min_active} tokens, so they say nothing about chance: diagnose them "
-            "on more tokens, or train them longer."
+            f"No latent of the null runs fires on {min_active} tokens, so they give no q-values. Diagnose them on more "
+            "tokens, or train them longer."
         )
     if by_chance.max() < _NO_SPREAD:
         raise ValueError(
-            "The null runs have a Delta_norm of 1/2 for every latent, as two copies of a model do, so any latent would "
-            "seem beyond chance. Use a pair that differs without meaning: NAME+jitter=0.02, or more pre-training."
+            "All latents of the null runs have a Delta_norm of 1/2, as for two copies of one model. Use a pair that "
+            "differs by chance: NAME+jitter=0.02, or more pre-training."
         )
     q = np.full(len(table), np.nan)
     descending = judged[np.argsort(-one_sided.to_numpy()[judged], kind="stable")]
@@ -58,30 +59,36 @@ def q_values(
     return q
 
 
-def require_nulls(
-    null: pd.DataFrame | Sequence[pd.DataFrame] | None, crosscoder: InferenceCrosscoder
-) -> Sequence[pd.DataFrame]:
-    """The tables of null runs as a sequence, or a ValueError for one that cannot be compared with the crosscoder."""
-    nulls = [] if null is None else [null] if isinstance(null, pd.DataFrame) else list(null)
+def validate_nulls(
+    null: Diagnosis | Sequence[Diagnosis] | None, crosscoder: InferenceCrosscoder
+) -> Sequence[Diagnosis]:
+    """Null runs as a sequence; a ValueError for one that was trained differently than the crosscoder."""
+    nulls = [] if null is None else [null] if isinstance(null, Diagnosis) else list(null)
     metadata = crosscoder.cfg.metadata
-    wanted = (crosscoder.cfg.architecture(), crosscoder.cfg.d_sae)
+    expected = (crosscoder.cfg.architecture(), crosscoder.cfg.d_sae)
     training: dict[str, Any] = metadata.training_architecture_details or {}
     models = [metadata.model_name, metadata.chat_model_name]
-    for table in nulls:
-        if "delta_norm" not in table or "n_active" not in table or "architecture" not in table.attrs:
-            raise ValueError("A null run is a table of slc.diagnose, whole and with its .attrs: this one is not.")
-        found = (table.attrs["architecture"], len(table))
-        if found != wanted:
+    for run in nulls:
+        if "architecture" not in run.manifest or not {"delta_norm", "n_active"} <= set(run.latents):
+            raise ValueError("A null run must be the Diagnosis that diagnose returns, with its manifest.")
+        trained = (run.manifest["architecture"], len(run.latents))
+        if trained != expected:
             raise ValueError(
-                f"A null run must be trained as the crosscoder is: this one is {found[0]} with {found[1]:,} latents, "
-                f"and the crosscoder {wanted[0]} with {wanted[1]:,}. Train it with the same config on the null pair."
+                f"The null run is a {trained[0]} with {trained[1]:,} latents, but the crosscoder is a {expected[0]} "
+                f"with {expected[1]:,}. Train the null run with the same config on the null pair."
             )
-        others: dict[str, Any] = table.attrs.get("training") or {}
-        differing = sorted(key for key in {*others, *training} if others.get(key) != training.get(key))
-        if differing:
-            raise ValueError(f"A null run must be trained as the crosscoder is, but this one differs in {differing}.")
-        if None not in models and table.attrs["models"] == models:
-            raise ValueError(f"This null run is of {' and '.join(models)}, the crosscoder's own pair: that is no null.")
+        null_training: dict[str, Any] = run.manifest.get("training") or {}
+        keys = {*null_training, *training}
+        if differing := sorted(key for key in keys if null_training.get(key) != training.get(key)):
+            raise ValueError(
+                f"The null run was trained with other settings than the crosscoder: {differing}. Train it with the "
+                "same config on the null pair."
+            )
+        if None not in models and run.manifest["models"] == models:
+            raise ValueError(
+                f"The null run was trained on {' and '.join(models)}, like the crosscoder. Use a pair of models that "
+                "do not differ, such as NAME and NAME+jitter=0.02."
+            )
     return nulls
 
 

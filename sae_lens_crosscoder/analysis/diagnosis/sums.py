@@ -1,13 +1,13 @@
-"""What a diagnosis streams of one crosscoder, and the latent table that comes of it."""
+"""Accumulators of a diagnosis."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import pandas as pd
 import torch
 
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.diagnosis.columns import latent_table, one_sided_latents
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds, conclusion
@@ -18,10 +18,10 @@ from sae_lens_crosscoder.storage.accumulators import ResumableAccumulator
 
 
 class DiagnosisSums:
-    """Streams what the table of `diagnose` is made of: Latent Scaling, free directions, variance explained.
+    """Accumulates the sums of `diagnose`: Latent Scaling, free directions, variance explained.
 
     Args:
-        block_size: how many consecutive tokens a bootstrap keeps together.
+        block_size: consecutive tokens that the bootstrap keeps together.
     """
 
     def __init__(
@@ -39,30 +39,32 @@ class DiagnosisSums:
         self.fve = VarianceExplained(crosscoder.layout)
 
     def add(self, part: Encoded) -> None:
-        """Add tokens: raw stacked activations, and what the inference crosscoder makes of them."""
+        """Add tokens."""
         self.scaling.add(*part)
         self.free.add(*part)
         self.fve.add(part.activations, part.reconstruction)
 
     @property
     def parts(self) -> Mapping[str, ResumableAccumulator]:
-        """Everything that a checkpoint must hold, by name."""
+        """Accumulators to save in a checkpoint, by name."""
         return {"scaling": self.scaling, "free": self.free, "fve": self.fve}
 
-    def table(
-        self, nulls: Sequence[pd.DataFrame] = (), min_active: int = MIN_ACTIVE, bounds: NuBounds = "signed"
-    ) -> pd.DataFrame:
-        """The table of `diagnose`, and its manifest in `.attrs`; a ValueError if nothing was added."""
+    def diagnosis(
+        self, nulls: Sequence[Diagnosis] = (), min_active: int = MIN_ACTIVE, bounds: NuBounds = "signed"
+    ) -> Diagnosis:
+        """Diagnosis of all tokens so far; a ValueError if there are none."""
         if self.scaling.n_tokens == 0:
-            raise ValueError("There was nothing to diagnose on: the data source gave no tokens.")
-        table = latent_table(self.crosscoder, self.scaling, self.free, nulls, min_active, bounds)
+            raise ValueError("No tokens to diagnose on: the data is empty, or its mask leaves out every token.")
+        null_tables = [null.latents for null in nulls]
+        latents = latent_table(self.crosscoder, self.scaling, self.free, null_tables, min_active, bounds)
         manifest: dict[str, Any] = {
+            "conclusion": conclusion(latents),
             **provenance(self.crosscoder),
             "n_tokens": self.scaling.n_tokens,
             "min_active": min_active,
             "bounds": bounds,
             "fve": {**self.fve.per_model(), "pooled": self.fve.pooled()},
             "l0": float(self.scaling.n_active.sum()) / self.scaling.n_tokens,
+            "n_null_runs": len(nulls),
         }
-        table.attrs.update({"conclusion": conclusion(table), **manifest, "n_null_runs": len(nulls)})
-        return table
+        return Diagnosis(latents, manifest)

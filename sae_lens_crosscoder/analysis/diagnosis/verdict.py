@@ -1,9 +1,11 @@
-"""What to believe about a latent, from its class, its nu and its q-value, and about the pair of models as a whole."""
+"""Verdict on a latent, from its class, its nu and its q-value, and the conclusion on the pair of models."""
 
 import math
 from typing import Literal, get_args
 
 import pandas as pd
+
+from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED
 
 VERDICTS = (
     "chat_specific",
@@ -36,7 +38,7 @@ def verdict(
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
 ) -> str:
-    """What to believe about one latent: the first of these that holds.
+    """Verdict on one latent: the first of these that holds.
 
     `dead`: never fired on the data. `rare`: fired on fewer than `min_active` tokens. For a chat-only or base-only
     latent: `undetermined` when a nu is nan; `complete_shrinkage` when nu_error >= 0.2 (the other model has it too, its
@@ -58,12 +60,12 @@ def verdict(
     >>> verdict("chat_only", 500, nu_error=0.4, nu_reconstruction=0.1)
     'complete_shrinkage'
     """
-    require_bounds(bounds)
+    validate_bounds(bounds)
     if n_active == 0:
         return "dead"
     if n_active < min_active:
         return "rare"
-    if label not in ("chat_only", "base_only"):
+    if label not in ONE_SIDED:
         return label
     if nu_error != nu_error or nu_reconstruction != nu_reconstruction:
         return "undetermined"
@@ -80,14 +82,14 @@ def verdict(
     return "chat_specific" if label == "chat_only" else "base_specific"
 
 
-def require_bounds(bounds: str) -> None:
+def validate_bounds(bounds: str) -> None:
     """Raise a ValueError unless `bounds` is one that `verdict` knows."""
     if bounds not in get_args(NuBounds):
-        raise ValueError(f"bounds={bounds!r} is not one of {get_args(NuBounds)}; the default is 'signed'.")
+        raise ValueError(f"bounds={bounds!r} must be one of {get_args(NuBounds)}; the default is 'signed'.")
 
 
 def nu_free_of_other(other_norm: float, other_noise: float, own_norm: float) -> float:
-    """How long the other model's free direction is relative to the latent's own model's, noise removed.
+    """Ratio of the other model's free direction to that of the latent's model, noise removed.
 
     A direction made of noise alone has the length of its noise floor, so the floor's square is taken off.
 
@@ -100,7 +102,7 @@ def nu_free_of_other(other_norm: float, other_noise: float, own_norm: float) -> 
 
 
 def conclusion(table: pd.DataFrame) -> str:
-    """One sentence on the pair of models, from a table of `diagnose`; "undecided" where latents could not be judged.
+    """Sum up the pair of models in one sentence, from a latent table; "undecided" if latents could not be judged.
 
     >>> conclusion(pd.DataFrame({"label": "shared", "verdict": ["shared", "dead"], "q_value": float("nan")}))
     'no difference detected: none of 1 live latents is specific to one model'
@@ -108,7 +110,7 @@ def conclusion(table: pd.DataFrame) -> str:
     n_live = int((table.verdict != "dead").sum())
     # One that is undetermined for its q is no open question: null runs answer it.
     is_open = table.verdict.isin(["rare", "undetermined"]) & ~(table.q_value >= Q_LIMIT)
-    n_open = int((is_open & table.label.isin(["chat_only", "base_only"])).sum())
+    n_open = int((is_open & table.label.isin(ONE_SIDED)).sum())
     n_readable = int((table.label != "undefined")[table.verdict != "dead"].sum())
     n_chat, n_base = (int((table.verdict == verdict).sum()) for verdict in ("chat_specific", "base_specific"))
     against_chance = f" (q < {Q_LIMIT})" if table.q_value.notna().any() else ""

@@ -159,8 +159,8 @@ class ExamplesFile:
         return examples
 
 
-def write_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[str, Any]) -> None:
-    """A file that `read_examples` reads, whole or not at all."""
+def save_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[str, Any]) -> None:
+    """A file that `load_examples` reads, whole or not at all."""
     n_latents = len(tensors["n_contexts"])
     described = seal({"examples_format": FORMAT_VERSION, "n_latents": n_latents, **manifest})
     rows = ({name: tensors[name][latent] for name in _PER_LATENT} for latent in range(n_latents))
@@ -173,6 +173,6 @@ def _checksum(latent: int, rows: Mapping[str, Tensor]) -> UInt8[Tensor, "32"]:
     return torch.tensor([*bytes.fromhex(digest([latent, named_fingerprint(rows)]))], dtype=torch.uint8)
 
 
-def read_examples(path: str | Path) -> ExamplesFile:
+def load_examples(path: str | Path) -> ExamplesFile:
     """The examples in a file of `collect_examples`, as `examples[latent]`."""
     return ExamplesFile(path)

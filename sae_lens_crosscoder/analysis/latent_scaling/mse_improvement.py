@@ -1,4 +1,4 @@
-"""Does Latent Scaling explain anything? How much of each target its beta takes away, on data it was not fitted to."""
+"""Share of each target's mean squared error that Latent Scaling explains, on data it was not fitted to."""
 
 import pandas as pd
 import torch
@@ -10,7 +10,7 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 
 class TargetEnergies:
-    """Streams `sum |y|^2` of every model's activation, reconstruction and error, over all tokens.
+    """Accumulates `sum |y|^2` of every model's activation, reconstruction and error, over all tokens.
 
     In the space the crosscoder was trained in: activations and reconstructions are centred and scaled as it was. The
     sums are float64, one per model.
@@ -23,7 +23,7 @@ class TargetEnergies:
 
     @torch.no_grad()
     def add(self, activations: Float[Tensor, "token d_in"], reconstruction: Float[Tensor, "token d_in"]) -> None:
-        """Add tokens: raw stacked activations, and what the inference crosscoder makes of them."""
+        """Add tokens: raw stacked activations and their reconstruction."""
         h, hhat = activations.double(), reconstruction.double()
         mean, scales = self.crosscoder.activation_means.double(), self.crosscoder.activation_scales.double()
         for total, y in ((self.activation, h - mean), (self.reconstruction, hhat - mean), (self.error, h - hhat)):
@@ -31,17 +31,17 @@ class TargetEnergies:
 
 
 def mse_improvement(fitted: LatentScaling, evaluated: LatentScaling, energies: TargetEnergies) -> pd.DataFrame:
-    """By which share `beta f d` reduces the mean squared error of predicting each target as 0.
+    """Share by which `beta f d` reduces the mean squared error of predicting each target as 0.
 
     `(2 beta S - beta^2 F2 |d|^2) / sum |y|^2`, with beta of the fitting data and the sums of the evaluation data. At
     most 1, below 0 where the factor does harm.
 
     Args:
-        fitted: whose beta is judged.
+        fitted: sums on the fitting data, which give beta.
         evaluated, energies: sums over one and the same evaluation data, which may be those of `fitted`.
 
     Returns:
-        A row per latent and a column `TARGET_MODEL` for the targets activation, reconstruction and error (with the
+        One row per latent and a column `TARGET_MODEL` for the targets activation, reconstruction and error (with the
         latent put back) of base and chat, probed with the chat model's decoder; nan where a beta is.
 
     Raises:
@@ -49,11 +49,11 @@ def mse_improvement(fitted: LatentScaling, evaluated: LatentScaling, energies: T
     """
     crosscoder = evaluated.crosscoder
     if fitted.crosscoder is not crosscoder or energies.crosscoder is not crosscoder:
-        raise ValueError("fitted, evaluated and energies are of different crosscoders: give sums of one of them.")
+        raise ValueError("fitted, evaluated and energies belong to different crosscoders. Pass sums of the same one.")
     if fitted.is_control or evaluated.is_control:
-        raise ValueError("These sums probe other directions than the decoders: make LatentScaling without probes=.")
+        raise ValueError("These sums probe directions other than the decoders. Construct LatentScaling without probes.")
     f2 = evaluated.f2.sum(dim=0)
-    # What latent j's own part f d^m of a model has, per model.
+    # Energy of latent j's contribution f d^m, per model.
     energy = f2[:, None] * crosscoder.decoder_norms.detach().double().square()
     columns: dict[str, Tensor] = {}
     targets: tuple[Target, ...] = ("activation", "reconstruction", "error")

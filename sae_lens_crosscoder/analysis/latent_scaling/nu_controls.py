@@ -1,4 +1,4 @@
-"""Nu along directions that are not the latent's own: what of it is owed to the direction, what to the activations?"""
+"""Controls for nu: the same activations, probed along a random direction or another latent's decoder."""
 
 import pandas as pd
 import torch
@@ -6,36 +6,29 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.analysis.inputs import Batches, data_source, encoded, shard_block
+from sae_lens_crosscoder.activations.eval_data import EvalData
+from sae_lens_crosscoder.analysis.inputs import data_source, encoded, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling, Target
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
-from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
 @torch.no_grad()
 def nu_controls(
-    crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair | None = None,
-    tokens: Tensor | None = None,
-    *,
-    activations: Float[Tensor, "token d_in"] | Batches | None = None,
-    significant: bool = True,
-    seed: int = 0,
-    batch_size_prompts: int = 32,
+    crosscoder: InferenceCrosscoder, data: EvalData, *, significant: bool = True, seed: int = 0
 ) -> pd.DataFrame:
-    """Both nu of every latent's own decoder, beside those of two controls that keep its activations.
+    """Measure both nu of every latent's decoder beside those of two controls that keep its activations.
 
     A latent that both models write alike has nu that scatter around 1 along any direction, and one that the chat model
     alone writes nu around 0. Where controls disagree with the real nu, as for a latent that fine-tuning rotated, it is
     the direction that tells the models apart.
 
     Args:
-        pair, tokens, activations: data as `diagnose` takes it.
+        data: held-out data.
         significant: nan where the denominator may be 0, as it is along directions orthogonal to the latent's; see
             `LatentScaling.nu`.
 
     Returns:
-        A row per latent: `nu_error` and `nu_reconstruction` of its own chat decoder, those ending in
+        One row per latent: `nu_error` and `nu_reconstruction` of its own chat decoder, those ending in
         `_random_direction` of a random one, and in `_other_latent` of that of latent `other_latent`, drawn so that
         every latent serves once.
 
@@ -43,18 +36,18 @@ def nu_controls(
         ValueError: for a training crosscoder, or no data.
     """
     crosscoder = require_inference(crosscoder, "nu_controls")
-    other = _others(crosscoder, seed)
-    block_size = shard_block(tokens)
+    other_latent = _other_latents(crosscoder, seed)
+    block_size = shard_block(data)
     scalings = {
         "": LatentScaling(crosscoder, block_size=block_size),
         "_random_direction": LatentScaling(
             crosscoder, block_size=block_size, probes=_random_directions(crosscoder, seed)
         ),
         "_other_latent": LatentScaling(
-            crosscoder, block_size=block_size, probes=[decoder[other] for decoder in crosscoder.decoders]
+            crosscoder, block_size=block_size, probes=[decoder[other_latent] for decoder in crosscoder.decoders]
         ),
     }
-    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "nu_controls")
+    source = data_source(crosscoder, data)
     with tqdm(total=source.n_tokens, desc="Nu controls", unit="token", unit_scale=True, leave=False) as bar:
         for batch in source.after(0):
             for part, feature_acts, reconstruction in encoded(crosscoder, batch, scalings[""].n_tokens):
@@ -62,13 +55,13 @@ def nu_controls(
                     scaling.add(part, feature_acts, reconstruction)
                 bar.update(len(part))
     if scalings[""].n_tokens == 0:
-        raise ValueError("There was nothing to measure nu on: the data source gave no tokens.")
+        raise ValueError("No tokens to measure nu on: the data is empty, or its mask leaves out every token.")
     columns: dict[str, Tensor] = {}
     targets: tuple[Target, ...] = ("error", "reconstruction")
     for suffix, scaling in scalings.items():
         for target in targets:
             columns[f"nu_{target}{suffix}"] = scaling.nu(target, significant=significant)
-    columns["other_latent"] = other
+    columns["other_latent"] = other_latent
     table = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
     table.index.name = "latent"
     return table
@@ -79,8 +72,8 @@ def _random_directions(crosscoder: InferenceCrosscoder, seed: int) -> list[Float
     return [torch.randn(decoder.shape, generator=generator).to(decoder) for decoder in crosscoder.decoders]
 
 
-def _others(crosscoder: InferenceCrosscoder, seed: int) -> Tensor:
-    """Another latent for every latent: the next one on a random round."""
+def _other_latents(crosscoder: InferenceCrosscoder, seed: int) -> Tensor:
+    """For every latent the next one in a random cycle through all of them."""
     order = torch.randperm(crosscoder.cfg.d_sae, generator=torch.Generator().manual_seed(seed))
     other = torch.empty_like(order)
     other[order] = order.roll(-1)

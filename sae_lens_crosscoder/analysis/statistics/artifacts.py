@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds, require_bounds
+from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds, validate_bounds
 
 _NUS = ("nu_error", "nu_reconstruction")
 
@@ -62,7 +62,7 @@ def counts_below(
     >>> counts_below(table.assign(nu_reconstruction=[0.2, 0.1, float("nan")]), [0.1, 0.3, 0.5]).n.tolist()
     [0, 1, 2]
     """
-    require_bounds(bounds)
+    validate_bounds(bounds)
     nus = _with_nus(table[table.label == "chat_only"])[list(_NUS)]
     worst = np.sort((nus.abs() if bounds == "absolute" else nus).max(axis=1).to_numpy())
     pi = np.linspace(0, 1, 101) if limits is None else np.asarray(limits, dtype=float)

@@ -1,4 +1,6 @@
-"""Which latents account for what the models' activations on a token have apart."""
+"""Shares of latents in the difference of two models' activations on one token."""
+
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -8,9 +10,29 @@ from torch import Tensor
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 
 
+@dataclass(frozen=True)
+class DifferenceShares:
+    """Shares in the difference of two models' activations: with those of biases and error they add up to 1.
+
+    All are nan where the models do not differ.
+    """
+
+    latents: pd.DataFrame
+    """One row per active latent, with its `score` f_j and its `share`, the largest first."""
+    share_of_biases: float
+    """Share of the decoder biases."""
+    share_of_error: float
+    """Share of the reconstruction error."""
+
+    @property
+    def share_of_latents(self) -> float:
+        """Sum of the latents' shares."""
+        return float(self.latents["share"].sum())
+
+
 @torch.no_grad()
-def difference_shares(crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " d_in"]) -> pd.DataFrame:
-    """The latents that are on, by their share in the difference `h^chat - h^base` on one token, the largest first.
+def difference_shares(crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " d_in"]) -> DifferenceShares:
+    """Attribute the difference `h^chat - h^base` on one token to the active latents.
 
     A latent moves the reconstructions apart by `f_j (d_j^chat - d_j^base)`. Its share is how far that reaches along the
     difference, relative to the difference's length: 1 accounts for all of it, below 0 works against it.
@@ -18,33 +40,27 @@ def difference_shares(crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " 
     Args:
         stacked: both models' raw activations, base first.
 
-    Returns:
-        A row per latent, with its `score` f_j and its `share`. With `.attrs["share_of_biases"]` (the decoder biases')
-        and `.attrs["share_of_error"]` (what is not reconstructed) the shares add up to 1. They are nan where
-        the models do not differ.
-
     Raises:
-        ValueError: unless the crosscoder is of two models of one width, whose difference there is.
+        ValueError: unless the crosscoder reads two models of the same width.
     """
     crosscoder = require_inference(crosscoder, "difference_shares")
     layout = crosscoder.layout
     if layout.n_models != 2 or not layout.same_width:
         raise ValueError(
-            f"Models of widths {layout.d_models} have no difference of activations: it takes two models of one width."
+            f"difference_shares needs two models of the same width, but this crosscoder reads widths {layout.d_models}."
         )
     stacked = stacked.to(crosscoder.W_dec)
     scores = crosscoder.encode(stacked[None])[0]
-    on = scores.nonzero()[:, 0]
+    active = scores.nonzero()[:, 0]
     base, chat = layout.split(stacked.double())
     difference = chat - base
     along = difference / difference.square().sum()
-    to_base, to_chat = layout.split(crosscoder.W_dec[on].double())
-    shares = scores[on].double() * ((to_chat - to_base) @ along)
+    to_base, to_chat = layout.split(crosscoder.W_dec[active].double())
+    shares = scores[active].double() * ((to_chat - to_base) @ along)
     base_bias, chat_bias = layout.split(crosscoder.b_dec.double())
-    of_biases = float((chat_bias - base_bias) @ along)
+    share_of_biases = float((chat_bias - base_bias) @ along)
     table = pd.DataFrame(
-        {"score": scores[on].tolist(), "share": shares.tolist()}, index=pd.Index(on.tolist(), name="latent")
+        {"score": scores[active].tolist(), "share": shares.tolist()}, index=pd.Index(active.tolist(), name="latent")
     )
     table = table.sort_values("share", ascending=False, kind="stable")
-    table.attrs = {"share_of_biases": of_biases, "share_of_error": 1 - float(shares.sum()) - of_biases}
-    return table
+    return DifferenceShares(table, share_of_biases, 1 - float(shares.sum()) - share_of_biases)

@@ -1,95 +1,86 @@
-"""How often and how strongly every latent fires: everywhere, per data source, and per token group."""
+"""Frequency and strength of every latent: over all tokens, per data source, and per token group."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.analysis.inputs import Activations, data_source
+from sae_lens_crosscoder.analysis.inputs import Encoded, data_source
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, labelled_parts
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts
 from sae_lens_crosscoder.data.token_groups import BOS_GROUP, TokenGroups
-from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
-def latent_statistics(
-    crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair | None = None,
-    tokens: Tensor | None = None,
-    *,
-    keep: Tensor | None = None,
-    groups: TokenGroups | None = None,
-    sources: Sequence[str] | TokenGroups | None = None,
-    activations: Activations | None = None,
-    batch_size_prompts: int = 32,
-) -> pd.DataFrame:
-    """Statistics of every latent, from one pass over the data.
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Statistics of every latent, and of each place: `all`, every source and every group."""
 
-    `table[statistics.columns] = statistics` adds them to a table of `diagnose`; pandas' `join` would lose its manifest.
+    table: pd.DataFrame
+    """One row per latent. For each place the columns `n_active_PLACE`, `frequency_PLACE` (share of its tokens on which
+    the latent is active), `max_score_PLACE`, `mean_score_PLACE` (over the tokens on which it is active) and
+    `dead_PLACE` (never active); all but the count are nan in a place without tokens. With template groups also
+    `frac_template`: of the tokens on which the latent is active, the share that are the template's, both counted
+    without BOS in the sources that have template tokens."""
+    n_tokens: dict[str, int]
+    """Tokens of each place."""
+    l0: dict[str, float]
+    """Mean number of active latents per token, of each place."""
+    fve: dict[str, float]
+    """Fraction of variance explained, per model and pooled, over all tokens."""
+
+
+def latent_statistics(crosscoder: InferenceCrosscoder, data: EvalData) -> LatentStatistics:
+    """Count how often and how strongly every latent fires, in one pass over the data.
 
     Args:
         crosscoder: an inference crosscoder, whose activations are scores.
-        pair, tokens: the two models, and token ids of shape (batch, pos).
-        keep: which of the tokens count, True or False each, as `runner.held_out_kept`; None for all.
-        groups: each token's group, as `slc.token_groups` makes them; tokens labelled -1 are left out of everything.
-        sources: where each row of the tokens comes from, such as "web" or "chat"; for rows that hold several documents,
-            a `TokenGroups` that says it of every token.
-        activations: instead of a pair and tokens, raw stacked activations, as `diagnose` takes them. `groups` are then
-            those of the tokens they were made from, and without groups there is one source per token.
-
-    Returns:
-        A row per latent. For each place (`all`, every source, every group) the columns `n_active_PLACE`,
-        `frequency_PLACE` (share of its tokens on which the latent is on), `max_score_PLACE`, `mean_score_PLACE` (over
-        the tokens on which it is on) and `dead_PLACE` (never on; everything but the count and this is nan in a place
-        without tokens). With template groups also `frac_template`: of the tokens on which the latent is on, the share
-        that are the template's, both counted without BOS in the sources that have template tokens. `.attrs` hold
-        `n_tokens` and `l0` of every place, and `fve` per model and pooled, over all tokens at once.
+        data: held-out data, with `groups` and `sources` if known. Tokens labelled -1 are left out of everything. For
+            activations, groups are those of the tokens they were made from.
 
     Raises:
-        ValueError: for labels that do not fit the tokens, names that clash, and whatever `diagnose` refuses.
+        ValueError: for labels that do not fit the tokens, names that clash, no tokens, or a pair that the crosscoder
+            was not trained on.
     """
     crosscoder = require_inference(crosscoder, "latent_statistics")
-    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "latent_statistics", keep)
-    cells = Cells.of(tokens, groups, sources, keep)
+    source, cells = data_source(crosscoder, data), Cells.of(data)
     sums = StatisticsSums(crosscoder, cells)
-    fve = VarianceExplained(crosscoder.layout)
-    for (part, feature_acts, reconstruction), cell in labelled_parts(source, crosscoder, cells.labels, "Counting"):
-        sums.add(feature_acts, cell)
-        fve.add(part, reconstruction)
-    if fve.n_tokens == 0:
-        raise ValueError("There was nothing to count: the data source gave no tokens, or all were left out.")
-    table = sums.table(groups)
-    table.attrs["fve"] = {**fve.per_model(), "pooled": fve.pooled()}
-    return table
+    for part, cell in labelled_parts(source, crosscoder, cells.labels, "Counting"):
+        sums.add(part, cell)
+    return sums.statistics(data.groups)
 
 
 class StatisticsSums:
-    """Streams what the statistics are made of, per cell and latent, in float64."""
+    """Accumulates the sums behind `LatentStatistics` per cell and latent, in float64."""
 
     def __init__(self, crosscoder: InferenceCrosscoder, cells: Cells) -> None:
         self._places = cells.places
+        self._fve = VarianceExplained(crosscoder.layout)
         n_cells = cells.n_groups * cells.n_sources
         zeros = torch.zeros(n_cells, crosscoder.cfg.d_sae, dtype=torch.float64, device=crosscoder.W_dec.device)
         self.n_tokens = zeros.new_zeros(n_cells, dtype=torch.int64)
         self.n_active = torch.zeros_like(zeros, dtype=torch.int64)
         self.score, self.max_score = zeros, zeros.clone()
 
-    def add(self, feature_acts: Float[Tensor, "token d_sae"], cell: Int[Tensor, " token"]) -> None:
+    def add(self, part: Encoded, cell: Int[Tensor, " token"]) -> None:
         """Add tokens, each to its cell."""
-        pairs, values = pairs_of(feature_acts)
+        self._fve.add(part.activations, part.reconstruction)
+        pairs, values = pairs_of(part.feature_acts)
         score, place = values.double(), cell[pairs.token] * pairs.d_sae + pairs.latent
         self.n_tokens += counts(cell, len(self.n_tokens))
         self.n_active.view(-1).index_add_(0, place, torch.ones_like(place))
         self.score.view(-1).index_add_(0, place, score)
         self.max_score.view(-1).scatter_reduce_(0, place, score, "amax")
 
-    def table(self, groups: TokenGroups | None) -> pd.DataFrame:
-        """The columns of `latent_statistics`, with the numbers of tokens and the L0 of every place in `.attrs`."""
+    def statistics(self, groups: TokenGroups | None) -> LatentStatistics:
+        """Statistics of all tokens so far; a ValueError if there are none."""
+        if self._fve.n_tokens == 0:
+            raise ValueError("No tokens to count: the data is empty, or its mask or groups leave out every token.")
         columns: dict[str, Tensor] = {}
         n_tokens: dict[str, int] = {}
         l0: dict[str, float] = {}
@@ -102,8 +93,7 @@ class StatisticsSums:
             columns["frac_template"] = _frac_template(self, groups)
         table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
         table.index.name = "latent"
-        table.attrs.update({"n_tokens": n_tokens, "l0": l0})
-        return table
+        return LatentStatistics(table, n_tokens, l0, {**self._fve.per_model(), "pooled": self._fve.pooled()})
 
     def _of(self, place: Bool[Tensor, " cell"]) -> dict[str, Float[Tensor, " d_sae"] | Tensor]:
         """The statistics of some cells together, on the CPU."""

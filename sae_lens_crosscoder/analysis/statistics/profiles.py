@@ -1,18 +1,17 @@
-"""How every latent's scores are spread: over their size, and over the positions of a context."""
+"""Histograms of every latent's scores, and its frequency by position in the context."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.cache.reader import ActivationCache
-from sae_lens_crosscoder.analysis.inputs import contexts_of, data_source, encoded
+from sae_lens_crosscoder.activations.eval_data import EvalData
+from sae_lens_crosscoder.analysis.inputs import data_source, encoded
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
-from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
 @dataclass(frozen=True)
@@ -32,34 +31,33 @@ class ActivationProfiles:
 @torch.no_grad()
 def activation_profiles(
     crosscoder: InferenceCrosscoder,
-    pair: HookedModelPair | None,
-    tokens: Int[Tensor, "batch pos"] | None,
+    data: EvalData,
     max_activation: pd.Series,
     *,
-    keep: Bool[Tensor, "batch pos"] | None = None,
-    activations: ActivationCache | None = None,
     n_bins: int = 24,
     n_bands: int = 16,
-    batch_size_prompts: int = 32,
 ) -> ActivationProfiles:
-    """How every latent's scores are spread, from one pass over the tokens.
+    """Histogram of scores and frequency by position of every latent, in one pass over the data.
 
     Args:
-        pair, tokens, keep, activations: data as `collect_examples` takes it.
-        max_activation: every latent's highest score, such as the column of a table that `diagnose` made on the same
-            tokens; a higher score is counted in the last bin.
-        n_bands: of positions, fewer if a context is shorter; bands differ in width by one position at most.
+        data: a pair with tokens, or a cache, which know the position of each token.
+        max_activation: highest score of every latent, such as the column of `diagnose` on the same data; a higher score
+            is counted in the last bin.
+        n_bands: bands of positions, fewer if contexts are shorter; their widths differ by one position at most.
 
     Raises:
-        ValueError: for a training crosscoder, a pair it was not trained on, or another number of highest scores.
+        ValueError: for a training crosscoder, another pair, or another number of highest scores.
     """
     crosscoder = require_inference(crosscoder, "activation_profiles")
     d_sae = crosscoder.cfg.d_sae
     if len(max_activation) != d_sae:
-        raise ValueError(f"max_activation has {len(max_activation)} entries, but the crosscoder {d_sae} latents.")
-    source = data_source(crosscoder, pair, tokens, activations, batch_size_prompts, "activation_profiles", keep)
+        raise ValueError(
+            f"max_activation has {len(max_activation)} entries, but the crosscoder has {d_sae} latents. Pass one entry "
+            "per latent."
+        )
+    source = data_source(crosscoder, data)
     device = crosscoder.W_dec.device
-    position = contexts_of(tokens, keep, activations)[1].nonzero()[:, 1].to(device)
+    position = data.contexts[1].nonzero()[:, 1].to(device)
     n_positions = int(position.max()) + 1
     highest = torch.tensor(max_activation.to_numpy(dtype=float), device=device)
     n_bands = min(n_bands, n_positions)

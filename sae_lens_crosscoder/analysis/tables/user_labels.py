@@ -1,4 +1,4 @@
-"""What people call latents, kept beside the crosscoder's weights."""
+"""User labels of latents, saved in the crosscoder's folder."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ LABELS_FILENAME = "user_labels.json"
 MAX_CHARACTERS = 1000
 
 
-def write_label(folder: str | Path, latent: int, text: str | None) -> Path:
-    """Keep what you call a latent in its crosscoder's folder, where `read_labels` and `read_latents` find it.
+def save_label(folder: str | Path, latent: int, text: str | None) -> Path:
+    """Keep what you call a latent in its crosscoder's folder, where `load_labels` and `Diagnosis.load` find it.
 
     Args:
         folder: where the crosscoder is saved.
@@ -40,7 +40,7 @@ def write_label(folder: str | Path, latent: int, text: str | None) -> Path:
             f"{text!r:.80} is no label: give 1 to {MAX_CHARACTERS} characters that are not all blank, or None to take "
             "the label away."
         )
-    labels = read_labels(folder)
+    labels = load_labels(folder)
     labels.pop(latent, None)
     if text is not None:
         labels[latent] = text
@@ -50,7 +50,7 @@ def write_label(folder: str | Path, latent: int, text: str | None) -> Path:
     return path
 
 
-def read_labels(folder: str | Path) -> dict[int, str]:
+def load_labels(folder: str | Path) -> dict[int, str]:
     """The labels in a crosscoder's folder, here or on the Hub (`owner/name`), by latent; none where none were written.
 
     Raises:

@@ -63,7 +63,7 @@ def write_explorer(explorations: Mapping[str, Exploration], path: str | Path, ti
     if not explorations:
         raise ValueError("`explorations` is empty: pass results of slc.explore by crosscoder name.")
     if title is None:
-        models = next(iter(explorations.values())).table.attrs.get("models") or ["base", "chat"]
+        models = next(iter(explorations.values())).manifest.get("models") or ["base", "chat"]
         title = " \u2192 ".join(map(str, models))
     texts = Texts()
     packings = [
@@ -124,8 +124,8 @@ def _crosscoder(
         "hasConcepts": any(concepts),
         "hasKl": exploration.kl is not None,
         "random": _random_band(exploration),
-        "conclusion": visible(table.attrs.get("conclusion", "")),
-        "manifest": _visible(table.attrs),
+        "conclusion": visible(exploration.manifest.get("conclusion", "")),
+        "manifest": _visible(exploration.manifest),
     }
     early = {
         f"{key}-columns": columns,
@@ -150,13 +150,12 @@ def _models(exploration: Exploration) -> list[str]:
 
 def _random_band(exploration: Exploration) -> dict[str, Any] | None:
     """Compute the central 95 % of the effects of random latents."""
-    attrs = {} if exploration.effects is None else exploration.effects.attrs
-    drawn = {name: values for name, values in attrs.get("random", {}).items() if len(values) > 1}
+    drawn = {name: values for name, values in exploration.random_effects.items() if len(values) > 1}
     if not drawn:
         return None
     bands = {name: [short(end) for end in np.quantile(values, [0.025, 0.975])] for name, values in drawn.items()}
     n_drawn = len(next(iter(drawn.values())))
-    return {"bands": bands, "n": n_drawn, "n_conversations": attrs.get("n_conversations")}
+    return {"bands": bands, "n": n_drawn, "n_conversations": exploration.n_conversations}
 
 
 def _visible(value: Any) -> Any:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.analysis.examples.file import Example, ExamplesFile
+from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
@@ -80,9 +81,11 @@ class Exploration:
 
     table: pd.DataFrame
     """As `diagnose` makes it; further columns of numbers are shown too."""
+    manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """As `diagnose` makes it."""
     tokenizer: Any = None
-    statistics: pd.DataFrame | None = None
-    """As `latent_statistics` makes it, with token groups."""
+    statistics: LatentStatistics | None = None
+    """With token groups."""
     profiles: ActivationProfiles | None = None
     lenses: Mapping[str, LogitLens] = field(default_factory=dict)
     """By model, of its decoder vectors, base first."""
@@ -92,7 +95,11 @@ class Exploration:
     twins: pd.DataFrame | None = None
     """As `activation_divergence` makes it."""
     effects: pd.DataFrame | None = None
-    """As `latent_effects` makes it. `.attrs["random"]` may hold the same of random latents, column by column."""
+    """As `latent_effects` makes it, of the latents that are specific to a model."""
+    random_effects: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    """The same of random latents, by column."""
+    n_conversations: int | None = None
+    """Conversations on which the effects were measured."""
     concepts: pd.DataFrame | None = None
     """As `concept_table` makes it."""
 
@@ -100,7 +107,8 @@ class Exploration:
         n = len(self.table)
         if "delta_norm" not in self.table or "label" not in self.table or n == 0:
             raise ValueError("The table has no latents, delta_norm or label: give the whole table of slc.diagnose.")
-        sizes: dict[str, Sized | None] = {"statistics": self.statistics, "examples": self.examples}
+        sizes: dict[str, Sized | None] = {"statistics": None if self.statistics is None else self.statistics.table}
+        sizes |= {"examples": self.examples}
         sizes["profiles"] = None if self.profiles is None else self.profiles.histogram
         sizes |= {f"logit lens of {model}": lens.raised for model, lens in self.lenses.items()}
         for name, part in sizes.items():
@@ -137,7 +145,7 @@ class Exploration:
     @cached_property
     def groups(self) -> tuple[str, ...]:
         """The token groups that statistics were taken of."""
-        names = () if self.statistics is None else self.statistics.attrs["n_tokens"]
+        names = () if self.statistics is None else self.statistics.n_tokens
         return tuple(name for name in names if name != "all")
 
     @cached_property
@@ -151,7 +159,7 @@ class Exploration:
 
     @cached_property
     def _statistics(self) -> list[dict[str, Any]]:
-        rows: Any = [] if self.statistics is None else self.statistics.to_dict("records")
+        rows: Any = [] if self.statistics is None else self.statistics.table.to_dict("records")
         return rows
 
     def _places(self, latent: int) -> dict[str, dict[str, Any]]:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.report.html.document import render
 from sae_lens_crosscoder.report.html.inert import inert, visible
@@ -23,14 +23,14 @@ def model_card(
     crosscoder: InferenceCrosscoder,
     repo_id: str,
     license: str | None = None,
-    latents: pd.DataFrame | None = None,
+    diagnosis: Diagnosis | None = None,
     metrics: Mapping[str, int | float] | None = None,
 ) -> str:
     """Render the Markdown of a model card: the models, how to load the crosscoder, and its results.
 
     Args:
         repo_id: the repository's name in the snippet that loads it.
-        latents: the table of `diagnose`.
+        diagnosis: of this crosscoder.
         metrics: the last row of `metrics.jsonl`.
     """
     cfg = crosscoder.cfg
@@ -48,8 +48,8 @@ def model_card(
         widths=str(tuple(cfg.d_models)),
         repo_id=repo_id,
         metrics=[(plain(name), _number(value)) for name, value in shown.items()],
-        latents=latents,
-        manifest={} if latents is None else latents.attrs,
+        latents=None if diagnosis is None else diagnosis.latents,
+        manifest={} if diagnosis is None else diagnosis.manifest,
         settings=[(plain(name), code(value)) for name, value in _settings(cfg.metadata).items() if value is not None],
         table=markdown_table,
         code=code,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.analysis.statistics.artifacts import counts_below, rank_overlap
 from sae_lens_crosscoder.report.figures.panels import (
@@ -23,17 +24,18 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 
-def threshold_curves(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
+def threshold_curves(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_objects.Figure":
     """Plot the number and the share of chat-only latents with both nu below pi, for every limit pi.
 
     Args:
-        tables: tables of `diagnose` by crosscoder name; each is counted by the `bounds` in its manifest.
+        diagnoses: by crosscoder name; each is counted by the `bounds` in its manifest.
     """
+    tables = {name: diagnosis.latents for name, diagnosis in diagnoses.items()}
     validate_tables(tables, ("label", "dead", "nu_error", "nu_reconstruction"))
     figure, layout = panel_grid(1, 2, header=36)
     most = 0
-    for i, (name, table) in enumerate(tables.items()):
-        curve = counts_below(table, bounds=table.attrs.get("bounds", "signed"))
+    for i, (name, diagnosis) in enumerate(diagnoses.items()):
+        curve = counts_below(diagnosis.latents, bounds=diagnosis.bounds)
         most = max(most, int(curve["n"].max()))
         for col, column in enumerate(("n", "frac"), start=1):
             _add_curve(figure, col, i, name, curve.index, curve[column], "below %{x:.2f}: %{y:,.3~f}")

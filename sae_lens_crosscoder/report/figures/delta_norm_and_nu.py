@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.report.figures.panels import (
     above_panel,
@@ -24,8 +26,6 @@ from sae_lens_crosscoder.report.html.inert import inert
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-CLASS_BORDERS = (0.1, 0.4, 0.6, 0.9)
-"""Where `analysis.delta_norm.label` changes."""
 REGIONS = ("base_only", "other", "shared", "other", "chat_only")
 """The classes between the borders."""
 N_BINS = 50
@@ -36,17 +36,18 @@ MAX_SHARED_DRAWN = 5000
 _SYMBOLS = {"complete_shrinkage": "diamond", "latent_decoupling": "square", "rare": "circle-open"}
 
 
-def delta_norm_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
+def delta_norm_histogram(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_objects.Figure":
     """How many latents write on base only, on both, and on chat only: a panel per crosscoder, counts on a log axis.
 
     Dead latents, and those without a Delta_norm, are left out and counted in the panel's subtitle.
 
     Args:
-        tables: tables of `diagnose` by crosscoder name.
+        diagnoses: by crosscoder name.
 
     Raises:
         ValueError: without tables, or for a table that lacks `delta_norm`, `label` or `dead`.
     """
+    tables = {name: diagnosis.latents for name, diagnosis in diagnoses.items()}
     validate_tables(tables, ("delta_norm", "label", "dead"))
     figure, layout = panel_grid(len(tables), 1, panel=170, header=76, footer=28, legend=28, shared_xaxes=True)
     most = 1
@@ -62,7 +63,7 @@ def delta_norm_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_ob
     return figure
 
 
-def nu_scatter(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
+def nu_scatter(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_objects.Figure":
     """Which chat-only latents are genuine: nu_error against nu_reconstruction, a panel per crosscoder.
 
     Chat-only latents have the colour of their verdict, over a grey cloud of shared latents; those in the box "genuine"
@@ -70,18 +71,19 @@ def nu_scatter(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figu
     left out and counted in the panel's title, and so are those that lie beyond the axes, which zooming out shows.
 
     Args:
-        tables: tables of `diagnose` by crosscoder name.
+        diagnoses: by crosscoder name.
 
     Raises:
         ValueError: without tables, or for a table that lacks a column that is drawn.
     """
     columns = ("delta_norm", "label", "verdict", "n_active", "nu_error", "nu_reconstruction")
+    tables = {name: diagnosis.latents for name, diagnosis in diagnoses.items()}
     validate_tables(tables, columns)
     places = panel_places(len(tables))
     figure, layout = panel_grid(places[-1][0], min(2, len(tables)), panel=400, header=100, footer=60, legend=30)
     in_legend: set[str] = set()
-    for (row, col), (name, table) in zip(places, tables.items(), strict=True):
-        _add_scatter(figure, row, col, name, table, in_legend)
+    for (row, col), (name, diagnosis) in zip(places, diagnoses.items(), strict=True):
+        _add_scatter(figure, row, col, name, diagnosis, in_legend)
     figure.update_xaxes(range=NU_RANGE, dtick=0.5, zeroline=False, title={"text": "nu_error", "standoff": 8})
     figure.update_yaxes(range=NU_RANGE, dtick=0.5, zeroline=False, title={"text": "nu_reconstruction", "standoff": 4})
     style(figure, **layout)
@@ -135,11 +137,12 @@ def _name_regions(figure: Any, row: int, defined: pd.DataFrame) -> None:
         )
 
 
-def _add_scatter(figure: Any, row: int, col: int, name: str, table: pd.DataFrame, in_legend: set[str]) -> None:
+def _add_scatter(figure: Any, row: int, col: int, name: str, diagnosis: Diagnosis, in_legend: set[str]) -> None:
     """Draw one panel. `in_legend` collects the groups that the legend has already."""
     summary: list[str] = []
     beyond: list[str] = []
     for label in ("shared", "chat_only"):
+        table = diagnosis.latents
         latents = table.loc[table["label"] == label]
         nu = latents[["nu_error", "nu_reconstruction"]].to_numpy(dtype=float)
         has_nu: NDArray[np.bool_] = np.asarray(np.isfinite(nu).all(axis=1))
@@ -158,7 +161,7 @@ def _add_scatter(figure: Any, row: int, col: int, name: str, table: pd.DataFrame
         summary.append(f"{label}: {drawn}, {count(int((~has_nu).sum()))} without nu")
         beyond.append(f"{count(n_beyond)} {label}")
     panel_title(figure, row, col, name, [*summary, f"beyond the axes: {', '.join(beyond)}"], shift=6)
-    draw_box(figure, row, col, table)
+    draw_box(figure, row, col, diagnosis)
 
 
 def thinned(latents: pd.DataFrame) -> pd.DataFrame:
@@ -197,11 +200,12 @@ def add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: st
     figure.add_trace(points, row=row, col=col)
 
 
-def draw_box(figure: Any, row: int, col: int, table: pd.DataFrame) -> None:
+def draw_box(figure: Any, row: int, col: int, diagnosis: Diagnosis) -> None:
     """Frame where the verdict is chat_specific: down to the lowest nu, or as far down as up with bounds "absolute"."""
-    chat_only = table.loc[table["label"] == "chat_only"]
+    latents = diagnosis.latents
+    chat_only = latents.loc[latents["label"] == "chat_only"]
     corners = {"x0": -NU_ERROR_LIMIT, "y0": -NU_RECONSTRUCTION_LIMIT}
-    if table.attrs.get("bounds", "signed") == "signed":
+    if diagnosis.bounds == "signed":
         for corner, nu in (("x0", "nu_error"), ("y0", "nu_reconstruction")):
             corners[corner] = float(np.nanmin([NU_RANGE[0], *chat_only[nu]])) - 0.1
     figure.add_shape(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import NU_RANGE, add_points, draw_box, thinned
 from sae_lens_crosscoder.report.figures.nu_histograms import NU_EDGES
 from sae_lens_crosscoder.report.figures.panels import (
@@ -30,7 +31,7 @@ _COLUMN_GAP, _FRAC_MAIN = 0.09, 0.84
 
 
 def nu_marginals(
-    tables: Mapping[str, pd.DataFrame], label: Literal["chat_only", "shared"]
+    diagnoses: Mapping[str, Diagnosis], label: Literal["chat_only", "shared"]
 ) -> "plotly.graph_objects.Figure":
     """nu_error against nu_reconstruction of the live latents of a class, with the histogram of either at its edge.
 
@@ -38,10 +39,11 @@ def nu_marginals(
     count all that are within the axes, also where a large cloud is thinned; the title counts the others.
 
     Args:
-        tables: tables of `diagnose` by crosscoder name.
+        diagnoses: by crosscoder name.
     """
     from plotly.subplots import make_subplots
 
+    tables = {name: diagnosis.latents for name, diagnosis in diagnoses.items()}
     validate_tables(tables, ("delta_norm", "label", "verdict", "dead", "n_active", *_NUS))
     places = panel_places(len(tables))
     n_rows, n_columns = places[-1][0], min(2, len(tables))
@@ -49,9 +51,9 @@ def nu_marginals(
     figure = make_subplots(rows=2 * n_rows, cols=2 * n_columns, specs=specs)
     drawn = n_rows * (_HEADER + _MARGIN + _INSET + _MAIN + _FOOTER) - _HEADER - _FOOTER
     in_legend: set[str] = set()
-    for (row, col), (name, table) in zip(places, tables.items(), strict=True):
+    for (row, col), (name, diagnosis) in zip(places, diagnoses.items(), strict=True):
         _place(figure, row, col, n_columns, drawn)
-        _add_panel(figure, 2 * row - 1, 2 * col - 1, name, table, label, in_legend)
+        _add_panel(figure, 2 * row - 1, 2 * col - 1, name, diagnosis, label, in_legend)
     style(figure, **panel_layout(drawn, _HEADER, _FOOTER, _LEGEND), bargap=0.08)
     return figure
 
@@ -77,9 +79,10 @@ def _place(figure: Any, row: int, col: int, n_columns: int, drawn: int) -> None:
 
 
 def _add_panel(
-    figure: Any, row: int, col: int, name: str, table: pd.DataFrame, label: str, in_legend: set[str]
+    figure: Any, row: int, col: int, name: str, diagnosis: Diagnosis, label: str, in_legend: set[str]
 ) -> None:
     """Draw one block; row and column are those of its upper histogram in plotly's grid."""
+    table = diagnosis.latents
     live = table.loc[(table["label"] == label) & ~table["dead"].astype(bool)]
     latents = live.dropna(subset=list(_NUS))
     inside = (latents[list(_NUS)].ge(NU_RANGE[0]) & latents[list(_NUS)].le(NU_RANGE[1])).all(axis=1)
@@ -92,7 +95,7 @@ def _add_panel(
     else:
         for verdict, group in latents.groupby("verdict", dropna=False):
             add_points(figure, row + 1, col, group, str(verdict), in_legend)
-        draw_box(figure, row + 1, col, table)
+        draw_box(figure, row + 1, col, diagnosis)
     if latents.empty:
         panel_text(figure, row + 1, col, f"live {label} latents with both nu: none")
     _add_margin(figure, row, col, latents.loc[inside, _NUS[0]], label)

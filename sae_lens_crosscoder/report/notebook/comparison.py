@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lens_crosscoder.analysis.statistics.difference import DifferenceShares
 from sae_lens_crosscoder.report.html.cells import rounded
 from sae_lens_crosscoder.report.html.inert import visible
 from sae_lens_crosscoder.report.notebook.view import render_view
@@ -22,6 +23,8 @@ class Comparison:
     """The latents with the largest share in the difference of the activations at `position` (`difference_shares`), with
     their effects there (`latent_effects`): the change of the KL from the chat model, in nats, when the latent is added
     to the base model's activations or removed from the chat model's, and the tokens whose logits it raises."""
+    shares: DifferenceShares
+    """Shares of all active latents, of the decoder biases and of the reconstruction error."""
     position: int
     texts: tuple[str, ...]
     """The texts of the prompt's tokens."""
@@ -31,7 +34,7 @@ class Comparison:
         parts = [
             f"KL between the models' predictions after each token, in nats:\n{''.join(kl)}",
             f"next tokens after position {self.position}:\n{_plain(self.next_tokens)}",
-            f"{self._shares}\n{_plain(self.latents)}",
+            f"{self._share_text}\n{_plain(self.latents)}",
         ]
         return "\n\n".join(parts)
 
@@ -43,7 +46,7 @@ class Comparison:
             kl=self._kl,
             models=("base", "chat"),
             next_tokens=self.next_tokens.to_dict("records"),
-            shares=self._shares,
+            shares=self._share_text,
             latents=_readable(self.latents),
         )
 
@@ -52,12 +55,13 @@ class Comparison:
         return self.token_kl["chat_from_base"].tolist()
 
     @property
-    def _shares(self) -> str:
-        attrs = self.latents.attrs
+    def _share_text(self) -> str:
+        shares = self.shares
         return (
-            f"Shares in the difference of the activations, by the crosscoder: {attrs['n_active']} active latents "
-            f"{rounded(attrs['share_of_latents'])}, decoder biases {rounded(attrs['share_of_biases'])}, reconstruction "
-            f"error {rounded(attrs['share_of_error'])}. The latents with the largest shares:"
+            "Shares in the difference of the activations, by the crosscoder: "
+            f"{len(shares.latents)} active latents {rounded(shares.share_of_latents)}, "
+            f"decoder biases {rounded(shares.share_of_biases)}, "
+            f"reconstruction error {rounded(shares.share_of_error)}. The latents with the largest shares:"
         )
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lens_crosscoder.analysis.diagnosis.delta_norm import delta_norm, label
+from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm, labels_of
 from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
+from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.report.explorer.records import Exploration, LatentRecord, ShownExample, Weighted
 from sae_lens_crosscoder.report.html.inert import visible
@@ -85,7 +86,7 @@ def latent(
     exploration: Exploration | None = None,
     *,
     latents: pd.DataFrame | None = None,
-    statistics: pd.DataFrame | None = None,
+    statistics: LatentStatistics | None = None,
     examples: ExamplesFile | None = None,
     tokenizer: Any = None,
     labels: Mapping[int, str] | None = None,
@@ -125,9 +126,8 @@ def latent(
 
 def _table_of_norms(crosscoder: InferenceCrosscoder) -> pd.DataFrame:
     norms = crosscoder.decoder_norms.detach().double()
-    deltas: list[float] = delta_norm(norms).tolist()
     columns = {f"dec_norm_{name}": norms[:, m].tolist() for m, name in enumerate(crosscoder.layout.names)}
-    return pd.DataFrame({"delta_norm": deltas, "label": [label(delta) for delta in deltas], **columns})
+    return pd.DataFrame({"delta_norm": delta_norm(norms).tolist(), "label": labels_of(norms), **columns})
 
 
 def _marked(shown: ShownExample) -> str:

@@ -7,12 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lens_crosscoder.report.figures.delta_norm_and_nu import (
-    CLASS_BORDERS,
-    REGIONS,
-    delta_norm_histogram,
-    nu_scatter,
-)
+from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.report.figures.delta_norm_and_nu import REGIONS, delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.figures.panels import validate_tables
 from sae_lens_crosscoder.report.html.document import render_figure_page, write_document
 
@@ -26,7 +23,7 @@ _COLUMNS = (
 
 
 def write_report(
-    tables: Mapping[str, pd.DataFrame],
+    diagnoses: Mapping[str, Diagnosis],
     path: str | Path,
     comparison: pd.DataFrame,
     concepts: pd.DataFrame | None = None,
@@ -38,14 +35,15 @@ def write_report(
     All names are escaped. The Content-Security-Policy forbids requests and all scripts but the page's own two.
 
     Args:
-        tables: tables of `diagnose` by crosscoder name; their `.attrs` become the manifest.
+        diagnoses: by crosscoder name.
         comparison: formatted texts, a column per crosscoder and a row per quantity.
         concepts: as `concept_table` makes it. The index is shown unless it is a plain count.
         notes: sentences for the end of the page.
 
     Raises:
-        ValueError: if `tables` is empty, or a table lacks a column that is shown.
+        ValueError: if `diagnoses` is empty, or a table lacks a column that is shown.
     """
+    tables = {name: diagnosis.latents for name, diagnosis in diagnoses.items()}
     validate_tables(tables, _COLUMNS)
     if concepts is not None and not isinstance(concepts.index, pd.RangeIndex):
         concepts = concepts.reset_index()
@@ -53,12 +51,12 @@ def write_report(
     page = render_figure_page(
         "pages/report.html",
         title,
-        manifests={name: table.attrs for name, table in tables.items()},
+        manifests={name: diagnosis.manifest for name, diagnosis in diagnoses.items()},
         comparison=comparison,
         concepts=concepts,
         most_chat_only={name: _most_chat_only(table) for name, table in tables.items()},
-        histogram=delta_norm_histogram(tables),
-        scatter=nu_scatter(tables),
+        histogram=delta_norm_histogram(diagnoses),
+        scatter=nu_scatter(diagnoses),
         regions=REGIONS,
         region_columns=" ".join(f"minmax(0,{high - low:.2f}fr)" for low, high in pairwise(stops)),
         n_latents_shown=N_LATENTS_SHOWN,

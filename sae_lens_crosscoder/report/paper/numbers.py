@@ -86,13 +86,12 @@ def _shares(*counts: int) -> tuple[float, float, float]:
 
 
 def _fve(model: str) -> Callable[[PaperTables], Value]:
-    return lambda tables: tables.latents.attrs["fve"].get(model)
+    return lambda tables: tables.manifest["fve"].get(model)
 
 
 def _n_below(limit: float) -> Callable[[PaperTables], Value]:
     def of(tables: PaperTables) -> int:
-        bounds = tables.latents.attrs["bounds"]
-        return int(counts_below(tables.latents, [limit], bounds)["n"].iloc[0])
+        return int(counts_below(tables.latents, [limit], tables.diagnosis.bounds)["n"].iloc[0])
 
     return of
 
@@ -140,7 +139,7 @@ def _genuine(tables: PaperTables) -> int:
     latents = tables.latents
     nus = latents.loc[(latents["label"] == "chat_only") & ~latents["dead"].astype(bool)]
     nus = nus[["nu_error", "nu_reconstruction"]].dropna()
-    nus = nus.abs() if latents.attrs["bounds"] == "absolute" else nus
+    nus = nus.abs() if tables.diagnosis.bounds == "absolute" else nus
     return int(((nus["nu_error"] < NU_ERROR_LIMIT) & (nus["nu_reconstruction"] < NU_RECONSTRUCTION_LIMIT)).sum())
 
 
@@ -156,7 +155,7 @@ QUANTITIES = (
     Quantity("reconstruction", "FVE of base", _fve("base"), (0.836, 0.881, None)),
     Quantity("reconstruction", "FVE of chat", _fve("chat"), (0.849, 0.870, None)),
     Quantity("reconstruction", "FVE of both", _fve("pooled"), (0.844, 0.876, None)),
-    Quantity("reconstruction", "L0", lambda t: float(t.latents.attrs["l0"]), (101, 100, None)),
+    Quantity("reconstruction", "L0", lambda t: float(t.manifest["l0"]), (101, 100, None)),
     Quantity("thresholds", "chat_only with both nu below 0.2", _n_below(0.2)),
     Quantity("thresholds", "chat_only with both nu below 0.5", _n_below(0.5)),
     Quantity("thresholds", "chat_only with nu_error < 0.2 and nu_reconstruction < 0.5", _genuine),

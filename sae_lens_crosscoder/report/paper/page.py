@@ -39,11 +39,12 @@ _MAX_PAIRS = 30
 def paper_figures(tables: Mapping[str, PaperTables]) -> dict[str, "plotly.graph_objects.Figure"]:
     """Draw the paper's figures from the tables of `paper_tables`, by file name."""
     latents = {name: paper.latents for name, paper in tables.items()}
+    diagnoses = {name: paper.diagnosis for name, paper in tables.items()}
     return {
-        "delta_norm": delta_norm_histogram(latents),
-        "nu_chat_only": nu_marginals(latents, "chat_only"),
-        "nu_shared": nu_marginals(latents, "shared"),
-        "thresholds": threshold_curves(latents),
+        "delta_norm": delta_norm_histogram(diagnoses),
+        "nu_chat_only": nu_marginals(diagnoses, "chat_only"),
+        "nu_shared": nu_marginals(diagnoses, "shared"),
+        "thresholds": threshold_curves(diagnoses),
         "overlap": overlap_histogram(latents),
         "cosines": cosine_histogram(latents),
         "frequencies": frequency_histogram(latents),
@@ -69,7 +70,7 @@ def write_paper_page(
     page = render_figure_page(
         "paper/paper.html",
         "The paper's report for this crosscoder",
-        manifests={name: paper.latents.attrs for name, paper in tables.items()},
+        manifests={name: paper.manifest for name, paper in tables.items()},
         figures=figures,
         numbers={section: _shown(numbers.loc[section]) for section in numbers.index.unique("section")},
         correlations={name: _correlations(paper) for name, paper in tables.items()},

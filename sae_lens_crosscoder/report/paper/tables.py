@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME
 from sae_lens_crosscoder.analysis.paper.paper_tables import PaperTables
 from sae_lens_crosscoder.analysis.statistics.artifacts import counts_below, overlap_with_shared, rank_overlap
-from sae_lens_crosscoder.analysis.tables.latents_file import LATENTS_FILENAME
 from sae_lens_crosscoder.report.paper.numbers import (
     OURS,
     THEIRS,
@@ -41,14 +41,14 @@ def write_paper_tables(tables: Mapping[str, PaperTables], folder: Path, numbers:
 def _small_tables(tables: PaperTables) -> dict[str, Any]:
     latents = tables.latents
     frames = {
-        "counts_below": counts_below(latents, bounds=latents.attrs["bounds"]).reset_index(),
+        "counts_below": counts_below(latents, bounds=tables.diagnosis.bounds).reset_index(),
         "overlap_with_shared": overlap_with_shared(latents).reset_index(),
         "rank_overlap": rank_overlap(most_chat_leaning(latents)).reset_index(),
         "correlations": paper_correlations(latents).reset_index(),
         "pairs": tables.pairs,
         "mse_improvement": mse_quantiles(latents),
     }
-    manifest = pd.DataFrame({"manifest": [latents.attrs]})
+    manifest = pd.DataFrame({"manifest": [tables.manifest]})
     return {**_records(manifest)[0], **{name: _records(frame) for name, frame in frames.items()}}
 
 

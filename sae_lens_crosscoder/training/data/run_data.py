@@ -9,6 +9,7 @@ from sae_lens.config import HfDataset
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.collectives import Collectives
 from sae_lens_crosscoder.models.loading import load_tokenizer
@@ -87,20 +88,21 @@ class RunData:
         assert self._rows is not None  # or held_out_tokens would have raised
         return [row["source"] for row in self._rows.held_out]
 
-    def held_out_data(self, n_rows: int | None = None) -> dict[str, Any]:
-        """What to give `diagnose` and other analyses: the pair and held-out tokens, or their cached activations.
+    def held_out_data(self, n_rows: int | None = None) -> EvalData:
+        """Held-out data for `diagnose` and other analyses: the pair with tokens, or cached activations.
 
         Args:
-            n_rows: how many contexts; None for all.
+            n_rows: number of contexts; None for all.
         """
         if self._held_out_cache is None:
-            return {"pair": self.pair, "tokens": self.held_out_tokens[:n_rows], "keep": self.held_out_kept[:n_rows]}
+            mask = self.held_out_kept[:n_rows]
+            return EvalData(pair=self.pair, tokens=self.held_out_tokens[:n_rows], token_mask=mask)
         if n_rows is not None:
             raise ValueError(
-                f"A cache is read as a whole, so that not just {n_rows} of its rows can be held-out data: leave the "
-                "number out."
+                f"n_rows={n_rows} applies to tokens, but this run reads a cache, which is used completely. Leave "
+                "n_rows out."
             )
-        return {"activations": self._held_out_cache}
+        return EvalData(activations=self._held_out_cache)
 
     @property
     def held_out_store(self) -> PairActivationsStore:

@@ -1,10 +1,13 @@
-"""Delta_norm: on which model a latent writes, from the decoder norms alone."""
+"""Delta_norm, and the classes of latents that it defines."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+CLASS_BORDERS = (0.1, 0.4, 0.6, 0.9)
+"""On Delta_norm: base_only is below the first, shared between the middle two, chat_only above the last."""
 LABELS = ("base_only", "shared", "chat_only", "other", "undefined")
+ONE_SIDED = ("chat_only", "base_only")
 
 
 def delta_norm(norms: Float[Tensor, "d_sae model"]) -> Float[Tensor, " d_sae"]:
@@ -22,15 +25,25 @@ def delta_norm(norms: Float[Tensor, "d_sae model"]) -> Float[Tensor, " d_sae"]:
 
 
 def label(delta: float) -> str:
-    """The class of a latent: base_only [0, 0.1), shared (0.4, 0.6), chat_only (0.9, 1], other, undefined for nan.
+    """Class of a latent: base_only [0, 0.1), shared (0.4, 0.6), chat_only (0.9, 1], other, undefined for nan.
 
     >>> [label(x) for x in (0.05, 0.1, 0.5, 0.9, 0.95, float("nan"))]
     ['base_only', 'other', 'shared', 'other', 'chat_only', 'undefined']
     """
     if delta != delta:
         return "undefined"
-    if delta < 0.1:
+    base_only, shared_low, shared_high, chat_only = CLASS_BORDERS
+    if delta < base_only:
         return "base_only"
-    if 0.4 < delta < 0.6:
+    if shared_low < delta < shared_high:
         return "shared"
-    return "chat_only" if delta > 0.9 else "other"
+    return "chat_only" if delta > chat_only else "other"
+
+
+def labels_of(norms: Float[Tensor, "d_sae model"]) -> list[str]:
+    """Class of every latent, from its decoder norms.
+
+    >>> labels_of(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    ['base_only', 'shared']
+    """
+    return [label(delta) for delta in delta_norm(norms.detach().double()).tolist()]

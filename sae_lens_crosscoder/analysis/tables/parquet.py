@@ -1,0 +1,54 @@
+"""Tables per latent in Parquet files that carry their manifest and a checksum of both."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sae_lens_crosscoder.storage.checksums import digest
+
+_MANIFEST, _SHA256 = b"sae_lens_crosscoder.manifest", b"sae_lens_crosscoder.sha256"
+_INDEX = "latent"
+
+
+def save_table(table: pd.DataFrame, manifest: dict[str, Any], path: Path) -> None:
+    """Save a table with one row per latent, and its manifest in the schema metadata."""
+    arrow = pa.Table.from_pandas(table.rename_axis(_INDEX).reset_index(), preserve_index=False)
+    text = json.dumps(manifest)
+    metadata = {_MANIFEST: text.encode(), _SHA256: _checksum(_frame(arrow), text).encode()}
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **metadata}), partial)
+    partial.replace(path)
+
+
+def load_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Load a table of `save_table` and its manifest.
+
+    Raises:
+        ValueError: for a file that is not such a table, or whose checksum does not match.
+    """
+    try:
+        arrow: pa.Table = pq.read_table(path)
+        metadata: dict[bytes, bytes] = arrow.schema.metadata or {}
+        text, sha256 = metadata[_MANIFEST].decode(), metadata[_SHA256].decode()
+        table = _frame(arrow)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is not a latent table of this package: {error!s:.200}") from error
+    if sha256 != _checksum(table, text):
+        raise ValueError(f"{path}: checksum mismatch. The file was corrupted or edited. Make the table again.")
+    return table, json.loads(text)
+
+
+def _frame(arrow: Any) -> pd.DataFrame:
+    """Convert to pandas without pandas' own metadata, which a damaged file could spoil in any way."""
+    return arrow.to_pandas(ignore_metadata=True).set_index(_INDEX)
+
+
+def _checksum(table: pd.DataFrame, manifest: str) -> str:
+    rows = pd.util.hash_pandas_object(table).to_numpy()
+    columns = [[str(name), str(dtype)] for name, dtype in table.dtypes.items()]
+    return digest([np.ascontiguousarray(rows).tobytes().hex(), columns, manifest])
