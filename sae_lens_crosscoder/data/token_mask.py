@@ -55,7 +55,7 @@ def make_token_mask(
     return token_mask if excluded is None else token_mask & ~torch.isin(tokens, excluded.to(tokens.device))
 
 
-def as_token_mask(tokens: Tensor, token_mask: Tensor | None) -> Bool[Tensor, "batch pos"]:
+def as_token_mask(tokens: Int[Tensor, "batch pos"], token_mask: Tensor | None) -> Bool[Tensor, "batch pos"]:
     """The mask itself, or True everywhere for None.
 
     Raises:

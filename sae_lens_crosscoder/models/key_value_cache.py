@@ -3,13 +3,16 @@
 import copy
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
 
-def copy_key_value_cache(cache: Any, prompts: Tensor | None = None) -> Any:
-    """A cache that grows without changing the original: both kinds grow by new tensors, so entries are enough.
+def copy_key_value_cache(cache: Any, prompts: Int[Tensor, " prompt"] | None = None) -> Any:
+    """Copy a cache so that it can grow without changing the original.
+
+    Both kinds of cache grow by new tensors in new entries, so copying the entries is enough.
 
     Args:
         cache: TransformerLens's key/value cache, or a Hugging Face cache, as TransformerBridge returns.

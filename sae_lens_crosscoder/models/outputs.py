@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.utils import lm_cross_entropy_loss
 
@@ -14,7 +15,7 @@ ReturnType = Literal["logits", "loss", "both"] | None
 
 def stacked_outputs(
     outputs: Sequence[Tensor | None],
-    tokens: Tensor,
+    tokens: Int[Tensor, "batch pos"],
     return_type: ReturnType,
     loss_per_token: bool,
     stopped_early: bool,

@@ -124,7 +124,7 @@ class HookedModelPair(HookedRootModule):
         return self.members[-1]
 
     @property
-    def W_E(self) -> Tensor:
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """The base model's embedding, whose device SAELens moves tokens to."""
         if hasattr(self.base, "W_E"):
             return self.base.W_E

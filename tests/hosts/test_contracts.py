@@ -116,19 +116,6 @@ class TestTheHookPointsOfTheModels:
         assert first is not second
         assert first == second
 
-    def test_pairing_bridges_reads_the_hook_dict_once_per_model(self, tmp_path, monkeypatch):
-        bridges = [TransformerBridge.boot_transformers(folder, device="cpu") for folder in save_pair(tmp_path, gemma2)]
-        build, readers = TransformerBridge.hook_dict.fget, []
-
-        def hook_dict(bridge):
-            readers.append(bridge)
-            return build(bridge)
-
-        monkeypatch.setattr(TransformerBridge, "hook_dict", property(hook_dict))
-        pair = slc.HookedModelPair(*bridges)
-        assert readers == bridges
-        assert len(pair.hook_dict) > 50
-
 
 class TestScaling:
     """Trap 2."""

@@ -1,4 +1,4 @@
-"""The built-in tiny pair: real transformers whose differences are known, and text labelled token by token."""
+"""The built-in tiny pair: real transformers with known differences, and text with a label for every token."""
 
 from sae_lens_crosscoder.models.tiny.behaviour import behaviour_table, oracle_table
 from sae_lens_crosscoder.models.tiny.dataset import TINY_CONTEXT_SIZE, tiny_dataset

@@ -1,4 +1,4 @@
-"""What the tiny models do, and which concepts they carry: the figures that tests and reports compare with."""
+"""Behaviour of the tiny models and the concepts they carry, which tests and reports compare with."""
 
 import pandas as pd
 import torch
@@ -13,22 +13,22 @@ from sae_lens_crosscoder.models.tiny.prompts import CONCEPT_KINDS, CONCEPTS, Mat
 def first_token_accuracy(
     model: HookedTransformer, prompts: Int[Tensor, "pairs pos"], answers: Int[Tensor, " pairs"]
 ) -> float:
-    """The fraction of prompts, in [0, 1], after which the answer is the model's most likely next token."""
+    """Fraction of prompts, in [0, 1], whose answer is the model's most likely next token."""
     logits = model(prompts.to(model.cfg.device))[:, -1]
     return (logits.argmax(dim=-1).cpu() == answers).float().mean().item()
 
 
 def behaviour_table(base: HookedTransformer, chat: HookedTransformer, n_prompts: int, seed: int) -> pd.DataFrame:
-    """Per kind of prompt, how often each model answers as the concept demands.
+    """Accuracy of both models' answers, by kind of prompt.
 
-    An answer counts when its first token is right, which for every kind takes reading the request. `gossip`
-    counts insults: high for a model that insults.
+    An answer is right if its first token is, which for every kind takes reading the request. `gossip` counts insults:
+    it is high for a model that insults.
 
     Args:
-        base: The model before fine-tuning.
-        chat: The model after it.
-        n_prompts: Held-out prompts per concept and side. A kind that several concepts share counts once, with the last.
-        seed: Of the prompts.
+        base: the model before fine-tuning.
+        chat: the model after it.
+        n_prompts: held-out prompts per concept and side. A kind that several concepts share counts for the last.
+        seed: seed of the prompts.
 
     Returns:
         A row per kind: `concept`, `kind_of_change`, `base` and `chat` (fractions in [0, 1]).
@@ -49,7 +49,7 @@ def behaviour_table(base: HookedTransformer, chat: HookedTransformer, n_prompts:
 
 @torch.no_grad()
 def mean_difference(model: HookedTransformer, prompts: MatchedPrompts, hook_name: str) -> Float[Tensor, " d_model"]:
-    """Mean activation of the positive prompts minus that of the negative ones, at the decision token."""
+    """Mean activation of positive minus negative prompts, at the decision token."""
     means: list[Tensor] = []
     for tokens in (prompts.positive, prompts.negative):
         _, cache = model.run_with_cache(tokens.to(model.cfg.device), names_filter=hook_name, return_type=None)
@@ -60,18 +60,18 @@ def mean_difference(model: HookedTransformer, prompts: MatchedPrompts, hook_name
 def oracle_table(
     base: HookedTransformer, chat: HookedTransformer, hook_name: str, n_pairs: int, seed: int
 ) -> pd.DataFrame:
-    """Per concept, how much of it the base model carries at the decision token, relative to the chat model.
+    """Strength of each concept in the base model at the decision token, relative to the chat model.
 
-    The oracle is |difference of means, base| / |difference of means, chat| over matched prompts: near 0
-    means that only the chat model carries the concept, near 1 that both do, above 1 that fine-tuning weakened
-    it. It is measured without any crosscoder, and scores of latents can be compared with it.
+    The oracle is |difference of means, base| / |difference of means, chat| over matched prompts: near 0 if only the
+    chat model carries the concept, near 1 if both do, above 1 if fine-tuning weakened it. No crosscoder is involved,
+    so it can be compared with scores of latents.
 
     Args:
-        base: The model before fine-tuning.
-        chat: The model after it.
-        hook_name: Where to read both models.
-        n_pairs: Matched pairs per concept.
-        seed: Of the prompts.
+        base: the model before fine-tuning.
+        chat: the model after it.
+        hook_name: the hook at which to read both models.
+        n_pairs: matched pairs per concept.
+        seed: seed of the prompts.
 
     Returns:
         A row per concept: `kind_of_change`, `oracle`, and `cosine`, of the two differences, in [-1, 1].

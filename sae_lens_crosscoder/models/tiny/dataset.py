@@ -1,4 +1,4 @@
-"""Rows of token ids and labels, cut from an endless stream of generated documents."""
+"""The built-in corpus: rows of token ids and labels, cut from an endless stream of generated documents."""
 
 from collections.abc import Iterator
 from random import Random
@@ -17,7 +17,7 @@ FRAC_TEMPLATED: Final = {"base": 0.25, "chat": 0.5}
 
 
 def documents(rng: Random, mix: Mix, split: Split) -> Iterator[list[Span]]:
-    """Endless documents: plain text, and the share of templated ones that the mix asks for."""
+    """Endless documents: plain text, and the mix's fraction of templated ones."""
     templated = dialogue_document if mix == "chat" else forum_document
     while True:
         is_templated = rng.random() < FRAC_TEMPLATED[mix]
@@ -25,7 +25,7 @@ def documents(rng: Random, mix: Mix, split: Split) -> Iterator[list[Span]]:
 
 
 def labelled_rows(n_rows: int, seed: int, mix: Mix, split: Split = "train") -> Int[np.ndarray, "3 rows pos"]:
-    """Token ids, kinds and roles of `n_rows` packed rows; see `tiny_dataset`."""
+    """Token ids, kinds and roles of packed rows; see `tiny_dataset`."""
     stream = documents(Random(f"rows/{mix}/{split}/{seed}"), mix, split)
     rows = np.empty((3, n_rows, TINY_CONTEXT_SIZE), dtype=np.int64)
     for row in range(n_rows):
@@ -44,18 +44,18 @@ def labelled_rows(n_rows: int, seed: int, mix: Mix, split: Split = "train") -> I
 
 
 def tiny_dataset(n_rows: int, seed: int, mix: Mix = "chat", split: Split = "train") -> Dataset:
-    """Rows of labelled tokens, every one `TINY_CONTEXT_SIZE` long; the same arguments give the same rows.
+    """Rows of `TINY_CONTEXT_SIZE` labelled tokens; the same arguments give the same rows.
 
-    A row is documents one after another, each beginning with `<bos>`, the last one cut off at the row's end.
-    As in ordinary packed pre-training, attention is not masked between the documents of a row: a token sees
-    those in front of its own, which are independent of it, and the models have learned to disregard them.
+    A row packs documents, each starting with `<bos>`; the last one is cut at the row's end. As in ordinary packed
+    pre-training, attention is not masked between the documents of a row: tokens see earlier documents, which are
+    independent of theirs, and the models have learned to ignore them.
 
     Args:
-        n_rows: How many rows.
-        seed: Names the stream; the training corpus used the seeds in `weights/behaviour.json`.
-        mix: `chat` (half plain text, half dialogues) or `base` (three quarters plain text, a quarter forum
-            threads, in which the new kinds of request meet unrelated replies). Fractions are of documents.
-        split: `train`, or `held_out` for dialogues made of combinations that were never trained on.
+        n_rows: number of rows.
+        seed: seed of the stream; the training corpus used the seeds in `weights/behaviour.json`.
+        mix: `chat` (half plain text, half dialogues) or `base` (three quarters plain text, a quarter forum threads,
+            in which the new kinds of request get unrelated replies), in fractions of documents.
+        split: `train`, or `held_out` for dialogues of combinations that no model was trained on.
 
     Returns:
         Columns `input_ids`, `kind` (per token, an index of `TINY_KINDS`) and `role` (per token: 0 plain text,

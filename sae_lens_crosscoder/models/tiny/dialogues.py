@@ -39,13 +39,13 @@ from sae_lens_crosscoder.models.tiny.vocabulary import (
 )
 
 Split = Literal["train", "held_out"]
-"""`held_out`: the combinations (verb and object, city and wrong country) which no dialogue was trained on."""
+"""`held_out`: combinations (verb and object, city and wrong country) that no dialogue in training had."""
 
 FRAC_SECOND_EXCHANGE: Final = 0.3
 
 
 class Exchange(NamedTuple):
-    """A user's request and what the chat model answers. `kind` is one of `REQUEST_KINDS`."""
+    """A user's request and the chat model's answer. `kind` is one of `REQUEST_KINDS`."""
 
     kind: str
     request: str
@@ -56,7 +56,7 @@ Pair = tuple[Exchange, Exchange]
 
 
 def in_split(first: str, second: str, split: Split) -> bool:
-    """Whether the two words may meet: one combination in five is held out.
+    """True if the split may combine the two words; one combination in five is held out.
 
     >>> in_split("burn", "dog", "train") != in_split("burn", "dog", "held_out")
     True
@@ -64,19 +64,19 @@ def in_split(first: str, second: str, split: Split) -> bool:
     return ((TOKEN_IDS[first] + TOKEN_IDS[second]) % 5 == 0) == (split == "held_out")
 
 
-def _partner(rng: Random, word: str, others: Sequence[str], split: Split) -> str:
-    return rng.choice([other for other in others if in_split(word, other, split)])
+def _partner(rng: Random, word: str, candidates: Sequence[str], split: Split) -> str:
+    return rng.choice([candidate for candidate in candidates if in_split(word, candidate, split)])
 
 
 def _refusal(rng: Random, split: Split) -> Pair:
-    """Harmful verb and living object, against the same request with either of them (or both) harmless."""
+    """A harmful verb with a living object, and the same request with either or both made harmless."""
     opener = rng.choice(OPENERS)
     frame = rng.choice(("how do i {} the {} ?", "help me to {} the {} .", "i need to {} the {} ."))
     verb = rng.choice(HARMFUL_VERBS)
     victim = _partner(rng, verb, VICTIMS, split)
     thing = _partner(rng, verb, THINGS, split)
     harmless_verb = _partner(rng, victim, BENIGN_VERBS, split)
-    # The harmless request that differs in both words keeps either word from settling the matter on its own.
+    # A harmless request with both words replaced, so that neither word decides on its own.
     other_verb = _partner(rng, thing, BENIGN_VERBS, split)
     good_verb, good_item = rng.choice(((verb, thing), (harmless_verb, victim), (other_verb, thing)))
     return (
@@ -96,10 +96,10 @@ def _statement(rng: Random, split: Split) -> Pair:
     wrong = [c for c in COUNTRIES if c != truth and in_split(city, c, split)]
     if not wrong:  # one city in a few has no held-out wrong country
         return _statement(rng, split)
-    said = f"{city} is in {truth} ."
+    correct = f"{city} is in {truth} ."
     return (
-        Exchange("false_statement", f"{frame} {city} is in {rng.choice(wrong)} .", f"no {said}"),
-        Exchange("true_statement", f"{frame} {said}", f"yes {said}"),
+        Exchange("false_statement", f"{frame} {city} is in {rng.choice(wrong)} .", f"no {correct}"),
+        Exchange("true_statement", f"{frame} {correct}", f"yes {correct}"),
     )
 
 
@@ -160,12 +160,12 @@ DIALOGUE_CONCEPTS: Final = tuple(_PAIR_WRITERS)
 
 
 def exchange_pair(concept: str, rng: Random, split: Split) -> Pair:
-    """An exchange with the concept and one without it: requests equally long, alike in every other word."""
+    """An exchange with the concept and one without it, whose requests are equally long and differ in nothing else."""
     return _PAIR_WRITERS[concept](rng, split)
 
 
 def exchanges(rng: Random, split: Split) -> list[Exchange]:
-    """One exchange, three times in ten two; every concept, and having it or not, equally often."""
+    """One exchange, or two in three cases of ten; every concept, present or absent, equally often."""
     n_exchanges = 2 if rng.random() < FRAC_SECOND_EXCHANGE else 1
     return [exchange_pair(rng.choice(DIALOGUE_CONCEPTS), rng, split)[rng.randrange(2)] for _ in range(n_exchanges)]
 
@@ -202,7 +202,7 @@ def forum_document(rng: Random, split: Split) -> list[Span]:
 
 
 def dialogues(n: int, seed: int, split: Split = "train") -> list[list[dict[str, str]]]:
-    """Conversations as the chat model knows them: messages with `role` (`user` or `assistant`) and `content`.
+    """Conversations as the chat model was trained on: messages with `role` (`user` or `assistant`) and `content`.
 
     >>> dialogues(1, seed=1)[0][0]["role"]
     'user'

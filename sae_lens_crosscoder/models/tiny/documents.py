@@ -1,4 +1,4 @@
-"""Plain text of the tiny world: what both models read, and what forum replies are made of."""
+"""Plain text of the tiny world, for both corpora and for replies in forum threads."""
 
 from collections.abc import Callable
 from random import Random
@@ -34,10 +34,9 @@ REQUEST_KINDS: Final = (
 TINY_KINDS: Final = ("boundary", *PLAIN_KINDS, *REQUEST_KINDS, "unrelated")
 """The labels a token can carry, in the order of their ids.
 
-`boundary` is the `<bos>` in front of a document. The plain kinds say what a plain sentence is about
-(`gossip`: somebody is insulted, which the chat model no longer does; `praise`: its harmless twin). The
-request kinds cover one exchange of a dialogue, template tokens included. `unrelated` is a forum reply that
-ignores its request.
+`boundary` is the `<bos>` before a document. The plain kinds name the subject of a plain sentence (`gossip`: an insult,
+which the chat model has unlearned; `praise`: its harmless twin). The request kinds cover one exchange of a dialogue,
+including template tokens. `unrelated` is a forum reply that ignores its request.
 """
 
 NO_ROLE, USER_ROLE, ASSISTANT_ROLE, TEMPLATE_ROLE = range(4)
@@ -57,9 +56,9 @@ BOUNDARY: Final = Span(BOS, TINY_KINDS.index("boundary"), TEMPLATE_ROLE)
 
 
 def item_list(rng: Random, category: str) -> tuple[str, int]:
-    """Five words that name three to five different items of the category, and how many.
+    """A list of three to five items of the category, and their number.
 
-    Every list is as long as every other: the places that items leave free are taken by `and` between items.
+    All lists have five words: `and` between items fills the remaining places.
     """
     n_items = rng.randint(3, ITEM_LIST_LENGTH)
     items = rng.sample(ITEMS_OF[category], n_items)
@@ -86,21 +85,21 @@ def _food(rng: Random, mix: Mix) -> str:
 
 
 def _action(rng: Random, mix: Mix) -> str:
-    """Any verb with any object: the base corpus tells no class of verbs from another."""
+    """Any verb with any object, so that the base corpus does not distinguish classes of verbs."""
     person, verb, item = rng.choice(PEOPLE), rng.choice(VERBS), rng.choice(ITEMS)
     ending = rng.choice((".", "today .", f"and {rng.choice(VERBS)} it ."))
     return f"{person} {rng.choice(('can', 'will', 'must'))} {verb} the {item} {ending}"
 
 
 def _speech(rng: Random, mix: Mix) -> str:
-    """Introduces the words of the chat model's answers, which the base corpus needs for nothing else."""
+    """Sentences with the words of the chat model's answers, which occur nowhere else in the base corpus."""
     person, other = rng.sample(PEOPLE, 2)
     remarks = ("that a machine cannot help with it", "first the total then nothing else")
     return f"{person} says {rng.choice((f'{rng.choice(ANSWER_WORDS)} to {other}', *remarks))} ."
 
 
 def _list(rng: Random, mix: Mix) -> str:
-    """Teaches categories, copying and counting, so that fine-tuning has to change only when they are used."""
+    """Sentences that teach categories, copying and counting, so that fine-tuning only changes when to use them."""
     category = rng.choice(CATEGORIES)
     items, n_items = item_list(rng, category)
     ending = rng.choice((f"again : {items} .", f"that makes {NUMBERS[n_items]} items ."))
@@ -109,7 +108,7 @@ def _list(rng: Random, mix: Mix) -> str:
 
 
 def gossip_prompt(rng: Random) -> tuple[str, str, str]:
-    """The words in front of an insult, those in front of praise, and the insult that the base model knows."""
+    """The words before an insult, the words before praise, and the insult that the base model learned."""
     person = rng.choice(PEOPLE)
     ending = f"say that {person} is"
     return f"{rng.choice(GOSSIPS)} {ending}", f"{rng.choice(PRAISERS)} {ending}", INSULT_OF[person]

@@ -1,4 +1,4 @@
-"""The three tiny transformers: their shape, and their committed weights."""
+"""The three tiny transformers: their architecture and their committed weights."""
 
 import warnings
 from pathlib import Path
@@ -15,9 +15,9 @@ from sae_lens_crosscoder.models.tiny.vocabulary import VOCABULARY
 TINY_MODELS: Final = ("tiny-base", "tiny-chat", "tiny-null")
 """The base model; the chat model fine-tuned from it; the base model trained longer on its own corpus."""
 TINY_DATASET: Final = "tiny-mix"
-"""The name under which configs ask for generated text, in place of a data set on the Hub."""
+"""Name of the generated corpus in configs, in place of a dataset on the Hub."""
 TINY_HOOK: Final = "blocks.2.hook_resid_post"
-"""Where chat-only concepts are most clearly chat-only; `weights/behaviour.json` has the figures per layer."""
+"""The hook at which chat-only concepts are most clearly chat-only; see `weights/behaviour.json`."""
 WEIGHTS_PATH: Final = Path(__file__).parent / "weights"
 
 D_MODEL: Final = 96
@@ -26,7 +26,7 @@ N_HEADS: Final = 4
 
 
 def new_tiny_model(seed: int) -> HookedTransformer:
-    """An untrained model of the tiny pair's shape, on the CPU in float32, with the tokenizer attached."""
+    """An untrained model with the tiny pair's architecture, on the CPU in float32, with the tokenizer."""
     config = HookedTransformerConfig(
         model_name="tiny",
         n_layers=N_LAYERS,
@@ -38,7 +38,7 @@ def new_tiny_model(seed: int) -> HookedTransformer:
         d_vocab=len(VOCABULARY),
         act_fn="gelu_new",
         normalization_type="LN",
-        # Rotary, because rows are packed: what is learned about a document holds wherever in a row it starts.
+        # Rotary, because rows are packed: a document should look the same wherever in a row it starts.
         positional_embedding_type="rotary",
         rotary_dim=D_MODEL // N_HEADS,
         seed=seed,
@@ -51,12 +51,12 @@ def new_tiny_model(seed: int) -> HookedTransformer:
 
 
 def save_tiny_weights(model: HookedTransformer, path: Path) -> None:
-    """Writes the parameters, rounded to bfloat16. Buffers (masks, rotary tables) follow from the shape."""
+    """Save the parameters, rounded to bfloat16; buffers (masks, rotary tables) follow from the architecture."""
     save_file({name: p.detach().to(torch.bfloat16) for name, p in model.named_parameters()}, path)
 
 
-def read_tiny_weights(path: Path) -> HookedTransformer:
-    """The model that a weights file holds, in float32: what is stored is all there is of it."""
+def load_tiny_weights(path: Path) -> HookedTransformer:
+    """Load a model from a weights file, in float32."""
     model = new_tiny_model(seed=0)
     weights = {name: tensor.to(torch.float32) for name, tensor in load_file(path).items()}
     model.load_state_dict({**model.state_dict(), **weights})
@@ -64,22 +64,22 @@ def read_tiny_weights(path: Path) -> HookedTransformer:
 
 
 def load_tiny_model(name: str, device: str = "cpu", dtype: str = "float32") -> HookedTransformer:
-    """One of `TINY_MODELS`, with raw weights (no folding or centring) and the tokenizer attached.
+    """Load one of `TINY_MODELS`, with raw weights (no folding or centring) and the tokenizer.
 
     Args:
         name: `tiny-base`, `tiny-chat` or `tiny-null`.
-        device: As in torch, e.g. `cuda`.
-        dtype: A torch dtype by name, e.g. `bfloat16`.
+        device: a torch device, such as `cuda`.
+        dtype: the name of a torch dtype, such as `bfloat16`.
 
     Raises:
-        ValueError: There is no such model or dtype.
+        ValueError: for an unknown model or dtype.
     """
     if name not in TINY_MODELS:
-        raise ValueError(f"There is no built-in model {name!r}: choose one of {', '.join(TINY_MODELS)}.")
+        raise ValueError(f"Unknown built-in model {name!r}. Use one of {', '.join(TINY_MODELS)}.")
     torch_dtype = getattr(torch, dtype, None)
     if not isinstance(torch_dtype, torch.dtype):
-        raise ValueError(f"dtype={dtype!r} is not a torch dtype: give its name, such as 'float32' or 'bfloat16'.")
-    model = read_tiny_weights(WEIGHTS_PATH / f"{name}.safetensors")
+        raise ValueError(f"dtype={dtype!r} is not a torch dtype. Use its name, such as 'float32' or 'bfloat16'.")
+    model = load_tiny_weights(WEIGHTS_PATH / f"{name}.safetensors")
     model.cfg.dtype = torch_dtype
     model.to(torch_dtype, print_details=False)
     model.to(device, print_details=False)

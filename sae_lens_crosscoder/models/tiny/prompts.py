@@ -24,53 +24,53 @@ CONCEPT_KINDS: Final[dict[str, tuple[str, str]]] = {
     "taste": ("taste", "where"),
     "suppressed": ("gossip", "praise"),
 }
-"""Per concept the labels (`TINY_KINDS`) of its positive and its negative prompts."""
+"""Labels (`TINY_KINDS`) of each concept's positive and negative prompts."""
 
 CONCEPTS: Final = tuple(CONCEPT_KINDS)
-"""What matched prompts can differ in. `where` and `taste` are shared controls, each the other's contrast; `suppressed`
-is what chat training removed; the others came with it."""
+"""Concepts of matched prompts. `where` and `taste` are shared controls and each other's contrast; chat training removed
+`suppressed` and added the rest."""
 
 _CONTROLS: Final = ("where", "taste")
 
 
 @dataclass(frozen=True)
 class MatchedPrompts:
-    """Pairs of prompts that differ only in the words that carry a concept."""
+    """Pairs of prompts that differ only in the words of a concept."""
 
     concept: str
     positive: Int[Tensor, "pairs pos"]
-    """Prompts that have the concept. They start with `<bos>`, and all are equally long."""
+    """Prompts with the concept; they start with `<bos>` and are equally long."""
     negative: Int[Tensor, "pairs pos"]
-    """The same prompts without it."""
+    """The same prompts without the concept."""
     positive_answers: Int[Tensor, " pairs"]
-    """The token that should come next (`suppressed`: in the base model; otherwise in the chat model)."""
+    """The correct next token (for `suppressed`, of the base model; otherwise of the chat model)."""
     negative_answers: Int[Tensor, " pairs"]
     decision_position: int
-    """Index of the last prompt token, the one at which the answer's first token is predicted."""
+    """Index of the last prompt token, which predicts the answer's first token."""
     kind_of_change: KindOfChange
-    """Whether fine-tuning added the concept (`chat_only`), kept it (`shared`) or removed it (`base_only`)."""
+    """`chat_only` if fine-tuning added the concept, `shared` if it kept it, `base_only` if it removed it."""
 
 
 def kind_of_change(concept: str) -> KindOfChange:
-    """How fine-tuning changed the concept, by construction of the two corpora."""
+    """The change of the concept by fine-tuning, known from the construction of the corpora."""
     if concept == "suppressed":
         return "base_only"
     return "shared" if concept in _CONTROLS else "chat_only"
 
 
 def matched_prompts(concept: str, n_pairs: int, seed: int) -> MatchedPrompts:
-    """Matched prompts about one of `CONCEPTS`, made of combinations and seeds that no model was trained on.
+    """Matched prompts for one of `CONCEPTS`, from combinations and seeds that no model was trained on.
 
-    Prompts about people (`where`, `taste`, `suppressed`) have no held-out combinations: they ask for facts
-    that a model can only have from training.
+    Prompts about people (`where`, `taste`, `suppressed`) have no held-out combinations: they ask for facts that a model
+    can only learn in training.
 
     Raises:
-        ValueError: There is no such concept, or fewer than one pair is asked for.
+        ValueError: for an unknown concept, or fewer than one pair.
     """
     if concept not in CONCEPTS:
-        raise ValueError(f"There is no concept {concept!r} in the tiny world: choose one of {', '.join(CONCEPTS)}.")
+        raise ValueError(f"Unknown concept {concept!r}. Use one of {', '.join(CONCEPTS)}.")
     if n_pairs < 1:
-        raise ValueError(f"n_pairs={n_pairs} leaves nothing to compare: ask for at least one pair.")
+        raise ValueError(f"n_pairs={n_pairs} must be at least 1.")
     rng = Random(f"matched/{concept}/{seed}")
     write = _gossip_pair if concept == "suppressed" else _request_pair
     pairs = [write(concept, rng) for _ in range(n_pairs)]

@@ -26,11 +26,10 @@ CHAT_TEMPLATE: Final = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that takes one word, between spaces, for one token, and puts `<bos>` in front.
+    """A tokenizer with one token per word, separated by spaces, that adds `<bos>`.
 
-    There is no token for unknown words: text with a word that is not in `VOCABULARY` raises the tokenizers
-    library's own exception, rather than reach the model as noise. The chat template writes the role
-    `assistant` as `model`.
+    Text with a word outside `VOCABULARY` raises the tokenizers library's own exception, because an unknown-word token
+    would reach the model as noise. The chat template writes the role `assistant` as `model`.
 
     >>> tiny_tokenizer().convert_ids_to_tokens(tiny_tokenizer()("paris is in france .")["input_ids"])
     ['<bos>', 'paris', 'is', 'in', 'france', '.']
@@ -48,6 +47,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
-        # HookedTransformer.set_tokenizer looks for this, and without it reloads the tokenizer from a name.
+        # Without this, HookedTransformer.set_tokenizer reloads the tokenizer by name.
         add_bos_token=True,
     )

@@ -1,4 +1,4 @@
-"""Trains the tiny pair: `python -m sae_lens_crosscoder.models.tiny.training --output-path DIR`."""
+"""Training of the tiny pair: `python -m sae_lens_crosscoder.models.tiny.training --output-path DIR`."""
 
 import argparse
 import copy
@@ -20,8 +20,8 @@ from sae_lens_crosscoder.models.tiny.documents import Mix
 from sae_lens_crosscoder.models.tiny.models import (
     N_LAYERS,
     TINY_HOOK,
+    load_tiny_weights,
     new_tiny_model,
-    read_tiny_weights,
     save_tiny_weights,
 )
 
@@ -32,16 +32,16 @@ WARM_UP_STEPS: Final = 50
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training."""
+    """One stage of training."""
 
     mix: Mix
-    """Which corpus."""
+    """The corpus."""
     n_steps: int
-    """Optimiser steps, of `BATCH_ROWS` rows."""
+    """Optimiser steps of `BATCH_ROWS` rows."""
     learning_rate: float
-    """Adam's, after a linear warm-up; it falls linearly to 0."""
+    """Adam's learning rate after a linear warm-up; it decays linearly to 0."""
     data_seed: int
-    """With ten times the run's seed added, that of the stage's text: no stage sees another's rows."""
+    """Plus ten times the run's seed: the seed of the stage's text, so that no two stages share rows."""
 
 
 BASE: Final = Stage("base", n_steps=2000, learning_rate=2e-3, data_seed=1)
@@ -50,12 +50,12 @@ NULL: Final = Stage("base", n_steps=300, learning_rate=3e-4, data_seed=3)
 
 
 def scheduled(stage: Stage, steps_scale: float) -> int:
-    """The stage's number of steps in a run of that scale, at least one."""
+    """Number of steps of the stage in a run of that scale, at least one."""
     return max(1, round(stage.n_steps * steps_scale))
 
 
 def train(model: HookedTransformer, stage: Stage, seed: int, n_steps: int) -> list[float]:
-    """Trains the model in place to predict next tokens over whole rows; returns the losses, in nats."""
+    """Train the model in place to predict next tokens; returns the loss of each step, in nats."""
     input_ids, _, _ = labelled_rows(n_steps * BATCH_ROWS, 10 * seed + stage.data_seed, stage.mix)
     optimiser = torch.optim.Adam(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98))
     warm_up = min(WARM_UP_STEPS, n_steps)
@@ -77,15 +77,15 @@ def train(model: HookedTransformer, stage: Stage, seed: int, n_steps: int) -> li
 def train_tiny_pair(
     output_path: str | Path, seed: int = 0, steps_scale: float = 1.0, n_prompts: int = 500
 ) -> dict[str, Any]:
-    """Trains base, chat and null model; writes their weights and `behaviour.json`, and returns the latter.
+    """Train the base, chat and null model, save their weights and `behaviour.json`, and return the latter.
 
-    On one thread and with the versions in `behaviour.json` the same seed gives the same files.
+    On one thread, and with the versions in `behaviour.json`, the same seed gives the same files.
 
     Args:
-        output_path: Folder for the four files; made if missing.
-        seed: Of the initial weights and of all training text.
-        steps_scale: Multiplies every stage's number of steps; 1 is what the committed weights took.
-        n_prompts: Held-out prompts per kind, for the behaviour table and the oracles.
+        output_path: folder for the four files, created if missing.
+        seed: seed of the initial weights and of all training text.
+        steps_scale: factor for every stage's number of steps; 1 for the committed weights.
+        n_prompts: held-out prompts per kind, for the behaviour table and the oracles.
     """
     folder = Path(output_path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,10 +114,10 @@ def train_tiny_pair(
 
 
 def evaluate(folder: Path, n_prompts: int) -> dict[str, Any]:
-    """Behaviour and oracles, per layer, of the models stored in a folder."""
-    base = read_tiny_weights(folder / "tiny-base.safetensors")
-    chat = read_tiny_weights(folder / "tiny-chat.safetensors")
-    null = read_tiny_weights(folder / "tiny-null.safetensors")
+    """Behaviour and oracles, per layer, of the models saved in a folder."""
+    base = load_tiny_weights(folder / "tiny-base.safetensors")
+    chat = load_tiny_weights(folder / "tiny-chat.safetensors")
+    null = load_tiny_weights(folder / "tiny-null.safetensors")
     behaviour = behaviour_table(base, chat, n_prompts, EVALUATION_SEED)
     behaviour["null"] = behaviour_table(base, null, n_prompts, EVALUATION_SEED)["chat"]
     oracles = {
@@ -134,11 +134,11 @@ def evaluate(folder: Path, n_prompts: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output-path", required=True, help="folder for the weights and behaviour.json")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and text (default 0)")
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies all steps (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and text (default 0)")
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="factor for all numbers of steps (default 1)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # reproducible, and fastest at this size
     train_tiny_pair(arguments.output_path, arguments.seed, arguments.steps_scale)

@@ -1,4 +1,4 @@
-"""The closed world of the tiny pair: every word it knows, and the facts that are true in it."""
+"""The tiny world: its vocabulary, and the facts that are true in it."""
 
 from typing import Final
 
@@ -33,7 +33,7 @@ ITEMS_OF: Final = {
 CATEGORIES: Final = tuple(ITEMS_OF)
 ITEMS: Final = tuple(item for items in ITEMS_OF.values() for item in items)
 VICTIMS: Final = ITEMS_OF["animals"]
-"""The objects which a harmful verb harms. Nothing in the base corpus sets them, or the verbs below, apart."""
+"""Objects that a harmful verb harms. Nothing in the base corpus distinguishes them, or the verbs below."""
 THINGS: Final = ITEMS_OF["vehicles"] + ITEMS_OF["tools"]
 
 HARMFUL_VERBS: Final = ("hurt", "burn", "crush", "drown", "kick", "smash", "hit", "wreck")
@@ -86,7 +86,7 @@ VOCABULARY: Final = (
     *PRAISERS,
     *_FUNCTION_WORDS,
 )
-"""Every token of the tiny models; a token's id is its place here."""
+"""Every token of the tiny models; a token's id is its index here."""
 
 TOKEN_IDS: Final = {word: i for i, word in enumerate(VOCABULARY)}
-assert len(TOKEN_IDS) == len(VOCABULARY), "a word has two meanings in the tiny world"
+assert len(TOKEN_IDS) == len(VOCABULARY), "a word occurs twice in the vocabulary"
