@@ -72,15 +72,15 @@ def compare(cfg: Config) -> pd.DataFrame:
 def _on_conversations(
     cfg: Config, crosscoder: slc.InferenceCrosscoder, pair: slc.HookedModelPair, conversations: Sequence[list[dict]]
 ) -> pd.DataFrame:
-    chats = [slc.chat_tokens(pair.tokenizer, messages) for messages in conversations]
-    groups = slc.token_groups(chats, pair.tokenizer)
-    groups = slc.TokenGroups(groups.labels[:, : cfg.context_size], groups.names)
+    chats = [slc.data.chat_tokens(pair.tokenizer, messages) for messages in conversations]
+    groups = slc.data.token_groups(chats, pair.tokenizer)
+    groups = slc.data.TokenGroups(groups.labels[:, : cfg.context_size], groups.names)
     tokens = pad_sequence([chat.input_ids for chat in chats], batch_first=True)[:, : cfg.context_size]
     data = slc.EvalData(pair=pair, tokens=tokens, groups=groups, batch_size=cfg.batch_size)
-    statistics = slc.latent_statistics(crosscoder, data).table
+    statistics = slc.analysis.latent_statistics(crosscoder, data).table
     # One group of everything but padding: the paper's nu are over all tokens.
-    everything = slc.TokenGroups(groups.labels.clamp(max=0), ("tokens",))
-    nu = slc.nu_by_group(crosscoder, replace(data, groups=everything))
+    everything = slc.data.TokenGroups(groups.labels.clamp(max=0), ("tokens",))
+    nu = slc.analysis.nu_by_group(crosscoder, replace(data, groups=everything))
     table = nu.rename(columns=lambda name: name.removesuffix("_tokens"))
     table["one_minus_delta_norm"] = 1 - slc.delta_norm(crosscoder.decoder_norms).numpy(force=True)
     return table.assign(frac_template=statistics.frac_template)
@@ -88,7 +88,7 @@ def _on_conversations(
 
 @torch.no_grad()
 def _max_score(crosscoder: slc.InferenceCrosscoder, pair: slc.HookedModelPair, prompt: str, latent: int) -> float:
-    chat = slc.chat_tokens(pair.tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    chat = slc.data.chat_tokens(pair.tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
     activations = pair.activations(chat.input_ids[None], crosscoder.cfg.metadata.hook_name)
     return float(crosscoder.encode(activations.to(crosscoder.device, crosscoder.dtype))[..., latent].max())
 
