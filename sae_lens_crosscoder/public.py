@@ -74,8 +74,7 @@ from sae_lens_crosscoder.interpretation import (
     interpretation_cost,
     sentence_embedder,
 )
-from sae_lens_crosscoder.loading.formats.dictionary_learning_export import save_dictionary_learning
-from sae_lens_crosscoder.loading.formats.latent_tables import read_foreign_latents
+from sae_lens_crosscoder.loading import formats as convert
 from sae_lens_crosscoder.loading.load import crosscoder_huggingface_loader, load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import TOKEN_REPLACEMENTS
@@ -148,6 +147,7 @@ __all__ = [
     "chat_tokens",
     "collect_examples",
     "compare",
+    "convert",
     "correlations",
     "counts_below",
     "crosscoder_huggingface_loader",
@@ -182,10 +182,8 @@ __all__ = [
     "planning",
     "push_to_hub",
     "rank_overlap",
-    "read_foreign_latents",
     "register_architectures",
     "resume_from",
-    "save_dictionary_learning",
     "save_interpretations",
     "save_label",
     "sentence_embedder",

@@ -1,4 +1,4 @@
-"""Reads other people's weight files without running anything that is in them."""
+"""Load other people's weight files without running code from them."""
 
 import pickle
 import zipfile
@@ -18,70 +18,76 @@ SUFFIXES = (".safetensors", ".pt")
 
 
 def find_weights(path: Path) -> Path | None:
-    """The one foreign weights file that `path` is or holds; None if there is none, an error if there are several."""
+    """Find the foreign weights file at `path`, or in it; None if there is none, an error if there are several."""
     if path.is_file():
         if path.suffix not in SUFFIXES:
-            raise ValueError(f"{path} is not a weights file: those end in {' or '.join(SUFFIXES)}.")
+            raise ValueError(f"{path} is not a weights file: expected a name that ends in {' or '.join(SUFFIXES)}.")
         return path
     known = [path / name for name in WEIGHTS_NAMES if (path / name).exists()]
-    found = known or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if len(found) > 1:
-        raise ValueError(
-            f"{path} holds several weight files, {', '.join(file.name for file in found)}: give the path of one."
-        )
-    return found[0] if found else None
+    files = known or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ValueError(f"{path} contains several weight files, {names}: give the path of one.")
+    return files[0] if files else None
 
 
-def read_foreign_file(path: Path, dtype: torch.dtype) -> ForeignFile:
-    """A weights file, its numbers in at least `dtype` and float32, and the JSON files beside it."""
+def load_foreign_file(path: Path, dtype: torch.dtype) -> ForeignFile:
+    """Load a weights file in at least `dtype` and float32, and the JSON files beside it."""
     precision = torch.promote_types(dtype, torch.float32)
     settings: dict[str, Any] = {}
     for name in (*SETTINGS_NAMES, f"{path.stem}_cfg.json"):
         if (path.parent / name).exists():
-            settings |= _read_settings(path.parent / name)
-    # Names of a module that was compiled when it was saved.
+            settings |= _load_settings(path.parent / name)
+    # A module that was compiled when it was saved has prefixed names.
     tensors = {
         name.removeprefix("_orig_mod."): tensor.to(precision) if tensor.is_floating_point() else tensor
-        for name, tensor in _read_tensors(path).items()
+        for name, tensor in _load_tensors(path).items()
     }
     return ForeignFile(path, tensors, settings)
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    found = load_json(path)
-    trainer: Any = found.get("trainer")
-    return {**found, **trainer} if isinstance(trainer, dict) else found
+def _load_settings(path: Path) -> dict[str, Any]:
+    settings = load_json(path)
+    trainer: Any = settings.get("trainer")
+    return {**settings, **trainer} if isinstance(trainer, dict) else settings
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_tensors(path)[0]
+    _validate_archive(path)
     try:
-        if zipfile.is_zipfile(path):
-            _refuse_damaged_records(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        tensors: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors: its pickle asks to run code, or is damaged. Nothing was run. Ask its "
+            f"{path} contains more than tensors: its pickle would run code, or is damaged. Nothing was run. Ask its "
             "author for a state dict or safetensors."
         ) from error
-    except Exception as error:  # what damaged bytes make torch's readers raise has no end
-        raise ValueError(f"{path} cannot be read as weights; it may be cut off. ({error!s:.200})") from error
-    if not isinstance(found, dict) or not all(map(_is_plain, found, found.values())):
-        raise ValueError(f"{path} is not a dictionary of tensors (a state dict), which is what can be converted.")
-    return found
+    if not isinstance(tensors, dict) or not all(map(_is_plain, tensors, tensors.values())):
+        raise ValueError(f"{path} is not a dictionary of tensors: save the module's state_dict().")
+    return tensors
 
 
-def _refuse_damaged_records(path: Path) -> None:
-    """torch does not look at the checksums that its own files hold."""
-    with zipfile.ZipFile(path) as records:
-        damaged = records.testzip()
+def _validate_archive(path: Path) -> None:
+    """Check that a torch file is an archive whose records match their checksums, which torch itself ignores."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is not a torch archive: it is cut off, or a plain pickle that could run code. Nothing was run. "
+            "Download it again, or save it with a current torch."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(record.flag_bits & 1 or record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise zipfile.BadZipFile("its records are encrypted or compressed")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path} is damaged: {error!s:.200}. Download it again.") from error
     if damaged is not None:
-        raise ValueError(f"the checksum of its record {damaged!r:.80} is not right")
+        raise ValueError(f"{path} is damaged: checksum mismatch in its record {damaged!r:.80}. Download it again.")
 
 
 def _is_plain(name: Any, value: Any) -> bool:
-    """Whether it is a tensor that holds the numbers it says; a view may repeat few of them without end."""
+    """True for a dense tensor that stores all its numbers; a view may repeat few of them without end."""
     if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
         return False
     return not value.is_quantized and value.numel() * value.itemsize <= value.untyped_storage().nbytes()

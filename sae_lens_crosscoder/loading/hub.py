@@ -1,4 +1,4 @@
-"""Fetches from the Hub what a crosscoder's folder holds, and nothing else."""
+"""Download the files of a crosscoder from the Hub, and no others."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +11,19 @@ from sae_lens_crosscoder.loading.files import SETTINGS_NAMES, SUFFIXES, WEIGHTS_
 
 
 def download(hub_id: str, names: Sequence[str] = (), force_download: bool = False) -> Path:
-    """The local copy of a folder or file in a Hub repository, `owner/name` or `owner/name/folder`.
+    """Download a folder or file of a Hub repository, `owner/name` or `owner/name/folder`, and return its local path.
 
     Args:
-        names: the files of the folder to fetch; by default those that a crosscoder is made of, ours or other people's.
+        names: the files of the folder to download; by default those of a crosscoder, in any layout.
 
     Raises:
-        ValueError: for what is no Hub id, and for what neither the Hub nor its local cache has.
+        ValueError: for a string that is no Hub id, or an id that neither the Hub nor its local cache knows.
     """
     parts = hub_id.split("/")
-    # A wildcard would download whatever it fits, a backslash leads out of the folder on Windows.
+    # A wildcard would download all matches; a backslash leaves the folder on Windows.
     if len(parts) < 2 or any(part in ("", ".", "..") or set(part) & set("*?[]\\\0") for part in parts):
         raise ValueError(
-            f"{hub_id!r} is neither a folder here nor a Hub id: a Hub id reads 'owner/name' or 'owner/name/folder'."
+            f"{hub_id!r} is neither a local folder nor a Hub id: expected 'owner/name' or 'owner/name/folder'."
         )
     target = "/".join(parts[2:])
     folder = target
@@ -37,8 +37,8 @@ def download(hub_id: str, names: Sequence[str] = (), force_download: bool = Fals
         root = snapshot_download("/".join(parts[:2]), allow_patterns=wanted, force_download=force_download)
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HFValidationError) as error:
         raise ValueError(
-            f"{hub_id!r} is not a folder here (looked in {Path.cwd()}), and neither the Hub nor its cache has it: "
-            "check the spelling, the connection, and your login if the repository is private."
+            f"{hub_id!r} was not found in {Path.cwd()}, on the Hub or in its cache: check the spelling, the "
+            "connection, and your login if the repository is private."
         ) from error
     path = Path(root, target)
     if not path.exists():

@@ -59,7 +59,7 @@ def test_null_runs_give_q_values(capsys):
     assert diagnosis.manifest["n_null_runs"] == 2
     assert table.q_value.notna().any()
     assert main(["diagnose", "out", "--null", "nowhere"]) == 2
-    assert "'nowhere' is neither a folder here nor a Hub id" in capsys.readouterr().err
+    assert "'nowhere' is neither a local folder nor a Hub id" in capsys.readouterr().err
 
 
 def test_the_papers_report_reads_the_held_out_rows_of_a_run_of_another_pair():
@@ -226,7 +226,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(numb
         (["plan", *TINY, "--memory_gib", "-1"], "memory_gib=-1.0 must be positive"),
         (["plan", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "is in layer 9, but tiny-base has 4 layers"),
         (["causal", "--crosscoder", "nowhere"], "nowhere is no crosscoder folder and holds none"),
-        (["diagnose", "nowhere"], "'nowhere' is neither a folder here nor a Hub id"),
+        (["diagnose", "nowhere"], "'nowhere' is neither a local folder nor a Hub id"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_code_2(args, message, capsys):

@@ -14,7 +14,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*was read as .*, assuming:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*was loaded as .*, with assumed settings:UserWarning")
 def test_there_and_back(tmp_path, capsys):
     LAYOUTS["B"].write(tmp_path / "theirs")
     flags = "--model_names a b --hook-name here --theta 4 --format dictionary_learning --activation_scales 0.5 2"
@@ -43,6 +43,6 @@ def test_a_threshold_that_was_never_estimated_needs_a_word(tmp_path, capsys):
     type(layout)(batchtopk(-1.0)).write(tmp_path / "theirs")
     assert main(["convert", "theirs", "ours"]) == 2
     assert "Give theta=..." in capsys.readouterr().err
-    with pytest.warns(UserWarning, match="every positive latent is kept"):
+    with pytest.warns(UserWarning, match="every positive latent is active"):
         assert main(["convert", "theirs", "ours", "--allow_relu", "True"]) == 0
     assert slc.load("ours").cfg.architecture() == "crosscoder"

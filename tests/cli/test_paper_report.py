@@ -104,7 +104,7 @@ def test_what_training_held_out_is_the_data_of_other_pairs():
     assert content["crosscoders"]["one"]["manifest"]["n_tokens"] == 2 * 64
 
 
-@pytest.mark.filterwarnings("ignore:.*was read as .*, assuming:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*was loaded as .*, with assumed settings:UserWarning")
 def test_a_foreign_crosscoder_says_what_it_lacks(capsys):
     LAYOUTS["B"].write(Path("theirs"))
     assert main(["paper-report", "theirs", *RUN, "--model_names", "a", "b"]) == 2
@@ -117,7 +117,7 @@ def test_a_foreign_crosscoder_says_what_it_lacks(capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere"], "'nowhere' is neither a folder here nor a Hub id"),
+        (["nowhere"], "'nowhere' is neither a local folder nor a Hub id"),
         (["one", "--n_rows", "0"], "n_rows=0 leaves nothing to measure on"),
         (["one", "--chats", "none.jsonl"], "none.jsonl"),
         (["one", "--chats", "bad.jsonl"], "bad.jsonl, conversation 2, is not the JSON of a list of messages"),

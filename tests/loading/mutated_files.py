@@ -343,6 +343,6 @@ LOADERS = {
     "kissane": Loader(_makes_foreign("kissane"), _read_foreign, _is_right_foreign),
     "crosscode": Loader(_makes_foreign("nanda", "crosscode"), _read_foreign, _is_right_foreign, varies=True),
     "foreign_table": Loader(
-        _make_table, lambda folder, name: slc.read_foreign_latents(folder / name), _is_right_table, varies=True
+        _make_table, lambda folder, name: slc.convert.load_latent_table(folder / name), _is_right_table, varies=True
     ),
 }

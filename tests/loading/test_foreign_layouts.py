@@ -26,7 +26,7 @@ from tests.loading.foreign_files import (
     tokens,
 )
 
-assumed = pytest.mark.filterwarnings("ignore:.*was read as .*, assuming:UserWarning")
+assumed = pytest.mark.filterwarnings("ignore:.*was loaded as .*, with assumed settings:UserWarning")
 
 
 def assert_close(actual, expected, tolerance=1e-6):
@@ -81,7 +81,7 @@ def test_it_goes_back_to_the_authors_layout(tmp_path, name):
     """As a file that the reference reads as the same function, and so do we."""
     layout = LAYOUTS[name]
     crosscoder = slc.load(layout.write(tmp_path / "theirs"))
-    folder = slc.save_dictionary_learning(crosscoder, tmp_path / "back")
+    folder = slc.convert.save_dictionary_learning(crosscoder, tmp_path / "back")
     back = Layout(load_file(folder / "model.safetensors"))
     scores, reconstruction, delta = layout.expected()
     for actual, expected in zip(back.expected(), (scores, reconstruction, delta), strict=True):
@@ -103,7 +103,7 @@ def test_one_of_ours_is_the_same_function_in_the_authors_layout(tmp_path, score,
         crosscoder.training_forward_pass(step(stacked_batch(2 * WIDTH, 50, seed)))
     crosscoder.save_inference_model(tmp_path / "ours")
     ours = slc.load(tmp_path / "ours")
-    folder = slc.save_dictionary_learning(ours, tmp_path / "theirs")
+    folder = slc.convert.save_dictionary_learning(ours, tmp_path / "theirs")
     theirs = Layout(load_file(folder / "model.safetensors"))
     scores, reconstruction, delta = theirs.expected()
     x = tokens().flatten(1).to(ours.W_dec)
@@ -118,7 +118,9 @@ def test_one_of_ours_is_the_same_function_in_the_authors_layout(tmp_path, score,
 def test_different_scales_go_back_as_one_per_model_equal_ones_as_one(tmp_path):
     for name, shape in (("A", ()), ("D", ()), ("E", (2,)), ("kissane", (2,))):
         crosscoder = slc.load(LAYOUTS[name].write(tmp_path / name))
-        tensors = load_file(slc.save_dictionary_learning(crosscoder, tmp_path / f"{name}-back") / "model.safetensors")
+        tensors = load_file(
+            slc.convert.save_dictionary_learning(crosscoder, tmp_path / f"{name}-back") / "model.safetensors"
+        )
         assert tensors["activation_global_scale"].shape == shape
         assert bool(tensors["activation_mean"].isnan().all()) == (name == "A")
         if name == "D":  # as the authors' code derives the factor
@@ -155,7 +157,7 @@ def test_a_threshold_from_the_caller_stands_in_for_one_that_was_never_estimated(
     assert_same_function(slc.load(folder, theta=3.0), LAYOUTS["B"])
     relu = slc.load(folder, allow_relu=True)
     assert_same_function(relu, LAYOUTS["A"])
-    assert any("every positive latent is kept" in assumption for assumption in relu.cfg.metadata.assumptions)
+    assert any("every positive latent is active" in assumption for assumption in relu.cfg.metadata.assumptions)
 
 
 @assumed
@@ -164,7 +166,7 @@ def test_a_latent_that_writes_nothing_is_silent(tmp_path):
     tensors = tensors | {"decoder.weight": tensors["decoder.weight"] * (torch.arange(D_SAE) != 4)[:, None]}
     crosscoder = slc.load(Layout(tensors).write(tmp_path / "theirs"))
     x = tokens().flatten(1)
-    for found in (crosscoder, slc.load(slc.save_dictionary_learning(crosscoder, tmp_path / "back"))):
+    for found in (crosscoder, slc.load(slc.convert.save_dictionary_learning(crosscoder, tmp_path / "back"))):
         assert found.encode(x)[:, 4].abs().max() == 0
         assert torch.isfinite(found(x)).all()
         assert slc.delta_norm(found.decoder_norms)[4].isnan()
@@ -186,7 +188,7 @@ def test_kissanes_scales_are_folded_unless_the_caller_has_others(tmp_path):
 
 def test_a_format_can_be_said_instead_of_recognised(tmp_path):
     folder = LAYOUTS["kissane"].write(tmp_path)
-    with pytest.warns(UserWarning, match="was read as crosscode"):
+    with pytest.warns(UserWarning, match="was loaded as crosscode"):
         assert slc.load(folder, format="crosscode").cfg.activation_scales is None
 
 
@@ -200,7 +202,7 @@ def test_a_format_can_be_said_instead_of_recognised(tmp_path):
 )
 def test_what_the_file_does_not_say_is_said_once_and_kept(tmp_path, name, hook_name):
     folder = LAYOUTS[name].write(tmp_path)
-    with pytest.warns(UserWarning, match="assuming what it does not say") as caught:
+    with pytest.warns(UserWarning, match="with assumed settings") as caught:
         metadata = slc.load(folder).cfg.metadata
     assert len(caught) == 1
     assert (metadata.model_name, metadata.chat_model_name) == ("google/gemma-2-2b", "google/gemma-2-2b-it")

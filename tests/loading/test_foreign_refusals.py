@@ -9,6 +9,7 @@ import torch
 from sae_lens import SAE
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.loading import crosscoder_huggingface_loader
 from sae_lens_crosscoder.loading import hub as module
 from tests.loading.foreign_files import D_SAE, LAYOUTS, WIDTH, Layout, batchtopk, main_tensors, nanda, normalised
 
@@ -29,42 +30,48 @@ def damaged(value):
     ("tensors", "message"),
     [
         (without(main_tensors(), "decoder.weight", "decoder.bias"), "no decoder.weight, decoder.bias"),
-        (without(main_tensors(), "encoder.bias"), "only part of a crosscoder: it has no encoder.bias"),
-        (without(nanda(), "W_dec"), "only part of a crosscoder: it has no W_dec"),
-        (main_tensors() | {"W_skip": torch.ones(2)}, "does not know, W_skip"),
-        (nanda() | {"log_threshold": torch.ones(D_SAE)}, "does not know, log_threshold"),
-        ({"weight": torch.ones(2)}, r"no layout known here: it holds weight. Known are dictionary_learning"),
-        ({}, "it holds nothing"),
-        (damaged(float("nan")), "decoder.weight holds NaN or infinite"),
-        (damaged(float("inf")), "decoder.weight holds NaN or infinite"),
-        (main_tensors() | {"encoder.weight": torch.ones(WIDTH, D_SAE)}, r"shape \(5, 9\); .* SAE of one activation"),
+        (without(main_tensors(), "encoder.bias"), "Incomplete crosscoder: .* has no encoder.bias"),
+        (without(nanda(), "W_dec"), "Incomplete crosscoder: .* has no W_dec"),
+        (main_tensors() | {"W_skip": torch.ones(2)}, "unknown tensors, W_skip"),
+        (nanda() | {"log_threshold": torch.ones(D_SAE)}, "unknown tensors, log_threshold"),
+        ({"weight": torch.ones(2)}, r"unknown layout, with the tensors weight. Known are dictionary_learning"),
+        ({}, r"with the tensors \(none\)"),
+        (damaged(float("nan")), "decoder.weight contains NaN or infinite"),
+        (damaged(float("inf")), "decoder.weight contains NaN or infinite"),
+        (main_tensors() | {"encoder.weight": torch.ones(WIDTH, D_SAE)}, r"shape \(5, 9\), .* SAE of one activation"),
         (nanda() | {"W_enc": torch.ones(WIDTH, D_SAE)}, "SAE of one activation"),
         (main_tensors() | {"encoder.weight": torch.ones(3, WIDTH, D_SAE)}, "stacks 3 activations"),
-        (main_tensors() | {"decoder.weight": torch.ones(2, WIDTH, D_SAE)}, r"\(2, 5, 9\), but .* ask for \(2, 9, 5\)"),
+        (main_tensors() | {"decoder.weight": torch.ones(2, WIDTH, D_SAE)}, r"\(2, 5, 9\), expected \(2, 9, 5\)"),
         (main_tensors() | {"encoder.bias": torch.ones(3, D_SAE)}, r"encoder.bias has shape \(3, 9\)"),
-        (nanda() | {"b_dec": torch.ones(2, 4)}, r"b_dec has shape \(2, 4\), but .* \(2, 5\)"),
+        (nanda() | {"b_dec": torch.ones(2, 4)}, r"b_dec has shape \(2, 4\), expected \(2, 5\)"),
         (nanda(hooks=True) | {"W_enc": torch.ones(2, 3, WIDTH, D_SAE)}, "reads 3 hooks at once"),
-        (batchtopk(-1.0), "threshold is -1, so it was never estimated"),
-        (batchtopk(float("inf")), "threshold holds NaN or infinite"),
-        (without(batchtopk(), "threshold"), "never estimated"),
+        (batchtopk(-1.0), "threshold is -1, so it was not estimated"),
+        (batchtopk(float("inf")), "threshold contains NaN or infinite"),
+        (without(batchtopk(), "threshold"), "not estimated"),
         (batchtopk() | {"code_normalization_id": torch.tensor(5)}, "is a decoupled crosscoder"),
         (batchtopk() | {"threshold": torch.ones(2)}, "is a decoupled crosscoder"),
         (batchtopk() | {"code_normalization_id": torch.tensor(6)}, r"code_normalization_id 6 is not one of \[1, 2, 3"),
         (NORMALISED_PER_COORDINATE, "its own activation_std .*keep_relative_variance off"),
         (normalised([0.4, 0.2, 0.1]), "activation_global_scale has shape"),
-        (normalised(torch.ones(2, WIDTH).tolist()), r"shape \(2, 5\), but only one factor"),
-        (normalised(float("nan")), "half a normaliser"),
-        (without(normalised(0.4), "activation_global_scale"), "half a normaliser"),
+        (normalised(torch.ones(2, WIDTH).tolist()), r"shape \(2, 5\), expected one factor"),
+        (normalised(float("nan")), "Incomplete normaliser"),
+        (without(normalised(0.4), "activation_global_scale"), "Incomplete normaliser"),
         (normalised(0.4, std=torch.full((2, WIDTH), torch.nan)), "activation_std is NaN"),
         (normalised(0.4, activation_mean=torch.ones(2, 4)), r"activation_mean has shape \(2, 4\)"),
         (normalised(-0.4), "must hold one positive factor"),
-        (normalised(0.4, std=torch.full((2, WIDTH), torch.inf)), "activation_std holds NaN or infinite"),
-        (main_tensors() | {"decoder.bias": torch.ones(2, WIDTH, dtype=torch.long)}, "decoder.bias holds torch.int64"),
-        (main_tensors() | {"encoder.bias": torch.ones(D_SAE, dtype=torch.bool)}, "encoder.bias holds torch.bool"),
-        (batchtopk() | {"k": torch.tensor(7.5)}, "k is 7.5, but it must be a whole number"),
-        (batchtopk() | {"k": torch.ones(2)}, r"k has shape \(2,\), but it must be one number"),
-        (main_tensors() | {"decoder.weight": torch.full((2, D_SAE, WIDTH), 2e38)}, "too large to be folded .*float64"),
-        (main_tensors() | {"../x\x1b[2J" * 500: torch.ones(1)}, r"does not know, '\.\./x\\x1b"),
+        (normalised(0.4, std=torch.full((2, WIDTH), torch.inf)), "activation_std contains NaN or infinite"),
+        (
+            main_tensors() | {"decoder.bias": torch.ones(2, WIDTH, dtype=torch.long)},
+            "bias has dtype torch.int64",
+        ),
+        (main_tensors() | {"encoder.bias": torch.ones(D_SAE, dtype=torch.bool)}, "encoder.bias has dtype torch.bool"),
+        (batchtopk() | {"k": torch.tensor(7.5)}, "k is 7.5, expected a whole number"),
+        (batchtopk() | {"k": torch.ones(2)}, r"k has shape \(2,\), expected one number"),
+        (
+            main_tensors() | {"decoder.weight": torch.full((2, D_SAE, WIDTH), 2e38)},
+            "infinite in .* form.*float64",
+        ),
+        (main_tensors() | {"../x\x1b[2J" * 500: torch.ones(1)}, r"unknown tensors, '\.\./x\\x1b"),
     ],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "model_final.pt"])
@@ -77,11 +84,11 @@ def test_a_file_that_cannot_be_converted_is_refused_by_name(tmp_path, tensors, m
 @pytest.mark.parametrize(
     ("layout", "options", "message"),
     [
-        ("A", {"theta": 1.0}, "is an L1 crosscoder, for which theta means nothing"),
-        ("kissane", {"theta": 1.0}, "theta=1.0 means nothing"),
-        ("B", {"theta": -1.0}, "theta=-1.0 must be a number of at least 0"),
+        ("A", {"theta": 1.0}, "theta does not apply to .*: an L1 crosscoder has no threshold"),
+        ("kissane", {"theta": 1.0}, "theta=1.0 does not apply to .*: a ReLU crosscoder"),
+        ("B", {"theta": -1.0}, "theta=-1.0 must be a finite number of at least 0"),
         ("B", {"theta": float("nan")}, "theta=nan must be"),
-        ("D", {"activation_scales": (1.0, 2.0)}, "its own activation_global_scale"),
+        ("D", {"activation_scales": (1.0, 2.0)}, "contains activation_global_scale"),
         ("kissane", {"format": "dictionary_learning"}, "no encoder.weight"),
         ("A", {"format": "kissane"}, "no W_enc"),
     ],
@@ -94,17 +101,17 @@ def test_what_contradicts_the_file_is_refused(tmp_path, layout, options, message
 @pytest.mark.parametrize(
     ("layout", "settings", "message"),
     [
-        ("A", {"dict_size": 10}, "says dict_size=10, but the tensors 9"),
-        ("A", {"trainer": {"activation_dim": 2304}}, "says activation_dim=2304"),
-        ("C-mixed", {"code_normalization_alpha_cc": 0.5}, "mixes its norms by"),
+        ("A", {"dict_size": 10}, "has dict_size=10, but the tensors have 9"),
+        ("A", {"trainer": {"activation_dim": 2304}}, "has activation_dim=2304"),
+        ("C-mixed", {"code_normalization_alpha_cc": 0.5}, "mixes its norms with the weights"),
         ("D", {"keep_relative_variance": False}, "keep_relative_variance off"),
         ("crosscode", {"activation_fn": {"classname": "TopkActivation"}}, "names the activation TopkActivation"),
         ("A", [1], "expected a JSON object, got a list"),
-        ("A", {"layer": "../../x"}, "says layer='../../x', which is no layer of a model"),
-        ("A", {"layer": -1}, "which is no layer"),
-        ("crosscode", {"hook_point": ["x"]}, "which is no hook's name"),
-        ("crosscode", {"hook_point": "a\x1b[2J"}, r"says hook_point='a\\x1b\[2J', which is no hook's name"),
-        ("crosscode", {"hook_point": "x" * 10_000}, "which is no hook's name"),
+        ("A", {"layer": "../../x"}, "has layer='../../x', expected the number of a layer"),
+        ("A", {"layer": -1}, "expected the number of a layer"),
+        ("crosscode", {"hook_point": ["x"]}, "expected the name of a hook"),
+        ("crosscode", {"hook_point": "a\x1b[2J"}, r"has hook_point='a\\x1b\[2J', expected the name of a hook"),
+        ("crosscode", {"hook_point": "x" * 10_000}, "expected the name of a hook"),
     ],
 )
 def test_settings_that_contradict_the_tensors_are_refused(tmp_path, layout, settings, message):
@@ -128,10 +135,10 @@ def test_a_pickle_with_code_is_refused_and_nothing_runs(tmp_path):
     mark = tmp_path / "ran"
     tensors = main_tensors() | {"extra": Malicious(mark)}
     torch.save(tensors, tmp_path / "model_final.pt")
-    with pytest.raises(ValueError, match=r"its pickle asks to run code, or is damaged\. Nothing was run"):
+    with pytest.raises(ValueError, match=r"its pickle would run code, or is damaged\. Nothing was run"):
         slc.load(tmp_path)
     with pytest.raises(ValueError, match="Nothing was run"):
-        SAE.from_pretrained(str(tmp_path), ".", converter=slc.crosscoder_huggingface_loader)
+        SAE.from_pretrained(str(tmp_path), ".", converter=crosscoder_huggingface_loader)
     (tmp_path / "model_final.pt").write_bytes(pickle.dumps(Malicious(mark), protocol=2))
     with pytest.raises(ValueError, match="Nothing was run"):
         slc.load(tmp_path)
@@ -160,13 +167,13 @@ def test_a_flipped_bit_is_noticed_by_the_checksums_that_torch_writes_and_does_no
     data[data.index(nanda()["W_enc"].numpy().tobytes()) + 40] ^= 1
     path.write_bytes(data)
     assert not torch.equal(torch.load(path, weights_only=True)["W_enc"], nanda()["W_enc"])
-    with pytest.raises(ValueError, match=r"cc_weights.pt cannot be read as weights.*checksum of its record .*data"):
+    with pytest.raises(ValueError, match=r"cc_weights.pt is damaged: checksum mismatch in its record .*data"):
         slc.load(tmp_path)
 
 
 def test_numbers_too_large_for_float32_are_read_in_float64(tmp_path):
     layout = Layout(main_tensors() | {"decoder.weight": torch.full((2, D_SAE, WIDTH), 2e38)})
-    with pytest.warns(UserWarning, match="assuming"):
+    with pytest.warns(UserWarning, match="assumed settings"):
         crosscoder = slc.load(layout.write(tmp_path), dtype="float64")
     assert crosscoder.W_dec.isfinite().all()
     torch.testing.assert_close(crosscoder.decoder_norms, torch.full((D_SAE, 2), 0.5, dtype=torch.float64))
@@ -200,7 +207,7 @@ def test_a_folder_of_checkpoints_wants_one_of_them(tmp_path):
         Layout(main_tensors(), name=name).write(tmp_path)
     with pytest.raises(ValueError, match=r"several weight files, ae_100.pt, ae_200.pt: give the path of one"):
         slc.load(tmp_path)
-    with pytest.warns(UserWarning, match="ae_200.pt was read as dictionary_learning"):
+    with pytest.warns(UserWarning, match="ae_200.pt was loaded as dictionary_learning"):
         assert slc.load(tmp_path / "ae_200.pt").cfg.d_sae == D_SAE
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ValueError, match=r"notes.txt is not a weights file"):
@@ -215,13 +222,13 @@ def test_a_path_out_of_a_repository_is_followed_neither_here_nor_on_the_hub(tmp_
     (tmp_path / "local" / "folder").mkdir()
     monkeypatch.setattr(module, "snapshot_download", lambda *args, **kwargs: pytest.fail("asked the Hub"))
     with pytest.raises(ValueError, match=f"leads out of {repo_id}"):
-        SAE.from_pretrained(repo_id, folder, converter=slc.crosscoder_huggingface_loader)
+        SAE.from_pretrained(repo_id, folder, converter=crosscoder_huggingface_loader)
 
 
 def test_options_for_other_peoples_files_are_refused_for_ours(tmp_path):
-    with pytest.warns(UserWarning, match="assuming"):
+    with pytest.warns(UserWarning, match="assumed settings"):
         slc.load(LAYOUTS["B"].write(tmp_path / "theirs")).save_model(tmp_path / "ours")
-    with pytest.raises(ValueError, match="hook_name, theta would change what it was trained on"):
+    with pytest.raises(ValueError, match="hook_name, theta cannot be set for a crosscoder of this package"):
         slc.load(tmp_path / "ours", theta=1.0, hook_name="here")
 
 
@@ -235,21 +242,21 @@ def crosscoder_with(**fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"d_model": None, "d_models": (5, 4)}, r"two models of equal width, but this crosscoder's are \(5, 4\)"),
+        ({"d_model": None, "d_models": (5, 4)}, r"d_models=\(5, 4\) cannot be saved: .* two models of equal width"),
         ({"d_models": (5, 5, 5)}, "two models of equal width"),
-        ({}, "thresholds of this crosscoder are not one number"),
+        ({}, "thresholds of this crosscoder, in units of its norm"),
     ],
 )
 def test_what_the_authors_layout_cannot_hold_is_refused(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
-        slc.save_dictionary_learning(crosscoder_with(**fields), tmp_path)
+        slc.convert.save_dictionary_learning(crosscoder_with(**fields), tmp_path)
 
 
 def test_the_authors_layout_wants_a_k_and_one_kind_of_threshold(tmp_path):
     crosscoder = crosscoder_with(score="none")
-    with pytest.raises(ValueError, match=r"this one's is not known: say k=..."):
-        slc.save_dictionary_learning(crosscoder, tmp_path)
-    assert slc.save_dictionary_learning(crosscoder, tmp_path, k=3) == tmp_path
+    with pytest.raises(ValueError, match=r"BatchTopK crosscoder is unknown, but .* pass k="):
+        slc.convert.save_dictionary_learning(crosscoder, tmp_path)
+    assert slc.convert.save_dictionary_learning(crosscoder, tmp_path, k=3) == tmp_path
     crosscoder.threshold.data[2] = 0
-    with pytest.raises(ValueError, match="Some thresholds of this crosscoder are 0 and others not"):
-        slc.save_dictionary_learning(crosscoder, tmp_path, k=3)
+    with pytest.raises(ValueError, match="Some thresholds of this crosscoder are 0 and others are not"):
+        slc.convert.save_dictionary_learning(crosscoder, tmp_path, k=3)

@@ -47,7 +47,7 @@ TOOLKIT = theirs(
 def test_columns_are_ours(tmp_path, table, suffix):
     path = tmp_path / f"feature_df{suffix}"
     table.to_csv(path) if suffix == ".csv" else table.to_parquet(path)
-    ours = slc.read_foreign_latents(path)
+    ours = slc.convert.load_latent_table(path)
     assert ours.index.name == "latent"
     assert list(ours.index) == list(NORMS)
     assert ours.delta_norm.tolist() == pytest.approx([0.025, 1.0, 0.5, 0.3])  # (chat - base) / max, moved to [0, 1]
@@ -63,7 +63,7 @@ def test_columns_are_ours(tmp_path, table, suffix):
 
 def test_what_only_the_paper_has(tmp_path):
     PAPER.to_csv(tmp_path / "feature_df.csv")
-    ours = slc.read_foreign_latents(tmp_path / "feature_df.csv")
+    ours = slc.convert.load_latent_table(tmp_path / "feature_df.csv")
     assert ours.frequency.tolist() == [0.1, 0.2, 0.3, 0.0]
     assert ours.freq_val.tolist() == [9.0] * 4
     assert ours.dead.tolist() == [False, False, False, True]
@@ -73,7 +73,7 @@ def test_what_only_the_paper_has(tmp_path):
 
 def test_older_tags_and_missing_ones(tmp_path):
     PAPER.assign(tag=["Base only", "IT only", None, "Other"]).to_csv(tmp_path / "t.csv")
-    assert slc.read_foreign_latents(tmp_path / "t.csv").label.tolist() == [
+    assert slc.convert.load_latent_table(tmp_path / "t.csv").label.tolist() == [
         "base_only",
         "chat_only",
         "undefined",
@@ -85,13 +85,15 @@ def test_older_tags_and_missing_ones(tmp_path):
     ("table", "message"),
     [
         (PAPER.drop(columns="dec_norm_diff"), "no column dec_norm_diff"),
-        (PAPER.assign(tag="Chat mostly"), "has the tag 'Chat mostly'; known are base only"),
-        (PAPER.assign(dec_norm_diff=1 - PAPER.dec_norm_diff), "read in the wrong direction"),
-        (PAPER.set_index("tag"), "must hold every latent's number, each once"),
-        (pd.concat([PAPER, PAPER]), "must hold every latent's number, each once"),
+        (PAPER.assign(tag="Chat mostly"), "unknown tag 'Chat mostly', expected one of base only"),
+        (PAPER.assign(dec_norm_diff=1 - PAPER.dec_norm_diff), "direction may be reversed"),
+        (PAPER.set_index("tag"), "must contain latent ids, each once"),
+        (pd.concat([PAPER, PAPER]), "must contain latent ids, each once"),
+        (PAPER.assign(dec_norm_diff="x"), "dec_norm_diff must contain numbers between 0 and 1"),
+        (PAPER.assign(dec_base_norm="x"), r"decoder norms \(dec_base_norm\) must be numbers"),
     ],
 )
 def test_another_table_is_refused(tmp_path, table, message):
     table.to_csv(tmp_path / "t.csv")
     with pytest.raises(ValueError, match=message):
-        slc.read_foreign_latents(tmp_path / "t.csv")
+        slc.convert.load_latent_table(tmp_path / "t.csv")

@@ -1,8 +1,8 @@
-"""Crosscoders in the layout of Neel Nanda's script, of Kissane et al. and of crosscode (oli-clive-griffin).
+"""Convert crosscoders of crosscode (oli-clive-griffin) and of Neel Nanda's script.
 
     W_enc (model, d, latent)   W_dec (latent, model, d)   b_enc (latent,)   b_dec (model, d)
 
-crosscode has one more axis, of hooks, behind that of models. ReLU, and the norm n_base + n_chat.
+crosscode has an axis of hooks after that of models. Latents are ReLU, with the norm n_base + n_chat.
 """
 
 from torch import Tensor
@@ -13,46 +13,40 @@ from sae_lens_crosscoder.loading.formats.foreign import (
     ForeignFile,
     ForeignFormat,
     ForeignOptions,
-    require_pair,
-    require_shapes,
-    require_tensors,
+    validate_pair,
+    validate_shapes,
+    validate_tensors,
 )
 from sae_lens_crosscoder.stacking import StackedLayout
 
 TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
 HOOK = "blocks.14.hook_resid_pre"
-KISSANE_SCALES = (0.2758961493232058, 0.24422852496546169)
-"""sqrt(d) / mean |h^m|, of base and chat. The file does not hold them; public copies of the authors' notebook do."""
 
 
-def read_kissane(file: ForeignFile, options: ForeignOptions) -> ForeignCrosscoder:
-    """Kissane et al.'s crosscoder of Gemma 2 2B, whose weights expect scaled activations.
-
-    With the default scales it takes raw activations, and `delta_norm` is that of the file's own norms, which give the
-    published 265 / 14,652 / 98 / 1,369 latents per class; `delta_norm_raw` is that of raw activations.
-    """
-    return _read(file, options, "kissane", KISSANE_SCALES, "BOS (and no chat template was used)")
+def convert_crosscode(file: ForeignFile, options: ForeignOptions) -> ForeignCrosscoder:
+    """Convert a file whose scales, if there were any, were folded in before saving."""
+    return convert_stacked(file, options, "crosscode", None, "BOS")
 
 
-def read_crosscode(file: ForeignFile, options: ForeignOptions) -> ForeignCrosscoder:
-    """A crosscoder of crosscode, or of Neel Nanda's script; scales were folded in before saving, if there were any."""
-    return _read(file, options, "crosscode", None, "BOS")
-
-
-def _read(
+def convert_stacked(
     file: ForeignFile,
     options: ForeignOptions,
     format: ForeignFormat,
     default_scales: tuple[float, float] | None,
     dropped_tokens: str,
 ) -> ForeignCrosscoder:
-    _require_relu(file, options)
+    """Convert the tensors of this layout.
+
+    Args:
+        default_scales: factors of the activations that the weights expect, where the options give none.
+    """
+    _validate_relu(file, options)
     assumptions = ["on the model axis, 0 is base and 1 is chat", "latents are ReLU, with no threshold"]
     layout, weights = _weights(file)
     scales = options.activation_scales or default_scales
     if options.activation_scales is None:
-        of = "are raw" if scales is None else f"were multiplied by {scales[0]:g} (base) and {scales[1]:g} (chat)"
-        assumptions.append(f"the activations that the weights expect {of}")
+        unit = "raw" if scales is None else f"multiplied by {scales[0]:g} (base) and {scales[1]:g} (chat)"
+        assumptions.append(f"the weights expect activations that are {unit}")
     return ForeignCrosscoder(
         format=format,
         weights=weights,
@@ -68,34 +62,34 @@ def _read(
 def _hook_name(file: ForeignFile) -> str:
     name = file.settings.get("hook_point", HOOK)
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) < 200:
-        raise ValueError(f"The config beside {file.path} says hook_point={name!r:.80}, which is no hook's name.")
+        raise ValueError(f"The config beside {file.path} has hook_point={name!r:.80}, expected the name of a hook.")
     return name
 
 
-def _require_relu(file: ForeignFile, options: ForeignOptions) -> None:
+def _validate_relu(file: ForeignFile, options: ForeignOptions) -> None:
     if options.theta is not None:
-        raise ValueError(f"{file.path} is a ReLU crosscoder, for which theta={options.theta} means nothing.")
+        raise ValueError(f"theta={options.theta} does not apply to {file.path}: a ReLU crosscoder has no threshold.")
     activation = file.settings.get("activation_fn")
     name = activation.get("classname") if isinstance(activation, dict) else activation
     if name is not None and str(name).lower().removesuffix("activation") != "relu":
         raise ValueError(
-            f"The config beside {file.path} names the activation {name!s:.80}: only ReLU can be converted."
+            f"The config beside {file.path} names the activation {name!s:.80}; only ReLU can be converted."
         )
 
 
 def _weights(file: ForeignFile) -> tuple[StackedLayout, Weights]:
-    require_tensors(file, TENSORS)
+    validate_tensors(file, TENSORS)
     W_enc, W_dec, b_enc, b_dec = (file.tensors[name] for name in TENSORS)
     if W_enc.ndim not in (3, 4):
         raise ValueError(
-            f"{file.path}: W_enc has shape {tuple(W_enc.shape)}; a crosscoder's is (model, d, latent), or (model, "
-            "hook, d, latent). This is an SAE of one activation, which SAELens itself may read."
+            f"{file.path}: W_enc has shape {tuple(W_enc.shape)}, expected (model, d, latent) or (model, hook, d, "
+            "latent). SAELens may load it, as an SAE of one activation."
         )
     n_models, *hooks, width, d_sae = W_enc.shape
-    require_pair(file, n_models)
+    validate_pair(file, n_models)
     if hooks not in ([], [1]):
-        raise ValueError(f"{file.path} reads {hooks[0]} hooks at once: a pair of models is compared at one.")
-    require_shapes(
+        raise ValueError(f"{file.path} reads {hooks[0]} hooks at once, expected one.")
+    validate_shapes(
         file,
         {
             "W_dec": (tuple(W_dec.shape), (d_sae, n_models, *hooks, width)),
@@ -106,7 +100,7 @@ def _weights(file: ForeignFile) -> tuple[StackedLayout, Weights]:
     layout = StackedLayout((width,) * n_models)
 
     def stack(tensor: Tensor) -> Tensor:
-        """From (..., model, d) to the stacked axis."""
+        """Stack (..., model, d) on the last axis."""
         return layout.stack(tensor.unbind(dim=-2))
 
     if hooks:

@@ -1,11 +1,11 @@
-"""Crosscoders of `dictionary_learning`, the library of the paper's authors: five generations of one layout.
+"""Convert crosscoders of `dictionary_learning`, the library of the paper's authors: five generations of a layout.
 
     encoder.weight (model, d, latent)   encoder.bias (latent,)
     decoder.weight (model, latent, d)   decoder.bias (model, d)
 
 Model 0 is base, 1 is chat. The generations add tensors: none (L1), `k` and `threshold` (BatchTopK),
 `code_normalization_id` (other norms), `activation_mean`, `activation_std` and `activation_global_scale` (a normaliser,
-later with one scale per model). The tensors decide what a file is; its config only has to agree.
+later with one scale per model). The tensors identify a file; its config must agree with them.
 """
 
 import math
@@ -20,10 +20,10 @@ from sae_lens_crosscoder.loading.formats.foreign import (
     ForeignCrosscoder,
     ForeignFile,
     ForeignOptions,
-    require_pair,
-    require_shapes,
-    require_tensors,
     scalar,
+    validate_pair,
+    validate_shapes,
+    validate_tensors,
 )
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -35,20 +35,20 @@ DECOUPLED_ID = 5
 PAPER_LAYER = 13
 
 
-def read_dictionary_learning(file: ForeignFile, options: ForeignOptions) -> ForeignCrosscoder:
-    """The crosscoder in the file, with the paper's models, layer and tokens where nothing else is said.
+def convert_dictionary_learning(file: ForeignFile, options: ForeignOptions) -> ForeignCrosscoder:
+    """Convert a file, with the paper's models, layer and tokens as defaults.
 
     Raises:
-        ValueError: for part of a crosscoder, another kind of dictionary, shapes or a config that contradict each other,
-            decoupled crosscoders (two activations per latent have no canonical form), a threshold that was never
-            estimated (without `theta` or `allow_relu`), and a normaliser that is not one factor per model.
+        ValueError: for an incomplete crosscoder, another kind of dictionary, shapes or a config that contradict each
+            other, decoupled crosscoders (two activations per latent have no canonical form), a threshold that was not
+            estimated (without `theta` or `allow_relu`), and a normaliser other than one factor per model.
     """
-    require_tensors(file, MAIN_TENSORS, OPTIONAL_TENSORS, may_be_nan=(*NORMALISER, "threshold"))
+    validate_tensors(file, MAIN_TENSORS, OPTIONAL_TENSORS, may_be_nan=(*NORMALISER, "threshold"))
     assumptions = ["on the model axis, 0 is base and 1 is chat"]
     layout, weights = _weights(file, assumptions)
     score_norm = _score_norm(file, assumptions)
     scales, means = _normaliser(file, layout, options, assumptions)
-    _require_agreement(file, layout, len(weights.b_enc))
+    _validate_agreement(file, layout, len(weights.b_enc))
     base, chat = PAPER_MODELS
     is_of_paper = file.settings.get("lm_name") in (None, f"{chat}-{base}")
     return ForeignCrosscoder(
@@ -71,14 +71,14 @@ def read_dictionary_learning(file: ForeignFile, options: ForeignOptions) -> Fore
 def _whole_number(file: ForeignFile, name: str) -> int:
     value = scalar(file, name)
     if not value.is_integer():
-        raise ValueError(f"{file.path}: {name} is {value:g}, but it must be a whole number.")
+        raise ValueError(f"{file.path}: {name} is {value:g}, expected a whole number.")
     return int(value)
 
 
 def _layer(file: ForeignFile) -> int:
     layer = file.settings.get("layer", PAPER_LAYER)
     if type(layer) is not int or not 0 <= layer < 10_000:
-        raise ValueError(f"The config beside {file.path} says layer={layer!r:.80}, which is no layer of a model.")
+        raise ValueError(f"The config beside {file.path} has layer={layer!r:.80}, expected the number of a layer.")
     return layer
 
 
@@ -86,16 +86,16 @@ def _weights(file: ForeignFile, assumptions: list[str]) -> tuple[StackedLayout, 
     encoder, b_enc, decoder, b_dec = (file.tensors[name] for name in MAIN_TENSORS)
     if encoder.ndim != 3:
         raise ValueError(
-            f"{file.path}: encoder.weight has shape {tuple(encoder.shape)}; a crosscoder's is (model, d, latent). This "
-            "is an SAE of one activation, which SAELens itself may read."
+            f"{file.path}: encoder.weight has shape {tuple(encoder.shape)}, expected (model, d, latent). SAELens may "
+            "load it, as an SAE of one activation."
         )
     n_models, width, d_sae = encoder.shape
-    require_pair(file, n_models)
-    if b_enc.ndim == 2:  # the oldest files; the encoder summed over models after adding it
-        require_shapes(file, {"encoder.bias": (tuple(b_enc.shape), (n_models, d_sae))})
+    validate_pair(file, n_models)
+    if b_enc.ndim == 2:  # in the oldest files, whose encoder added it per model and then summed
+        validate_shapes(file, {"encoder.bias": (tuple(b_enc.shape), (n_models, d_sae))})
         assumptions.append("encoder.bias, one per model, is summed over the models")
         b_enc = b_enc.sum(dim=0)
-    require_shapes(
+    validate_shapes(
         file,
         {
             "encoder.bias": (tuple(b_enc.shape), (d_sae,)),
@@ -113,8 +113,8 @@ def _score_norm(file: ForeignFile, assumptions: list[str]) -> Score:
     norm_id = _whole_number(file, "code_normalization_id") if "code_normalization_id" in tensors else None
     if norm_id == DECOUPLED_ID or tensors.get("threshold", torch.zeros(())).numel() > 1:
         raise ValueError(
-            f"{file.path} is a decoupled crosscoder (code_normalization_id 5): its latents have an activation and a "
-            "threshold per model, which no SAE has. It cannot be converted."
+            f"{file.path} is a decoupled crosscoder (code_normalization_id 5) and cannot be converted: its latents "
+            "have an activation and a threshold per model."
         )
     if norm_id is None:
         assumptions.append("without a code_normalization_id, the norm is the crosscoder's, n_base + n_chat")
@@ -126,18 +126,18 @@ def _score_norm(file: ForeignFile, assumptions: list[str]) -> Score:
         a not in (None, usual) for a, usual in zip(alphas, (1.0, 0.1), strict=True)
     ):
         raise ValueError(
-            f"{file.path} mixes its norms by {alphas}, but only 1 (stacked norm) and 0.1 (sum) are known here."
+            f"{file.path} mixes its norms with the weights {alphas}; only 1 (stacked norm) and 0.1 (sum) are supported."
         )
     return NORM_IDS[norm_id]
 
 
 def _theta(file: ForeignFile, options: ForeignOptions, assumptions: list[str]) -> float | None:
-    """The threshold, by whose presence alone BatchTopK is recognised; None for a ReLU crosscoder."""
+    """Return the threshold, the only sign of a BatchTopK crosscoder; None for a ReLU crosscoder."""
     tensors = file.tensors
     is_batchtopk = "threshold" in tensors or "k" in tensors
     if options.theta is not None:
         if not is_batchtopk:
-            raise ValueError(f"{file.path} has no threshold: it is an L1 crosscoder, for which theta means nothing.")
+            raise ValueError(f"theta does not apply to {file.path}: an L1 crosscoder has no threshold.")
         return options.theta
     theta = scalar(file, "threshold")
     if not is_batchtopk:
@@ -146,22 +146,22 @@ def _theta(file: ForeignFile, options: ForeignOptions, assumptions: list[str]) -
         return theta
     if options.allow_relu:
         assumptions.append(
-            "the threshold was never estimated, so every positive latent is kept (allow_relu=True): many more are on "
-            "than in training"
+            "the threshold was not estimated, so every positive latent is active (allow_relu=True), many more than in "
+            "training"
         )
         return None
     raise ValueError(
-        f"{file.path}: the threshold is {theta:g}, so it was never estimated, and keeping every positive latent "
-        "would be another crosscoder. Give theta=..., estimated on data, or allow_relu=True to keep them all."
+        f"{file.path}: the threshold is {theta:g}, so it was not estimated in training. Give theta=..., estimated on "
+        "data, or allow_relu=True to use every positive latent, which is another crosscoder."
     )
 
 
 def _normaliser(
     file: ForeignFile, layout: StackedLayout, options: ForeignOptions, assumptions: list[str]
 ) -> tuple[tuple[float, ...] | None, Tensor | None]:
-    """c_m and the stacked mean_m of `c_m (h^m - mean_m)`; None, None where activations are read raw.
+    """Return c_m and the stacked mean_m of `c_m (h^m - mean_m)`; None, None if activations are read raw.
 
-    The authors' code divides by c + 1e-8 on the way out, which is left out here.
+    The 1e-8 that the authors' code adds to c in the decoder is left out.
     """
     mean, std, scale = (file.tensors.get(name) for name in NORMALISER)
     if mean is None or bool(mean.isnan().all()):
@@ -169,30 +169,30 @@ def _normaliser(
             assumptions.append("without a normaliser in the file, activations were neither scaled nor centred")
         return options.activation_scales, None
     if options.activation_scales is not None:
-        raise ValueError(f"{file.path} has its own activation_global_scale: leave activation_scales out.")
+        raise ValueError(f"{file.path} contains activation_global_scale: leave activation_scales out.")
     shape = (layout.n_models, layout.d_in // layout.n_models)
     if scale is None or not bool(scale.isfinite().all()) or not bool(mean.isfinite().all()):
         raise ValueError(
-            f"{file.path} has half a normaliser: activation_mean and activation_global_scale must be whole."
+            f"Incomplete normaliser: {file.path} needs finite activation_mean and activation_global_scale."
         )
-    found = {name: tuple(tensor.shape) for name, tensor in (("mean", mean), ("std", std)) if tensor is not None}
-    require_shapes(file, {f"activation_{name}": (shape_found, shape) for name, shape_found in found.items()})
+    shapes = {name: tuple(tensor.shape) for name, tensor in (("mean", mean), ("std", std)) if tensor is not None}
+    validate_shapes(file, {f"activation_{name}": (actual, shape) for name, actual in shapes.items()})
     if scale.shape not in ((), (layout.n_models,)):
         raise ValueError(
-            f"{file.path}: activation_global_scale has shape {tuple(scale.shape)}, but only one factor, or one per "
-            "model, leaves decoder norms their meaning."
+            f"{file.path}: activation_global_scale has shape {tuple(scale.shape)}, expected one factor, or one per "
+            "model."
         )
     if std is not None:
-        _refuse_per_coordinate(file, std, scale)
+        _validate_scaling(file, std, scale)
     return tuple(scale.expand(layout.n_models).tolist()), layout.stack([*mean])
 
 
-def _refuse_per_coordinate(file: ForeignFile, std: Tensor, scale: Tensor) -> None:
-    """With relative variances not kept, the authors' scale stays at 1 and every coordinate is divided by its std."""
+def _validate_scaling(file: ForeignFile, std: Tensor, scale: Tensor) -> None:
+    """Refuse scaling by coordinate, which the authors' code does while its global scale stays at 1."""
     if bool(std.isnan().any()):
         raise ValueError(
-            f"{file.path}: activation_mean is set but activation_std is NaN, for which the authors' code does not "
-            "normalise at all. Set both, or make both NaN."
+            f"{file.path}: activation_mean is set but activation_std is NaN, so that the authors' code does not "
+            "normalise. Set both, or make both NaN."
         )
     rms = scalar(file, "target_rms", default=1.0)
     of_variances = rms / std.double().square().sum().sqrt().item()
@@ -200,18 +200,18 @@ def _refuse_per_coordinate(file: ForeignFile, std: Tensor, scale: Tensor) -> Non
     in_coordinates = left_at_one and not torch.allclose(std, torch.ones_like(std), atol=1e-3)
     if in_coordinates or file.settings.get("keep_relative_variance") is False:
         raise ValueError(
-            f"{file.path} divides every coordinate by its own activation_std (keep_relative_variance off): folding "
-            "that would change what decoder norms, and so Delta_norm, mean. It cannot be converted."
+            f"{file.path} divides every coordinate by its own activation_std (keep_relative_variance off) and cannot "
+            "be converted: decoder norms, and so Delta_norm, would change."
         )
 
 
-def _require_agreement(file: ForeignFile, layout: StackedLayout, d_sae: int) -> None:
-    """Refuse settings that belong to other weights."""
+def _validate_agreement(file: ForeignFile, layout: StackedLayout, d_sae: int) -> None:
+    """Raise a ValueError for settings that belong to other weights."""
     width = layout.d_in // layout.n_models
     for key, value in {"num_layers": layout.n_models, "activation_dim": width, "dict_size": d_sae}.items():
-        found = file.settings.get(key, value)
-        if found != value:
+        setting = file.settings.get(key, value)
+        if setting != value:
             raise ValueError(
-                f"The config beside {file.path} says {key}={found!r}, but the tensors {value}: one of the two "
+                f"The config beside {file.path} has {key}={setting!r}, but the tensors have {value}: one of the two "
                 "belongs to another crosscoder."
             )

@@ -1,4 +1,4 @@
-"""Writes a crosscoder in the layout of the paper's authors, for their library and their tools."""
+"""Save a crosscoder in the layout of the paper's authors, for their library and tools."""
 
 import json
 from pathlib import Path
@@ -20,27 +20,27 @@ _NONE_ID = 4
 
 @torch.no_grad()
 def save_dictionary_learning(crosscoder: InferenceCrosscoder, folder: str | Path, k: int | None = None) -> Path:
-    """Write `model.safetensors` and `config.json`, which `dictionary_learning` loads as the same function; the folder.
+    """Save `model.safetensors` and `config.json` for `dictionary_learning`, and return the folder.
 
-    Their `CrossCoder.from_pretrained(folder, from_hub=True)` reads it (`BatchTopKCrossCoder` where there is a
-    threshold), and so does `slc.load`. Activation scales and means become their normaliser; with different scales
-    for the two models, only versions of their library from 2026 on read it. They have no norm `max`: such a crosscoder
-    is written with the norm `none`, which selects the same latents.
+    Their `CrossCoder.from_pretrained(folder, from_hub=True)` loads it (`BatchTopKCrossCoder` if there is a threshold),
+    and so does `slc.load`. Activation scales and means become their normaliser; different scales for the two models
+    need a version of their library from 2026 on. They have no norm `max`: such a crosscoder is saved with the norm
+    `none`, which selects the same latents.
 
     Args:
-        k: the k of a BatchTopK crosscoder, which their file holds; by default the one it was trained with.
+        k: the k of a BatchTopK crosscoder, part of their file; by default that of its training.
 
     Raises:
-        ValueError: unless it is an inference crosscoder of two models of equal width, whose k is known, and whose
-            threshold is one number in the norm it was trained with.
+        ValueError: unless it is an inference crosscoder of two models of equal width with a known k, and with the same
+            threshold for all latents in the norm of its training.
     """
     crosscoder = require_inference(crosscoder, "save_dictionary_learning")
     cfg = crosscoder.cfg
     if cfg.layout.n_models != 2 or not cfg.layout.same_width:
         raise ValueError(
-            f"dictionary_learning stores two models of equal width, but this crosscoder's are {cfg.d_models}."
+            f"d_models={cfg.d_models} cannot be saved: dictionary_learning needs two models of equal width."
         )
-    weights, theta = _in_their_units(crosscoder)
+    weights, theta = _in_trained_units(crosscoder)
     norm_id = _norm_id(crosscoder)
     split = crosscoder.layout.split
     tensors: dict[str, Tensor] = {
@@ -70,12 +70,12 @@ def save_dictionary_learning(crosscoder: InferenceCrosscoder, folder: str | Path
 
 
 def _norm_id(crosscoder: InferenceCrosscoder) -> int:
-    """Their id of the norm; `none` for `max`, as saved activations meet the threshold as they are under either."""
+    """Their id of the norm; `none` for `max`, as both compare the same activations with the threshold."""
     return next((norm_id for norm_id, name in NORM_IDS.items() if name == crosscoder.cfg.score_norm), _NONE_ID)
 
 
-def _in_their_units(crosscoder: InferenceCrosscoder) -> tuple[Weights, float | None]:
-    """Weights in the trained space, and the threshold on scores there (None: ReLU)."""
+def _in_trained_units(crosscoder: InferenceCrosscoder) -> tuple[Weights, float | None]:
+    """Return weights in the space of training, and the threshold on scores there (None: ReLU)."""
     cfg, layout = crosscoder.cfg, crosscoder.layout
     weights = Weights(*(getattr(crosscoder, name) for name in Weights._fields))
     scales, means = crosscoder.activation_scales, crosscoder.activation_means
@@ -87,7 +87,8 @@ def _in_their_units(crosscoder: InferenceCrosscoder) -> tuple[Weights, float | N
         theta = thresholds.max()
         if theta > 0 and thresholds.min() == 0:
             raise ValueError(
-                "Some thresholds of this crosscoder are 0 and others not: no one threshold can stand for them."
+                "Some thresholds of this crosscoder are 0 and others are not: dictionary_learning stores one for all "
+                "latents."
             )
         factors = thresholds / theta if theta > 0 else torch.ones_like(thresholds)
         # The smaller a latent's threshold, the larger its raw activation must be to meet the common one.
@@ -100,16 +101,16 @@ def _in_their_units(crosscoder: InferenceCrosscoder) -> tuple[Weights, float | N
     theta = of_latents.median() if len(of_latents) else thresholds.new_zeros(())
     if not torch.allclose(of_latents, theta.expand_as(of_latents), rtol=1e-4):
         raise ValueError(
-            f"The thresholds of this crosscoder are not one number times its norm (score_norm={cfg.score_norm!r}), but "
-            f"between {of_latents.min():g} and {of_latents.max():g} of it: the authors' layout stores only one."
+            f"The thresholds of this crosscoder, in units of its norm (score_norm={cfg.score_norm!r}), are between "
+            f"{of_latents.min():g} and {of_latents.max():g}; dictionary_learning stores one for all latents."
         )
     return weights, theta.item()
 
 
 def _normaliser(crosscoder: InferenceCrosscoder) -> dict[str, Tensor]:
-    """Their normaliser's tensors, NaN where activations are read raw.
+    """Return the tensors of their normaliser, NaN if activations are read raw.
 
-    Their std is not known any more; any will do, as only the factor is used. Its sum of squares agrees with that.
+    Only the factor is used. The std, which is unknown, is set so that its sum of squares agrees with the factor.
     """
     shape = (2, crosscoder.cfg.d_model)
     off = torch.full(shape, torch.nan)
@@ -135,7 +136,5 @@ def _k(crosscoder: InferenceCrosscoder, k: int | None) -> int:
     metadata = crosscoder.cfg.metadata
     known = k or metadata.k or (metadata.training_architecture_details or {}).get("k")
     if known is None:
-        raise ValueError(
-            "dictionary_learning stores the k of a BatchTopK crosscoder, and this one's is not known: say k=..."
-        )
+        raise ValueError("The k of this BatchTopK crosscoder is unknown, but dictionary_learning stores it: pass k=...")
     return round(known)
