@@ -1,6 +1,5 @@
 """The Kullback-Leibler divergence between next-token distributions, in nats."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,15 +10,20 @@ def log_probs(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch 
 
 
 def kl_divergence(
-    log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"], *, dtype: torch.dtype | None = None
+    log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]
 ) -> Float[Tensor, "*batch"]:
     """`KL(p || q)` in nats at every position, from the log-probabilities of both distributions.
 
-    Args:
-        dtype: the type the vocabulary is summed in; by default the inputs'.
-
+    >>> import torch
     >>> p, q = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
     >>> round(float(kl_divergence(p, q)), 4), float(kl_divergence(p, p))
     (0.1438, 0.0)
     """
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1, dtype=dtype)
+    return kl_terms(log_p, log_q).sum(dim=-1)
+
+
+def kl_terms(
+    log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]
+) -> Float[Tensor, "*batch d_vocab"]:
+    """The terms of `KL(p || q)` per token of the vocabulary, for sums in another precision."""
+    return log_p.exp() * (log_p - log_q)

@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.harvest import validate_tokens
-from sae_lens_crosscoder.causal.forward.kl import kl_divergence, log_probs
+from sae_lens_crosscoder.causal.forward.kl import kl_terms, log_probs
 from sae_lens_crosscoder.causal.patching.validation import validate_pair
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
 from sae_lens_crosscoder.models.hook_access import device_of, replaced_activations
@@ -103,7 +103,7 @@ def _sums(
             with replaced_activations(model, {hook_name: activation.to(device, next(model.parameters()).dtype)}):
                 patched = run()
         entropy = -patched.gather(-1, targets[:, None]).double().sum()
-        sums.append(torch.stack([entropy, kl_divergence(unpatched, patched, dtype=torch.float64).sum()]))
+        sums.append(torch.stack([entropy, kl_terms(unpatched, patched).double().sum()]))
     return torch.stack(sums).cpu()
 
 
