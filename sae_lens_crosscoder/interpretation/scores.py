@@ -1,9 +1,7 @@
-"""How good an explanation is, from what was judged by it."""
+"""Balanced accuracy of verdicts, with its interval."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
-
-from scipy.stats import binomtest
 
 
 class Score(NamedTuple):
@@ -15,11 +13,11 @@ class Score(NamedTuple):
 
 
 def balanced_accuracy(positives: Sequence[bool], negatives: Sequence[bool]) -> Score:
-    """The mean share of positives that got a yes and of negatives that got a no: 1 is perfect, 1/2 says nothing.
+    """The mean of the share of positives judged yes and of negatives judged no: 1 is perfect, 1/2 is chance.
 
-    Of answers that are yes or no this is the AUROC as well, ties counting half. The interval joins both shares' Wilson
-    intervals as Newcombe 1998 (Statistics in Medicine 17, 873, method 10) does for a difference of shares, so that it
-    has a width even where every answer was right. It takes answers for independent.
+    For yes and no it equals the AUROC, with ties counting half. The interval combines the Wilson intervals of both
+    shares by the method of Newcombe 1998 (Statistics in Medicine 17, 873, method 10) for a difference of shares, so it
+    has a width even if every answer is right. It assumes independent answers.
 
     Args:
         positives, negatives: the verdicts, True for yes.
@@ -27,6 +25,8 @@ def balanced_accuracy(positives: Sequence[bool], negatives: Sequence[bool]) -> S
     >>> [round(number, 2) for number in balanced_accuracy([True, True, True, False], [False] * 4)]
     [0.88, 0.54, 0.98]
     """
+    from scipy.stats import binomtest  # slow to import
+
     if not positives or not negatives:
         return Score(float("nan"), float("nan"), float("nan"))
     shares, below, above = 0.0, 0.0, 0.0

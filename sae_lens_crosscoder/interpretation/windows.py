@@ -1,4 +1,4 @@
-"""Windows of text drawn at random, and which latents are on in them: where negative examples come from."""
+"""Random windows of text and the latents active in them: the source of negative examples."""
 
 from dataclasses import dataclass
 
@@ -20,25 +20,25 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class DrawnWindows:
-    """Different windows, and which of the latents that were asked about are on somewhere in each."""
+    """Distinct windows, and the selected latents that are active somewhere in each."""
 
     token_ids: tuple[TokenIds, ...]
-    on: Bool[Tensor, "window latent"]
+    active: Bool[Tensor, "window latent"]
 
 
 def draw_windows(
     crosscoder: InferenceCrosscoder,
     data: EvalData,
-    latents: Int[Tensor, " latent"],
+    latent_ids: Int[Tensor, " latent"],
     *,
     n_windows: int,
     window: tuple[int, int],
     seed: int,
 ) -> DrawnWindows:
-    """Windows around tokens that are drawn uniformly; the models run on the prompts that these are in.
+    """Draw windows around uniformly drawn tokens; the models run on the prompts they are in.
 
-    The same text may be in several windows. It is kept once, and a latent is on in it if it is on in any of them: what
-    is in front of a window can decide, and such a text is no clear negative.
+    A text that is in several windows is returned once, and a latent is active in it if it is active in any of them,
+    because the text before a window can decide it, which makes no clear negative.
 
     Args:
         window: tokens before and after the drawn one; a window never leaves its document or prompt.
@@ -58,50 +58,50 @@ def draw_windows(
             pair=data.pair, tokens=tokens[rows], token_mask=source.token_mask[rows], batch_size=data.batch_size
         )
         source = PromptSource(crosscoder, part)
-    on = _on(crosscoder, source, rows, prompt, latents, start, stop)
+    active = _active_in(crosscoder, source, rows, prompt, latent_ids, start, stop)
     index: dict[TokenIds, int] = {}
     slots: list[int] = []
     for first, last in zip(start.tolist(), stop.tolist(), strict=True):
         slots.append(index.setdefault(tuple(spans.tokens[first:last].tolist()), len(index)))
-    on_anywhere = torch.zeros(len(index), len(latents), dtype=torch.int64)
-    on_anywhere.index_add_(0, torch.tensor(slots), on.long())
-    return DrawnWindows(tuple(index), on_anywhere > 0)
+    active_anywhere = torch.zeros(len(index), len(latent_ids), dtype=torch.int64)
+    active_anywhere.index_add_(0, torch.tensor(slots), active.long())
+    return DrawnWindows(tuple(index), active_anywhere > 0)
 
 
-def _on(
+def _active_in(
     crosscoder: InferenceCrosscoder,
     source: PromptSource,
     rows: Int[Tensor, " row"],
     prompt: Int[Tensor, " window"],
-    latents: Int[Tensor, " latent"],
+    latent_ids: Int[Tensor, " latent"],
     start: Int[Tensor, " window"],
     stop: Int[Tensor, " window"],
 ) -> Bool[Tensor, "window latent"]:
-    """In which windows, sorted by prompt, which latents are on; `rows` are the prompts of the source."""
+    """Latents active in each window, with windows sorted by prompt; `rows` are the prompts of the source."""
     context_size = source.tokens.shape[1]
     column = torch.full((crosscoder.cfg.d_sae,), -1)
-    column[latents] = torch.arange(len(latents))
-    on = torch.zeros(len(start), len(latents), dtype=torch.bool)
-    for here, activations in tqdm(source, desc="Windows", unit="batch", leave=False):
-        part, place = rows[here], indices_of(source.token_mask[here].flatten())
-        token, where = _active(crosscoder, activations, column)
+    column[latent_ids] = torch.arange(len(latent_ids))
+    active = torch.zeros(len(start), len(latent_ids), dtype=torch.bool)
+    for batch, activations in tqdm(source, desc="Windows", unit="batch", leave=False):
+        part, place = rows[batch], indices_of(source.token_mask[batch].flatten())
+        token, columns = _active_pairs(crosscoder, activations, column)
         token = place[token]
         flat = part[token // context_size] * context_size + token % context_size  # ascending
         first, last = torch.searchsorted(prompt, part[0]), torch.searchsorted(prompt, part[-1], right=True)
         drawn = slice(int(first), int(last))
         begins, ends = (torch.searchsorted(flat, edge[drawn]).tolist() for edge in (start, stop))
         for window, begin, end in zip(range(drawn.start, drawn.stop), begins, ends, strict=True):
-            on[window, where[begin:end]] = True
-    return on
+            active[window, columns[begin:end]] = True
+    return active
 
 
 @torch.no_grad()
-def _active(
+def _active_pairs(
     crosscoder: InferenceCrosscoder, activations: Float[Tensor, "token d_in"], column: Int[Tensor, " d_sae"]
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
-    """Active pairs of a token and the column of a latent that was asked about, sorted by token."""
+    """Active pairs of a token and the column of a selected latent, sorted by token."""
     batch = activations.to(crosscoder.W_dec)
     validate_activations(batch, crosscoder.layout, "of windows drawn at random")
     pairs, _ = pairs_of(crosscoder.encode_sparse(batch))
-    where = column[pairs.latent.cpu()]
-    return pairs.token.cpu()[where >= 0], where[where >= 0]
+    columns = column[pairs.latent.cpu()]
+    return pairs.token.cpu()[columns >= 0], columns[columns >= 0]

@@ -88,9 +88,11 @@ def planted(tmp_path_factory):
 
 def make_cases(planted, latents=tuple(PLANTED), **kwargs):
     options = {"n_scored": 20, "n_windows": 1000, **kwargs}
-    embed = options.pop("embed", slc.sentence_embedder("words"))
+    embed = options.pop("embed", slc.interpretation.sentence_embedder("words"))
     data = slc.EvalData(pair=planted.pair, tokens=planted.tokens, batch_size=options.pop("batch_size", 32))
-    return slc.interpretation_cases(planted.crosscoder, data, planted.examples, latents, embed, **options)
+    return slc.interpretation.interpretation_cases(
+        planted.crosscoder, data, planted.examples, latents, embed, **options
+    )
 
 
 @pytest.fixture(scope="session")

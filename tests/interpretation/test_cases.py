@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.interpretation.choice import CaseMaker
+from sae_lens_crosscoder.interpretation.cases import CaseMaker
 from sae_lens_crosscoder.interpretation.embedding import unit_embeddings
 from sae_lens_crosscoder.interpretation.windows import DrawnWindows, draw_windows
 from tests.analysis.conftest import relu_crosscoder
@@ -143,23 +143,23 @@ def test_windows_are_off_where_an_encoding_of_everything_says_so(tmp_path, docum
                 fires = acts[row, read][:, [4, 1]].gt(0).any(dim=0).tolist()
                 on.setdefault(tuple(tokens[row, span].tolist()), []).append(fires)
     assert len(windows.token_ids) == len(set(windows.token_ids)) <= 60
-    for text, found in zip(windows.token_ids, windows.on.tolist(), strict=True):
+    for text, found in zip(windows.token_ids, windows.active.tolist(), strict=True):
         assert found in on[text] or found == [any(column) for column in zip(*on[text], strict=True)]
     every = draw_windows(crosscoder, data, torch.tensor([4, 1]), **{**kwargs, "n_windows": 500})
-    assert {text: found for text, found in zip(every.token_ids, every.on.tolist(), strict=True)} == {
+    assert {text: found for text, found in zip(every.token_ids, every.active.tolist(), strict=True)} == {
         text: [any(column) for column in zip(*fires, strict=True)] for text, fires in on.items()
     }
-    assert 0 < every.on.float().mean() < 1
+    assert 0 < every.active.float().mean() < 1
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(n_shown=0), "n_shown=0 leaves nothing"),
+        (dict(n_shown=0), "n_shown=0 is too small"),
         (dict(n_windows=0), "n_windows=0"),
         (dict(latents=[]), "at least one latent"),
         (dict(latents=[1, 1]), "none twice"),
-        (dict(latents=[0, 6]), "no latent 6: the crosscoder has latents 0 to 5"),
+        (dict(latents=[0, 6]), "no latent 6: this crosscoder has latents 0 to 5"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused_before_the_models_run(planted, monkeypatch, kwargs, message):
@@ -171,8 +171,8 @@ def test_arguments_that_mean_nothing_are_refused_before_the_models_run(planted, 
 def test_examples_of_another_crosscoder_are_refused(planted):
     other = relu_crosscoder(2 * planted.crosscoder.W_dec.detach(), d_models=planted.crosscoder.layout.d_models)
     other.cfg.metadata.hook_name = HOOK
-    with pytest.raises(ValueError, match="are of another crosscoder"):
-        slc.interpretation_cases(
+    with pytest.raises(ValueError, match="belong to another crosscoder"):
+        slc.interpretation.interpretation_cases(
             other, slc.EvalData(pair=planted.pair, tokens=planted.tokens), planted.examples, [0], lambda texts: None
         )
 
@@ -195,7 +195,7 @@ def test_a_text_that_is_known_to_activate_the_latent_elsewhere_is_no_negative(pl
     known = [tuple(example.token_ids.tolist()) for example in examples.top]
     fillers = [tuple(planted.tokens[row, 5:9].tolist()) for row in range(15)]
     windows = DrawnWindows((*known, *fillers), torch.zeros(len(known) + 15, 1, dtype=torch.bool))
-    embed = slc.sentence_embedder("words")
+    embed = slc.interpretation.sentence_embedder("words")
     maker = CaseMaker(windows, planted.pair.tokenizer, embed, n_shown=5, n_scored=20, seed=0)
     case = maker.case(examples, 0)
     negatives = {*texts(case, "random"), *texts(case, "hard")}
@@ -218,8 +218,8 @@ def test_cases_of_padded_texts_are_those_of_the_texts(planted, tmp_path):
     for i, each in enumerate(data):
         path = tmp_path / f"{i}.safetensors"
         examples = slc.collect_examples(planted.crosscoder, each, path, window=WINDOW)
-        options = dict(embed=slc.sentence_embedder("words"), n_scored=5, n_windows=200)
-        made.append(slc.interpretation_cases(planted.crosscoder, each, examples, [0, 2], **options))
+        options = dict(embed=slc.interpretation.sentence_embedder("words"), n_scored=5, n_windows=200)
+        made.append(slc.interpretation.interpretation_cases(planted.crosscoder, each, examples, [0, 2], **options))
     assert made[0].cases == made[1].cases == made[2].cases
     assert all(case.detection for case in made[0].cases)
     assert made[1].manifest == made[2].manifest != made[0].manifest

@@ -3,19 +3,18 @@
 import pandas as pd
 import pytest
 
-import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.interpretation import prompts
+from sae_lens_crosscoder.interpretation import Answers, CallableClient, interpret, prompts
 from tests.interpretation.conftest import DEAD, EVERY_TOKEN, EVERYWHERE, PLANTED, RULES, make_cases, rule_model
 
 SCORES = ["detection_random", "detection_hard", "fuzzing"]
 
 
 def answers(path, function=rule_model, **kwargs):
-    return slc.Answers(path / "answers.jsonl", slc.CallableClient(function, "rules"), **kwargs)
+    return Answers(path / "answers.jsonl", CallableClient(function, "rules"), **kwargs)
 
 
 def test_planted_latents_are_explained_and_foreseen(cases, tmp_path):
-    found = slc.interpret(cases, answers(tmp_path))
+    found = interpret(cases, answers(tmp_path))
     table = found.table
     assert table.explanation.to_dict() == dict(zip(PLANTED, RULES, strict=True))
     assert (table[SCORES] == 1.0).all(axis=None)
@@ -31,7 +30,7 @@ def test_planted_latents_are_explained_and_foreseen(cases, tmp_path):
 def test_explanations_of_other_latents_foresee_nothing(cases, tmp_path):
     names = list(RULES)
     shuffled = {latent: names[latent - 1] for latent in PLANTED}
-    found = slc.interpret(cases, answers(tmp_path), explanations=shuffled)
+    found = interpret(cases, answers(tmp_path), explanations=shuffled)
     table = found.table
     assert table.explanation.to_dict() == shuffled
     assert table[SCORES].stack().between(0.38, 0.62).all()
@@ -42,15 +41,15 @@ def test_explanations_of_other_latents_foresee_nothing(cases, tmp_path):
 @pytest.mark.parametrize("texts_per_prompt", [1, 7])
 def test_texts_are_judged_alike_in_prompts_of_any_size(cases, tmp_path, texts_per_prompt):
     names = {latent: list(RULES)[latent - 1] for latent in PLANTED}
-    expected = slc.interpret(cases, answers(tmp_path), explanations=names).table
-    table = slc.interpret(cases, answers(tmp_path), explanations=names, texts_per_prompt=texts_per_prompt).table
+    expected = interpret(cases, answers(tmp_path), explanations=names).table
+    table = interpret(cases, answers(tmp_path), explanations=names, texts_per_prompt=texts_per_prompt).table
     pd.testing.assert_frame_equal(table, expected)
 
 
 def test_a_dead_latent_has_no_explanation_and_one_that_is_always_on_no_scores(planted, tmp_path):
     cases = make_cases(planted, latents=[DEAD, EVERYWHERE])
     asked = []
-    table = slc.interpret(cases, answers(tmp_path, lambda prompt: asked.append(prompt) or rule_model(prompt))).table
+    table = interpret(cases, answers(tmp_path, lambda prompt: asked.append(prompt) or rule_model(prompt))).table
     assert table.explanation.dropna().to_dict() == {EVERYWHERE: EVERY_TOKEN}
     assert table[SCORES].isna().all(axis=None)
     assert table.n_judged.to_dict() == {DEAD: 0, EVERYWHERE: 60}  # positives, beside which there is no negative
@@ -68,14 +67,14 @@ def test_answers_without_the_form_asked_for_are_counted_and_not_guessed(cases, t
         n_bad += 1
         return answer.replace("[", "1, ") + " as I said"
 
-    table = slc.interpret(cases, answers(tmp_path, sloppy)).table
+    table = interpret(cases, answers(tmp_path, sloppy)).table
     assert 0 < n_bad == table.n_unparsable.sum()
     assert table.n_judged.sum() == len(table) * 300 - 5 * n_bad
     assert (table[SCORES] == 1.0).all(axis=None)
 
 
 def test_a_latent_without_a_readable_explanation_is_not_scored(cases, tmp_path):
-    table = slc.interpret(cases, answers(tmp_path, lambda prompt: "These are animals.")).table
+    table = interpret(cases, answers(tmp_path, lambda prompt: "These are animals.")).table
     assert table.explanation.isna().all()
     assert table[SCORES].isna().all(axis=None)
     assert (table.n_unparsable == 1).all()
@@ -83,24 +82,24 @@ def test_a_latent_without_a_readable_explanation_is_not_scored(cases, tmp_path):
 
 
 def test_a_changed_prompt_misses_the_recorded_answers_loudly(cases, cases_of_another_seed, tmp_path, monkeypatch):
-    first = slc.interpret(cases, answers(tmp_path)).table
+    first = interpret(cases, answers(tmp_path)).table
 
     def refuse(prompt):
         raise AssertionError("asked")
 
     replayed = answers(tmp_path, refuse, recorded_only=True)
-    pd.testing.assert_frame_equal(slc.interpret(cases, replayed).table, first)
+    pd.testing.assert_frame_equal(interpret(cases, replayed).table, first)
     with pytest.raises(ValueError, match=r"has no answer of 'rules' .* to 120 of 120 prompts"):
-        slc.interpret(cases, replayed, texts_per_prompt=10)
+        interpret(cases, replayed, texts_per_prompt=10)
     with pytest.raises(ValueError, match="The prompts, the model or the settings changed"):
-        slc.interpret(cases_of_another_seed, replayed)
+        interpret(cases_of_another_seed, replayed)
     monkeypatch.setattr(prompts, "_EXPLANATION", "IN SHORT:")
     with pytest.raises(ValueError, match="4 of 4 prompts"):
-        slc.interpret(cases, replayed)
+        interpret(cases, replayed)
 
 
 def test_a_run_that_was_interrupted_goes_on_and_latents_do_not_depend_on_others(planted, cases, tmp_path):
-    expected = slc.interpret(cases, answers(tmp_path)).table
+    expected = interpret(cases, answers(tmp_path)).table
     path = tmp_path / "again"
     path.mkdir()
     n_asked = 0
@@ -112,19 +111,19 @@ def test_a_run_that_was_interrupted_goes_on_and_latents_do_not_depend_on_others(
             raise ConnectionError("gone")
         return rule_model(prompt)
 
-    alone = slc.interpret(make_cases(planted, latents=[2]), answers(path, dies)).table
+    alone = interpret(make_cases(planted, latents=[2]), answers(path, dies)).table
     pd.testing.assert_frame_equal(alone, expected.loc[[2]])
     n_alone = n_asked
     with pytest.raises(ConnectionError):
-        slc.interpret(cases, answers(path, dies))
-    pd.testing.assert_frame_equal(slc.interpret(cases, answers(path, dies)).table, expected)
+        interpret(cases, answers(path, dies))
+    pd.testing.assert_frame_equal(interpret(cases, answers(path, dies)).table, expected)
     n_prompts = len((tmp_path / "answers.jsonl").read_text().splitlines())
     assert n_alone == n_prompts / 4
     assert n_asked == n_prompts + 1  # the one that died is the only one asked twice
 
 
 def test_what_makes_no_sense_is_refused(cases, tmp_path):
-    with pytest.raises(ValueError, match="no case of latent 9"):
-        slc.interpret(cases, answers(tmp_path), explanations={9: "birds"})
+    with pytest.raises(ValueError, match="Latent 9 has an explanation but no case"):
+        interpret(cases, answers(tmp_path), explanations={9: "birds"})
     with pytest.raises(ValueError, match="texts_per_prompt=0"):
-        slc.interpret(cases, answers(tmp_path), texts_per_prompt=0)
+        interpret(cases, answers(tmp_path), texts_per_prompt=0)
