@@ -1,10 +1,14 @@
-"""Runs the notebooks and writes them as the site's tutorials, results included: python -m tests.house.tutorials"""
+"""Runs the notebooks and writes them as the site's tutorials, results included.
+
+python -m tests.house.tutorials [NOTEBOOK ...]
+"""
 
 import ast
 import contextlib
 import io
 import json
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,10 +104,11 @@ def write_tutorial(path):
 
 
 def main():
-    TUTORIALS.mkdir(exist_ok=True)
+    names = sys.argv[1:]
     for path in NOTEBOOKS:
-        write_tutorial(path)
-        print(path.stem)
+        if not names or path.stem in names:
+            write_tutorial(path)
+            print(path.stem, flush=True)
 
 
 if __name__ == "__main__":
