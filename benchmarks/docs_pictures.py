@@ -115,10 +115,10 @@ def speed_figure() -> Any:
 
 def demo_figures(folder: str) -> list[Any]:
     """Plot the two figures of a demo's report that the README shows."""
-    tables = {name: slc.Diagnosis.load(Path(folder, name)).latents for name in ("l1", "batchtopk")}
+    diagnoses = {name: slc.Diagnosis.load(Path(folder, name)) for name in ("l1", "batchtopk")}
     return [
-        delta_norm_histogram(tables).update_layout(height=520, width=WIDTH),
-        nu_scatter(tables).update_layout(height=500, width=WIDTH),
+        delta_norm_histogram(diagnoses).update_layout(height=520, width=WIDTH),
+        nu_scatter(diagnoses).update_layout(height=500, width=WIDTH),
     ]
 
 
