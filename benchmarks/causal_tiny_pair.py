@@ -32,7 +32,8 @@ from results_file import write_results
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.statistics.concepts import auroc, concept_table
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, dialogues, matched_prompts
-from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, crosscoder_folders
+from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig
+from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders
 
 REFUSAL = "sorry i cannot help with that . <eot>"
 N_PROMPTS, N_CONVERSATIONS, MAX_NEW_TOKENS = 64, CausalConfig.n_conversations, 12

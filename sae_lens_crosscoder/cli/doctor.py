@@ -19,9 +19,9 @@ def run(args: Sequence[str]) -> None:
     parse(DoctorConfig, args, "doctor")
     findings = examine()
     for finding in findings:
-        way_out = f" -> {finding.way_out}" if finding.way_out else ""
-        print(f"[{MARKS[finding.status]}] {finding.what}: {finding.found}{way_out}")
-    missing = [finding.what for finding in findings if finding.status == "missing"]
+        fix = f" -> {finding.fix}" if finding.fix else ""
+        print(f"[{MARKS[finding.status]}] {finding.name}: {finding.result}{fix}")
+    missing = [finding.name for finding in findings if finding.status == "missing"]
     if missing:
         raise ValueError(f"{', '.join(missing)} must change first: {next_command(findings)}")
     print(f"\nnext: {next_command(findings)}")

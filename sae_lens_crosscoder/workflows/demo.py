@@ -1,4 +1,4 @@
-"""The main job in five minutes: both crosscoders on the built-in pair, diagnosed side by side."""
+"""Train, diagnose and compare an L1 and a BatchTopK crosscoder on the built-in pair."""
 
 import json
 import time
@@ -34,7 +34,7 @@ REPORT_FILENAME = "report.html"
 
 @dataclass
 class DemoConfig:
-    """What the demo trains; the defaults take under five minutes on two cores."""
+    """Settings of the demo; the defaults take under five minutes on two cores."""
 
     output_path: str = "demo"
     """Folder for summary.json, report.html and one crosscoder folder each in l1/ and batchtopk/."""
@@ -45,11 +45,12 @@ class DemoConfig:
     batch_size: int = 512
     """Tokens per step."""
     seed: int = 0
+    """Seed of the weights, the data and the samples."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found and wrote."""
+    """The results of the demo."""
 
     diagnoses: dict[str, Diagnosis]
     comparison: pd.DataFrame
@@ -59,7 +60,7 @@ class DemoResult:
 
 
 def demo_runner_config(cfg: DemoConfig) -> CrosscoderRunnerConfig:
-    """An L1 and a BatchTopK crosscoder on one stream of the built-in pair's activations."""
+    """Configure an L1 and a BatchTopK crosscoder on one stream of the built-in pair's activations."""
     steps = cfg.training_steps
     return CrosscoderRunnerConfig(
         saes={
@@ -95,9 +96,9 @@ def demo_runner_config(cfg: DemoConfig) -> CrosscoderRunnerConfig:
 
 
 def run_demo(cfg: DemoConfig) -> DemoResult:
-    """Train, diagnose on held-out tokens, and write summary.json, report.html and both crosscoder folders."""
+    """Train both crosscoders, diagnose them on held-out tokens, and write summary.json and report.html."""
     output_path = Path(cfg.output_path)
-    output_path.mkdir(parents=True, exist_ok=True)  # fails now rather than after training
+    output_path.mkdir(parents=True, exist_ok=True)  # fails before training
     started = time.perf_counter()
     runner = CrosscoderTrainingRunner(demo_runner_config(cfg))
     with warnings.catch_warnings():
@@ -117,7 +118,7 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
         names=["crosscoder"],
     ).swaplevel()
     concepts = concepts.loc[list(contrasts)]
-    comparison = compare(diagnoses)
+    comparison = compare_diagnoses(diagnoses)
     summary = _summary(diagnoses, seconds)
     (output_path / SUMMARY_FILENAME).write_text(json.dumps(summary, indent=1))
     write_report(
@@ -133,8 +134,8 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
     return DemoResult(diagnoses, comparison, concepts, summary, output_path)
 
 
-def compare(diagnoses: dict[str, Diagnosis]) -> pd.DataFrame:
-    """Crosscoders side by side, as text: classes with and without dead latents, genuine share, FVE, L0."""
+def compare_diagnoses(diagnoses: dict[str, Diagnosis]) -> pd.DataFrame:
+    """Tabulate crosscoders side by side as text: classes with and without dead latents, genuine share, FVE, L0."""
     return pd.DataFrame({name: _column(diagnosis) for name, diagnosis in diagnoses.items()})
 
 

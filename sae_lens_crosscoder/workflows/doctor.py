@@ -1,4 +1,4 @@
-"""What this machine can do: versions, devices, access to models, disk, and the command to run next."""
+"""Check this machine: versions, devices, access to models, disk, and the command to run next."""
 
 import os
 import shutil
@@ -25,24 +25,24 @@ _DISK_FOR_THE_PAPER = 40 * _GIB
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     status: Literal["ok", "note", "missing"]
-    """`missing` is what has to change before anything runs; a `note` only limits what can run."""
-    what: str
-    found: str
-    way_out: str = ""
+    """`missing` must be fixed before anything runs; a `note` only limits what can run."""
+    name: str
+    result: str
+    fix: str = ""
 
 
 def examine() -> list[Finding]:
-    """Look at versions, devices, the Hub and the disk; only the Hub check uses the network, without sending data."""
+    """Check versions, devices, the Hub and the disk. Only the Hub check uses the network, and it sends no data."""
     return [*_packages(), *_devices(), *_models(), *_disks()]
 
 
 def next_command(findings: list[Finding]) -> str:
-    """The command that this machine is ready for."""
+    """Return the command that this machine is ready for."""
     if missing := [finding for finding in findings if finding.status == "missing"]:
-        return missing[0].way_out
+        return missing[0].fix
     if any(finding.status == "note" for finding in findings):
         return "sae-lens-crosscoder demo"
     return "sae-lens-crosscoder plan --device cuda --d_model 2304 --d_sae 73728 --k 100"
@@ -52,16 +52,16 @@ def _packages() -> Iterator[Finding]:
     for line in requires(DISTRIBUTION) or []:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate():
-            continue  # of an extra
-        way_out = f"pip install '{requirement.name}{requirement.specifier}'"
+            continue  # belongs to an extra
+        fix = f"pip install '{requirement.name}{requirement.specifier}'"
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
-            yield Finding("missing", requirement.name, "not installed", way_out)
+            yield Finding("missing", requirement.name, "not installed", fix)
             continue
-        fits = requirement.specifier.contains(found, prereleases=True)
+        fits = requirement.specifier.contains(installed, prereleases=True)
         supported = "" if fits else f", but {requirement.specifier} is supported"
-        yield Finding("ok" if fits else "missing", requirement.name, found + supported, "" if fits else way_out)
+        yield Finding("ok" if fits else "missing", requirement.name, installed + supported, "" if fits else fix)
 
 
 def _devices() -> Iterator[Finding]:
@@ -69,12 +69,12 @@ def _devices() -> Iterator[Finding]:
     described = "" if memory is None else f", {memory / _GIB:.0f} GiB"
     yield Finding("ok", "CPU", f"{os.cpu_count()} cores{described}, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
-        yield Finding("note", "GPU", "none that torch sees", "The built-in pair needs none; Gemma 2 2B does.")
+        yield Finding("note", "GPU", "none visible to torch", "The built-in pair needs none; Gemma 2 2B does.")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding("ok", f"cuda:{index}", f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB")
     if torch.cuda.is_available() and not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
-        yield Finding("note", "C compiler", "none, and Triton's kernels want one", "apt install gcc python3-dev")
+        yield Finding("note", "C compiler", "none, but Triton's kernels need one", "apt install gcc python3-dev")
 
 
 def _models() -> Iterator[Finding]:
@@ -86,23 +86,21 @@ def _models() -> Iterator[Finding]:
         try:
             auth_check(name)
         except GatedRepoError:
-            way_out = f"accept its licence at {page}" + ("" if get_token() else ", then: hf auth login")
-            yield Finding("note", name, "gated, and this account has no access", way_out)
+            fix = f"accept its licence at {page}" + ("" if get_token() else ", then: hf auth login")
+            yield Finding("note", name, "gated, and this account has no access", fix)
         except RepositoryNotFoundError:
-            yield Finding("note", name, "the Hub does not show it to this account", "hf auth login")
-        except Exception as error:  # whatever keeps the Hub from answering is the finding
-            found = f"the Hub cannot be reached ({type(error).__name__})"
-            yield Finding("note", name, found, "Models in local folders and the built-in pair work without it.")
+            yield Finding("note", name, "not visible to this account on the Hub", "hf auth login")
+        except Exception as error:  # any failure to reach the Hub is the finding
+            result = f"the Hub cannot be reached ({type(error).__name__})"
+            yield Finding("note", name, result, "Models in local folders and the built-in pair work without it.")
         else:
-            yield Finding("ok", name, "may be downloaded")
+            yield Finding("ok", name, "can be downloaded")
 
 
 def _disks() -> Iterator[Finding]:
-    for what, path in {"disk here": Path.cwd(), "disk of the Hub's cache": Path(HF_HUB_CACHE)}.items():
+    for name, path in {"disk here": Path.cwd(), "disk of the Hub's cache": Path(HF_HUB_CACHE)}.items():
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         enough = free >= _DISK_FOR_THE_PAPER
-        way_out = (
-            f"The paper's setting takes about {_DISK_FOR_THE_PAPER / _GIB:.0f} GiB; `plan` says how much yours takes."
-        )
-        yield Finding("ok" if enough else "note", what, f"{free / _GIB:.0f} GiB free", "" if enough else way_out)
+        fix = f"The paper's setting takes about {_DISK_FOR_THE_PAPER / _GIB:.0f} GiB; `plan` says how much yours takes."
+        yield Finding("ok" if enough else "note", name, f"{free / _GIB:.0f} GiB free", "" if enough else fix)

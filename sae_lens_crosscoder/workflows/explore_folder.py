@@ -15,8 +15,9 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_MODELS, matched_prompts
 from sae_lens_crosscoder.report import Exploration
 from sae_lens_crosscoder.training.saved_run import held_out_run, require_runner_config
-from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, conversations_of, crosscoder_folders
+from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, load_conversations
 from sae_lens_crosscoder.workflows.explore import explore
+from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders
 
 logger = logging.getLogger(__name__)
 
@@ -86,4 +87,4 @@ def _responses(cfg: ReportConfig, crosscoder: InferenceCrosscoder, pair: HookedM
     if cfg.n_conversations == 0:
         return None
     asked = CausalConfig(prompts=cfg.prompts, n_conversations=cfg.n_conversations, seed=cfg.seed)
-    return generate_responses(pair, conversations_of(asked, crosscoder), max_new_tokens=cfg.max_new_tokens)
+    return generate_responses(pair, load_conversations(asked, crosscoder), max_new_tokens=cfg.max_new_tokens)

@@ -23,7 +23,7 @@ from sae_lens_crosscoder.report.paper.numbers import paper_numbers
 from sae_lens_crosscoder.report.paper.page import paper_figures, write_paper_page
 from sae_lens_crosscoder.report.paper.tables import write_paper_tables
 from sae_lens_crosscoder.training.saved_run import held_out_run
-from sae_lens_crosscoder.workflows.causal_experiment import crosscoder_folders, pair_of
+from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders, load_pair
 
 __all__ = ["PaperReportConfig", "PaperTables", "paper_report", "paper_tables", "run_paper_report"]
 
@@ -39,28 +39,28 @@ def paper_report(
     output_path: str | Path = "paper",
     images: Sequence[ImageFormat] = ("png",),
 ) -> dict[str, PaperTables]:
-    """Measure crosscoders and write everything that the paper reports of its own, each number beside the paper's.
+    """Measure crosscoders on held-out data, and write all tables and figures of the paper, beside its own numbers.
 
-    Written are `paper.html` (one page that opens offline), `paper.json` (all numbers and small tables),
-    `latents.parquet` (everything about every latent) and `figures/`.
+    The files are `paper.html` (one page that opens offline), `paper.json` (all numbers and small tables),
+    `latents.parquet` (all latents) and `figures/`.
 
     Args:
         crosscoders: one, or several of one pair and hook by name.
-        data: held-out data, with `groups` and `sources` if known. Template shares take groups.
-        images: formats of the static images, `png` and `svg`. They need the extra `images` and a Chrome; without, all
-            else is written, with a warning.
+        data: held-out data. Template shares are known only with token groups.
+        images: formats of the static images, `png` and `svg`. They need the extra `images` and Chrome. Without these,
+            everything else is written, with a warning.
 
     Returns:
-        What was measured, by crosscoder name.
+        The measured tables, by crosscoder name.
 
     Raises:
-        ValueError: for whatever `paper_tables` refuses, or an unknown image format, before anything runs.
+        ValueError: as `paper_tables`, or for an unknown image format, before anything runs.
     """
     if isinstance(crosscoders, InferenceCrosscoder):
         crosscoders = {"crosscoder": crosscoders}
     validate_formats(images)
     folder = Path(output_path)
-    folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
+    folder.mkdir(parents=True, exist_ok=True)  # fails before the work
     tables = paper_tables(crosscoders, data)
     figures = paper_figures(tables)
     numbers = paper_numbers(tables)
@@ -70,35 +70,36 @@ def paper_report(
         if images:
             write_images(figures, folder / FIGURES_FOLDER, images)
     except ValueError as error:
-        warnings.warn(f"{folder} has everything but static images. {error}", stacklevel=2)
+        warnings.warn(f"No static images in {folder}. {error}", stacklevel=2)
     return tables
 
 
 @dataclass(kw_only=True)
 class PaperReportConfig(ForeignOptions):
-    """Whose crosscoder to report on, and on what."""
+    """Crosscoders to report on, and the data to measure them on."""
 
     crosscoder: str = simple_parsing.field(positional=True)
     """A crosscoder's folder, file or Hub id in any layout that slc.load reads, or a folder of several of one pair."""
     output_path: str = "paper"
     """Folder for paper.html, paper.json, latents.parquet and figures."""
     chats: str | None = None
-    """A file of held-out conversations: in every line the JSON of a list of messages with role and content."""
+    """A file of held-out conversations: one JSON list of messages with role and content per line."""
     texts: str | None = None
-    """A text file of held-out plain text, a document in every line; goes with or without chats."""
+    """A file of held-out plain text, one document per line. It can be combined with chats."""
     activations: str | None = None
     """A folder that slc.cache_activations wrote, instead of models and tokens."""
     n_rows: int | None = None
-    """How many conversations, texts or contexts are used at most of each kind, the first ones."""
+    """Largest number of conversations, texts or contexts of each kind, from the first."""
     max_length: int = 1024
-    """Tokens at which conversations and texts are cut off."""
+    """Longest conversation or text, in tokens."""
     images: list[str] = field(default_factory=lambda: ["png"])
     """Formats of the static images, png and svg."""
     batch_size: int = 32
-    """Rows at a time."""
+    """Rows per forward pass."""
     device: str = "cpu"
+    """Device of the models and crosscoders."""
     dtype: str = "float32"
-    """Of the models."""
+    """Dtype of the models."""
     model_class_name: str = "HookedTransformer"
     """HookedTransformer or TransformerBridge."""
 
@@ -106,12 +107,12 @@ class PaperReportConfig(ForeignOptions):
 def run_paper_report(cfg: PaperReportConfig) -> dict[str, PaperTables]:
     """Run `paper_report` on one crosscoder, or on several of one pair.
 
-    Without chats, texts or activations, the tokens are the built-in pair's own held-out rows, or those that training
-    held out, as the crosscoder's runner_cfg.json says; only the former know their template tokens.
+    Without chats, texts or activations, the data are the built-in pair's held-out rows, or the rows that training held
+    out according to runner_cfg.json. Only the former have known template tokens.
     """
     validate_formats(cfg.images)
     if cfg.n_rows is not None and cfg.n_rows < 1:
-        raise ValueError(f"n_rows={cfg.n_rows} leaves nothing to measure on: give at least 1.")
+        raise ValueError(f"n_rows={cfg.n_rows} must be at least 1.")
     chats, texts = _read_chats(cfg), _read_texts(cfg)
     path = Path(cfg.crosscoder)
     holds_several = not (path / SAE_CFG_FILENAME).exists() and any(path.glob(f"*/{SAE_CFG_FILENAME}"))
@@ -130,21 +131,21 @@ def _data(
     chats: list[list[dict[str, str]]],
     texts: list[str],
 ) -> EvalData:
-    """Activations, chats or texts of the config, or else held-out data of the built-in pair or the training run."""
+    """Load the activations, chats or texts of the config, or else held-out rows of the pair or the training run."""
     if cfg.activations is not None:
         return EvalData(activations=ActivationCache(cfg.activations))
-    is_tiny = all(each.cfg.metadata.chat_model_name in TINY_MODELS for each in crosscoders.values())
+    is_tiny = all(crosscoder.cfg.metadata.chat_model_name in TINY_MODELS for crosscoder in crosscoders.values())
     runner_path = folder / RUNNER_CFG_FILENAME
     if not (chats or texts or is_tiny or runner_path.exists()):
         raise ValueError(
-            f"{cfg.crosscoder} does not say what it was trained on (it has no {RUNNER_CFG_FILENAME}), so there is "
-            "nothing to measure it on: give --chats, --texts or --activations, held out from its training."
+            f"{cfg.crosscoder} has no {RUNNER_CFG_FILENAME}, so its held-out rows are unknown: pass --chats, --texts "
+            "or --activations that were held out from its training."
         )
     if not (chats or texts or is_tiny):
-        held_out = held_out_run(str(folder), None, "give --chats, --texts or --activations.")
+        held_out = held_out_run(str(folder), None, "pass --chats, --texts or --activations.")
         return replace(held_out.held_out_data(cfg.n_rows), batch_size=cfg.batch_size)
     pair_options = {"device": cfg.device, "dtype": cfg.dtype, "model_class_name": cfg.model_class_name}
-    pair = pair_of(crosscoders, cfg.crosscoder, **pair_options)
+    pair = load_pair(crosscoders, cfg.crosscoder, **pair_options)
     if chats or texts:
         rows = labelled_rows(pair.tokenizer, chats, texts, cfg.max_length)
     else:
@@ -154,7 +155,7 @@ def _data(
 
 def _read_chats(cfg: PaperReportConfig) -> list[list[dict[str, str]]]:
     if cfg.activations is not None and (cfg.chats is not None or cfg.texts is not None):
-        raise ValueError("activations come with their own tokens: give them, or chats and texts, not both.")
+        raise ValueError("Pass either `activations` or `chats` and `texts`, not both.")
     if cfg.chats is None:
         return []
     chats: list[list[dict[str, str]]] = []
@@ -164,8 +165,8 @@ def _read_chats(cfg: PaperReportConfig) -> list[list[dict[str, str]]]:
             chats.append([{"role": message["role"], "content": message["content"]} for message in messages])
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise ValueError(
-                f"{cfg.chats}, conversation {i}, is not the JSON of a list of messages with role and content: "
-                f"{line[:60]!r}."
+                f"{cfg.chats}, conversation {i}: expected a JSON list of messages with role and content, "
+                f"got {line[:60]!r}."
             ) from error
     return chats
 
@@ -175,8 +176,8 @@ def _read_texts(cfg: PaperReportConfig) -> list[str]:
 
 
 def _lines(path: str) -> list[str]:
-    """The lines of a file that are not blank."""
+    """Read the lines of a file that are not blank."""
     lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{path} is empty: there is nothing in it to measure on.")
+        raise ValueError(f"{path} is empty.")
     return lines

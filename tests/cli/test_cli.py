@@ -225,7 +225,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(numb
         (["plan", "out", "--sweep", "k=1,2"], "--sweep cannot change a saved config"),
         (["plan", *TINY, "--memory_gib", "-1"], "memory_gib=-1.0 must be positive"),
         (["plan", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "is in layer 9, but tiny-base has 4 layers"),
-        (["causal", "--crosscoder", "nowhere"], "nowhere is no crosscoder folder and holds none"),
+        (["causal", "--crosscoder", "nowhere"], "nowhere is not a crosscoder folder and contains none"),
         (["diagnose", "nowhere"], "'nowhere' is neither a local folder nor a Hub id"),
     ],
 )

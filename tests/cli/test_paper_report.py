@@ -108,23 +108,26 @@ def test_what_training_held_out_is_the_data_of_other_pairs():
 def test_a_foreign_crosscoder_says_what_it_lacks(capsys):
     LAYOUTS["B"].write(Path("theirs"))
     assert main(["paper-report", "theirs", *RUN, "--model_names", "a", "b"]) == 2
-    assert "theirs does not say what it was trained on (it has no runner_cfg.json)" in capsys.readouterr().err
+    assert "theirs has no runner_cfg.json, so its held-out rows are unknown" in capsys.readouterr().err
     save("one")
     assert main(["paper-report", "one", *RUN, "--hook-name", "here"]) == 2
-    assert "hook_name would change what it was trained on" in capsys.readouterr().err
+    assert "hook_name cannot be set for a crosscoder of this package" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["nowhere"], "'nowhere' is neither a local folder nor a Hub id"),
-        (["one", "--n_rows", "0"], "n_rows=0 leaves nothing to measure on"),
+        (["one", "--n_rows", "0"], "n_rows=0 must be at least 1"),
         (["one", "--chats", "none.jsonl"], "none.jsonl"),
-        (["one", "--chats", "bad.jsonl"], "bad.jsonl, conversation 2, is not the JSON of a list of messages"),
+        (["one", "--chats", "bad.jsonl"], "bad.jsonl, conversation 2: expected a JSON list of messages"),
         (["one", "--texts", "empty.txt"], "empty.txt is empty"),
-        (["one", "--chats", "bad.jsonl", "--activations", "cache"], "give them, or chats and texts, not both"),
+        (
+            ["one", "--chats", "bad.jsonl", "--activations", "cache"],
+            "either `activations` or `chats`",
+        ),
         (["one", "--activations", "cache"], "cache is not an activation cache"),
-        (["pairs"], "must hold crosscoders of one pair of models"),
+        (["pairs"], "must contain crosscoders of one named pair of models"),
     ],
 )
 def test_a_mistake_is_one_clear_line(args, message, capsys):

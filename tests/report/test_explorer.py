@@ -177,9 +177,9 @@ def test_errors_say_what_does_not_fit(explorations):
     with pytest.raises(ValueError, match="`explorations` is empty"):
         write_explorer({}, "never.html")
     statistics = explorations["l1"].statistics
-    with pytest.raises(ValueError, match="statistics are of 3 latents, the table of 1000"):
+    with pytest.raises(ValueError, match="statistics: 3 latents, but the table has 1000"):
         Exploration(make_table(), statistics=replace(statistics, table=statistics.table[:3]))
-    with pytest.raises(ValueError, match="give the whole table"):
+    with pytest.raises(ValueError, match="pass the whole table"):
         Exploration(make_table().drop(columns="delta_norm"))
     with pytest.raises(IndexError, match="latents 0 to 199"):
         explorations["l1"][N]

@@ -398,7 +398,7 @@ def test_images_show_the_figure(latents, tmp_path):
 def test_without_kaleido_all_else_is_written_and_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     crosscoder, x = random_crosscoder(), list(random_activations(300).split(50))
-    with pytest.warns(UserWarning, match=r"everything but static images.*sae-lens-crosscoder\[images\]"):
+    with pytest.warns(UserWarning, match=r"No static images in .*sae-lens-crosscoder\[images\]"):
         tables = slc.paper_report(crosscoder, slc.EvalData(activations=x), output_path=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"paper.html", "paper.json", "latents.parquet"}
     pd.testing.assert_frame_equal(

@@ -204,7 +204,7 @@ def test_drawing_changes_nothing(tables, tmp_path):
 
 @pytest.mark.parametrize("draw", [delta_norm_histogram, nu_scatter])
 def test_errors_say_what_is_missing(tables, draw):
-    with pytest.raises(ValueError, match="`tables` is empty"):
+    with pytest.raises(ValueError, match="`diagnoses` is empty"):
         draw({})
     with pytest.raises(ValueError, match="'l1' has no column delta_norm, label"):
         draw(diagnoses({"l1": tables["l1"].drop(columns=["delta_norm", "label"])}))

@@ -155,7 +155,7 @@ def test_models_in_folders_are_found_where_they_are_now(tmp_path):
     options = {"crosscoder": "one", "prompts": "asked.txt", "max_new_tokens": 4}
     there = run_causal(config(output_path="there", **options))
     shutil.move(tmp_path / "then", tmp_path / "now")
-    with pytest.raises(ValueError, match=r"there is no folder .*then/base here: say with model_name"):
+    with pytest.raises(ValueError, match=r"the folder .*then/base does not exist: pass model_name"):
         run_causal(config(output_path="moved", **options))
     moved = {"model_name": str(tmp_path / "now/base"), "chat_model_name": str(tmp_path / "now/chat")}
     pd.testing.assert_frame_equal(run_causal(config(output_path="moved", **options, **moved)), there)

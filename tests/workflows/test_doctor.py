@@ -58,7 +58,7 @@ def test_the_command_it_names_is_a_command(capsys):
         (ConnectionError("no route"), "the Hub cannot be reached (ConnectionError)"),
     ],
 )
-def test_a_model_out_of_reach_is_a_note_with_its_way_out(monkeypatch, capsys, error, found):
+def test_a_model_out_of_reach_is_a_note_with_its_fix(monkeypatch, capsys, error, found):
     monkeypatch.setattr(doctor, "auth_check", failing(error))
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
@@ -84,6 +84,6 @@ def test_a_full_disk_and_no_gpu_are_notes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     findings = doctor.examine()
-    noted = [finding.what for finding in findings if finding.status == "note"]
+    noted = [finding.name for finding in findings if finding.status == "note"]
     assert noted == ["GPU", "disk here", "disk of the Hub's cache"]
     assert doctor.next_command(findings) == "sae-lens-crosscoder demo"

@@ -1,4 +1,4 @@
-"""The explorer: everything about every latent, as one HTML file."""
+"""The explorer: one HTML file about every latent of one or several crosscoders."""
 
 from sae_lens_crosscoder.report.explorer.page import write_explorer
 from sae_lens_crosscoder.report.explorer.records import Exploration, LatentRecord

@@ -1,9 +1,8 @@
-"""Explorations as the compact data that the explorer's page carries.
+"""Pack explorations into the compact data of the explorer's page.
 
-Texts are in one table and named by their place in it. What the overview needs is there at once: a column of float32
-per number, and the texts that rows show. What only a latent's own page needs comes in blocks of latents, and the tokens
-of examples in blocks of tokens, each token once however many examples show it. Blocks are gzip in base64, so that the
-page can unpack the ones it needs.
+All texts are in one table and referred to by index. The overview's data are unpacked at once: a column of float32 per
+number, and the texts of the rows. The data of single latents come in blocks of latents, and the tokens of examples in
+blocks of tokens, each token once even if several examples contain it. Blocks are gzip in base64, unpacked on demand.
 """
 
 import base64
@@ -27,7 +26,7 @@ KL_STEP: Final = 0.05
 
 
 class Texts:
-    """Texts by their place in a table, each made visible once."""
+    """Texts by their index in a table."""
 
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
@@ -40,7 +39,7 @@ class Texts:
 
 
 class TokenPool:
-    """The tokens of all examples, in the order of the text that they are from, each once."""
+    """The tokens of all examples, each once, in the order of the documents."""
 
     def __init__(self, context_size: int, texts: Texts) -> None:
         self._context_size, self._texts = context_size, texts
@@ -49,7 +48,7 @@ class TokenPool:
         self._kl: list[tuple[float, ...] | None] = []
 
     def add(self, shown: ShownExample) -> int:
-        """The example's number, by which `places` knows it."""
+        """Add an example, and return its index in the starts of `packed`."""
         example = shown.example
         self._starts.append(example.prompt * self._context_size + example.position - example.peak)
         self._tokens.append(tuple(map(self._texts, shown.texts)))
@@ -57,34 +56,34 @@ class TokenPool:
         return len(self._starts) - 1
 
     def packed(self) -> tuple[list[int], list[str]]:
-        """Where each example begins in the pool, and the pool's blocks: uint32 texts, then bytes of KL if there are."""
+        """Return each example's start in the pool, and the pool's blocks: uint32 texts, then bytes of KL if known."""
         if not self._starts:
             return [], []
         lengths = [len(tokens) for tokens in self._tokens]
         positions = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(self._starts, lengths, strict=True)]
         )
-        there, first = np.unique(positions, return_index=True)
+        pooled, first = np.unique(positions, return_index=True)
         tokens = np.concatenate(self._tokens).astype("<u4")[first]
         blocks = [tokens]
         known = [kl for kl in self._kl if kl is not None]
         if known:  # then all are
             steps = np.concatenate(known)[first] / KL_STEP
             blocks.append(np.nan_to_num(steps, nan=0.0).round().clip(0, 255).astype("u1"))
-        cuts = range(0, len(there), TOKENS_PER_BLOCK)
+        cuts = range(0, len(pooled), TOKENS_PER_BLOCK)
         parts = [b"".join(part[cut : cut + TOKENS_PER_BLOCK].tobytes() for part in blocks) for cut in cuts]
-        return np.searchsorted(there, self._starts).tolist(), [packed(part) for part in parts]
+        return np.searchsorted(pooled, self._starts).tolist(), [packed(part) for part in parts]
 
 
 def packed(data: bytes) -> str:
-    """Bytes as text, the same for the same bytes."""
+    """Compress bytes to text, deterministically."""
     return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
 
 
 def columns_block(table: pd.DataFrame) -> tuple[dict[str, Any], str]:
-    """The table's numbers as float32, column after column, and how to read them.
+    """Pack the table's numbers as float32, column after column, and describe them.
 
-    A column of texts is one of places in its `categories`.
+    A column of texts is packed as indices into its `categories`.
     """
     names: list[str] = []
     categories: dict[str, list[str]] = {}
@@ -103,14 +102,14 @@ def columns_block(table: pd.DataFrame) -> tuple[dict[str, Any], str]:
 
 
 def ragged_block(rows: Sequence[Sequence[int]]) -> str:
-    """Rows of unequal length as uint32: where each ends, then all entries."""
+    """Pack rows of unequal length as uint32: the end of each row, then all entries."""
     ends = np.cumsum([len(row) for row in rows], dtype="<u4")
     entries = np.array([entry for row in rows for entry in row], dtype="<u4")
     return packed(ends.astype("<u4").tobytes() + entries.tobytes())
 
 
 def record_json(record: LatentRecord, texts: Texts, pool: TokenPool, groups: Sequence[str]) -> dict[str, Any]:
-    """A latent's page, but for its numbers; the examples' first entries are for `place_examples` to replace."""
+    """Convert a latent's record to JSON values; `place_examples` then fills in the examples' starts."""
     packed_record = {
         "places": [[short(record.places[group][column]) for column in _PLACE_COLUMNS] for group in groups],
         "histogram": record.histogram,
@@ -120,7 +119,7 @@ def record_json(record: LatentRecord, texts: Texts, pool: TokenPool, groups: Seq
         "b": short(record.b_enc),
         "contexts": record.n_contexts,
         "examples": [
-            [_example(each, pool) for each in examples]
+            [_example(shown, pool) for shown in examples]
             for examples in (record.top, *reversed(record.quantiles))
             if record.top
         ],
@@ -138,14 +137,14 @@ _PLACE_COLUMNS = ("n_active", "frequency", "max_score", "mean_score")
 
 
 def place_examples(record: dict[str, Any], starts: Sequence[int]) -> dict[str, Any]:
-    """The record with its examples' places in the pool in place of their numbers."""
-    for example in (each for group in record.get("examples", ()) for each in group):
+    """Replace the indices of a record's examples by their starts in the pool."""
+    for example in (shown for group in record.get("examples", ()) for shown in group):
         example[0] = starts[example[0]]
     return record
 
 
 def _example(shown: ShownExample, pool: TokenPool) -> list[Any]:
-    """`[number, length, peak, prompt, position, active]`; active are, flat, a place, its score and the shares there."""
+    """Pack as `[index, length, peak, prompt, position, active]`; active is flat: position, activation and shares."""
     example = shown.example
     active: list[Any] = []
     for i, score in enumerate(example.scores.tolist()):
@@ -155,7 +154,7 @@ def _example(shown: ShownExample, pool: TokenPool) -> list[Any]:
 
 
 def _weighted(tokens: Sequence[Weighted], texts: Texts) -> list[Any]:
-    """A text's place and its number, flat."""
+    """Flatten pairs of a text's index and a number."""
     return [entry for text, value in tokens for entry in (texts(text), short(value))]
 
 
@@ -167,7 +166,7 @@ def _effect(effect: dict[str, Any], texts: Texts) -> dict[str, Any]:
 
 
 def short(value: Any) -> Any:
-    """A number to four digits, whole where it is whole, and None for nan: what JSON holds in few characters.
+    """Round a number to four digits for short JSON: integers stay whole, nan becomes None.
 
     >>> short(0.123456), short(12345.0), short(float("nan")), short(True)
     (0.1235, 12345, None, True)

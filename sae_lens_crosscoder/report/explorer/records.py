@@ -1,4 +1,4 @@
-"""What is known of one latent, as plain values: what its page shows."""
+"""The data of an exploration and of one latent, as plain values."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
@@ -17,22 +17,22 @@ from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
 Weighted = tuple[str, float]
-"""A token's text, and a number about it."""
+"""A token's text and a number."""
 
 
 @dataclass(frozen=True)
 class ShownExample:
-    """An example with its tokens' texts, and how far the models' expectations are apart after each."""
+    """An example with its tokens' texts and the KL between the models after each token."""
 
     example: Example
     texts: tuple[str, ...]
     kl: tuple[float, ...] | None
-    """`KL(p_chat || p_base)` in nats of what comes after each token."""
+    """`KL(p_chat || p_base)` in nats of the next-token prediction after each token."""
 
 
 @dataclass(frozen=True)
 class LatentRecord:
-    """What is known of one latent; whatever was not looked at is empty or None."""
+    """The data of one latent; parts that were not computed are empty or None."""
 
     latent: int
     numbers: dict[str, Any]
@@ -40,31 +40,31 @@ class LatentRecord:
     places: dict[str, dict[str, Any]]
     """By token group: `n_active`, `frequency`, `max_score`, `mean_score`, as `latent_statistics` has them."""
     histogram: tuple[int, ...]
-    """Tokens by score, in bins of equal width from 0 to the highest."""
+    """Tokens by activation, in bins of equal width from 0 to the highest."""
     by_position: tuple[float, ...]
-    """The share of tokens on which it is on, by band of positions."""
+    """The share of active tokens, by band of positions."""
     raises: dict[str, tuple[Weighted, ...]]
-    """By model, the tokens whose logits its decoder there raises most."""
+    """By model, the tokens whose logits its decoder raises most."""
     lowers: dict[str, tuple[Weighted, ...]]
     b_enc: float
     n_contexts: int
     top: tuple[ShownExample, ...]
     quantiles: tuple[tuple[ShownExample, ...], ...]
-    """Bands of its contexts by score, the weakest first."""
+    """Examples from bands of its contexts by activation, the weakest band first."""
     twins: tuple[dict[str, Any], ...]
     """`latent`, `cosine`, `divergence`, `isolated`, `n_high`, `n_only_own` and `n_only_twin` of each decoupled pair."""
     effect: dict[str, Any] | None
     """Its row of `latent_effects`."""
     concepts: tuple[dict[str, Any], ...]
-    """`concept`, `auroc` and `kind_of_change` of the known concepts whose best latent it is."""
+    """`concept`, `auroc` and `kind_of_change` of the known concepts for which it is the best latent."""
 
     def fires_on(self, n: int = 6) -> tuple[str, ...]:
-        """The tokens at its examples' peaks, the most frequent first."""
+        """List the tokens at its examples' peaks, the most frequent first."""
         shown = [*self.top, *(example for band in reversed(self.quantiles) for example in band)]
-        return tuple(text for text, _ in Counter(each.texts[each.example.peak] for each in shown).most_common(n))
+        return tuple(text for text, _ in Counter(ex.texts[ex.example.peak] for ex in shown).most_common(n))
 
     def writes(self, n: int = 6) -> tuple[str, ...]:
-        """The tokens that it speaks for most in the model in which its decoder is longer."""
+        """List the tokens whose logits it raises most, in the model with the longer decoder."""
         models = list(self.raises)
         if not models:
             return ()
@@ -74,24 +74,24 @@ class LatentRecord:
 
 @dataclass(frozen=True)
 class Exploration:
-    """What is known of a crosscoder's latents; `exploration[latent]` is all of it about one.
+    """The data of a crosscoder's latents; `exploration[latent]` is the record of one latent.
 
-    Only the table is needed. `slc.explore` makes all parts; whatever is None was not looked at, and is not shown.
+    Only the table is required. `slc.explore` computes all parts. Parts that are None are not shown.
     """
 
     table: pd.DataFrame
-    """As `diagnose` makes it; further columns of numbers are shown too."""
+    """As `diagnose` makes it; additional numeric columns are shown too."""
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """As `diagnose` makes it."""
+    """The manifest of the diagnosis."""
     tokenizer: Any = None
     statistics: LatentStatistics | None = None
-    """With token groups."""
+    """As `latent_statistics` makes it, with token groups."""
     profiles: ActivationProfiles | None = None
     lenses: Mapping[str, LogitLens] = field(default_factory=dict)
-    """By model, of its decoder vectors, base first."""
+    """The logit lens of each model's decoder, base first."""
     examples: ExamplesFile | None = None
     kl: Float[Tensor, "prompt pos"] | None = None
-    """As `kl_between_models` makes it, of the tokens that the examples are from."""
+    """As `kl_between_models` makes it, on the tokens of the examples."""
     twins: pd.DataFrame | None = None
     """As `activation_divergence` makes it."""
     effects: pd.DataFrame | None = None
@@ -106,24 +106,22 @@ class Exploration:
     def __post_init__(self) -> None:
         n = len(self.table)
         if "delta_norm" not in self.table or "label" not in self.table or n == 0:
-            raise ValueError("The table has no latents, delta_norm or label: give the whole table of slc.diagnose.")
+            raise ValueError("The table lacks latents, delta_norm or label: pass the whole table of slc.diagnose.")
         sizes: dict[str, Sized | None] = {"statistics": None if self.statistics is None else self.statistics.table}
         sizes |= {"examples": self.examples}
         sizes["profiles"] = None if self.profiles is None else self.profiles.histogram
         sizes |= {f"logit lens of {model}": lens.raised for model, lens in self.lenses.items()}
         for name, part in sizes.items():
             if part is not None and len(part) != n:
-                raise ValueError(
-                    f"The {name} are of {len(part)} latents, the table of {n}: they are of another crosscoder."
-                )
+                raise ValueError(f"{name}: {len(part)} latents, but the table has {n}. Pass parts of one crosscoder.")
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, latent: int) -> LatentRecord:
         if not 0 <= latent < len(self):
-            raise IndexError(f"There is no latent {latent}: the crosscoder has latents 0 to {len(self) - 1}.")
-        found = None if self.examples is None else self.examples[latent]
+            raise IndexError(f"latent={latent} does not exist: the crosscoder has latents 0 to {len(self) - 1}.")
+        examples = None if self.examples is None else self.examples[latent]
         profiles = self.profiles
         return LatentRecord(
             latent=latent,
@@ -133,10 +131,10 @@ class Exploration:
             by_position=() if profiles is None else tuple(profiles.by_position[latent].tolist()),
             raises=self._weighted(latent, "raised"),
             lowers=self._weighted(latent, "lowered"),
-            b_enc=float("nan") if found is None else found.b_enc,
-            n_contexts=0 if found is None else found.n_contexts,
-            top=() if found is None else self._shown(found.top),
-            quantiles=() if found is None else tuple(self._shown(band) for band in found.quantiles),
+            b_enc=float("nan") if examples is None else examples.b_enc,
+            n_contexts=0 if examples is None else examples.n_contexts,
+            top=() if examples is None else self._shown(examples.top),
+            quantiles=() if examples is None else tuple(self._shown(band) for band in examples.quantiles),
             twins=tuple(self._twins.get(latent, ())),
             effect=self._effects.get(latent),
             concepts=tuple(self._concepts.get(latent, ())),
@@ -144,13 +142,13 @@ class Exploration:
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
-        """The token groups that statistics were taken of."""
+        """The token groups of the statistics."""
         names = () if self.statistics is None else self.statistics.n_tokens
         return tuple(name for name in names if name != "all")
 
     @cached_property
     def texts(self) -> TokenTexts:
-        """Every token's text by its id, read with the tokenizer."""
+        """Texts of tokens by their id."""
         return TokenTexts(self.tokenizer)
 
     @cached_property
@@ -170,20 +168,20 @@ class Exploration:
         }
 
     def _weighted(self, latent: int, direction: str) -> dict[str, tuple[Weighted, ...]]:
-        found: dict[str, tuple[Weighted, ...]] = {}
+        tokens: dict[str, tuple[Weighted, ...]] = {}
         for model, lens in self.lenses.items():
             ids, values = (getattr(lens, name)[latent].tolist() for name in (direction, f"{direction}_by"))
-            found[model] = tuple(zip(map(self.texts, ids), values, strict=True))
-        return found
+            tokens[model] = tuple(zip(map(self.texts, ids), values, strict=True))
+        return tokens
 
     def _shown(self, examples: Sequence[Example]) -> tuple[ShownExample, ...]:
         return tuple(
             ShownExample(
-                example=each,
-                texts=tuple(map(self.texts, each.token_ids.tolist())),
-                kl=None if self.kl is None else self._kl_of(self.kl, each),
+                example=example,
+                texts=tuple(map(self.texts, example.token_ids.tolist())),
+                kl=None if self.kl is None else self._kl_of(self.kl, example),
             )
-            for each in examples
+            for example in examples
         )
 
     @staticmethod
@@ -193,14 +191,14 @@ class Exploration:
 
     @cached_property
     def _twins(self) -> dict[int, list[dict[str, Any]]]:
-        found: dict[int, list[dict[str, Any]]] = {}
+        twins: dict[int, list[dict[str, Any]]] = {}
         for row in [] if self.twins is None else self.twins.to_dict("records"):
             shared = {name: row[name] for name in ("cosine", "divergence", "isolated", "n_high")}
             for own, twin in (("chat", "base"), ("base", "chat")):
                 entry = {"latent": int(row[f"{twin}_latent"]), **shared}
                 entry |= {"n_only_own": row[f"n_only_{own}"], "n_only_twin": row[f"n_only_{twin}"]}
-                found.setdefault(int(row[f"{own}_latent"]), []).append(entry)
-        return found
+                twins.setdefault(int(row[f"{own}_latent"]), []).append(entry)
+        return twins
 
     @cached_property
     def _effects(self) -> dict[int, dict[str, Any]]:
@@ -209,8 +207,8 @@ class Exploration:
 
     @cached_property
     def _concepts(self) -> dict[int, list[dict[str, Any]]]:
-        found: dict[int, list[dict[str, Any]]] = {}
+        concepts: dict[int, list[dict[str, Any]]] = {}
         for concept, row in ({} if self.concepts is None else self.concepts.to_dict("index")).items():
             entry = {"concept": str(concept), "auroc": row["auroc"], "kind_of_change": row["kind_of_change"]}
-            found.setdefault(int(row["latent"]), []).append(entry)
-        return found
+            concepts.setdefault(int(row["latent"]), []).append(entry)
+        return concepts

@@ -1,4 +1,4 @@
-"""What a token reads as, on its own and beside others."""
+"""Texts of single tokens."""
 
 from functools import cached_property
 from typing import Any
@@ -7,10 +7,10 @@ _REPLACEMENT = "\ufffd"
 
 
 class TokenTexts:
-    """The text of every token as it reads after another one, with the space that separates them if there is one.
+    """The text of every token as it appears after another token, including a leading space.
 
-    A token that is part of a character reads as its vocabulary's own piece, such as `<0xE2>`. Without a tokenizer it
-    reads as its id.
+    A token that is part of a character appears as its vocabulary's piece, such as `<0xE2>`. Without a tokenizer, tokens
+    appear as their ids.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -34,7 +34,7 @@ class TokenTexts:
 
     @cached_property
     def _reference(self) -> tuple[int, str]:
-        """An ordinary token and its text: a tokenizer drops the space before the first of a text."""
+        """An ordinary token and its text, to decode others after it: tokenizers drop a text's leading space."""
         special = set(self._tokenizer.all_special_ids)
         for token_id in range(len(self._tokenizer)):
             text: str = self._tokenizer.decode([token_id])

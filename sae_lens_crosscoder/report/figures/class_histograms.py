@@ -1,4 +1,4 @@
-"""How a quantity is distributed in each class of latents: a panel per crosscoder, a line per class."""
+"""Histograms of a quantity by class of latents: a panel per crosscoder, a line per class."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 CLASSES = ("shared", "other", "base_only", "chat_only")
-"""In the order in which they are drawn, so that the rarer ones are on top."""
+"""Drawn in this order, so that rarer classes are on top."""
 _DASHES = {"other": "dot", "base_only": "dash"}
 
 
 def cosine_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
-    """Cosine between the two models' decoders of every live latent, by class.
+    """Plot the cosine between the two decoders of every live latent, by class.
 
     Args:
         tables: tables of `diagnose` by crosscoder name.
@@ -38,7 +38,7 @@ def cosine_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_object
 
 
 def frequency_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
-    """Share of tokens on which every live latent fires, by class, on a log axis.
+    """Plot the share of tokens on which each live latent is active, by class, on a log axis.
 
     Args:
         tables: tables of `diagnose` by crosscoder name.
@@ -53,22 +53,22 @@ def frequency_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_obj
     figure = _class_histogram(logs, "log_frequency", np.linspace(decades, 0, 4 * -decades + 1))
     ticks = list(range(decades, 1))
     texts = [f"1e{tick}" if tick else "1" for tick in ticks]
-    figure.update_xaxes(tickvals=ticks, ticktext=texts, title={"text": "share of tokens it fires on", "standoff": 8})
+    figure.update_xaxes(tickvals=ticks, ticktext=texts, title={"text": "share of active tokens", "standoff": 8})
     return figure
 
 
 def template_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
-    """Share of each live latent's chat tokens that are the template's, by class.
+    """Plot the share of template tokens among each live latent's chat tokens, by class.
 
     Args:
-        tables: tables with the column `frac_template` of `latent_statistics`; those without it are said to have none.
+        tables: tables with the column `frac_template` of `latent_statistics`, if it is known.
     """
     known = {
         name: table if "frac_template" in table else table.assign(frac_template=np.nan)
         for name, table in tables.items()
     }
     figure = _class_histogram(known, "frac_template", np.linspace(0, 1, 21))
-    figure.update_xaxes(title={"text": "share of its tokens that are the template's", "standoff": 8}, dtick=0.25)
+    figure.update_xaxes(title={"text": "share of template tokens", "standoff": 8}, dtick=0.25)
     return figure
 
 
@@ -105,13 +105,13 @@ def _add_line(
     label: str,
     in_legend: set[str],
 ) -> None:
-    """The outline of a class's histogram; nothing for an empty class."""
+    """Draw the outline of a class's histogram; nothing for an empty class."""
     import plotly.graph_objects as go
 
     if values.empty:
         return
     n, _ = np.histogram(np.clip(values.to_numpy(dtype=float), edges[0], edges[-1]), bins=edges)
-    # Down to 0 at both ends, and each bin's height from its left edge to its right one.
+    # The outline begins and ends at 0, and is flat over each bin.
     heights = np.concatenate([[0.0], np.repeat(n / len(values), 2), [0.0]])
     counts = np.concatenate([[0], np.repeat(n, 2), [0]])
     line = go.Scatter(

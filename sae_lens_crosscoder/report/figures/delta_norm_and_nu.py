@@ -1,4 +1,4 @@
-"""The two figures of a report: on which model latents write, and which of the chat-only ones are genuine."""
+"""The two figures of a report: where latents write, and which chat-only latents are genuine."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -31,21 +31,21 @@ REGIONS = ("base_only", "other", "shared", "other", "chat_only")
 N_BINS = 50
 NU_RANGE = (-0.5, 1.5)
 MAX_SHARED_DRAWN = 5000
-"""Shared latents drawn per panel: above some ten thousand points a browser stalls. The chat-only ones are all drawn."""
+"""Shared latents drawn per panel, because browsers stall above ten thousand points. Chat-only latents are all drawn."""
 
 _SYMBOLS = {"complete_shrinkage": "diamond", "latent_decoupling": "square", "rare": "circle-open"}
 
 
 def delta_norm_histogram(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_objects.Figure":
-    """How many latents write on base only, on both, and on chat only: a panel per crosscoder, counts on a log axis.
+    """Plot a histogram of Delta_norm: a panel per crosscoder, counts on a log axis.
 
-    Dead latents, and those without a Delta_norm, are left out and counted in the panel's subtitle.
+    Dead latents and those without a Delta_norm are left out, and counted in the panel's subtitle.
 
     Args:
         diagnoses: by crosscoder name.
 
     Raises:
-        ValueError: without tables, or for a table that lacks `delta_norm`, `label` or `dead`.
+        ValueError: if `diagnoses` is empty, or a table lacks `delta_norm`, `label` or `dead`.
     """
     tables = {name: diagnosis.latents for name, diagnosis in diagnoses.items()}
     validate_tables(tables, ("delta_norm", "label", "dead"))
@@ -56,7 +56,7 @@ def delta_norm_histogram(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_ob
     axis_title = "Delta_norm (0: base only, 0.5: shared, 1: chat only)"
     figure.update_xaxes(range=[0, 1], tickvals=[0, *CLASS_BORDERS[:2], 0.5, *CLASS_BORDERS[2:], 1], showgrid=False)
     figure.update_xaxes(title={"text": axis_title, "standoff": 10, "font": {"size": 13}}, row=len(tables), col=1)
-    # From 0.7, so that a bin with one latent has a height.
+    # The axis begins at 0.7, so that a bin with one latent has a height.
     log_range = [np.log10(0.7), np.log10(most) + 0.15]
     figure.update_yaxes(type="log", range=log_range, dtick=1, tickformat=",d", title={"text": "latents", "standoff": 6})
     style(figure, **layout, showlegend=False)
@@ -64,17 +64,17 @@ def delta_norm_histogram(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_ob
 
 
 def nu_scatter(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_objects.Figure":
-    """Which chat-only latents are genuine: nu_error against nu_reconstruction, a panel per crosscoder.
+    """Plot nu_error against nu_reconstruction of chat-only latents: a panel per crosscoder.
 
-    Chat-only latents have the colour of their verdict, over a grey cloud of shared latents; those in the box "genuine"
-    are no artifact, by the `bounds` in the table's manifest ("signed" where it has none). Latents without both nu are
-    left out and counted in the panel's title, and so are those that lie beyond the axes, which zooming out shows.
+    Chat-only latents have the colour of their verdict, over a grey cloud of shared latents. Those in the box "genuine"
+    are no artifact, by the `bounds` in the table's manifest ("signed" by default). Latents without both nu are left
+    out and counted in the panel's title. So are latents beyond the axes; zoom out to see them.
 
     Args:
         diagnoses: by crosscoder name.
 
     Raises:
-        ValueError: without tables, or for a table that lacks a column that is drawn.
+        ValueError: if `diagnoses` is empty, or a table lacks a column that is drawn.
     """
     columns = ("delta_norm", "label", "verdict", "n_active", "nu_error", "nu_reconstruction")
     tables = {name: diagnosis.latents for name, diagnosis in diagnoses.items()}
@@ -91,7 +91,7 @@ def nu_scatter(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_objects.Figu
 
 
 def _add_histogram(figure: Any, row: int, name: str, table: pd.DataFrame) -> int:
-    """Draw one panel, and give the count of its highest bin."""
+    """Draw one panel, and return the count of its highest bin."""
     import plotly.graph_objects as go
 
     alive = table[~table["dead"].astype(bool)]
@@ -123,7 +123,7 @@ def _add_histogram(figure: Any, row: int, name: str, table: pd.DataFrame) -> int
 
 
 def _name_regions(figure: Any, row: int, defined: pd.DataFrame) -> None:
-    """The class names, with the number of latents of each, above a panel; the outer two are flush with its ends."""
+    """Write the class names and sizes above a panel; the outer two are flush with its ends."""
     middles = (0.0, 0.25, 0.5, 0.75, 1.0)
     anchors = ("left", "center", "center", "center", "right")
     for i, (region, x, anchor) in enumerate(zip(REGIONS, middles, anchors, strict=True)):
@@ -138,7 +138,7 @@ def _name_regions(figure: Any, row: int, defined: pd.DataFrame) -> None:
 
 
 def _add_scatter(figure: Any, row: int, col: int, name: str, diagnosis: Diagnosis, in_legend: set[str]) -> None:
-    """Draw one panel. `in_legend` collects the groups that the legend has already."""
+    """Draw one panel. `in_legend` collects the groups that are in the legend already."""
     summary: list[str] = []
     beyond: list[str] = []
     for label in ("shared", "chat_only"):
@@ -165,14 +165,14 @@ def _add_scatter(figure: Any, row: int, col: int, name: str, diagnosis: Diagnosi
 
 
 def thinned(latents: pd.DataFrame) -> pd.DataFrame:
-    """At most `MAX_SHARED_DRAWN` of the rows, evenly spaced: latents are in no order, so this is a fair sample."""
+    """Select at most `MAX_SHARED_DRAWN` rows, evenly spaced. Latents have no order, so the sample is fair."""
     if len(latents) <= MAX_SHARED_DRAWN:
         return latents
     return latents.iloc[np.linspace(0, len(latents) - 1, MAX_SHARED_DRAWN).astype(int)]
 
 
 def add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: str, in_legend: set[str]) -> None:
-    """Draw latents at their nu, with the colour and symbol of a verdict, or as the cloud of `shared` ones."""
+    """Draw latents at their nu, with the colour and symbol of a verdict, or as a cloud for `shared`."""
     import plotly.graph_objects as go
 
     if latents.empty:
@@ -201,7 +201,7 @@ def add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: st
 
 
 def draw_box(figure: Any, row: int, col: int, diagnosis: Diagnosis) -> None:
-    """Frame where the verdict is chat_specific: down to the lowest nu, or as far down as up with bounds "absolute"."""
+    """Frame the region of chat_specific latents: down to the lowest nu, or symmetric with bounds "absolute"."""
     latents = diagnosis.latents
     chat_only = latents.loc[latents["label"] == "chat_only"]
     corners = {"x0": -NU_ERROR_LIMIT, "y0": -NU_RECONSTRUCTION_LIMIT}

@@ -1,4 +1,4 @@
-"""How nu is distributed: against the shared latents, by template share, and what Latent Scaling explains at all."""
+"""Histograms of nu, compared with shared latents and by template share, and the MSE improvement."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ BANDS = {
     "a third to a half": (1 / 3, 0.5, "#d9601a"),
     "half or more": (0.5, float("inf"), "#7a2f05"),
 }
-"""Template shares that are told apart, as the paper does: from, up to, colour."""
+"""The paper's bands of template share: lower end, upper end, colour."""
 UNKNOWN_BAND = "template share unknown"
 TARGETS = tuple(
     f"{target}_{model}" for target in ("activation", "reconstruction", "error") for model in ("base", "chat")
@@ -40,7 +40,7 @@ _COVERAGES = (0.95, 0.5)
 
 
 def overlap_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
-    """nu_reconstruction of live chat-only latents over that of shared ones, whose central 95 % and 50 % are shaded.
+    """Plot nu_reconstruction of live chat-only over shared latents, whose central 95 % and 50 % are shaded.
 
     Args:
         tables: tables of `diagnose` by crosscoder name.
@@ -58,7 +58,7 @@ def overlap_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objec
 
 
 def template_nu_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
-    """Both nu of live chat-only latents, coloured by how much of their activity is on template tokens.
+    """Plot both nu of live chat-only latents, coloured by their share of template tokens.
 
     Args:
         tables: tables of `diagnose`, with the column `frac_template` of `latent_statistics` where it is known.
@@ -85,10 +85,10 @@ def template_nu_histogram(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_o
 
 
 def mse_improvement_boxes(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
-    """By which share a live latent's scaled direction reduces the error of predicting each target, on held-out data.
+    """Plot the share by which a live latent's scaled direction reduces the error of predicting each target.
 
-    Boxes reach from the lower to the upper quartile, whiskers from 5 % to 95 %, of the latents that improve anything;
-    the others are counted in the panel's title, for the axis is logarithmic.
+    Boxes reach from the lower to the upper quartile, whiskers from 5 % to 95 %, of the latents with an improvement on
+    held-out data. The others are counted in the panel's title, because the axis is logarithmic.
 
     Args:
         tables: tables of `paper_tables` by crosscoder name.
@@ -100,13 +100,13 @@ def mse_improvement_boxes(tables: Mapping[str, pd.DataFrame]) -> "plotly.graph_o
     in_legend: set[str] = set()
     for (row, col), (name, table) in zip(places, tables.items(), strict=True):
         live = table[~table["dead"].astype(bool)]
-        said: list[str] = []
+        lines: list[str] = []
         for label in ("shared", "chat_only"):
             improvements = live.loc[live["label"] == label, columns]
             n_known, n_worse = int(improvements.notna().any(axis=1).sum()), int((improvements <= 0).any(axis=1).sum())
-            said.append(f"{label}: {count(n_known)} judged, {count(n_worse)} at 0 or below for some target")
+            lines.append(f"{label}: {count(n_known)} judged, {count(n_worse)} at 0 or below for some target")
             _add_boxes(figure, row, col, improvements, label, in_legend)
-        panel_title(figure, row, col, name, said, shift=6)
+        panel_title(figure, row, col, name, lines, shift=6)
         if not (live.loc[live["label"].isin(["shared", "chat_only"]), columns] > 0).any(axis=None):
             panel_text(figure, row, col, "shared and chat_only latents that improve anything: none")
             figure.update_yaxes(range=[-6, 0], row=row, col=col)
@@ -120,11 +120,11 @@ def _add_overlap(figure: Any, row: int, col: int, name: str, table: pd.DataFrame
     import plotly.graph_objects as go
 
     live = table[~table["dead"].astype(bool)]
-    said: list[str] = []
+    lines: list[str] = []
     for label, opacity in (("shared", 0.6), ("chat_only", 0.75)):
         latents = live[live["label"] == label]
         values = latents["nu_reconstruction"].dropna()
-        said.append(f"{label}: {_drawn(values, latents)}")
+        lines.append(f"{label}: {_drawn(values, latents)}")
         n, _ = np.histogram(values.to_numpy(dtype=float), bins=NU_EDGES)
         bars = go.Bar(
             x=(NU_EDGES[:-1] + NU_EDGES[1:]) / 2,
@@ -147,12 +147,12 @@ def _add_overlap(figure: Any, row: int, col: int, name: str, table: pd.DataFrame
         figure.add_vrect(**place, fillcolor="rgba(47,111,181,0.12)", line_width=0, layer="below")
     inside = overlap_with_shared(table, _COVERAGES)
     shares = [f"in its central {100 * c:.0f} %: {100 * s:.1f} %" for c, s in zip(_COVERAGES, inside, strict=True)]
-    said.append("chat_only " + ", ".join(shares) if inside.notna().all() else "no overlap to measure")
-    panel_title(figure, row, col, name, said, shift=6)
+    lines.append("chat_only " + ", ".join(shares) if inside.notna().all() else "no overlap to measure")
+    panel_title(figure, row, col, name, lines, shift=6)
 
 
 def _by_band(latents: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Latents by template share."""
+    """Group latents by template share."""
     share = latents["frac_template"] if "frac_template" in latents else pd.Series(np.nan, latents.index)
     bands = {band: latents[(share >= low) & (share < high)] for band, (low, high, _) in BANDS.items()}
     return {**bands, UNKNOWN_BAND: latents[share.isna()]}
@@ -207,7 +207,7 @@ def _target_texts() -> list[str]:
 
 
 def _drawn(values: pd.Series, latents: pd.DataFrame) -> str:
-    """How many of some latents are in a histogram of nu, and why the others are not."""
+    """Count the latents in a histogram of nu, and those left out by reason."""
     n_beyond = int((~values.between(*NU_RANGE)).sum())
     missing = f"{count(len(latents) - len(values))} without nu"
     return f"{count(len(values) - n_beyond)} drawn, {missing}, {count(n_beyond)} beyond the axis"

@@ -27,16 +27,16 @@ _NUS = ("nu_error", "nu_reconstruction")
 _MAIN, _MARGIN, _INSET, _HEADER, _FOOTER, _LEGEND = 360, 64, 6, 64, 58, 60
 """Heights in pixels: the scatter, the histogram on top, between both, title, axis labels, legend."""
 _COLUMN_GAP, _FRAC_MAIN = 0.09, 0.84
-"""Shares: of the width between columns, of a column for the scatter."""
+"""Shares of the width: the gap between columns, and the scatter in its column."""
 
 
 def nu_marginals(
     diagnoses: Mapping[str, Diagnosis], label: Literal["chat_only", "shared"]
 ) -> "plotly.graph_objects.Figure":
-    """nu_error against nu_reconstruction of the live latents of a class, with the histogram of either at its edge.
+    """Plot nu_error against nu_reconstruction of the live latents of a class, with their histograms at the edges.
 
     Chat-only latents have the colour of their verdict, and those in the box "genuine" are no artifact. The histograms
-    count all that are within the axes, also where a large cloud is thinned; the title counts the others.
+    count all latents within the axes, even if a large cloud is thinned. The title counts the others.
 
     Args:
         diagnoses: by crosscoder name.
@@ -59,7 +59,7 @@ def nu_marginals(
 
 
 def _place(figure: Any, row: int, col: int, n_columns: int, drawn: int) -> None:
-    """Put a scatter and its two histograms where they belong: plotly's own grid has one spacing only."""
+    """Place a scatter and its two histograms, because plotly's grid has only one spacing."""
     width = (1 - _COLUMN_GAP * (n_columns - 1)) / n_columns
     left = (col - 1) * (width + _COLUMN_GAP)
     main_x, side_x = [left, left + _FRAC_MAIN * width], [left + (_FRAC_MAIN + 0.015) * width, left + width]
@@ -81,7 +81,7 @@ def _place(figure: Any, row: int, col: int, n_columns: int, drawn: int) -> None:
 def _add_panel(
     figure: Any, row: int, col: int, name: str, diagnosis: Diagnosis, label: str, in_legend: set[str]
 ) -> None:
-    """Draw one block; row and column are those of its upper histogram in plotly's grid."""
+    """Draw one block; row and column locate its upper histogram in plotly's grid."""
     table = diagnosis.latents
     live = table.loc[(table["label"] == label) & ~table["dead"].astype(bool)]
     latents = live.dropna(subset=list(_NUS))
@@ -103,7 +103,7 @@ def _add_panel(
 
 
 def _add_margin(figure: Any, row: int, col: int, values: pd.Series, label: str) -> None:
-    """The histogram on top of a scatter, or, in the second column of its block, on its side."""
+    """Draw the histogram above a scatter or, in the second column of its block, beside it."""
     import plotly.graph_objects as go
 
     n, _ = np.histogram(values.to_numpy(dtype=float), bins=NU_EDGES)
@@ -120,6 +120,6 @@ def _add_margin(figure: Any, row: int, col: int, values: pd.Series, label: str) 
     )
     figure.add_trace(bars, row=row, col=col)
     counts_axis = figure.get_subplot(row, col).yaxis if is_above else figure.get_subplot(row, col).xaxis
-    # The highest count alone: a 0 would stand on the last number of the scatter's own axis.
+    # Only the highest count, because a 0 would overlap the last number of the scatter's axis.
     most = int(n.max())
     counts_axis.update(tickvals=[most] if most else [], ticktext=[f"{most:,}"], range=[0, 1.08 * max(1, most)])

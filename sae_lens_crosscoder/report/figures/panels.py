@@ -17,7 +17,7 @@ _GRID = "#e4e7eb"
 def validate_tables(tables: Mapping[str, pd.DataFrame], columns: Collection[str]) -> None:
     """Raise a ValueError unless there are tables, and all of them have these columns."""
     if not tables:
-        raise ValueError("`tables` is empty: pass tables of slc.diagnose by crosscoder name.")
+        raise ValueError("`diagnoses` is empty: pass results of slc.diagnose by crosscoder name.")
     for name, table in tables.items():
         if missing := [column for column in columns if column not in table]:
             raise ValueError(

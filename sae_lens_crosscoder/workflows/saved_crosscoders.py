@@ -1,0 +1,65 @@
+"""Find saved crosscoders in a folder, and load the pair of models they belong to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sae_lens.constants import SAE_CFG_FILENAME
+
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+
+def crosscoder_folders(path: str | Path) -> dict[str, Path]:
+    """Find the crosscoder folder at `path`, or those inside it, by name."""
+    path = Path(path)
+    if (path / SAE_CFG_FILENAME).exists():
+        return {path.resolve().name: path}
+    folders = {inner.parent.name: inner.parent for inner in sorted(path.glob(f"*/{SAE_CFG_FILENAME}"), reverse=True)}
+    if not folders:
+        raise ValueError(
+            f"{path} is not a crosscoder folder and contains none: {SAE_CFG_FILENAME} is missing. Pass a folder that "
+            "`train` or `demo` wrote."
+        )
+    return folders
+
+
+def load_pair(
+    crosscoders: Mapping[str, InferenceCrosscoder],
+    folder: str,
+    model_name: str | None = None,
+    chat_model_name: str | None = None,
+    model_class_name: str | None = None,
+    **options: Any,
+) -> HookedModelPair:
+    """Load the pair of models that all crosscoders of a folder belong to.
+
+    Args:
+        folder: the crosscoders' folder, for error messages.
+        model_name, chat_model_name: the models, if they have moved since training.
+        model_class_name: by default as in training.
+        options: as for `HookedModelPair.from_pretrained`.
+    """
+    metadatas: list[Any] = [crosscoder.cfg.metadata for crosscoder in crosscoders.values()]
+    names = {(metadata.model_name, metadata.chat_model_name) for metadata in metadatas}
+    base, chat = names.pop()
+    if names or base is None or chat is None:
+        raise ValueError(
+            f"{folder} must contain crosscoders of one named pair of models, not of {[(base, chat), *names]}: pass the "
+            "folder of one crosscoder."
+        )
+    paths = (model_name or base, chat_model_name or chat)
+    for name in paths:
+        if Path(name).is_absolute() and not Path(name).is_dir():
+            raise ValueError(
+                f"The crosscoder was trained on {base} and {chat}, but the folder {name} does not exist: pass "
+                "model_name and chat_model_name."
+            )
+    pair = HookedModelPair.from_pretrained(
+        *paths,
+        model_class_name=model_class_name or metadatas[0].model_class_name or "HookedTransformer",
+        token_replacements=metadatas[0].token_replacements,
+        **options,
+    )
+    pair.model_names = (base, chat)  # the names of training, even if the models have moved
+    return pair
