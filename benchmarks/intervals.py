@@ -19,9 +19,11 @@ TARGETS = ("error", "reconstruction")
 
 
 @torch.no_grad()
-def scaling_of(world: PlantedWorld, crosscoder: slc.InferenceCrosscoder, n_tokens: int, seed: int) -> slc.LatentScaling:
+def scaling_of(
+    world: PlantedWorld, crosscoder: slc.crosscoders.InferenceCrosscoder, n_tokens: int, seed: int
+) -> slc.analysis.LatentScaling:
     """Run Latent Scaling on fresh tokens."""
-    scaling = slc.LatentScaling(crosscoder)
+    scaling = slc.analysis.LatentScaling(crosscoder)
     for part in range(-(-n_tokens // EVALUATION_TOKENS)):
         tokens = min(EVALUATION_TOKENS, n_tokens - part * EVALUATION_TOKENS)
         for batch in world.sample(tokens, seed=seed + part).activations.split(2048):

@@ -62,8 +62,8 @@ def problem(d_sae: int) -> tuple[slc.JumpReLUCrosscoder, Tensor]:
 
 
 @torch.no_grad()
-def our_scaling(crosscoder: slc.InferenceCrosscoder, x: Tensor) -> slc.LatentScaling:
-    scaling = slc.LatentScaling(crosscoder)
+def our_scaling(crosscoder: slc.crosscoders.InferenceCrosscoder, x: Tensor) -> slc.analysis.LatentScaling:
+    scaling = slc.analysis.LatentScaling(crosscoder)
     feature_acts = crosscoder.encode_sparse(x)
     scaling.add(x, feature_acts, crosscoder.decode(feature_acts))
     return scaling
@@ -129,7 +129,7 @@ def peer_betas(
     return compute
 
 
-def max_beta_difference(ours: slc.LatentScaling, theirs: Betas) -> float:
+def max_beta_difference(ours: slc.analysis.LatentScaling, theirs: Betas) -> float:
     """The largest difference of a beta, relative to the beta or, if that is below 1, to 1.
 
     1 is what a latent's share of its own reconstruction is, and cancels from its error.

@@ -155,7 +155,9 @@ def build(cell: Cell, world: PlantedWorld, seed: int) -> Any:
     return slc.BatchTopKTrainingCrosscoder(slc.BatchTopKCrosscoderTrainingConfig(**widths, **fields))
 
 
-def train(cell: Cell, world: PlantedWorld, seed: int, null: NullKind | None = None) -> slc.InferenceCrosscoder:
+def train(
+    cell: Cell, world: PlantedWorld, seed: int, null: NullKind | None = None
+) -> slc.crosscoders.InferenceCrosscoder:
     """Train through the public trainer, and return what a user would load."""
     crosscoder = build(cell, world, seed)
     steps = cell.steps or STEPS[cell.architecture]
@@ -187,7 +189,7 @@ def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
     tokens = world.sample(EVALUATION_TOKENS, seed=2000 + seed)
     crosscoder = train(cell, world, seed, cell.trains_on)
 
-    def diagnosed(trained: slc.InferenceCrosscoder, on: NullKind | None, **options: Any) -> slc.Diagnosis:
+    def diagnosed(trained: slc.crosscoders.InferenceCrosscoder, on: NullKind | None, **options: Any) -> slc.Diagnosis:
         batches: Any = tokens.activations.split(2048)
         if on is not None:
             batches = null_activations(batches, world.layout, on, seed=3000 + seed)

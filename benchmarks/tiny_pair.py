@@ -46,7 +46,7 @@ def trainer_config(steps: int) -> slc.CrosscoderTrainerConfig:
     return demo_runner_config(DemoConfig(training_steps=steps)).to_sae_trainer_config()
 
 
-def train(cfg: Any, data: Data, seed: int, steps: int = STEPS) -> slc.InferenceCrosscoder:
+def train(cfg: Any, data: Data, seed: int, steps: int = STEPS) -> slc.crosscoders.InferenceCrosscoder:
     """Train a crosscoder of the demo's kind, and load it as a user would."""
     torch.manual_seed(seed)
     architecture = {

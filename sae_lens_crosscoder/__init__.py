@@ -20,6 +20,7 @@ if TYPE_CHECKING or not _is_command():
     from sae_lens_crosscoder.public import *  # noqa: F403
     from sae_lens_crosscoder.public import __all__ as __all__
     from sae_lens_crosscoder.public import convert as convert
+    from sae_lens_crosscoder.public import paper as paper
 else:
 
     def __getattr__(name: str) -> Any:

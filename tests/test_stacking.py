@@ -5,7 +5,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 
-LAYOUT = slc.StackedLayout((2, 3, 1))
+LAYOUT = slc.stacking.StackedLayout((2, 3, 1))
 
 
 def test_stack_is_the_inverse_of_split():

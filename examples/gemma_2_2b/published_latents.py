@@ -70,7 +70,10 @@ def compare(cfg: Config) -> pd.DataFrame:
 
 
 def _on_conversations(
-    cfg: Config, crosscoder: slc.InferenceCrosscoder, pair: slc.HookedModelPair, conversations: Sequence[list[dict]]
+    cfg: Config,
+    crosscoder: slc.crosscoders.InferenceCrosscoder,
+    pair: slc.HookedModelPair,
+    conversations: Sequence[list[dict]],
 ) -> pd.DataFrame:
     chats = [slc.data.chat_tokens(pair.tokenizer, messages) for messages in conversations]
     groups = slc.data.token_groups(chats, pair.tokenizer)
@@ -87,7 +90,9 @@ def _on_conversations(
 
 
 @torch.no_grad()
-def _max_score(crosscoder: slc.InferenceCrosscoder, pair: slc.HookedModelPair, prompt: str, latent: int) -> float:
+def _max_score(
+    crosscoder: slc.crosscoders.InferenceCrosscoder, pair: slc.HookedModelPair, prompt: str, latent: int
+) -> float:
     chat = slc.data.chat_tokens(pair.tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
     activations = pair.activations(chat.input_ids[None], crosscoder.cfg.metadata.hook_name)
     return float(crosscoder.encode(activations.to(crosscoder.device, crosscoder.dtype))[..., latent].max())

@@ -75,7 +75,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     model_dtype: str = "float32"
     """Precision of the two language models (not of the crosscoder)."""
     token_replacements: dict[str, str] = dict_field({})
-    """Control tokens of the chat model, and what the base model reads in their place; see `slc.TOKEN_REPLACEMENTS`."""
+    """Replacements of chat control tokens for the base model; see `slc.models.TOKEN_REPLACEMENTS`."""
     hook_name: str = "blocks.13.hook_resid_post"
     mix: Any = simple_parsing.field(default=None, type=mix_from)
     """Instead of `dataset_path`: a `DataMix` of several sources of text and conversations. On the command line, and

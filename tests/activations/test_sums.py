@@ -8,7 +8,7 @@ from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from tests.reference.variance import mean_norm, variance_explained
 
-LAYOUT = slc.StackedLayout((2, 3))
+LAYOUT = slc.stacking.StackedLayout((2, 3))
 CUTS = {"base": slice(0, 2), "chat": slice(2, 5)}
 
 

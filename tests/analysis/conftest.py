@@ -36,7 +36,7 @@ def random_activations(n=40, seed=1, d_in=6):
 
 
 def scaling_of(crosscoder, activations, batch=None, **kwargs):
-    scaling = slc.LatentScaling(crosscoder, **kwargs)
+    scaling = slc.analysis.LatentScaling(crosscoder, **kwargs)
     for part in activations.split(batch or len(activations)):
         f = crosscoder.encode(part)
         scaling.add(part, f, crosscoder.decode(f))

@@ -64,7 +64,7 @@ def test_a_latent_that_fires_in_one_block_only_has_no_error_either():
     crosscoder, x = random_crosscoder(), random_activations(6400)
     f = crosscoder.encode(x)
     f[256:, 2] = 0
-    scaling = slc.LatentScaling(crosscoder)
+    scaling = slc.analysis.LatentScaling(crosscoder)
     scaling.add(x, f, crosscoder.decode(f))
     low, high = scaling.nu_interval("error")
     assert low.isnan().tolist() == high.isnan().tolist() == [False, False, True, False, False, False]
@@ -78,7 +78,7 @@ def test_a_strong_denominator_stays_and_an_empty_one_goes_whatever_its_sign():
     f = (torch.rand(12_800, 3, generator=generator, dtype=torch.float64) < 0.2).double()
     chat = f[:, :1] * u[0] - f[:, 1:2] * u[1] + 0.01 * torch.randn(12_800, 3, generator=generator, dtype=torch.float64)
     x = torch.cat([0.3 * chat, chat], dim=-1)
-    scaling = slc.LatentScaling(relu_crosscoder(torch.cat([u, u], dim=-1)))
+    scaling = slc.analysis.LatentScaling(relu_crosscoder(torch.cat([u, u], dim=-1)))
     scaling.add(x, f, torch.zeros_like(x))
     scaling.add(x, f, torch.zeros_like(x))
     se = scaling._standard_error("activation", 1, "trained")

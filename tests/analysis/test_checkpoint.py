@@ -79,7 +79,7 @@ def test_models_run_only_on_prompts_that_the_checkpoint_lacks(monkeypatch, tmp_p
 def test_one_tensor_goes_on_as_well(monkeypatch, tmp_path):
     crosscoder, x, path = random_crosscoder(), random_activations(5000), tmp_path / "sums"
     unbroken = slc.diagnose(crosscoder, slc.EvalData(activations=x)).latents
-    add, n_added = slc.LatentScaling.add, []
+    add, n_added = slc.analysis.LatentScaling.add, []
 
     def watched(self, activations, *args):
         if len(n_added) == 2:
@@ -87,10 +87,10 @@ def test_one_tensor_goes_on_as_well(monkeypatch, tmp_path):
         n_added.append(len(activations))
         add(self, activations, *args)
 
-    monkeypatch.setattr(slc.LatentScaling, "add", watched)
+    monkeypatch.setattr(slc.analysis.LatentScaling, "add", watched)
     with pytest.raises(PowerCutError):
         slc.diagnose(crosscoder, slc.EvalData(activations=x), checkpoint_path=path)
-    monkeypatch.setattr(slc.LatentScaling, "add", add)
+    monkeypatch.setattr(slc.analysis.LatentScaling, "add", add)
     pd.testing.assert_frame_equal(
         slc.diagnose(crosscoder, slc.EvalData(activations=x), checkpoint_path=path).latents, unbroken, check_exact=True
     )

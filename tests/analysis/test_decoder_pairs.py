@@ -29,7 +29,7 @@ def built(*latents):
 
 
 def pairs_of(crosscoder, dead=(), **options):
-    found = slc.decoupled_pairs(crosscoder, table_of(crosscoder, dead), **options)
+    found = slc.analysis.decoupled_pairs(crosscoder, table_of(crosscoder, dead), **options)
     raw = list(zip(found.chat_latent, found.base_latent, strict=True))
     return raw, [pair for pair, alone in zip(raw, found.isolated, strict=True) if alone]
 
@@ -88,7 +88,7 @@ def test_dead_latents_are_in_no_pair_and_part_none():
 
 def test_the_cosine_is_reported_and_must_exceed_the_threshold():
     crosscoder = built(("chat", 0), ("base", 10))
-    cosine = slc.decoupled_pairs(crosscoder, table_of(crosscoder)).cosine[0]
+    cosine = slc.analysis.decoupled_pairs(crosscoder, table_of(crosscoder)).cosine[0]
     assert cosine == pytest.approx(unit(10)[0].item())
     assert pairs_of(crosscoder, min_cosine=cosine - 1e-6)[0] == [(0, 1)]
     assert pairs_of(crosscoder, min_cosine=cosine + 1e-6)[0] == []
@@ -97,12 +97,12 @@ def test_the_cosine_is_reported_and_must_exceed_the_threshold():
 def test_scales_of_the_models_move_no_cosine():
     plain = built(("chat", 0), ("base", 10))
     scaled = relu_crosscoder(plain.W_dec.detach(), scales=(0.5, 4.0))
-    expected = slc.decoupled_pairs(plain, table_of(plain))
-    pd.testing.assert_frame_equal(slc.decoupled_pairs(scaled, table_of(plain)), expected)
+    expected = slc.analysis.decoupled_pairs(plain, table_of(plain))
+    pd.testing.assert_frame_equal(slc.analysis.decoupled_pairs(scaled, table_of(plain)), expected)
 
 
 def test_without_one_sided_latents_there_are_no_pairs():
-    found = slc.decoupled_pairs(built(("shared", 0)), table_of(built(("shared", 0))))
+    found = slc.analysis.decoupled_pairs(built(("shared", 0)), table_of(built(("shared", 0))))
     assert len(found) == 0
     assert list(found.columns) == ["chat_latent", "base_latent", "cosine", "isolated"]
 
@@ -110,9 +110,9 @@ def test_without_one_sided_latents_there_are_no_pairs():
 def test_what_cannot_be_paired_is_refused():
     crosscoder = built(("chat", 0), ("base", 10))
     with pytest.raises(ValueError, match=r"widths \(2, 4\) have no cosine"):
-        slc.decoupled_pairs(random_crosscoder(d_models=(2, 4)), table_of(crosscoder))
+        slc.analysis.decoupled_pairs(random_crosscoder(d_models=(2, 4)), table_of(crosscoder))
     with pytest.raises(ValueError, match="2 latents, but the crosscoder 6"):
-        slc.decoupled_pairs(random_crosscoder(), table_of(crosscoder))
+        slc.analysis.decoupled_pairs(random_crosscoder(), table_of(crosscoder))
     for value in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="must lie in"):
-            slc.decoupled_pairs(crosscoder, table_of(crosscoder), min_cosine=value)
+            slc.analysis.decoupled_pairs(crosscoder, table_of(crosscoder), min_cosine=value)

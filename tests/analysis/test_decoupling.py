@@ -31,7 +31,7 @@ def test_divergence_is_its_naive_definition(thresholds, given):
     f = crosscoder.encode(x).T.tolist()
     highest = [0.6 * max(scores) for scores in f] if given else [max(scores) for scores in f]
     maxima = pd.Series(highest) if given else None
-    found = slc.activation_divergence(
+    found = slc.analysis.activation_divergence(
         crosscoder, slc.EvalData(activations=[*x.split(150)]), PAIRS, max_activation=maxima, high=high, low=low
     )
     for row in found.itertuples():
@@ -74,10 +74,10 @@ def test_planted_decoupled_concepts_diverge_and_shared_ones_that_were_split_do_n
     decoupled, split = world.indices("decoupled"), world.indices("shared")[:20]
     crosscoder = decoupled_by_hand(world, decoupled, split)
     x = world.sample(6000, seed=1).activations.double()
-    pairs = slc.decoupled_pairs(crosscoder, slc.diagnose(crosscoder, slc.EvalData(activations=x)).latents)
+    pairs = slc.analysis.decoupled_pairs(crosscoder, slc.diagnose(crosscoder, slc.EvalData(activations=x)).latents)
     assert pairs.isolated.all()
     assert list(zip(pairs.chat_latent, pairs.base_latent, strict=True)) == [(j, j + 1) for j in range(0, 76, 2)]
-    found = slc.activation_divergence(crosscoder, slc.EvalData(activations=x), pairs)
+    found = slc.analysis.activation_divergence(crosscoder, slc.EvalData(activations=x), pairs)
     assert (found.chat_label == "chat_only").all()
     assert (found.base_label == "base_only").all()
     assert found.divergence[: len(decoupled)].min() > 0.95
@@ -89,7 +89,7 @@ def test_planted_decoupled_concepts_diverge_and_shared_ones_that_were_split_do_n
 def test_twins_that_read_a_model_each_diverge_where_the_concept_is_in_one_alone(q):
     world = PlantedWorld([Concept("decoupled", 0.3, q=q)], d_models=(8, 8), magnitude_cv=0.0)
     crosscoder = decoupled_by_hand(world, [], [0])
-    found = slc.activation_divergence(
+    found = slc.analysis.activation_divergence(
         crosscoder,
         slc.EvalData(activations=world.sample(8000, seed=2).activations.double()),
         pd.DataFrame({"chat_latent": [0], "base_latent": [1]}),
@@ -101,17 +101,19 @@ def test_a_pair_that_is_never_high_has_no_divergence():
     crosscoder, x = random_crosscoder(), random_activations(100)
     with torch.no_grad():
         crosscoder.b_enc[:2] = -1e9
-    silent = slc.activation_divergence(crosscoder, slc.EvalData(activations=x), PAIRS[:1])
+    silent = slc.analysis.activation_divergence(crosscoder, slc.EvalData(activations=x), PAIRS[:1])
     assert silent.divergence.isna().all()
     assert silent.n_high[0] == 0
-    unheard = slc.activation_divergence(
+    unheard = slc.analysis.activation_divergence(
         random_crosscoder(), slc.EvalData(activations=x), PAIRS, max_activation=pd.Series([0.0] * 6)
     )
     assert unheard.divergence.isna().all()
 
 
 def test_no_pairs_give_no_rows():
-    found = slc.activation_divergence(random_crosscoder(), slc.EvalData(activations=random_activations()), PAIRS[:0])
+    found = slc.analysis.activation_divergence(
+        random_crosscoder(), slc.EvalData(activations=random_activations()), PAIRS[:0]
+    )
     assert len(found) == 0
     assert "divergence" in found
 
@@ -119,20 +121,26 @@ def test_no_pairs_give_no_rows():
 def test_activations_that_come_once_are_enough_when_the_highest_scores_are_known():
     crosscoder, x = random_crosscoder(), random_activations(100)
     with pytest.raises(ValueError, match="read only once"):
-        slc.activation_divergence(crosscoder, slc.EvalData(activations=iter([x])), PAIRS)
+        slc.analysis.activation_divergence(crosscoder, slc.EvalData(activations=iter([x])), PAIRS)
     known = pd.Series(crosscoder.encode(x).amax(dim=0).detach().numpy())
-    once = slc.activation_divergence(crosscoder, slc.EvalData(activations=iter([x])), PAIRS, max_activation=known)
-    pd.testing.assert_frame_equal(once, slc.activation_divergence(crosscoder, slc.EvalData(activations=x), PAIRS))
+    once = slc.analysis.activation_divergence(
+        crosscoder, slc.EvalData(activations=iter([x])), PAIRS, max_activation=known
+    )
+    pd.testing.assert_frame_equal(
+        once, slc.analysis.activation_divergence(crosscoder, slc.EvalData(activations=x), PAIRS)
+    )
 
 
 def test_what_cannot_be_compared_is_refused():
     crosscoder, x = random_crosscoder(), random_activations()
     for high, low in ((0.3, 0.7), (1.0, 0.3), (0.7, 0.0)):
         with pytest.raises(ValueError, match="0 < low <= high < 1"):
-            slc.activation_divergence(crosscoder, slc.EvalData(activations=x), PAIRS, high=high, low=low)
+            slc.analysis.activation_divergence(crosscoder, slc.EvalData(activations=x), PAIRS, high=high, low=low)
     with pytest.raises(ValueError, match="contains latents outside 0 to 5"):
-        slc.activation_divergence(crosscoder, slc.EvalData(activations=x), PAIRS + 4)
+        slc.analysis.activation_divergence(crosscoder, slc.EvalData(activations=x), PAIRS + 4)
     with pytest.raises(ValueError, match="max_activation has 2 entries"):
-        slc.activation_divergence(crosscoder, slc.EvalData(activations=x), PAIRS, max_activation=pd.Series([1.0, 2.0]))
+        slc.analysis.activation_divergence(
+            crosscoder, slc.EvalData(activations=x), PAIRS, max_activation=pd.Series([1.0, 2.0])
+        )
     with pytest.raises(ValueError, match="No tokens to compare pairs on"):
-        slc.activation_divergence(crosscoder, slc.EvalData(activations=x[:0]), PAIRS)
+        slc.analysis.activation_divergence(crosscoder, slc.EvalData(activations=x[:0]), PAIRS)

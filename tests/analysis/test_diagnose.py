@@ -184,7 +184,7 @@ def test_activations_that_overflow_in_the_crosscoders_precision_are_refused():
 def test_unflattened_activations_are_refused_with_the_way_out():
     unchecked = getattr(validate_activations, "__wrapped__", validate_activations)
     with pytest.raises(ValueError, match=r"shape \(2, 20, 6\).*Flatten \(batch, pos, d_in\)"):
-        unchecked(random_activations().view(2, 20, 6), slc.StackedLayout((3, 3)), "at step 0")
+        unchecked(random_activations().view(2, 20, 6), slc.stacking.StackedLayout((3, 3)), "at step 0")
 
 
 def test_a_crosscoder_of_another_pair_and_one_without_a_hook_are_refused():
@@ -324,13 +324,13 @@ def test_the_manifest_says_what_the_table_is_of():
 def test_a_context_is_never_spread_over_shards(context_size, block, monkeypatch):
     """Its tokens are not independent, so resampling parts of it would make intervals too narrow."""
     blocks = []
-    original = slc.LatentScaling.__init__
+    original = slc.analysis.LatentScaling.__init__
 
     def watched(self, crosscoder, **options):
         blocks.append(options["block_size"])
         original(self, crosscoder, **options)
 
-    monkeypatch.setattr(slc.LatentScaling, "__init__", watched)
+    monkeypatch.setattr(slc.analysis.LatentScaling, "__init__", watched)
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
     monkeypatch.setattr(data_source, "harvest", lambda *_: [random_activations(600)])
     crosscoder = random_crosscoder()

@@ -13,7 +13,7 @@ from tests.reference.difference import share
 def test_shares_are_the_references_and_add_up_to_one(scales):
     crosscoder = random_crosscoder(scales=scales)
     for stacked in random_activations(10):
-        found = slc.difference_shares(crosscoder, stacked)
+        found = slc.analysis.difference_shares(crosscoder, stacked)
         table = found.latents
         scores = crosscoder.encode(stacked[None])[0].tolist()
         assert sorted(table.index) == [j for j, score in enumerate(scores) if score > 0]
@@ -30,15 +30,15 @@ def test_shares_are_the_references_and_add_up_to_one(scales):
 
 def test_the_latent_that_makes_the_difference_has_all_of_it():
     crosscoder = relu_crosscoder([[1.0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0]])
-    table = slc.difference_shares(crosscoder, torch.tensor([2.0, 0, 0, 2, 3, 0])).latents
+    table = slc.analysis.difference_shares(crosscoder, torch.tensor([2.0, 0, 0, 2, 3, 0])).latents
     assert table.share.to_dict() == {1: 1.0, 0: 0.0}
     assert table.score.to_dict() == {1: 3.0, 0: 4.0}
 
 
 def test_no_difference_has_no_shares_and_models_of_two_widths_none_either():
     equal = random_activations(1, d_in=3)[0].repeat(2)
-    found = slc.difference_shares(random_crosscoder(), equal)
+    found = slc.analysis.difference_shares(random_crosscoder(), equal)
     assert len(found.latents) > 0
     assert np.isnan([*found.latents.share, found.share_of_error]).all()
     with pytest.raises(ValueError, match=r"reads widths \(2, 3\)"):
-        slc.difference_shares(random_crosscoder(d_models=(2, 3)), random_activations(1, d_in=5)[0])
+        slc.analysis.difference_shares(random_crosscoder(d_models=(2, 3)), random_activations(1, d_in=5)[0])

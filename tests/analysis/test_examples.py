@@ -50,7 +50,7 @@ def crosscoder():
 def collect(crosscoder, pair, path, tokens=TOKENS, **kwargs):
     names = ("token_mask", "documents", "tokenizer", "batch_size")
     data = slc.EvalData(pair=pair, tokens=tokens, **{name: kwargs.pop(name) for name in names if name in kwargs})
-    return slc.collect_examples(crosscoder, data, path / "examples.safetensors", **{**SIZES, **kwargs})
+    return slc.analysis.collect_examples(crosscoder, data, path / "examples.safetensors", **{**SIZES, **kwargs})
 
 
 def reference_contexts(crosscoder, pair, latent, documents, keep):
@@ -127,7 +127,7 @@ def test_a_cache_gives_the_examples_of_the_tokens_that_it_is_of(
     cache = slc.cache_activations(tmp_path, pair, TOKENS, HOOK, token_mask=keep, dtype="float32", prompts_per_shard=4)
     monkeypatch.setattr(pair, "activations", None)
     data = slc.EvalData(activations=cache, **options)
-    found = slc.collect_examples(crosscoder, data, tmp_path / "examples.safetensors", **SIZES)
+    found = slc.analysis.collect_examples(crosscoder, data, tmp_path / "examples.safetensors", **SIZES)
     assert found.manifest == manifest
     for latent in range(D_SAE):
         assert_same(found[latent], expected[latent])
@@ -238,10 +238,10 @@ def test_reading_one_latent_reads_its_rows_only(crosscoder, pair, tmp_path, monk
             return part
 
     path = collect(crosscoder, pair, tmp_path).path
-    whole = slc.load_examples(path)[4]
+    whole = slc.analysis.load_examples(path)[4]
     example_file_open = example_file.safe_open
     monkeypatch.setattr(example_file, "safe_open", Recorded)
-    got = slc.load_examples(path)[4]
+    got = slc.analysis.load_examples(path)[4]
     assert [example.score for example in got.top] == [example.score for example in whole.top]
     slots, width = 4 + 3 * 2, 3 + 1 + 2
     assert sum(n_read) == slots * (8 + width * (4 + 4 + 2 * 4)) + 8 + 4 + 32  # one latent, of the seven in the file
@@ -302,12 +302,12 @@ def test_what_cannot_be_written_or_read_is_refused(crosscoder, pair, tmp_path):
     with pytest.raises(ValueError, match="in a folder that does not exist"):
         collect(crosscoder, pair, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="There is no file"):
-        slc.load_examples(tmp_path / "nothing")
+        slc.analysis.load_examples(tmp_path / "nothing")
     (tmp_path / "text").write_text("no examples")
     with pytest.raises(ValueError, match="is no file of examples"):
-        slc.load_examples(tmp_path / "text")
+        slc.analysis.load_examples(tmp_path / "text")
     crosscoder.save_model(tmp_path)
     with pytest.raises(ValueError, match="examples_format=None"):
-        slc.load_examples(tmp_path / "sae_weights.safetensors")
+        slc.analysis.load_examples(tmp_path / "sae_weights.safetensors")
     with pytest.raises(IndexError, match="no latent 7: the crosscoder has latents 0 to 6"):
         collect(crosscoder, pair, tmp_path)[D_SAE]

@@ -18,8 +18,10 @@ PADDED[:N_ROWS, :N_POS], KEEP[:N_ROWS, :N_POS] = TOKENS, True
 LABELS = torch.randint(-1, 3, PADDED.shape, generator=torch.Generator().manual_seed(3))
 NAMES = ("bos", "template", "user")
 SOURCES = ["chat", "web"] * (N_ROWS // 2)
-WHOLE = dict(tokens=TOKENS, groups=slc.TokenGroups(LABELS[:N_ROWS, :N_POS], NAMES), sources=SOURCES)
-LEFT_OUT = dict(tokens=PADDED, token_mask=KEEP, groups=slc.TokenGroups(LABELS, NAMES), sources=[*SOURCES, *SOURCES[:3]])
+WHOLE = dict(tokens=TOKENS, groups=slc.data.TokenGroups(LABELS[:N_ROWS, :N_POS], NAMES), sources=SOURCES)
+LEFT_OUT = dict(
+    tokens=PADDED, token_mask=KEEP, groups=slc.data.TokenGroups(LABELS, NAMES), sources=[*SOURCES, *SOURCES[:3]]
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +45,16 @@ def measured(kind, crosscoder, pair, data):
     """Tables, and the numbers of tokens behind them."""
     data = slc.EvalData(**{"pair": pair, "batch_size": 10, **data})
     if kind == "statistics":
-        statistics = slc.latent_statistics(crosscoder, data)
+        statistics = slc.analysis.latent_statistics(crosscoder, data)
         return [statistics.table], statistics.n_tokens
     if kind == "paper":
-        found = slc.paper_tables({"it": crosscoder}, data)["it"]
+        found = slc.paper.paper_tables({"it": crosscoder}, data)["it"]
         return [found.latents, found.pairs], found.manifest["n_tokens_per_place"]
     if kind == "diagnosis":
         diagnosis = slc.diagnose(crosscoder, data)
         return [diagnosis.latents], diagnosis.manifest["n_tokens"]
     pairs = pd.DataFrame({"chat_latent": [0, 2], "base_latent": [1, 3]})
-    return [slc.activation_divergence(crosscoder, data, pairs)], None
+    return [slc.analysis.activation_divergence(crosscoder, data, pairs)], None
 
 
 KINDS = ("statistics", "paper", "diagnosis", "divergence")

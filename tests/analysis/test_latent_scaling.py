@@ -124,7 +124,7 @@ def test_order_and_batching_of_the_data_change_nothing():
 def test_sparse_activations_in_any_cut_give_the_shards_of_dense_ones(batch):
     """Sums, shards and all: a shard is that of the token's place in the stream, whoever cuts it."""
     crosscoder, x = random_crosscoder(), random_activations()
-    whole, streamed = (slc.LatentScaling(crosscoder, n_shards=4, block_size=5) for _ in range(2))
+    whole, streamed = (slc.analysis.LatentScaling(crosscoder, n_shards=4, block_size=5) for _ in range(2))
     f = crosscoder.encode(x)
     whole.add(x, f, crosscoder.decode(f))
     for part in x.split(batch):
@@ -139,7 +139,7 @@ def test_sparse_activations_in_any_cut_give_the_shards_of_dense_ones(batch):
 
 def test_sums_go_on_from_those_that_were_saved():
     crosscoder, x = random_crosscoder(), random_activations(600)
-    whole, first, second = (slc.LatentScaling(crosscoder) for _ in range(3))
+    whole, first, second = (slc.analysis.LatentScaling(crosscoder) for _ in range(3))
     for n, (part, sums) in enumerate(zip(x.split(200), (first, second, second), strict=True)):
         if n == 1:
             second.load_state_dict(first.state_dict())
@@ -210,7 +210,7 @@ def test_two_tokens_by_hand():
     crosscoder = relu_crosscoder([[1.0, 1.0]], d_models=(1, 1))
     x = torch.tensor([[3.0, 2.0], [1.0, 4.0]], dtype=torch.float64)
     f = torch.tensor([[2.0], [1.0]], dtype=torch.float64)
-    scaling = slc.LatentScaling(crosscoder)
+    scaling = slc.analysis.LatentScaling(crosscoder)
     scaling.add(x, f, crosscoder.decode(f))
     assert scaling.beta("activation", 0).item() == pytest.approx((2 * 3 + 1 * 1) / 5)
     assert scaling.beta("activation", 1).item() == pytest.approx((2 * 2 + 1 * 4) / 5)
@@ -232,7 +232,7 @@ def test_half_precision_weights_lose_no_digits_in_the_sums():
     with torch.no_grad():
         crosscoder.W_dec.copy_(random_crosscoder().W_dec)
     x, f = random_activations().bfloat16(), random_activations(d_in=D_SAE, seed=2).relu().bfloat16()
-    scaling = slc.LatentScaling(crosscoder)
+    scaling = slc.analysis.LatentScaling(crosscoder)
     scaling.add(x, f, torch.zeros_like(x))
     tokens, _, decoders, b_dec = lists(crosscoder, x)
     for model in (0, 1):
@@ -257,7 +257,7 @@ def test_nu_is_undefined_where_its_denominator_cannot_be_told_from_zero():
     x = 0.3 * torch.randn(n, 6, generator=generator, dtype=torch.float64)
     x += on[:, :1] * torch.cat([u[0], u[0]])
     rows = [torch.cat([u[0], u[0]]), *[torch.cat([u[1], u[2]])] * n_noise]
-    scaling = slc.LatentScaling(relu_crosscoder(torch.stack(rows)))
+    scaling = slc.analysis.LatentScaling(relu_crosscoder(torch.stack(rows)))
     scaling.add(x, on, torch.zeros_like(x))
     nu = scaling.nu("activation")
     assert nu[0].item() == pytest.approx(1, abs=0.05)

@@ -80,6 +80,6 @@ def test_sums_that_do_not_belong_together_are_refused():
     scaling, energies = scaling_of(crosscoder, x), energies_of(crosscoder, x)
     with pytest.raises(ValueError, match="different crosscoders"):
         mse_improvement(scaling_of(random_crosscoder(), x), scaling, energies)
-    probed = slc.LatentScaling(crosscoder, probes=crosscoder.decoders)
+    probed = slc.analysis.LatentScaling(crosscoder, probes=crosscoder.decoders)
     with pytest.raises(ValueError, match="directions other than the decoders"):
         mse_improvement(probed, scaling, energies)

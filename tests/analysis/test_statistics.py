@@ -29,7 +29,7 @@ def labelled_world():
     crosscoder = random_crosscoder()
     with torch.no_grad():
         crosscoder.b_enc[2] = -1e6
-    return crosscoder, x, slc.TokenGroups(labels, NAMES), sources
+    return crosscoder, x, slc.data.TokenGroups(labels, NAMES), sources
 
 
 def check(statistics, crosscoder, x, groups, sources):
@@ -59,7 +59,7 @@ def check(statistics, crosscoder, x, groups, sources):
 @pytest.mark.parametrize("cut", [1, 7, 240])
 def test_every_column_is_counted_token_by_token(cut):
     crosscoder, x, groups, sources = labelled_world()
-    statistics = slc.latent_statistics(
+    statistics = slc.analysis.latent_statistics(
         crosscoder, slc.EvalData(activations=x.split(cut), groups=groups, sources=sources)
     )
     check(statistics, crosscoder, x, groups, sources)
@@ -72,11 +72,11 @@ def test_every_column_is_counted_token_by_token(cut):
 
 def test_the_order_of_contexts_changes_nothing():
     crosscoder, x, groups, sources = labelled_world()
-    expected = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=sources))
+    expected = slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=sources))
     order = torch.randperm(N_ROWS, generator=torch.Generator().manual_seed(0))
-    shuffled = slc.TokenGroups(groups.labels[order], NAMES)
+    shuffled = slc.data.TokenGroups(groups.labels[order], NAMES)
     rows = x.view(N_ROWS, N_POS, -1)[order].flatten(0, 1)
-    found = slc.latent_statistics(
+    found = slc.analysis.latent_statistics(
         crosscoder,
         slc.EvalData(activations=rows.split(33), groups=shuffled, sources=[sources[i] for i in order.tolist()]),
     )
@@ -97,22 +97,26 @@ def test_frac_template_by_hand(order):
     names = tuple(("bos", "template", "user")[i] for i in order)
     index = {name: i for i, name in enumerate(names)}
     chat = [index[name] for name in ("bos", "template", "template", "template", "user", "user", "user")]
-    groups = slc.TokenGroups(torch.tensor([chat, [index["bos"], *[index["user"]] * 6]]), names)
+    groups = slc.data.TokenGroups(torch.tensor([chat, [index["bos"], *[index["user"]] * 6]]), names)
     crosscoder, x = one_latent([5, 1, 0, 2, 3, 4, 1, *[9] * 7])
-    table = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=["chat", "web"])).table
+    table = slc.analysis.latent_statistics(
+        crosscoder, slc.EvalData(activations=x, groups=groups, sources=["chat", "web"])
+    ).table
     assert table.frac_template.tolist() == [2 / 5]
-    assert slc.latent_statistics(
+    assert slc.analysis.latent_statistics(
         crosscoder, slc.EvalData(activations=x, groups=groups)
     ).table.frac_template.tolist() == [2 / 11]
     dropped = groups.drop_first_n(2)
-    statistics = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=dropped, sources=["chat", "web"]))
+    statistics = slc.analysis.latent_statistics(
+        crosscoder, slc.EvalData(activations=x, groups=dropped, sources=["chat", "web"])
+    )
     assert statistics.table.frac_template.tolist() == [1 / 4]
     assert (statistics.table.n_active_all[0], statistics.n_tokens["all"]) == (9, 10)
 
 
 def test_without_labels_everything_is_in_one_place():
     crosscoder, x = random_crosscoder(), random_activations(5000)
-    statistics = slc.latent_statistics(crosscoder, slc.EvalData(activations=x))
+    statistics = slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=x))
     diagnosis = slc.diagnose(crosscoder, slc.EvalData(activations=x))
     table, diagnosed = statistics.table, diagnosis.latents
     assert all(name.endswith("_all") for name in table)
@@ -128,7 +132,7 @@ def test_without_labels_everything_is_in_one_place():
     diagnosed[table.columns] = table.sample(frac=1, random_state=0)
     assert len(diagnosed.columns) == n_columns + len(table.columns)
     assert diagnosed.n_active_all.tolist() == diagnosed.n_active.tolist()
-    by_token = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, sources=["a", "b"] * 2500))
+    by_token = slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=x, sources=["a", "b"] * 2500))
     assert by_token.n_tokens == {"all": 5000, "a": 2500, "b": 2500}
     by_token = by_token.table
     pd.testing.assert_series_equal(by_token.n_active_a + by_token.n_active_b, by_token.n_active_all, check_names=False)
@@ -137,7 +141,7 @@ def test_without_labels_everything_is_in_one_place():
 @pytest.fixture(scope="module")
 def tiny_chats():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
-    chats = [slc.chat_tokens(pair.tokenizer, messages) for messages in dialogues(8, seed=0)]
+    chats = [slc.data.chat_tokens(pair.tokenizer, messages) for messages in dialogues(8, seed=0)]
     W_dec = torch.randn(24, 192, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     crosscoder = relu_crosscoder(W_dec, b_enc=torch.full((24,), -20.0), d_models=(96, 96))
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
@@ -148,8 +152,8 @@ def tiny_chats():
 def test_the_built_in_pairs_conversations(by, tiny_chats):
     pair, chats, crosscoder = tiny_chats
     tokens = torch.nn.utils.rnn.pad_sequence([chat.input_ids for chat in chats], batch_first=True)
-    groups = slc.token_groups(chats, pair.tokenizer, by)
-    found = slc.latent_statistics(
+    groups = slc.data.token_groups(chats, pair.tokenizer, by)
+    found = slc.analysis.latent_statistics(
         crosscoder, slc.EvalData(pair=pair, tokens=tokens, groups=groups, sources=["chat"] * 8, batch_size=3)
     )
     x = pair.activations(tokens, TINY_HOOK).flatten(0, 1).double()
@@ -161,7 +165,7 @@ def test_the_built_in_pairs_conversations(by, tiny_chats):
 def test_nu_of_a_group_is_the_nu_of_its_tokens():
     crosscoder, x, groups, _ = labelled_world()
     for significant in (False, True):
-        table = slc.nu_by_group(
+        table = slc.analysis.nu_by_group(
             crosscoder, slc.EvalData(activations=x.split(50), groups=groups), significant=significant
         )
         for label, name in enumerate(NAMES):
@@ -169,9 +173,9 @@ def test_nu_of_a_group_is_the_nu_of_its_tokens():
             for target in ("error", "reconstruction"):
                 expected = scaling.nu(target, significant=significant)
                 assert table[f"nu_{target}_{name}"].tolist() == pytest.approx(expected.tolist(), nan_ok=True)
-    whole = slc.TokenGroups(torch.zeros(N_ROWS, N_POS, dtype=torch.long), ("everything",))
+    whole = slc.data.TokenGroups(torch.zeros(N_ROWS, N_POS, dtype=torch.long), ("everything",))
     diagnosed = slc.diagnose(crosscoder, slc.EvalData(activations=x)).latents.nu_error_unfiltered
-    found = slc.nu_by_group(
+    found = slc.analysis.nu_by_group(
         crosscoder, slc.EvalData(activations=x, groups=whole), significant=False
     ).nu_error_everything
     pd.testing.assert_series_equal(found, diagnosed, check_names=False)
@@ -181,7 +185,7 @@ def test_correlations_are_those_of_the_columns_and_their_ranks():
     draws = torch.randint(0, 9, (3, 20), generator=torch.Generator().manual_seed(2)).double()
     table = pd.DataFrame({"nu_error": draws[0], "frequency": draws[1], "delta_norm": draws[2]})
     table.loc[4, "nu_error"] = float("nan")
-    found = slc.correlations(table, ["nu_error"])
+    found = slc.analysis.correlations(table, ["nu_error"])
     known = table.drop(index=4)
     for other in ("frequency", "delta_norm"):
         row, x, y = found.loc[("nu_error", other)], known.nu_error.tolist(), known[other].tolist()
@@ -194,7 +198,9 @@ def test_correlations_are_those_of_the_columns_and_their_ranks():
 def test_p_values_are_the_share_of_shuffled_columns_that_correlate_as_much():
     x = torch.randn(2, 30, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     x[1] += 0.3 * x[0]
-    row = slc.correlations(pd.DataFrame({"nu_error": x[0], "frequency": x[1]}), ["nu_error"], ["frequency"]).iloc[0]
+    row = slc.analysis.correlations(
+        pd.DataFrame({"nu_error": x[0], "frequency": x[1]}), ["nu_error"], ["frequency"]
+    ).iloc[0]
     generator = torch.Generator().manual_seed(0)
     shuffled = torch.stack([x[1][torch.randperm(30, generator=generator)] for _ in range(4000)])
     for column, mine, others in (
@@ -209,25 +215,25 @@ def test_p_values_are_the_share_of_shuffled_columns_that_correlate_as_much():
 
 def test_correlations_without_spread_or_latents_are_undefined():
     table = pd.DataFrame({"nu_error": [1.0, 2.0, 3.0], "frequency": [1.0] * 3, "delta_norm": [1.0, 2.0, float("nan")]})
-    found = slc.correlations(table, ["nu_error"])
+    found = slc.analysis.correlations(table, ["nu_error"])
     assert found.n_latents.tolist() == [3, 2]
     assert found.drop(columns="n_latents").isna().all(axis=None)
     with pytest.raises(ValueError, match="has no column nu_reconstruction"):
-        slc.correlations(table)
+        slc.analysis.correlations(table)
 
 
 def test_sources_of_rows_are_sources_of_their_tokens():
     crosscoder, x, groups, sources = labelled_world()
     names = ("chat", "web")
     per_token = torch.tensor([names.index(source) for source in sources])[:, None].expand(N_ROWS, N_POS).clone()
-    by_token = slc.TokenGroups(per_token, names)
-    expected = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=sources))
-    found = slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=by_token))
+    by_token = slc.data.TokenGroups(per_token, names)
+    expected = slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=sources))
+    found = slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=by_token))
     pd.testing.assert_frame_equal(found.table, expected.table)
     # A token without a source is left out like one without a group.
     per_token[groups.labels == 0] = -1
-    left_out = slc.latent_statistics(
-        crosscoder, slc.EvalData(activations=x, groups=groups, sources=slc.TokenGroups(per_token, names))
+    left_out = slc.analysis.latent_statistics(
+        crosscoder, slc.EvalData(activations=x, groups=groups, sources=slc.data.TokenGroups(per_token, names))
     )
     assert left_out.n_tokens["bos"] == 0 < expected.n_tokens["bos"]
     assert left_out.table.n_active_user.equals(expected.table.n_active_user)
@@ -239,18 +245,20 @@ def test_labels_that_do_not_fit_are_refused_by_name():
     tokens = torch.zeros(N_ROWS, N_POS + 1, dtype=torch.long)
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
     with pytest.raises(ValueError, match=r"Shapes do not match: tokens \(12, 21\) and the groups' labels \(12, 20\)"):
-        slc.latent_statistics(crosscoder, slc.EvalData(pair=pair, tokens=tokens, groups=groups))
+        slc.analysis.latent_statistics(crosscoder, slc.EvalData(pair=pair, tokens=tokens, groups=groups))
     with pytest.raises(ValueError, match="Got 3 sources for 12 rows"):
-        slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=sources[:3]))
+        slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=sources[:3]))
     with pytest.raises(ValueError, match="Got 240 labels for 239 tokens"):
-        slc.latent_statistics(crosscoder, slc.EvalData(activations=x[1:], groups=groups))
+        slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=x[1:], groups=groups))
     with pytest.raises(ValueError, match="Got 240 labels for 239 tokens"):
-        slc.latent_statistics(crosscoder, slc.EvalData(activations=[x[1:]], groups=groups))
+        slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=[x[1:]], groups=groups))
     with pytest.raises(ValueError, match="Got 240 labels for more tokens"):
-        slc.latent_statistics(crosscoder, slc.EvalData(activations=[x, x], groups=groups))
+        slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=[x, x], groups=groups))
     with pytest.raises(ValueError, match=r"\['user'\] name both a group and a source"):
-        slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups, sources=["user"] * N_ROWS))
+        slc.analysis.latent_statistics(
+            crosscoder, slc.EvalData(activations=x, groups=groups, sources=["user"] * N_ROWS)
+        )
     with pytest.raises(ValueError, match="or its mask or groups leave out every token"):
-        slc.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups.drop_first_n(N_POS)))
+        slc.analysis.latent_statistics(crosscoder, slc.EvalData(activations=x, groups=groups.drop_first_n(N_POS)))
     with pytest.raises(ValueError, match="nu_by_group needs the group of each token"):
-        slc.nu_by_group(crosscoder, slc.EvalData(activations=x))
+        slc.analysis.nu_by_group(crosscoder, slc.EvalData(activations=x))

@@ -85,14 +85,16 @@ def latents():
 
 def explained(rows, **fields):
     frame = {latent: {"explanation": text, "fuzzing": 0.5, "interpreter": "m"} for latent, text in rows.items()}
-    return slc.Interpretations(pd.DataFrame.from_dict(frame, orient="index").rename_axis("latent"), {**OF, **fields})
+    return slc.analysis.Interpretations(
+        pd.DataFrame.from_dict(frame, orient="index").rename_axis("latent"), {**OF, **fields}
+    )
 
 
 def test_loading_a_diagnosis_brings_its_explanations(tmp_path):
     diagnosis = latents()
     diagnosis.save(tmp_path)
     pd.testing.assert_frame_equal(slc.Diagnosis.load(tmp_path).latents, diagnosis.latents)
-    slc.save_interpretations(explained({2: "cities", 0: None}, n_shown=5), tmp_path)
+    slc.analysis.save_interpretations(explained({2: "cities", 0: None}, n_shown=5), tmp_path)
     for _ in range(2):
         joined = slc.Diagnosis.load(tmp_path)
         pd.testing.assert_series_equal(joined.latents.delta_norm, diagnosis.latents.delta_norm)
@@ -105,12 +107,12 @@ def test_loading_a_diagnosis_brings_its_explanations(tmp_path):
 
 def test_later_explanations_replace_those_of_the_same_latents_only(tmp_path):
     latents().save(tmp_path)
-    slc.save_interpretations(explained({3: "a", 1: "b"}), tmp_path)
-    slc.save_interpretations(explained({1: "c", 2: "d"}, n_shown=3), tmp_path)
+    slc.analysis.save_interpretations(explained({3: "a", 1: "b"}), tmp_path)
+    slc.analysis.save_interpretations(explained({1: "c", 2: "d"}, n_shown=3), tmp_path)
     joined = slc.Diagnosis.load(tmp_path)
     assert joined.latents.explanation.dropna().to_dict() == {1: "c", 2: "d", 3: "a"}
     assert joined.interpretation["n_shown"] == 3
-    slc.save_interpretations(explained({0: "e"}, crosscoder_sha256="y"), tmp_path)
+    slc.analysis.save_interpretations(explained({0: "e"}, crosscoder_sha256="y"), tmp_path)
     assert slc.Diagnosis.load(tmp_path).latents.explanation.dropna().to_dict() == {0: "e"}
 
 
@@ -124,7 +126,7 @@ def test_later_explanations_replace_those_of_the_same_latents_only(tmp_path):
 )
 def test_explanations_of_another_crosscoder_are_refused(tmp_path, rows, fields, message):
     latents().save(tmp_path)
-    slc.save_interpretations(explained(rows, **fields), tmp_path)
+    slc.analysis.save_interpretations(explained(rows, **fields), tmp_path)
     with pytest.raises(ValueError, match=message):
         slc.Diagnosis.load(tmp_path)
 

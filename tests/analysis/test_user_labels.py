@@ -18,15 +18,15 @@ def folder(tmp_path):
 
 
 def test_labels_survive_and_can_be_changed_and_taken_away(folder):
-    assert slc.load_labels(folder) == {}
-    path = slc.save_label(folder, 5, HOSTILE)
-    slc.save_label(folder, 0, "f\u00fcr \U0001f469\u200d\U0001f680")
-    slc.save_label(folder, 2, "first")
-    slc.save_label(folder, 2, "second")
-    assert slc.load_labels(folder) == {0: "f\u00fcr \U0001f469\u200d\U0001f680", 2: "second", 5: HOSTILE}
-    slc.save_label(folder, 0, None)
-    slc.save_label(folder, 1, None)
-    assert slc.load_labels(folder) == {2: "second", 5: HOSTILE}
+    assert slc.analysis.load_labels(folder) == {}
+    path = slc.analysis.save_label(folder, 5, HOSTILE)
+    slc.analysis.save_label(folder, 0, "f\u00fcr \U0001f469\u200d\U0001f680")
+    slc.analysis.save_label(folder, 2, "first")
+    slc.analysis.save_label(folder, 2, "second")
+    assert slc.analysis.load_labels(folder) == {0: "f\u00fcr \U0001f469\u200d\U0001f680", 2: "second", 5: HOSTILE}
+    slc.analysis.save_label(folder, 0, None)
+    slc.analysis.save_label(folder, 1, None)
+    assert slc.analysis.load_labels(folder) == {2: "second", 5: HOSTILE}
     assert [each.name for each in folder.iterdir() if "label" in each.name] == [path.name] == [NAME]
 
 
@@ -34,7 +34,7 @@ def test_the_table_has_them_as_a_column(folder):
     diagnosis = slc.diagnose(slc.load(folder), slc.EvalData(activations=random_activations(400)), min_active=1)
     diagnosis.save(folder)
     assert "user_label" not in slc.Diagnosis.load(folder).latents
-    slc.save_label(folder, 3, "a label")
+    slc.analysis.save_label(folder, 3, "a label")
     loaded = slc.Diagnosis.load(folder)
     assert loaded.latents.user_label.dropna().to_dict() == {3: "a label"}
     assert loaded.manifest == diagnosis.manifest
@@ -42,18 +42,18 @@ def test_the_table_has_them_as_a_column(folder):
 
 @pytest.mark.parametrize("text", ["", " \n", "x" * 1001, "\ud800"])
 def test_what_is_no_label_is_not_written(folder, text):
-    slc.save_label(folder, 2, "kept")
+    slc.analysis.save_label(folder, 2, "kept")
     with pytest.raises(ValueError, match="is no label"):
-        slc.save_label(folder, 2, text)
-    assert slc.load_labels(folder) == {2: "kept"}
+        slc.analysis.save_label(folder, 2, text)
+    assert slc.analysis.load_labels(folder) == {2: "kept"}
 
 
 @pytest.mark.parametrize("latent", [-1, 6])
 def test_latents_that_do_not_exist_get_none(folder, latent):
     with pytest.raises(ValueError, match="latents 0 to 5"):
-        slc.save_label(folder, latent, "x")
+        slc.analysis.save_label(folder, latent, "x")
     with pytest.raises(ValueError, match="holds no crosscoder"):
-        slc.save_label(folder / "elsewhere", 0, "x")
+        slc.analysis.save_label(folder / "elsewhere", 0, "x")
 
 
 def edited(fields):
@@ -75,18 +75,18 @@ def edited(fields):
     ],
 )  # fmt: skip
 def test_damaged_labels_and_those_of_other_weights_are_refused_and_kept(folder, damage, said):
-    path = slc.save_label(folder, 2, "mine")
+    path = slc.analysis.save_label(folder, 2, "mine")
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
     before = path.read_bytes()
     with pytest.raises(ValueError, match=said):
-        slc.load_labels(folder)
+        slc.analysis.load_labels(folder)
     with pytest.raises(ValueError, match=said):
-        slc.save_label(folder, 2, "other")
+        slc.analysis.save_label(folder, 2, "other")
     assert path.read_bytes() == before
 
 
 def test_a_file_that_is_cut_off_is_refused(folder):
-    path = slc.save_label(folder, 2, "mine")
+    path = slc.analysis.save_label(folder, 2, "mine")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="not valid JSON"):
-        slc.load_labels(folder)
+        slc.analysis.load_labels(folder)

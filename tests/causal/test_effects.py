@@ -313,7 +313,7 @@ class TestTheTinyPair:
     @pytest.fixture(scope="class")
     def conversations(self):
         pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
-        chats = [slc.chat_tokens(pair.tokenizer, messages) for messages in dialogues(6, seed=0, split="held_out")]
+        chats = [slc.data.chat_tokens(pair.tokenizer, messages) for messages in dialogues(6, seed=0, split="held_out")]
         width = max(len(chat.input_ids) for chat in chats)
 
         def padded(parts):

@@ -35,7 +35,7 @@ class TestResponses:
     def test_every_answer_is_the_most_likely_one_by_itself(self, pair):
         said = slc.causal.generate_responses(pair, ASKED, max_new_tokens=12, batch_size=3)
         end = pair.tokenizer.eos_token_id
-        prompts = [slc.chat_tokens(pair.tokenizer, messages, add_generation_prompt=True) for messages in ASKED]
+        prompts = [slc.data.chat_tokens(pair.tokenizer, messages, add_generation_prompt=True) for messages in ASKED]
         assert len({len(prompt.input_ids) for prompt in prompts}) > 1
         for row, prompt in enumerate(prompts):
             ids = prompt.input_ids.tolist()
@@ -54,7 +54,7 @@ class TestResponses:
         said = slc.causal.generate_responses(pair, [messages[:1] for messages in conversations], max_new_tokens=16)
         n_as_trained = 0
         for row, messages in enumerate(conversations):
-            chat = slc.chat_tokens(pair.tokenizer, messages[:2])
+            chat = slc.data.chat_tokens(pair.tokenizer, messages[:2])
             if said.tokens[row, : len(chat.input_ids)].tolist() == chat.input_ids.tolist():
                 n_as_trained += 1
                 for mask in ("response", "template"):
@@ -83,7 +83,7 @@ class TestGivenResponses:
         given = slc.causal.given_responses(pair, conversations)
         assert len({len(messages) for messages in conversations}) == 2  # with one answer and with two
         for row, messages in enumerate(conversations):
-            chat = slc.chat_tokens(pair.tokenizer, messages)
+            chat = slc.data.chat_tokens(pair.tokenizer, messages)
             n = len(chat.input_ids)
             assert given.tokens[row, :n].tolist() == chat.input_ids.tolist()
             for mask in ("response", "template"):

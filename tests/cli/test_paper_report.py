@@ -40,7 +40,7 @@ def save(folder, seed=0, names=PAIR, d_model=96):
 def measured(rows, folder="one"):
     pair = slc.HookedModelPair.from_pretrained(*PAIR)
     data = slc.EvalData(pair=pair, tokens=rows.tokens, groups=rows.groups, sources=rows.sources)
-    return slc.paper_tables({"one": slc.load(folder)}, data)["one"].latents
+    return slc.paper.paper_tables({"one": slc.load(folder)}, data)["one"].latents
 
 
 def written(name):
@@ -86,7 +86,7 @@ def test_an_activation_cache_is_data_enough():
     tokens = tiny_labelled_rows(8).tokens
     cache = slc.cache_activations("cache", pair, tokens, TINY_HOOK)
     assert main(["paper-report", "one", *RUN, "--activations", "cache"]) == 0
-    expected = slc.paper_tables({"one": crosscoder}, slc.EvalData(activations=cache))["one"].latents
+    expected = slc.paper.paper_tables({"one": crosscoder}, slc.EvalData(activations=cache))["one"].latents
     pd.testing.assert_frame_equal(written("one"), expected)
     assert "frac_template" not in expected
 

@@ -92,7 +92,7 @@ def words(tok, ids):
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_contents_belong_to_their_messages_and_the_rest_to_the_template(family):
     tok = tokenizer(family)
-    chat = slc.chat_tokens(tok, MESSAGES)
+    chat = slc.data.chat_tokens(tok, MESSAGES)
     assert chat.input_ids.tolist() == tok.apply_chat_template(MESSAGES, return_dict=False)
     assert words(tok, chat.input_ids[chat.message == 0]) == ["user", "model"]
     assert words(tok, chat.input_ids[chat.role("assistant")]) == ["yes", "it", "is"]
@@ -106,7 +106,7 @@ def test_contents_belong_to_their_messages_and_the_rest_to_the_template(family):
 
 def test_the_generation_prompt_is_template():
     tok = tokenizer("gemma")
-    chat = slc.chat_tokens(tok, MESSAGES[:1], add_generation_prompt=True)
+    chat = slc.data.chat_tokens(tok, MESSAGES[:1], add_generation_prompt=True)
     assert words(tok, chat.input_ids[-3:]) == ["<start_of_turn>", "model", "\n"]
     assert chat.template[-3:].all()
 
@@ -114,7 +114,7 @@ def test_the_generation_prompt_is_template():
 def test_the_built_in_pairs_conversations():
     tok = tiny_tokenizer()
     for messages in dialogues(50, seed=3):
-        chat = slc.chat_tokens(tok, messages)
+        chat = slc.data.chat_tokens(tok, messages)
         assert chat.input_ids.tolist() == tok.apply_chat_template(messages, tokenize=True, return_dict=False)
         for index, message in enumerate(messages):
             assert tok.decode(chat.input_ids[chat.message == index]) == message["content"]
@@ -125,7 +125,7 @@ def test_the_built_in_pairs_conversations():
 def test_bytes_and_spaces_of_a_content_are_its_own(trim_offsets):
     tok = byte_level(CHATML, trim_offsets)
     texts = (" h\u00e9 \u65e5\u672c  ", "ok \n", "", "user", "\n")
-    chat = slc.chat_tokens(tok, conversation(*texts))
+    chat = slc.data.chat_tokens(tok, conversation(*texts))
     assert contents(tok, chat) == list(texts)
     turns = [f"<|im_start|>{role}\n<|im_end|>\n" for role in chat.message_roles]
     assert tok.decode(chat.input_ids[chat.template]) == "".join(turns)
@@ -136,7 +136,7 @@ def test_bytes_and_spaces_of_a_content_are_its_own(trim_offsets):
 def test_a_trimmed_content_is_told_from_the_templates_own_spaces(text, trim_offsets):
     tok = byte_level(INST, trim_offsets)
     messages = conversation(text, text, text)
-    chat = slc.chat_tokens(tok, messages)
+    chat = slc.data.chat_tokens(tok, messages)
     assert chat.input_ids.tolist() == tok.apply_chat_template(messages, return_dict=False)
     assert contents(tok, chat) == [text.strip()] * 3
     assert tok.decode(chat.input_ids[chat.template]) == "[INST]  [/INST] </s>[INST]  [/INST]"
@@ -146,13 +146,13 @@ def test_a_trimmed_content_is_told_from_the_templates_own_spaces(text, trim_offs
 def test_a_content_trimmed_on_one_side_keeps_the_other(trim):
     tok = byte_level(CHATML.replace("m['content']", f"m['content'].{trim}()"))
     texts = ("  yes \n", " no ")
-    assert contents(tok, slc.chat_tokens(tok, conversation(*texts))) == [getattr(text, trim)() for text in texts]
+    assert contents(tok, slc.data.chat_tokens(tok, conversation(*texts))) == [getattr(text, trim)() for text in texts]
 
 
 def test_a_template_that_numbers_the_turns_is_no_riddle():
     tok = byte_level(CHATML.replace("m['role']", "loop.index0 | string"))
     texts = ["0", "1 0", "2"]
-    chat = slc.chat_tokens(tok, conversation(*texts))
+    chat = slc.data.chat_tokens(tok, conversation(*texts))
     assert contents(tok, chat) == texts
     turns = [f"<|im_start|>{index}\n<|im_end|>\n" for index in range(3)]
     assert tok.decode(chat.input_ids[chat.template]) == "".join(turns)
@@ -160,7 +160,7 @@ def test_a_template_that_numbers_the_turns_is_no_riddle():
 
 def test_every_role_and_the_template_share_the_tokens_out_even_when_a_content_spells_the_bos_token():
     tok = byte_level("{{ bos_token }}" + CHATML)
-    chat = slc.chat_tokens(tok, conversation("a<s>b", "c"))
+    chat = slc.data.chat_tokens(tok, conversation("a<s>b", "c"))
     assert contents(tok, chat) == ["a<s>b", "c"]
     assert chat.bos.tolist() == [True] + [False] * (len(chat.bos) - 1)
     masks = torch.stack([chat.bos, chat.template, chat.role("user"), chat.role("assistant")])
@@ -170,21 +170,21 @@ def test_every_role_and_the_template_share_the_tokens_out_even_when_a_content_sp
 
 def test_an_end_of_turn_that_shares_its_id_with_bos_is_template():
     tok = byte_level("{{ bos_token }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", eos="<s>")
-    chat = slc.chat_tokens(tok, conversation("a", "b"))
+    chat = slc.data.chat_tokens(tok, conversation("a", "b"))
     assert chat.bos.tolist() == [True, False, False, False, False]
     assert chat.template.tolist() == [False, False, True, False, True]
 
 
 def test_a_template_that_begins_every_turn_with_bos_has_as_many():
     tok = byte_level("{% for m in messages %}{{ bos_token + m['content'] + eos_token }}{% endfor %}")
-    chat = slc.chat_tokens(tok, conversation("a", "b"))
+    chat = slc.data.chat_tokens(tok, conversation("a", "b"))
     assert chat.bos.tolist() == [True, False, False, True, False, False]
 
 
 def test_marks_do_not_mix_up_ten_messages_and_more():
     tok = byte_level(CHATML)
     texts = [f"m{index}" for index in range(12)]
-    assert contents(tok, slc.chat_tokens(tok, conversation(*texts))) == texts
+    assert contents(tok, slc.data.chat_tokens(tok, conversation(*texts))) == texts
 
 
 @pytest.mark.parametrize(
@@ -200,14 +200,14 @@ def test_marks_do_not_mix_up_ten_messages_and_more():
 )
 def test_a_template_whose_text_depends_on_the_contents_is_refused(template, message):
     with pytest.raises(ValueError, match=message):
-        slc.chat_tokens(byte_level(template), conversation("ab", "c"))
+        slc.data.chat_tokens(byte_level(template), conversation("ab", "c"))
 
 
 def test_a_template_that_rewrites_contents_and_a_missing_one_are_refused():
     tok = tokenizer("chatml")
     tok.chat_template = CHATML.replace("m['content']", "m['content'] | replace('user', 'you')")
     with pytest.raises(ValueError, match="does not write the message 'user model' unchanged"):
-        slc.chat_tokens(tok, MESSAGES)
+        slc.data.chat_tokens(tok, MESSAGES)
     tok.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-        slc.chat_tokens(tok, MESSAGES)
+        slc.data.chat_tokens(tok, MESSAGES)

@@ -26,8 +26,8 @@ def chat_tokenizer(family):
 
 def groups_of(tok, messages, by, **options):
     """Each token with the name of its group, but for the spaces between words."""
-    chat = slc.chat_tokens(tok, messages, **options)
-    groups = slc.token_groups([chat], tok, by)
+    chat = slc.data.chat_tokens(tok, messages, **options)
+    groups = slc.data.token_groups([chat], tok, by)
     words = tok.convert_ids_to_tokens(chat.input_ids.tolist())
     named = [(word, groups.names[label]) for word, label in zip(words, groups.labels[0].tolist(), strict=True)]
     return [(word, name) for word, name in named if word != " "]
@@ -89,8 +89,8 @@ def test_the_words_of_a_further_role_are_other():
 
 def test_shorter_conversations_of_the_built_in_pair_are_left_out_behind_their_end():
     tok = tiny_tokenizer()
-    chats = [slc.chat_tokens(tok, messages) for messages in dialogues(20, seed=3)]
-    groups = slc.token_groups(chats, tok)
+    chats = [slc.data.chat_tokens(tok, messages) for messages in dialogues(20, seed=3)]
+    groups = slc.data.token_groups(chats, tok)
     assert set(groups.names) == {"bos", "template", "user", "assistant"}
     for chat, row in zip(chats, groups.labels, strict=True):
         n = len(chat.input_ids)
@@ -101,7 +101,7 @@ def test_shorter_conversations_of_the_built_in_pair_are_left_out_behind_their_en
 
 def test_dropping_the_first_tokens_leaves_the_others_as_they_are():
     labels = torch.tensor([[0, 1, 2, 1], [0, 2, -1, -1]])
-    groups = slc.TokenGroups(labels, ("bos", "template x", "user"))
+    groups = slc.data.TokenGroups(labels, ("bos", "template x", "user"))
     assert groups.drop_first_n(2).labels.tolist() == [[-1, -1, 2, 1], [-1, -1, -1, -1]]
     assert torch.equal(groups.drop_first_n(0).labels, labels)
     assert labels[0, 0] == 0
@@ -109,15 +109,15 @@ def test_dropping_the_first_tokens_leaves_the_others_as_they_are():
 
 
 def test_what_cannot_be_grouped_is_refused_by_name():
-    unchecked = getattr(slc.token_groups, "__wrapped__", slc.token_groups)
+    unchecked = getattr(slc.data.token_groups, "__wrapped__", slc.data.token_groups)
     tok = tokenizer("gemma")
     with pytest.raises(ValueError, match="by='word' is not one of"):
-        unchecked([slc.chat_tokens(tok, MESSAGES)], tok, "word")
+        unchecked([slc.data.chat_tokens(tok, MESSAGES)], tok, "word")
     with pytest.raises(ValueError, match="`chats` is empty"):
-        slc.token_groups([], tok)
+        slc.data.token_groups([], tok)
     with pytest.raises(ValueError, match="labels range from 0 to 2, expected -1 to 1"):
-        slc.TokenGroups(torch.tensor([[0, 2]]), ("a", "b"))
+        slc.data.TokenGroups(torch.tensor([[0, 2]]), ("a", "b"))
     with pytest.raises(ValueError, match="contains duplicates"):
-        slc.TokenGroups(torch.tensor([[0, 1]]), ("a", "a"))
+        slc.data.TokenGroups(torch.tensor([[0, 1]]), ("a", "a"))
     with pytest.raises(ValueError, match="n=-1 must be at least 0"):
-        slc.TokenGroups(torch.tensor([[0, 1]]), ("a", "b")).drop_first_n(-1)
+        slc.data.TokenGroups(torch.tensor([[0, 1]]), ("a", "b")).drop_first_n(-1)

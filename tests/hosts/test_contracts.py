@@ -131,7 +131,7 @@ class TestScaling:
 
     def test_ours_is_the_same_estimate_once_per_model(self):
         loudness = torch.tensor([1.0] * 4 + [10.0] * 4)
-        norms = MeanNorms(slc.StackedLayout((4, 4)))
+        norms = MeanNorms(slc.stacking.StackedLayout((4, 4)))
         data = torch.cat(list(batches(8, n=50, loudness=loudness)))
         norms.add(data)
         for scale, part in zip(norms.scales().tolist(), data.split(4, dim=-1), strict=True):
@@ -321,8 +321,8 @@ class TestRegistration:
 
     def test_ours_may_be_repeated_and_reloaded(self):
         before = dict(registry.SAE_CLASS_REGISTRY), dict(registry.SAE_TRAINING_CLASS_REGISTRY)
-        slc.register_architectures()
-        slc.register_architectures()
+        slc.crosscoders.register_architectures()
+        slc.crosscoders.register_architectures()
         importlib.reload(registration)
         importlib.reload(slc)
         assert before == (registry.SAE_CLASS_REGISTRY, registry.SAE_TRAINING_CLASS_REGISTRY)
@@ -343,7 +343,7 @@ class TestRegistration:
         theirs = registry.get_sae_class("standard")
         monkeypatch.setitem(registry.SAE_CLASS_REGISTRY, "crosscoder", theirs)
         with pytest.raises(ValueError, match="already registered"):
-            slc.register_architectures()
+            slc.crosscoders.register_architectures()
         assert registry.get_sae_class("crosscoder") == theirs
 
 

@@ -82,7 +82,7 @@ def planted(tmp_path_factory):
     crosscoder, pair, tokens = planted_crosscoder(), one_hot_pair(), random_texts()
     path = tmp_path_factory.mktemp("planted") / "examples.safetensors"
     sizes = dict(n_top=20, n_quantiles=5, n_per_quantile=24, window=WINDOW)
-    examples = slc.collect_examples(crosscoder, slc.EvalData(pair=pair, tokens=tokens), path, **sizes)
+    examples = slc.analysis.collect_examples(crosscoder, slc.EvalData(pair=pair, tokens=tokens), path, **sizes)
     return SimpleNamespace(crosscoder=crosscoder, pair=pair, tokens=tokens, examples=examples)
 
 

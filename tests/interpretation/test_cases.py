@@ -217,7 +217,7 @@ def test_cases_of_padded_texts_are_those_of_the_texts(planted, tmp_path):
     made = []
     for i, each in enumerate(data):
         path = tmp_path / f"{i}.safetensors"
-        examples = slc.collect_examples(planted.crosscoder, each, path, window=WINDOW)
+        examples = slc.analysis.collect_examples(planted.crosscoder, each, path, window=WINDOW)
         options = dict(embed=slc.interpretation.sentence_embedder("words"), n_scored=5, n_windows=200)
         made.append(slc.interpretation.interpretation_cases(planted.crosscoder, each, examples, [0, 2], **options))
     assert made[0].cases == made[1].cases == made[2].cases

@@ -181,13 +181,13 @@ def _make_examples(folder, rng):
     crosscoder.cfg.metadata.hook_name = HOOK
     sizes = dict(n_top=3, n_quantiles=2, n_per_quantile=2, window=(2, 1))
     path = folder / "examples.safetensors"
-    slc.collect_examples(
+    slc.analysis.collect_examples(
         crosscoder, slc.EvalData(pair=slc.HookedModelPair(*_models()), tokens=some_tokens(4, 8)), path, **sizes
     )
 
 
 def _read_examples(folder, note):
-    file = slc.load_examples(folder / "examples.safetensors")
+    file = slc.analysis.load_examples(folder / "examples.safetensors")
     return plain([file.manifest, [dataclasses.asdict(file[latent]) for latent in range(len(file))]])
 
 
@@ -234,7 +234,7 @@ def _training(folder, n_steps, **fields):
         **fields,
     )
     trainer = slc.CrosscoderTrainer(cfg, batchtopk_crosscoder(), iter(()))
-    slc.train_together({"": trainer}, (stacked_batch(n=_BATCH, seed=n) for n in range(_N_STEPS)))
+    slc.training.train_together({"": trainer}, (stacked_batch(n=_BATCH, seed=n) for n in range(_N_STEPS)))
     return trainer
 
 

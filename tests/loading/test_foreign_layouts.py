@@ -234,7 +234,7 @@ def test_another_pair_in_the_trainers_config_leaves_the_models_open(tmp_path):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_saelens_reads_it_with_our_converter(tmp_path, name):
     folder = LAYOUTS[name].write(tmp_path / "owner" / "name")
-    crosscoder = SAE.from_pretrained(str(folder), ".", converter=slc.crosscoder_huggingface_loader)
+    crosscoder = SAE.from_pretrained(str(folder), ".", converter=slc.loading.crosscoder_huggingface_loader)
     assert_same_function(crosscoder, LAYOUTS[name])
 
 
@@ -250,7 +250,7 @@ def test_saelens_reads_it_from_the_hub_with_options(tmp_path, monkeypatch, sae_i
         return str(tmp_path)
 
     monkeypatch.setattr(module, "snapshot_download", download)
-    converter = partial(slc.crosscoder_huggingface_loader, theta=4.0, hook_name="here")
+    converter = partial(slc.loading.crosscoder_huggingface_loader, theta=4.0, hook_name="here")
     crosscoder = SAE.from_pretrained("owner/name", sae_id, converter=converter, dtype="float64", force_download=True)
     assert asked == ["owner/name", True]
     assert_same_function(crosscoder, Layout(batchtopk(4.0)))
@@ -261,7 +261,7 @@ def test_the_fold_of_scales_and_means_is_undone_by_its_inverse():
     generator = torch.Generator().manual_seed(2)
     shapes = ((7, 4), (4,), (4, 7), (7,))
     weights = Weights(*(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes))
-    layout, scales = slc.StackedLayout((3, 4)), torch.tensor([0.25, 3.0], dtype=torch.float64)
+    layout, scales = slc.stacking.StackedLayout((3, 4)), torch.tensor([0.25, 3.0], dtype=torch.float64)
     means = torch.randn(7, generator=generator, dtype=torch.float64)
     folded = fold_activation_scales(weights, layout, scales, means)
     again = fold_activation_scales(folded, layout, 1 / scales, -layout.expand(scales) * means)

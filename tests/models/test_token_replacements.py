@@ -100,6 +100,6 @@ def test_what_cannot_be_replaced_is_refused(table, message):
 
 
 def test_no_family_replaces_a_token_by_a_replaced_one_and_gemma_2_none():
-    for table in slc.TOKEN_REPLACEMENTS.values():
+    for table in slc.models.TOKEN_REPLACEMENTS.values():
         assert not set(table) & set(table.values())
-    assert slc.TOKEN_REPLACEMENTS["gemma-2"] == {}
+    assert slc.models.TOKEN_REPLACEMENTS["gemma-2"] == {}

@@ -111,7 +111,9 @@ def exploration(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(exploration, tmp_path_factory):
-    return slc.write_neuronpedia(exploration, tmp_path_factory.mktemp("exports"), "cc-2", latents_per_file=PER_FILE)
+    return slc.report.write_neuronpedia(
+        exploration, tmp_path_factory.mktemp("exports"), "cc-2", latents_per_file=PER_FILE
+    )
 
 
 def test_every_line_is_a_row_that_the_database_takes(folder):
@@ -156,7 +158,7 @@ def test_batches_hold_every_latent_once(folder):
 
 
 def test_no_file_is_empty(exploration, tmp_path):
-    folder = slc.write_neuronpedia(exploration, tmp_path, "cc-2", latents_per_file=1)
+    folder = slc.report.write_neuronpedia(exploration, tmp_path, "cc-2", latents_per_file=1)
     live = (~exploration.table.dead.to_numpy()).nonzero()[0]
     assert {file.name for file in folder.glob("activations/*")} == {f"batch-{latent}.jsonl.gz" for latent in live}
     assert {file.name for file in folder.glob("explanations/*")} == {f"batch-{j}.jsonl.gz" for j in (5, 15, 25, 35)}
@@ -216,7 +218,9 @@ def test_explanations_are_the_interpreted_latents(folder):
 def test_the_base_model_has_its_own_name_and_logits(exploration, tmp_path):
     chat = exploration.lenses["chat"]
     lenses = {"base": replace(chat, raised_by=chat.raised_by + 1), "chat": chat}
-    folder = slc.write_neuronpedia(replace(exploration, lenses=lenses), tmp_path, "cc-2", model="base", model_id="gpt2")
+    folder = slc.report.write_neuronpedia(
+        replace(exploration, lenses=lenses), tmp_path, "cc-2", model="base", model_id="gpt2"
+    )
     assert folder == tmp_path / "gpt2" / "13-cc-2"
     (model,) = imported(folder / "model.jsonl")
     assert (model["id"], model["displayName"], model["instruct"]) == ("gpt2", "Up-2b", False)
@@ -225,10 +229,10 @@ def test_the_base_model_has_its_own_name_and_logits(exploration, tmp_path):
 
 
 def test_the_same_exploration_gives_the_same_bytes(exploration, folder, tmp_path):
-    again = slc.write_neuronpedia(exploration, tmp_path, "cc-2", latents_per_file=PER_FILE)
+    again = slc.report.write_neuronpedia(exploration, tmp_path, "cc-2", latents_per_file=PER_FILE)
     files = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert files == {file.relative_to(again): file.read_bytes() for file in again.rglob("*") if file.is_file()}
-    other = slc.write_neuronpedia(exploration, tmp_path, "cc-3")
+    other = slc.report.write_neuronpedia(exploration, tmp_path, "cc-3")
     assert {row["id"] for row in table(folder, "activations")}.isdisjoint(
         row["id"] for row in table(other, "activations")
     )
@@ -239,7 +243,9 @@ def test_what_explore_finds_is_what_the_crosscoder_does(tmp_path):
     pair, crosscoder, tokens = one_hot_pair(), planted_crosscoder(), random_texts(12)
     pair.model_names = ("/home/me/Base", "/home/me/Chat")
     named(crosscoder, *pair.model_names)
-    folder = slc.write_neuronpedia(slc.explore(crosscoder, slc.EvalData(pair=pair, tokens=tokens)), tmp_path, "one-hot")
+    folder = slc.report.write_neuronpedia(
+        slc.explore(crosscoder, slc.EvalData(pair=pair, tokens=tokens)), tmp_path, "one-hot"
+    )
     assert folder == tmp_path / "chat" / "0-one-hot"
     assert not any("/home/me" in Path(file).read_text() for file in folder.glob("*.jsonl"))
     scores = crosscoder.encode(pair.activations(tokens, HOOK)).detach()
@@ -271,7 +277,7 @@ def named(crosscoder, base="Base", chat="Chat"):
 def test_models_without_names_are_refused(tmp_path):
     found = slc.explore(planted_crosscoder(), slc.EvalData(pair=one_hot_pair(), tokens=random_texts(2)))
     with pytest.raises(ValueError, match="metadata names no models"):
-        slc.write_neuronpedia(found, tmp_path, "cc")
+        slc.report.write_neuronpedia(found, tmp_path, "cc")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,7 +285,7 @@ def test_a_token_that_does_not_count_is_shown_as_off(tmp_path):
     crosscoder, tokens = named(planted_crosscoder()), random_texts(12)
     keep = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.7
     found = slc.explore(crosscoder, slc.EvalData(pair=one_hot_pair(), tokens=tokens, token_mask=keep))
-    folder = slc.write_neuronpedia(found, tmp_path, "cc")
+    folder = slc.report.write_neuronpedia(found, tmp_path, "cc")
     (source,), rows = imported(folder / "source.jsonl"), table(folder, "activations")
     assert source["dataset"] == ""  # as the crosscoder does not say
     strongest = [each for latent in range(len(found)) for each in found.examples[latent].top]
@@ -309,26 +315,27 @@ def ids_of(texts):
 )
 def test_names_and_sizes_that_neuronpedia_cannot_take_are_refused(exploration, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        slc.write_neuronpedia(exploration, tmp_path, **{"source_set": "cc-2", **options})
+        slc.report.write_neuronpedia(exploration, tmp_path, **{"source_set": "cc-2", **options})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_more_files_than_neuronpedia_lists_are_refused(exploration, tmp_path, monkeypatch):
     monkeypatch.setattr("sae_lens_crosscoder.report.export.neuronpedia._MAX_FILES", 3)
     with pytest.raises(ValueError, match="for 40 latents, and Neuronpedia reads no more: pass 256"):
-        slc.write_neuronpedia(exploration, tmp_path, "cc-2", latents_per_file=13)
-    assert len(list(slc.write_neuronpedia(exploration, tmp_path, "cc-2", latents_per_file=14).glob("features/*"))) == 3
+        slc.report.write_neuronpedia(exploration, tmp_path, "cc-2", latents_per_file=13)
+    folder = slc.report.write_neuronpedia(exploration, tmp_path, "cc-2", latents_per_file=14)
+    assert len(list(folder.glob("features/*"))) == 3
 
 
 def test_what_is_missing_or_there_already_is_refused(exploration, folder, tmp_path):
     with pytest.raises(ValueError, match=r"pass the full result of slc\.explore"):
-        slc.write_neuronpedia(replace(exploration, profiles=None), tmp_path, "cc-2")
+        slc.report.write_neuronpedia(replace(exploration, profiles=None), tmp_path, "cc-2")
     with pytest.raises(ValueError, match="13-cc-2 exists already"):
-        slc.write_neuronpedia(exploration, folder.parents[1], "cc-2")
+        slc.report.write_neuronpedia(exploration, folder.parents[1], "cc-2")
     nowhere = replace(exploration)
     nowhere.examples.manifest["hook_name"] = "hook_embed"
     try:
         with pytest.raises(ValueError, match="The hook 'hook_embed' names no layer"):
-            slc.write_neuronpedia(nowhere, tmp_path, "cc-2")
+            slc.report.write_neuronpedia(nowhere, tmp_path, "cc-2")
     finally:
         nowhere.examples.manifest["hook_name"] = "blocks.13.hook_resid_post"

@@ -176,7 +176,7 @@ def test_a_comparison_says_what_its_parts_say(pair, of_pair, position):
     found = slc.compare(of_pair, pair, TOKENS, position=position, k=3, n_latents=4)
     assert found.next_tokens.equals(slc.causal.next_tokens(pair, TOKENS, 3, position=position))
     assert found.token_kl.equals(slc.causal.token_kl(pair, TOKENS))
-    shares = slc.difference_shares(of_pair, pair.activations(TOKENS, TINY_HOOK)[0, position])
+    shares = slc.analysis.difference_shares(of_pair, pair.activations(TOKENS, TINY_HOOK)[0, position])
     assert found.latents.share.equals(shares.latents.share[:4])
     assert found.shares.share_of_latents == pytest.approx(shares.latents.share.sum())
     read = read_inert(found)

@@ -399,7 +399,7 @@ def test_without_kaleido_all_else_is_written_and_the_extra_is_named(tmp_path, mo
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     crosscoder, x = random_crosscoder(), list(random_activations(300).split(50))
     with pytest.warns(UserWarning, match=r"No static images in .*sae-lens-crosscoder\[images\]"):
-        tables = slc.paper_report(crosscoder, slc.EvalData(activations=x), output_path=tmp_path)
+        tables = slc.paper.paper_report(crosscoder, slc.EvalData(activations=x), output_path=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"paper.html", "paper.json", "latents.parquet"}
     pd.testing.assert_frame_equal(
         pd.read_parquet(tmp_path / "latents.parquet").loc["crosscoder"], tables["crosscoder"].latents
@@ -410,7 +410,7 @@ def test_nothing_is_missed_when_no_images_are_wanted(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        slc.paper_report(
+        slc.paper.paper_report(
             random_crosscoder(), slc.EvalData(activations=random_activations()), output_path=tmp_path, images=()
         )
     assert not (tmp_path / "figures").exists()
@@ -431,7 +431,7 @@ def test_nothing_is_missed_when_no_images_are_wanted(tmp_path, monkeypatch):
 )
 def test_wrong_input_is_refused_before_anything_runs(crosscoders, options, message, tmp_path):
     data = slc.EvalData(activations=options.pop("activations", random_activations()))
-    unchecked = getattr(slc.paper_report, "__wrapped__", slc.paper_report)
+    unchecked = getattr(slc.paper.paper_report, "__wrapped__", slc.paper.paper_report)
     with pytest.raises(ValueError, match=message):
         unchecked(crosscoders, data, output_path=tmp_path, **options)
     assert not list(tmp_path.iterdir())

@@ -79,7 +79,7 @@ def trainers(folder, kinds=("batchtopk",), crosscoder_fields=None, **fields):
 
 def run(folder, stream, **fields):
     trained = trainers(folder, **fields)
-    slc.train_together(trained, stream)
+    slc.training.train_together(trained, stream)
     return trained
 
 
@@ -199,13 +199,13 @@ class TestResumedIsUnbroken:
         unbroken = run(tmp_path / "unbroken", mixed(activations))
         trained = trainers(tmp_path / "ahead")
         cfg = trained["batchtopk"].cfg
-        slc.train_together(trained, mixed(activations), n_ahead=3)
+        slc.training.train_together(trained, mixed(activations), n_ahead=3)
         assert_same(trained, unbroken)
         for checkpoint in sorted(os.listdir(cfg.checkpoint_path)):
             for n_ahead in (0, 2):
                 folder = f"{cfg.checkpoint_path}/{checkpoint}"
                 resumed = trainers(tmp_path / "again", resume_from_checkpoint=folder)
-                slc.train_together(resumed, mixed(activations), n_ahead=n_ahead)
+                slc.training.train_together(resumed, mixed(activations), n_ahead=n_ahead)
                 assert_same(resumed, unbroken)
 
     def test_a_longer_run_goes_on_with_the_schedule_of_its_own_length(self, activations, tmp_path):
@@ -289,8 +289,8 @@ class TestGuards:
         unbroken = run(tmp_path / "unbroken", mixed(activations), kinds=kinds)
         trained = trainers(tmp_path / "stopped", kinds=kinds)
         self.spoil(trained["batchtopk"], what, monkeypatch)
-        with pytest.raises(slc.NonFiniteError, match=message) as caught:
-            slc.train_together(trained, mixed(activations))
+        with pytest.raises(slc.activations.NonFiniteError, match=message) as caught:
+            slc.training.train_together(trained, mixed(activations))
         assert "All 320 tokens of training are saved in" in caught.value.__notes__[0]
         monkeypatch.undo()
         resumed = run(tmp_path / "stopped", mixed(activations), kinds=kinds, resume_from_checkpoint="latest")
@@ -401,7 +401,7 @@ class TestWhichCheckpoint:
         unbroken = run(two.parent / "unbroken", mixed(activations))
         damage(two / "640")
         resumed = trainers(two.parent, resume_from_checkpoint="latest")
-        slc.train_together(resumed, mixed(activations))
+        slc.training.train_together(resumed, mixed(activations))
         assert_same(resumed, unbroken)
         assert problem_with(two / "640") is None  # written anew
         damage(two / "640")

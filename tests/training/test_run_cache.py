@@ -111,7 +111,7 @@ class TestCache:
         from_pair = slc.diagnose(crosscoder, from_models(cfg, pair).held_out_data())
         assert from_cache.manifest["n_tokens"] == from_pair.manifest["n_tokens"]
         pd.testing.assert_series_equal(from_cache.latents.frequency, from_pair.latents.frequency)
-        counted = slc.latent_statistics(crosscoder, runner.held_out_data())
+        counted = slc.analysis.latent_statistics(crosscoder, runner.held_out_data())
         assert counted.fve["pooled"] == pytest.approx(from_pair.manifest["fve"]["pooled"])
         with pytest.raises(ValueError, match="reads cached activations and has loaded no models"):
             _ = runner.pair
@@ -286,7 +286,7 @@ def test_every_command_leaves_out_what_training_leaves_out(tmp_path, mix, monkey
     capsys.readouterr()
     command = "interpret --crosscoder out --model m --embedder words --dry-run --n_windows 50 --latents"
     assert main([*command.split(), *map(str, latents)]) == 0
-    examples = slc.load_examples("out/examples.safetensors")
+    examples = slc.analysis.load_examples("out/examples.safetensors")
     assert examples.manifest["n_tokens"] == n_kept
     bands = [band for latent in latents for band in (examples[latent].top, *examples[latent].quantiles)]
     shown = [each for band in bands for each in band]

@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_weights(activations, kind):
 def test_crosscoders_on_one_stream_learn_what_each_would_learn_alone(activations):
     alone = {kind: weights(trainer(activations, kind).fit()) for kind in ("l1", "batchtopk")}
     together = {kind: trainer(activations, kind) for kind in ("l1", "batchtopk")}
-    slc.train_together(together, shuffled_batches(activations, BATCH, seed=0))
+    slc.training.train_together(together, shuffled_batches(activations, BATCH, seed=0))
     for kind, expected in alone.items():
         assert all(torch.equal(value, expected[name]) for name, value in weights(together[kind].sae).items())
 
@@ -64,7 +64,7 @@ def test_batches_are_made_once_for_all_crosscoders(activations):
             made.append(len(batch))
             yield batch
 
-    slc.train_together({k: trainer(activations, k) for k in ("l1", "batchtopk")}, stream())
+    slc.training.train_together({k: trainer(activations, k) for k in ("l1", "batchtopk")}, stream())
     assert made == [BATCH] * 6
 
 
@@ -149,7 +149,8 @@ def test_activations_that_are_not_finite_stop_training_with_step_model_and_check
     run = trainer(activations, cfg=config(checkpoint_path=str(tmp_path)), stream=stream())
     reference = trainer(activations, cfg=config(steps=3))
     reference.fit()
-    with pytest.raises(slc.NonFiniteError, match=rf"The {model} model's activations .* on 2 of 64 tokens at step 3"):
+    message = rf"The {model} model's activations .* on 2 of 64 tokens at step 3"
+    with pytest.raises(slc.activations.NonFiniteError, match=message):
         run.fit()
     (checkpoint,) = tmp_path.iterdir()
     saved = crosscoder()
@@ -160,7 +161,7 @@ def test_activations_that_are_not_finite_stop_training_with_step_model_and_check
 
 def test_a_loss_that_explodes_on_finite_activations_says_so(activations):
     run = trainer(activations, cfg=config(lr=1e30), kind="l1")
-    with pytest.raises(slc.NonFiniteError, match=r"on finite activations|although its loss was finite"):
+    with pytest.raises(slc.activations.NonFiniteError, match=r"on finite activations|although its loss was finite"):
         run.fit()
 
 

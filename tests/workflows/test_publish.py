@@ -74,7 +74,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_the_card_says_what_the_folder_holds(folder):
-    card = slc.write_model_card(folder, REPO, license="mit").read_text()
+    card = slc.workflows.write_model_card(folder, REPO, license="mit").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "saelens"
     assert front["license"] == "mit"
@@ -88,7 +88,7 @@ def test_the_card_says_what_the_folder_holds(folder):
 
 
 def test_names_are_inert_and_folders_of_this_machine_stay_here(folder):
-    card = slc.write_model_card(folder, REPO).read_text()
+    card = slc.workflows.write_model_card(folder, REPO).read_text()
     assert "/home/somebody" not in card
     assert "`tuned/<b>`" in card  # as code, which renders no tags
 
@@ -102,12 +102,12 @@ def test_nothing_that_a_file_says_is_markup_in_the_card(folder):
     diagnosis.manifest.update({"conclusion": hostile, "fve": {hostile: 0.5}})
     replace(diagnosis, latents=diagnosis.latents.assign(verdict=hostile)).save(folder)
     (folder / "metrics.jsonl").write_text(json.dumps({f"fve_{hostile}": 0.5, "fve_base": None}) + "\n")
-    text = re.sub("`[^`\n]*`", "", slc.write_model_card(folder).read_text().replace("\\`", ""))
+    text = re.sub("`[^`\n]*`", "", slc.workflows.write_model_card(folder).read_text().replace("\\`", ""))
     assert not re.search("[\u202e\0]|<script|(?<!\\\\)[][]|^# c", text, flags=re.M)
     assert text.count("http://y") >= 4
     (folder / "metrics.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl has an invalid last line"):
-        slc.write_model_card(folder)
+        slc.workflows.write_model_card(folder)
 
 
 def test_the_cards_own_lines_load_it_in_a_fresh_process(folder, hub):
@@ -161,7 +161,7 @@ def test_what_is_no_crosscoder_or_no_name_is_refused_before_anything_is_made(tmp
 def test_without_latents_and_metrics_the_card_is_shorter(folder):
     for name in ("latents.parquet", "metrics.jsonl"):
         (folder / name).unlink()
-    card = slc.write_model_card(folder).read_text()
+    card = slc.workflows.write_model_card(folder).read_text()
     assert "Diagnosis.load" not in card
     assert "At the end of training" not in card
 

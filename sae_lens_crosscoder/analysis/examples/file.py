@@ -96,18 +96,20 @@ class ExamplesFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise ValueError(f"There is no file {str(path)!r}: make one with slc.collect_examples.")
+            raise ValueError(f"There is no file {str(path)!r}: make one with slc.analysis.collect_examples.")
         try:
             self._file: Any = safe_open(self.path, "pt")
         except SafetensorError as error:
-            raise ValueError(f"{path} is no file of examples ({error}): make one with slc.collect_examples.") from error
+            raise ValueError(
+                f"{path} is no file of examples ({error}): make one with slc.analysis.collect_examples."
+            ) from error
         with blaming(self.path):
             stored = parse_json((self._file.metadata() or {}).get("manifest", "{}"))
         self.manifest: dict[str, Any] = unseal(stored, self.path)
         if self.manifest.get("examples_format") != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has examples_format={self.manifest.get('examples_format')}, but this version reads "
-                f"{FORMAT_VERSION}: make the file again with slc.collect_examples."
+                f"{FORMAT_VERSION}: make the file again with slc.analysis.collect_examples."
             )
         names = set(self._file.keys())
         if names != {*_PER_LATENT, _CHECKSUM}:
@@ -128,7 +130,7 @@ class ExamplesFile:
         if not torch.equal(checksum, _checksum(latent, rows)):
             raise ValueError(
                 f"{self.path} is damaged: the examples of latent {latent} are not what was written (SHA-256). Make the "
-                "file again with slc.collect_examples."
+                "file again with slc.analysis.collect_examples."
             )
         n_top, n_quantiles = self.manifest["n_top"], self.manifest["n_quantiles"]
         top = self._examples(rows, slice(0, n_top))
