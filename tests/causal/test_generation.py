@@ -157,6 +157,22 @@ class TestPatched:
             monkeypatch.setattr(generation, "_with_caches", lambda pair: None)
             assert torch.equal(slc.causal.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1), expected)
 
+    def test_an_error_while_generating_leaves_no_state_behind(self, case):
+        prompt, passes = case.tokens[:, :5], []
+
+        def fail_at_the_second_pass(value, hook):
+            passes.append(value.shape[1])
+            if len(passes) == 2:
+                raise RuntimeError("on purpose")
+
+        with slc.patched(case.pair, case.crosscoder, LATENTS, "ablate", coefficient=3.0):
+            expected = slc.causal.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1)
+            with pytest.raises(RuntimeError, match="on purpose"), case.pair.hooks([(HOOK, fail_at_the_second_pass)]):
+                slc.causal.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1)
+            assert passes == [5, 1]
+            assert torch.equal(slc.causal.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1), expected)
+        assert hooks_of(case.pair) == []
+
     def test_an_unknown_writer_is_refused(self, case):
         with pytest.raises(ValueError, match="Unknown writer='user'"):
             unwrap(slc.causal.generate_patched)(case.pair, case.tokens, "user")

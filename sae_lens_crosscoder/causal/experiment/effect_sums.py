@@ -5,6 +5,7 @@ from typing import Final
 
 import pandas as pd
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -51,8 +52,10 @@ class EffectSums(Accumulator):
         response = self._response[conversations]
         spread = torch.zeros(len(QUANTITIES), *response.shape, dtype=torch.float64)
         spread[:, response] = per_token.double().cpu()
-        self.totals[:, setup][..., conversations] += torch.einsum(
-            "wcp,qcp->qwc", self._in_window[:, conversations].double(), spread
+        self.totals[:, setup][..., conversations] += einsum(
+            self._in_window[:, conversations].double(),
+            spread,
+            "window conversation pos, quantity conversation pos -> quantity window conversation",
         )
 
     def table(self, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:

@@ -21,7 +21,7 @@ def write_effects(
 
     Args:
         effects: tables of `causal_effects` by crosscoder name.
-        contrasts: tables of `effect_contrasts` by crosscoder name.
+        contrasts: `CausalEffects.contrasts` by crosscoder name.
 
     Raises:
         ValueError: as `effects_bars`.
