@@ -21,9 +21,15 @@ class Client(Protocol):
     """A model that answers prompts; its answers are stored by prompt, `model` and `settings`."""
 
     @property
-    def model(self) -> str: ...
+    def model(self) -> str:
+        """The name under which answers are stored."""
+        ...
+
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of a request, stored with its answer."""
+        ...
+
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, str]]:
         """Yield every prompt's index and answer as soon as it arrives."""
         ...
