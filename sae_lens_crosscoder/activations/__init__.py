@@ -1,7 +1,8 @@
 """Paired activations: harvested from models, streamed in shuffled batches, and cached on disk."""
 
 from sae_lens_crosscoder.activations.cache import ActivationCache, cache_activations
+from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.harvest import NonFiniteError, harvest
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 
-__all__ = ["ActivationCache", "NonFiniteError", "PairActivationsStore", "cache_activations", "harvest"]
+__all__ = ["ActivationCache", "EvalData", "NonFiniteError", "PairActivationsStore", "cache_activations", "harvest"]
