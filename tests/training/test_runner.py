@@ -365,7 +365,7 @@ def test_what_cannot_run_is_refused_before_training(tmp_path, pair, fields, mess
 
 def test_an_empty_dataset_and_one_that_is_all_held_out_are_refused(tmp_path, pair):
     row = [0] * TINY_CONTEXT_SIZE
-    for rows, message in (([], "dataset is empty"), ([row] * 8, "Nothing is left to train on")):
+    for rows, message in (([], "dataset is empty"), ([row] * 8, "no rows are left to train on")):
         dataset = Dataset.from_dict({"input_ids": rows})
         with pytest.raises(ValueError, match=message):
             slc.CrosscoderTrainingRunner(config(tmp_path), override_dataset=dataset, override_model=pair)
