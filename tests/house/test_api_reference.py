@@ -18,7 +18,7 @@ KNOWN_PARAMETERS = {
     *("table", "chats", "tokenizer", "cases", "answers", "explanations", "interpretations", "norms", "directions"),
     *("path", "folder", "output_path", "title", "name", "first", "second", "column", "nus", "others", "figures"),
     *("device", "dtype", "seed", "batch_size", "max_length", "max_new_tokens", "hook_name", "model_class_name"),
-    *("checkpoint_path", "cfg_overrides", "force_download", "license", "write_card", "add_generation_prompt"),
+    *("checkpoint_path", "license", "write_card", "add_generation_prompt"),
     *("n_top", "n_quantiles", "n_per_quantile", "texts_per_prompt", "n_bins", "n_rows", "prompts_per_shard", "k"),
     *("price_per_million_answer_tokens", "price_per_million_prompt_tokens", "model_from_pretrained_kwargs"),
     *("activations", "layout", "d_models", "logits", "log_p", "log_q", "formats"),
@@ -32,7 +32,8 @@ def members():
         if inspect.isclass(public):
             for attribute, value in vars(public).items():
                 is_text = inspect.isroutine(value) or inspect.isdatadescriptor(value) or hasattr(value, "func")
-                if is_text and not attribute.startswith("_"):
+                is_tuple_field = hasattr(public, "_fields") and attribute in public._fields
+                if is_text and not is_tuple_field and not attribute.startswith("_"):
                     yield f"{name}.{attribute}", value
 
 
