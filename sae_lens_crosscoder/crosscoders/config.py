@@ -12,13 +12,13 @@ from sae_lens.saes.sae import SAEMetadata
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
-from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.checksums import SEAL
+from sae_lens_crosscoder.storage.names import printable_names
 
 HOST_NORMALISERS = ("none", "expected_average_only_in")
-# What SAELens's own loaders add to a config they read, and the checksums that only `slc.load` reads.
-_BESIDE_FIELDS = ("finetuning_scaling_factor", CROSSCODER_SHA256, SEAL)
+# SAELens's own loaders add this key to a config they read.
+_HOST_KEYS = ("finetuning_scaling_factor",)
+_METADATA_NAMES = ("model_name", "chat_model_name", "hook_name", "dataset_path", "sae_lens_version")
 
 
 def _numbers(kind: type) -> Any:
@@ -124,9 +124,23 @@ def resolve_widths(d_model: int | None, d_models: Any, d_in: int) -> tuple[int, 
 
 def refuse_unknown_keys(config_dict: Mapping[str, Any], cls: type) -> None:
     """Raise on a key that `cls` has no field for, and name the nearest field."""
-    known = {known_field.name for known_field in fields(cls)} | {"architecture", *_BESIDE_FIELDS}
+    known = {known_field.name for known_field in fields(cls)} | {"architecture", *_HOST_KEYS}
     for key in config_dict:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{cls.__name__} has no field {key!r}.{hint} Fields: {', '.join(sorted(known))}.")
+
+
+def validate_metadata(metadata: Any) -> None:
+    """Raise a ValueError if a config's metadata, as read from JSON, is not what SAELens can hold."""
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata={metadata!r:.80} must be an object.")
+    reserved = [name for name in metadata if name == "self" or hasattr(SAEMetadata, name)]
+    if reserved:
+        raise ValueError(f"metadata has reserved names: {printable_names(reserved)}.")
+    for name in _METADATA_NAMES:
+        if not isinstance(metadata.get(name), str | None):
+            raise ValueError(f"metadata.{name}={metadata[name]!r:.80} must be a string.")
+    if not isinstance(metadata.get("training_architecture_details"), dict | None):
+        raise ValueError("metadata.training_architecture_details must be an object.")

@@ -13,8 +13,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
+from sae_lens_crosscoder.crosscoders.folder import write_checksums
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
-from sae_lens_crosscoder.crosscoders.sealing import seal_folder
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import pairs_above, screening_precision
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 
@@ -112,7 +112,7 @@ class InferenceCrosscoder(CrosscoderViews):
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
         """SAELens's folder, with checksums in its config."""
         weights_path, cfg_path = super().save_model(path)
-        seal_folder(weights_path, cfg_path)
+        write_checksums(weights_path, cfg_path)
         return weights_path, cfg_path
 
     def to_jumprelu_sae(self) -> JumpReLUSAE:

@@ -18,9 +18,9 @@ from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales, fold_scores
 from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
+from sae_lens_crosscoder.crosscoders.folder import write_checksums
 from sae_lens_crosscoder.crosscoders.initialisation import Initialisation, geometric_median, initial_decoder
 from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
-from sae_lens_crosscoder.crosscoders.sealing import seal_folder
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import ScreeningChoice
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
@@ -229,7 +229,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """SAELens's folder of the inference crosscoder, with checksums in its config."""
         weights_path, cfg_path = super().save_inference_model(path)
-        seal_folder(weights_path, cfg_path)
+        write_checksums(weights_path, cfg_path)
         return weights_path, cfg_path
 
     @override

@@ -17,8 +17,8 @@ from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.examples.collect import tokens_sha256
 from sae_lens_crosscoder.analysis.examples.file import Example, ExamplesFile, LatentExamples, load_examples
 from sae_lens_crosscoder.analysis.examples.text import marked_text, plain_text
+from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
-from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.interpretation.embedding import Embedder, unit_embeddings
 from sae_lens_crosscoder.interpretation.windows import DrawnWindows, draw_windows
 from sae_lens_crosscoder.storage.checksums import named_fingerprint

@@ -8,6 +8,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
 from sae_lens_crosscoder.loading.files import SETTINGS_NAMES, SUFFIXES, WEIGHTS_NAMES
+from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME
 
 
 def download(hub_id: str, names: Sequence[str] = (), force_download: bool = False) -> Path:
@@ -30,7 +31,7 @@ def download(hub_id: str, names: Sequence[str] = (), force_download: bool = Fals
     if target.endswith(SUFFIXES):
         folder, _, name = target.rpartition("/")
         names = [name, f"{Path(name).stem}_cfg.json", *SETTINGS_NAMES]
-    names = names or [SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, *WEIGHTS_NAMES, *SETTINGS_NAMES]
+    names = names or [SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, CHECKSUMS_FILENAME, *WEIGHTS_NAMES, *SETTINGS_NAMES]
     prefix = f"{folder}/" if folder else ""
     wanted = sorted({prefix + name for name in names})
     try:

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sae_lens_crosscoder.storage.atomic import write_text_atomically
 from sae_lens_crosscoder.storage.json_files import load_json
 
-SEAL = "sha256"
+CHECKSUMS_FILENAME = "checksums.json"
 
 
 def digest(value: Any) -> str:
@@ -50,35 +51,51 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with their checksum, as `load_sealed` checks it."""
-    return {**fields, SEAL: digest(fields)}
+def validate_checksum(path: Path, expected: str, remedy: str) -> None:
+    """Raise a ValueError if a file's SHA-256 is not the expected one."""
+    if file_sha256(path) != expected:
+        raise ValueError(mismatch(path, remedy))
 
 
-def unseal(sealed: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields without their checksum, which must be right if it is there."""
-    fields = {name: value for name, value in sealed.items() if name != SEAL}
-    if SEAL in sealed and sealed[SEAL] != digest(fields):
-        raise ValueError(
-            f"{path} is not what was written (SHA-256): it is damaged, or was edited. Get it anew; if it was edited on "
-            f"purpose, delete its entry {SEAL!r} as well."
-        )
-    return fields
+def mismatch(path: Path, remedy: str) -> str:
+    """Format the error for a file whose content differs from what was written."""
+    return f"{path}: checksum mismatch: the file was corrupted or edited. {remedy}"
 
 
-def load_sealed(path: Path) -> dict[str, Any]:
-    """The fields of a JSON file of ours; without a checksum, as before there were any, they are taken as they are."""
-    return unseal(load_json(path), path)
+class FolderChecksums:
+    """The SHA-256 of files in a folder, by name, stored in its `checksums.json`; configs carry no checksum inside.
 
-
-@contextmanager
-def blaming(path: Path) -> Generator[None]:
-    """Whatever values from a file make the code within raise becomes a ValueError that names the file.
-
-    For values whose types were not checked one by one: what a wrong one raises depends on who meets it first.
+    Raises:
+        ValueError: if `checksums.json` exists but is not what this package writes.
     """
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error!s:.200}"
-        raise ValueError(f"{path} holds what it cannot hold. {reason}") from error
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CHECKSUMS_FILENAME
+        self.fields: dict[str, Any] = load_json(self.path) if self.path.exists() else {}
+        files: Any = self.fields.get("files", {})
+        if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+            raise ValueError(f"{self.path}: `files` must map file names to SHA-256 checksums: restore the file.")
+        self.files: dict[str, str] = files
+
+    def record(self, *names: str) -> None:
+        """Add the checksums of files that were just written."""
+        self.files |= {name: file_sha256(self.path.parent / name) for name in names}
+
+    def write(self) -> None:
+        """Write `checksums.json`, complete or not at all."""
+        write_text_atomically(json.dumps({**self.fields, "files": self.files}, indent=1), self.path)
+
+    def warn_if_edited(self, name: str) -> None:
+        """Warn, naming the file, if a config differs from what was recorded; an edited config is used as it is."""
+        path = self.path.parent / name
+        if name in self.files and file_sha256(path) != self.files[name]:
+            warnings.warn(
+                f"{path} was edited after it was written (checksum mismatch with {CHECKSUMS_FILENAME}); it is used as "
+                "it is now.",
+                stacklevel=3,
+            )
+
+    def validate(self, name: str, remedy: str) -> None:
+        """Raise a ValueError if a file differs from what was recorded; files without a record pass."""
+        if name in self.files:
+            validate_checksum(self.path.parent / name, self.files[name], remedy)

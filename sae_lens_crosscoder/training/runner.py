@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.storage.checksums import seal
+from sae_lens_crosscoder.storage.checksums import FolderChecksums
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, read_training_crosscoder
 from sae_lens_crosscoder.training.data.run_data import RunData
@@ -171,7 +171,7 @@ class CrosscoderTrainingRunner(RunData):
 
     def _write_config(self, checkpoint_path: Path | None) -> None:
         assert checkpoint_path is not None  # SAELens has no checkpoint without a path, and we call it for no other
-        (checkpoint_path / RUNNER_CFG_FILENAME).write_text(json.dumps(seal(self.cfg.to_dict()), indent=1))
+        (checkpoint_path / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict(), indent=1))
 
     def _save(self, name: str) -> InferenceCrosscoder:
         crosscoder = self.training_crosscoders[name]
@@ -184,6 +184,9 @@ class CrosscoderTrainingRunner(RunData):
         crosscoder.save_inference_model(path)
         (path / "latents.parquet").unlink(missing_ok=True)  # that of an earlier crosscoder, if any
         self._write_config(path)
+        checksums = FolderChecksums(path)
+        checksums.record(RUNNER_CFG_FILENAME)
+        checksums.write()
         saved = SAE.load_from_disk(path, device=self.cfg.device)
         return saved
 

@@ -12,13 +12,13 @@ import simple_parsing
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from sae_lens.config import dict_field
-from sae_lens.registry import get_sae_training_class
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from typing_extensions import override
 
-from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys
+from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys, validate_metadata
 from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.data.packing import PackingRule
-from sae_lens_crosscoder.storage.checksums import SEAL
+from sae_lens_crosscoder.storage.field_types import validate_field_types
 from sae_lens_crosscoder.storage.names import validate_folder_name
 from sae_lens_crosscoder.storage.secrets import validate_no_secrets
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig, default_dead_feature_window
@@ -47,8 +47,10 @@ def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
     if not isinstance(given, Mapping) or not all(isinstance(source, Mapping) for source in sources):
         raise ValueError(f"A mix has a list of sources, each with its fields by name, unlike {given!r:.200}.")
     refuse_unknown_keys(given, DataMix)
+    validate_field_types(DataMix, given)
     for source in sources:
         refuse_unknown_keys(source, MixSource)
+        validate_field_types(MixSource, source)
     settings: list[dict[str, Any]] = [{"path": "", **source} for source in sources]
     fields: dict[str, Any] = {**given, "sources": [MixSource(**each) for each in settings]}
     return DataMix(**fields)
@@ -157,6 +159,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             )
 
     def _refuse_what_cannot_run(self) -> None:
+        for name in ("training_tokens", "train_batch_size_tokens", "context_size", "store_batch_size_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.dataset_trust_remote_code:
             raise ValueError("dataset_trust_remote_code=True would run a dataset's own code; it is not supported.")
         if self.compile_llm or self.compile_sae:
@@ -245,9 +250,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     @classmethod
     @override
     def from_dict(cls, cfg_dict: dict[str, Any]) -> "CrosscoderRunnerConfig":
-        """The inverse of `to_dict`; an unknown key is an error."""
-        cfg_dict = {key: value for key, value in cfg_dict.items() if key not in ("tokens_per_buffer", SEAL)}
+        """Build a config from what `to_dict` returned; an unknown key or a wrong type is an error."""
+        cfg_dict = {key: value for key, value in cfg_dict.items() if key != "tokens_per_buffer"}
         refuse_unknown_keys(cfg_dict, cls)
+        validate_field_types(cls, cfg_dict)
         saes: Mapping[str, Any] | None = cfg_dict.get("saes")
         if saes is not None:
             cfg_dict["saes"] = {name: _crosscoder_config(cfg) for name, cfg in saes.items()}
@@ -255,9 +261,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         elif cfg_dict.get("sae") is not None:
             cfg_dict["sae"] = _crosscoder_config(cfg_dict["sae"])
         if "seqpos_slice" in cfg_dict:
-            cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])  # JSON knows no tuples
-        if isinstance(cfg_dict.get("logger"), dict):
-            cfg_dict["logger"] = LoggingConfig(**cfg_dict["logger"])
+            cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])  # JSON has no tuples
+        if "logger" in cfg_dict:
+            cfg_dict["logger"] = _logging_config(cfg_dict["logger"])
         return cls._with_values(cfg_dict)
 
     @classmethod
@@ -268,9 +274,29 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         return cfg
 
 
-def _crosscoder_config(fields: dict[str, Any]) -> TrainingSAEConfig:
-    """By the class of its own architecture, as `TrainingSAEConfig.from_dict` drops what that class refuses."""
-    return get_sae_training_class(fields["architecture"])[1].from_dict(fields)
+def _crosscoder_config(fields: Any) -> TrainingSAEConfig:
+    """Build a crosscoder's config with the class of its architecture, which refuses unknown keys."""
+    if isinstance(fields, TrainingSAEConfig):
+        return fields
+    architecture = fields.get("architecture") if isinstance(fields, dict) else fields
+    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        raise ValueError(f"sae: architecture={architecture!r:.80} is not one that can be trained.")
+    config_class = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+    refuse_unknown_keys(fields, config_class)
+    validate_field_types(config_class, fields)
+    if "metadata" in fields:
+        validate_metadata(fields["metadata"])
+    return config_class.from_dict(fields)
+
+
+def _logging_config(fields: Any) -> LoggingConfig:
+    if isinstance(fields, LoggingConfig):
+        return fields
+    if not isinstance(fields, dict):
+        raise ValueError(f"logger={fields!r:.80} must be an object of W&B settings.")
+    refuse_unknown_keys(fields, LoggingConfig)
+    validate_field_types(LoggingConfig, fields)
+    return LoggingConfig(**fields)
 
 
 def _same_device(first: str, second: str) -> bool:
@@ -279,5 +305,12 @@ def _same_device(first: str, second: str) -> bool:
     >>> _same_device("cuda", "cuda:0"), _same_device("cuda:0", "cuda:1"), _same_device("cpu", "cpu")
     (True, False, True)
     """
-    one, other = torch.device(first), torch.device(second)
+    one, other = _device(first), _device(second)
     return (one.type, one.index or 0) == (other.type, other.index or 0)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:  # torch's error for a name that it cannot parse
+        raise ValueError(f"device={name!r:.80} is not a device name, such as 'cpu', 'cuda' or 'cuda:1'.") from error

@@ -5,7 +5,9 @@ from pathlib import Path
 from sae_lens.constants import RUNNER_CFG_FILENAME
 
 from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS
-from sae_lens_crosscoder.storage.checksums import blaming, load_sealed
+from sae_lens_crosscoder.storage.checksums import FolderChecksums
+from sae_lens_crosscoder.storage.field_types import naming_file
+from sae_lens_crosscoder.storage.json_files import load_json
 from sae_lens_crosscoder.training.data.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
@@ -15,8 +17,9 @@ def read_runner_config(path: str) -> CrosscoderRunnerConfig:
     file = Path(path, RUNNER_CFG_FILENAME) if Path(path).is_dir() else Path(path)
     if not file.exists():
         raise ValueError(f"There is no {file}: give a {RUNNER_CFG_FILENAME} that training wrote, or its folder.")
-    fields = load_sealed(file)
-    with blaming(file):
+    FolderChecksums(file.parent).warn_if_edited(file.name)
+    fields = load_json(file)
+    with naming_file(file):
         return CrosscoderRunnerConfig.from_dict(fields)
 
 

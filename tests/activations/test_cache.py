@@ -17,7 +17,7 @@ from sae_lens_crosscoder.activations.cache import writer as caching
 from sae_lens_crosscoder.activations.cache.manifest import CONTEXTS_FILENAME, CacheManifest
 from sae_lens_crosscoder.activations.harvest import NonFiniteError
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
-from sae_lens_crosscoder.storage.checksums import load_sealed, seal
+from sae_lens_crosscoder.storage.checksums import FolderChecksums
 from tests.killing import in_child, killed_at
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
@@ -77,6 +77,17 @@ class TestContexts:
         assert torch.equal(write(pair, tmp_path, token_mask=self.TOKEN_MASK).contexts[1], self.TOKEN_MASK)
         after = files(tmp_path)
         assert {name for name in after if after[name] != before[name]} == {CONTEXTS_FILENAME}
+
+
+def edit_manifest(folder, change, record=True):
+    path = folder / "manifest.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+    if record:
+        checksums = FolderChecksums(folder)
+        checksums.record(path.name)
+        checksums.write()
 
 
 class TestReading:
@@ -216,9 +227,13 @@ class TestDamage:
         (tmp_path / "empty").mkdir()
         with pytest.raises(ValueError, match="is not an activation cache"):
             slc.ActivationCache(tmp_path / "empty")
-        manifest = written.path / "manifest.json"
-        manifest.write_text(json.dumps(seal(load_sealed(manifest) | {"format_version": 99})))
-        with pytest.raises(ValueError, match="format_version=99, expected 1"):
+        edit_manifest(written.path, lambda fields: fields.update(format_version=99))
+        with pytest.raises(ValueError, match="format_version=99, expected 2"):
+            slc.ActivationCache(written.path)
+
+    def test_an_edited_manifest_is_refused(self, written):
+        edit_manifest(written.path, lambda fields: fields.update(hook_name="blocks.9.hook_resid_post"), record=False)
+        with pytest.raises(ValueError, match=r"manifest.json: checksum mismatch: the file was corrupted"):
             slc.ActivationCache(written.path)
 
 
@@ -227,8 +242,10 @@ class TestWriting:
         manifest = json.loads((written.path / "manifest.json").read_text())
         assert manifest["model_names"] == ["some/base", "some/chat"]
         assert (manifest["hook_name"], manifest["dtype"], manifest["d_models"]) == (HOOK, "bfloat16", [16, 24])
-        assert [shard["n_tokens"] for shard in manifest["shards"]] == [32, 32, 32, 16]
-        assert all(set(shard["sha256"]) == {"tokens", "base", "chat"} for shard in manifest["shards"])
+        assert manifest["shards"] == [32, 32, 32, 16]
+        checksums = json.loads((written.path / "checksums.json").read_text())
+        parts = {f"0000{i}.{name}.bin" for i in range(4) for name in ("tokens", "base", "chat")}
+        assert checksums["files"].keys() == {"manifest.json", *parts}
         assert dataclasses.asdict(CacheManifest.load(written.path)) == dataclasses.asdict(written.manifest)
 
     @pytest.mark.parametrize("n_before", [0, 2, 5, 9, 13])
@@ -280,7 +297,14 @@ class TestWriting:
 
         assert in_child(limited) == 0
         assert {path.name for path in (tmp_path / "cache").iterdir()} == {
-            *("manifest.json", "manifest.lock", "00000.tokens.bin", "00001.tokens.bin", "00000.base.bin")
+            *(
+                "manifest.json",
+                "manifest.lock",
+                "checksums.json",
+                "00000.tokens.bin",
+                "00001.tokens.bin",
+                "00000.base.bin",
+            )
         }
         write(pair, tmp_path / "cache", **options).verify()
 
@@ -295,10 +319,7 @@ class TestWriting:
         assert files(written.path) == before
 
     def test_a_cache_that_does_not_say_of_which_weights_it_is_is_taken_on_trust(self, pair, written):
-        manifest = written.path / "manifest.json"
-        fields = load_sealed(manifest)
-        del fields["weights_sha256"]
-        manifest.write_text(json.dumps(seal(fields)))
+        edit_manifest(written.path, lambda fields: fields.pop("weights_sha256"))
         assert len(write(pair, written.path)) == len(written)
 
     def test_a_whole_cache_is_not_written_again_and_a_damaged_file_that_was_deleted_is(self, pair, written):
@@ -308,7 +329,7 @@ class TestWriting:
         os.remove(written.path / "00001.chat.bin")
         write(pair, written.path).verify()
         changed = {name for name, time in files(written.path).items() if before[name] != time}
-        assert changed == {"00001.chat.bin", "manifest.json"}
+        assert changed == {"00001.chat.bin", "checksums.json"}
 
     @pytest.mark.parametrize(
         ("changed", "message"),

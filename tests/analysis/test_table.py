@@ -28,7 +28,10 @@ def test_it_comes_back_with_its_manifest(crosscoder, tmp_path):
     pd.testing.assert_frame_equal(again.latents, diagnosis.latents, check_exact=True)
     assert again.manifest == diagnosis.manifest
     assert again.interpretation is None
-    assert json.loads((tmp_path / "cfg.json").read_text())["crosscoder_sha256"] == again.manifest["crosscoder_sha256"]
+    assert (
+        json.loads((tmp_path / "checksums.json").read_text())["crosscoder_sha256"]
+        == again.manifest["crosscoder_sha256"]
+    )
 
 
 def test_a_diagnosis_of_another_crosscoder_is_neither_saved_nor_loaded(crosscoder, tmp_path):
@@ -142,5 +145,5 @@ def test_a_diagnosis_on_the_hub_is_fetched_without_the_weights(crosscoder, tmp_p
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     pd.testing.assert_frame_equal(slc.Diagnosis.load("owner/name").latents, diagnosis.latents)
-    names = {"latents.parquet", "interpretations.parquet", "user_labels.json", "cfg.json"}
+    names = {"latents.parquet", "interpretations.parquet", "user_labels.json", "cfg.json", "checksums.json"}
     assert asked == [("owner/name", names)]

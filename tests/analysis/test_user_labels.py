@@ -5,6 +5,7 @@ import json
 import pytest
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.crosscoders.folder import crosscoder_digest
 from tests.analysis.conftest import random_activations, random_crosscoder
 from tests.report.test_report import HOSTILE
 
@@ -56,27 +57,22 @@ def test_latents_that_do_not_exist_get_none(folder, latent):
         slc.analysis.save_label(folder / "elsewhere", 0, "x")
 
 
-def edited(fields):
-    """As somebody who edits the file on purpose leaves it: without its checksum."""
-    return {name: value for name, value in fields.items() if name != "sha256"}
-
-
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda f: {**f, "labels": {"2": "another"}}, "SHA-256"),
-        (lambda f: {**edited(f), "labels": {"6": "x"}}, "'6' is no latent"),
-        (lambda f: {**edited(f), "labels": {"02": "x"}}, "'02' is no latent"),
-        (lambda f: {**edited(f), "labels": {"\u0662": "x"}}, "is no latent"),
-        (lambda f: {**edited(f), "labels": {"2": 3}}, "'2' is no latent"),
-        (lambda f: {**edited(f), "labels": ["x"]}, "holds no labels"),
-        (lambda f: {**edited(f), "more": 1}, "holds no labels"),
-        (lambda f: {**edited(f), "crosscoder_sha256": "00"}, "do not belong together"),
+        (lambda f: {**f, "labels": {"6": "x"}}, "'6' is no latent"),
+        (lambda f: {**f, "labels": {"02": "x"}}, "'02' is no latent"),
+        (lambda f: {**f, "labels": {"\u0662": "x"}}, "is no latent"),
+        (lambda f: {**f, "labels": {"2": 3}}, "'2' is no latent"),
+        (lambda f: {**f, "labels": ["x"]}, "holds no labels"),
+        (lambda f: {**f, "more": 1}, "holds no labels"),
+        (lambda f: {**f, "crosscoder_sha256": "00"}, "do not belong together"),
     ],
 )  # fmt: skip
 def test_damaged_labels_and_those_of_other_weights_are_refused_and_kept(folder, damage, said):
     path = slc.analysis.save_label(folder, 2, "mine")
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    (folder / "checksums.json").write_text(json.dumps({"crosscoder_sha256": crosscoder_digest(folder)}))
     before = path.read_bytes()
     with pytest.raises(ValueError, match=said):
         slc.analysis.load_labels(folder)
@@ -85,6 +81,14 @@ def test_damaged_labels_and_those_of_other_weights_are_refused_and_kept(folder, 
     assert path.read_bytes() == before
 
 
+def test_labels_edited_by_hand_are_read_with_a_warning(folder):
+    path = slc.analysis.save_label(folder, 2, "mine")
+    path.write_text(path.read_text().replace("mine", "yours"))
+    with pytest.warns(UserWarning, match=r"user_labels.json was edited after it was written"):
+        assert slc.analysis.load_labels(folder) == {2: "yours"}
+
+
+@pytest.mark.filterwarnings("ignore:.*was edited after")
 def test_a_file_that_is_cut_off_is_refused(folder):
     path = slc.analysis.save_label(folder, 2, "mine")
     path.write_bytes(path.read_bytes()[:-9])

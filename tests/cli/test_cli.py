@@ -69,7 +69,8 @@ def test_the_papers_report_reads_the_held_out_rows_of_a_run_of_another_pair():
     assert "tiny-base+jitter=0.02" in json.dumps(document)
     config = json.loads(Path("out/runner_cfg.json").read_text())
     Path("out/runner_cfg.json").write_text(json.dumps({**config, "seed": config["seed"] + 1}))
-    assert main(["paper-report", "out", "--output_path", "again"]) == 2  # edited, but sealed as it was
+    with pytest.warns(UserWarning, match="runner_cfg.json was edited after it was written"):
+        assert main(["paper-report", "out", "--output_path", "again", "--n_rows", "4", "--images", "svg"]) == 0
 
 
 def test_a_sweep_trains_one_crosscoder_per_value(capsys):

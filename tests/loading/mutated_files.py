@@ -1,7 +1,8 @@
-"""Every loader of the package on mutated files: refused, loaded right, loaded wrong, or a crash of another kind.
+"""Every loader of the package on mutated files: refused, told (a warning), loaded right, loaded wrong, or crashed.
 
-Right is, for a file of ours, what was written; where somebody deleted its checksum, what stands in it now. For other
-people's files it is what their own code would make of the numbers in the file, by the reference.
+Right is, for our own files, what was written, or what the file says if its checksum was deleted; a config that was
+edited under its checksum must load with a warning that names it. For other people's files, right is what their own
+code would compute from the numbers in the file, by the reference.
 """
 
 import csv
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
-from sae_lens_crosscoder.storage.checksums import seal
+from sae_lens_crosscoder.storage.checksums import FolderChecksums
 from sae_lens_crosscoder.training.saved_run import read_runner_config
 from tests.analysis.conftest import random_activations, random_crosscoder
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step
@@ -28,7 +29,7 @@ from tests.loading.mutations import KINDS, kinds_for, mutate
 from tests.loading.test_foreign_tables import PAPER
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
-OUTCOMES = ("refused", "loaded_right", "wrong", "crashed")
+OUTCOMES = ("refused", "told", "loaded_right", "wrong", "crashed")
 HOOK, WIDTHS = "blocks.0.hook_resid_post", (8, 16)
 _BATCH, _N_STEPS = 8, 6
 
@@ -67,7 +68,9 @@ def outcomes(name, n_files, seed, folder):
 def _outcome(loader, folder, note, original):
     names = [str(folder), *(path.name for path in folder.iterdir())]
     try:
-        result = loader.read(folder, note)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = loader.read(folder, note)
     except (ValueError, OSError) as error:
         names_it = any(name in str(error) for name in names)
         return ("refused" if names_it else "crashed"), error
@@ -75,6 +78,9 @@ def _outcome(loader, folder, note, original):
         raise
     except BaseException as error:  # a panic of the readers that are written in Rust is no Exception
         return "crashed", error
+    texts = [str(warning.message) for warning in caught if "checksum mismatch" in str(warning.message)]
+    if texts:
+        return ("told" if len(texts) == 1 and any(name in texts[0] for name in names) else "wrong"), texts
     return ("loaded_right" if loader.is_right(folder, note, original, result) else "wrong"), result
 
 
@@ -90,12 +96,9 @@ def plain(value):
 
 
 def _json(path):
-    """The fields of a file whose checksum somebody deleted; None while it is there."""
-    try:
-        fields = json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        return None
-    return None if not isinstance(fields, dict) or "sha256" in fields else fields
+    """The fields of a file whose checksum was deleted; None while it is recorded."""
+    recorded = json.loads(path.with_name("checksums.json").read_text()).get("files", {})
+    return None if path.name in recorded else json.loads(path.read_text())
 
 
 def _says(result, fields):
@@ -125,7 +128,7 @@ def _is_right_own(folder, note, original, result):
     fields = _json(folder / "cfg.json")
     if fields is None:
         return plain(result) == plain(original)
-    described = {key: value for key, value in fields.items() if key not in ("crosscoder_sha256", "device")}
+    described = {key: value for key, value in fields.items() if key != "device"}
     precise = described.get("dtype") == original[0]["dtype"]
     return _says(result[0], described) and (result[1] == original[1] or not precise)
 
@@ -146,7 +149,10 @@ def _load_latents(folder, note):
 def _make_runner_config(folder, rng):
     sae = slc.BatchTopKCrosscoderTrainingConfig(d_model=8, d_sae=16, k=4)
     cfg = slc.CrosscoderRunnerConfig(sae=sae, training_tokens=2**22, hook_name=HOOK)
-    (folder / "runner_cfg.json").write_text(json.dumps(seal(cfg.to_dict())))
+    (folder / "runner_cfg.json").write_text(json.dumps(cfg.to_dict()))
+    checksums = FolderChecksums(folder)
+    checksums.record("runner_cfg.json")
+    checksums.write()
 
 
 def _is_right_runner_config(folder, note, original, result):
@@ -166,7 +172,8 @@ def _make_cache(folder, rng):
 
 def _read_cache(folder, note):
     cache = slc.ActivationCache(folder)
-    return dataclasses.asdict(cache.manifest), plain(torch.cat(list(cache)))
+    manifest = dataclasses.asdict(cache.manifest) | {"shards": [shard.n_tokens for shard in cache.manifest.shards]}
+    return manifest, plain(torch.cat(list(cache)))
 
 
 def _is_right_cache(folder, note, original, result):

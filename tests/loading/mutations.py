@@ -123,7 +123,8 @@ def not_finite(path, rng):
 def hostile_name(path, rng):
     hostile = rng.choice(HOSTILE_NAMES)
     if path.suffix == ".json":
-        fields = _maybe_unsealed(json.loads(path.read_text()), rng)
+        _maybe_unrecorded(path, rng)
+        fields = json.loads(path.read_text())
         holder, key = rng.choice(_entries(fields))
         if rng.random() < 0.5:
             holder[key] = hostile
@@ -147,7 +148,8 @@ def hostile_name(path, rng):
 def keys(path, rng):
     """One is missing, one too many is there, or two have changed places."""
     if path.suffix == ".json":
-        fields = _maybe_unsealed(json.loads(path.read_text()), rng)
+        _maybe_unrecorded(path, rng)
+        fields = json.loads(path.read_text())
         holder, key = rng.choice(_entries(fields))
         if rng.random() < 0.7:
             holder.pop(key, None)
@@ -175,7 +177,8 @@ def keys(path, rng):
 def hostile_json(path, rng):
     """The JSON of a file, or that which begins a safetensors file."""
     if path.suffix == ".json":
-        path.write_bytes(_hostile_text(_maybe_unsealed(json.loads(path.read_text()), rng), rng))
+        _maybe_unrecorded(path, rng)
+        path.write_bytes(_hostile_text(json.loads(path.read_text()), rng))
         return
     data = path.read_bytes()
     end = 8 + struct.unpack("<Q", data[:8])[0]
@@ -211,11 +214,13 @@ def _entries(fields):
     return [place for place in _places(fields) if isinstance(place[0], dict)] or [(fields, "first")]
 
 
-def _maybe_unsealed(fields, rng):
-    """As somebody leaves it who edits it on purpose, every other time."""
-    if rng.random() < 0.5:
-        fields.pop("sha256", None)
-    return fields
+def _maybe_unrecorded(path, rng):
+    """Delete the file's checksum half of the time, as for an edit on purpose."""
+    checksums = path.with_name("checksums.json")
+    if rng.random() < 0.5 and path != checksums and checksums.exists():
+        fields = json.loads(checksums.read_text())
+        fields["files"].pop(path.name, None)
+        checksums.write_text(json.dumps(fields))
 
 
 def _rewrite(path, change):

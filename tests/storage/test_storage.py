@@ -1,11 +1,15 @@
 """What was written is told from what was not, and nothing of a stranger's file acts on whoever reads about it."""
 
+import dataclasses
 import json
+import warnings
+from typing import Literal
 
 import pytest
 import torch
 
-from sae_lens_crosscoder.storage.checksums import blaming, load_sealed, named_fingerprint, seal
+from sae_lens_crosscoder.storage.checksums import FolderChecksums, named_fingerprint
+from sae_lens_crosscoder.storage.field_types import naming_file, validate_field_types
 from sae_lens_crosscoder.storage.json_files import load_json
 from sae_lens_crosscoder.storage.names import printable_names, validate_folder_name
 
@@ -43,21 +47,26 @@ def test_what_json_can_say_is_read_as_json_reads_it(tmp_path):
         load_json(tmp_path / "x.json")
 
 
-def test_a_seal_survives_json_and_notices_everything_but_order(tmp_path):
-    fields = {"a": (1, 2), "b": {"c": 0.1, "d": None}, "e": "\u202e"}
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(seal(fields), indent=3))
-    sealed = json.loads(path.read_text())
-    assert load_sealed(path) == json.loads(json.dumps(fields))
-    path.write_text(json.dumps(dict(reversed(sealed.items()))))
-    assert load_sealed(path)["a"] == [1, 2]
-    for changed in ({"a": [1, 3]}, {"a": [1, 2.0]}, {"f": None}, {"sha256": None}, {"b": {"c": 0.1}}):
-        path.write_text(json.dumps(sealed | changed))
-        with pytest.raises(ValueError, match=r"x.json is not what was written .* delete its entry 'sha256'"):
-            load_sealed(path)
-    del sealed["sha256"]
-    path.write_text(json.dumps(sealed | {"a": 5}))
-    assert load_sealed(path)["a"] == 5  # edited on purpose
+def test_an_edited_config_warns_once_and_damaged_files_are_refused(tmp_path):
+    for name in ("cfg.json", "weights"):
+        (tmp_path / name).write_text("{}")
+    checksums = FolderChecksums(tmp_path)
+    checksums.record("cfg.json", "weights")
+    checksums.write()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FolderChecksums(tmp_path).warn_if_edited("cfg.json")
+        FolderChecksums(tmp_path).warn_if_edited("unknown.json")
+        FolderChecksums(tmp_path).validate("weights", "")
+    for name in ("cfg.json", "weights"):
+        (tmp_path / name).write_text("{ }")
+    with pytest.warns(UserWarning, match=r"cfg.json was edited after it was written \(checksum mismatch"):
+        FolderChecksums(tmp_path).warn_if_edited("cfg.json")
+    with pytest.raises(ValueError, match=r"weights: checksum mismatch: the file was corrupted or edited. Get it again"):
+        FolderChecksums(tmp_path).validate("weights", "Get it again.")
+    (tmp_path / "checksums.json").write_text('{"files": [1]}')
+    with pytest.raises(ValueError, match=r"checksums.json: `files` must map file names to SHA-256"):
+        FolderChecksums(tmp_path)
 
 
 def test_a_fingerprint_is_of_names_numbers_shapes_and_dtypes():
@@ -75,21 +84,40 @@ def test_a_fingerprint_is_of_names_numbers_shapes_and_dtypes():
     assert named_fingerprint({"a": zeros, "b": zeros + 1}) == named_fingerprint({"b": zeros + 1, "a": zeros.clone()})
 
 
+@dataclasses.dataclass
+class Fields:
+    n: int
+    rate: float
+    names: tuple[str, ...] | None
+    kind: Literal["a", "b"] = "a"
+
+
 @pytest.mark.parametrize(
-    "error", [KeyError("x"), TypeError("x"), RecursionError("x"), OverflowError("x"), ValueError("x")]
+    ("field", "value", "expected"),
+    [
+        ("n", "8", "int"),
+        ("n", True, "int"),
+        ("n", 2**63, "int"),
+        ("rate", [1], "float"),
+        ("names", ["a", 1], "tuple"),
+        ("names", "a", "tuple"),
+        ("kind", "c", "Literal"),
+        ("kind", ["a"], "Literal"),
+    ],
 )
-def test_blame_names_the_file_and_keeps_the_cause(tmp_path, error):
+def test_a_value_of_the_wrong_type_is_named(field, value, expected):
+    right = {"n": 1, "rate": 2, "names": ["a"], "kind": "b"}
+    validate_field_types(Fields, right)
     with (
-        pytest.raises(ValueError, match=r"cfg.json holds what it cannot hold\..*x") as caught,
-        blaming(tmp_path / "cfg.json"),
+        pytest.raises(ValueError, match=rf"^cfg.json: invalid value: `{field}=.*expected .*{expected}"),
+        naming_file("cfg.json"),
     ):
-        raise error
-    assert caught.value.__cause__ is error
+        validate_field_types(Fields, right | {field: value})
 
 
-def test_interrupts_are_nobodys_fault(tmp_path):
-    with pytest.raises(KeyboardInterrupt), blaming(tmp_path):
-        raise KeyboardInterrupt
+def test_our_bugs_look_like_our_bugs():
+    with pytest.raises(AttributeError), naming_file("cfg.json"):
+        raise AttributeError
 
 
 def test_listed_names_are_short_and_print():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock
@@ -16,7 +16,10 @@ from torch import Tensor
 
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.atomic import atomic_write, write_text_atomically
-from sae_lens_crosscoder.storage.checksums import blaming, digest, load_sealed, seal
+from sae_lens_crosscoder.storage.checksums import FolderChecksums, digest, file_sha256
+from sae_lens_crosscoder.storage.field_types import naming_file, validate_field_types
+from sae_lens_crosscoder.storage.json_files import load_json
+from sae_lens_crosscoder.storage.names import printable_names
 
 CacheDtype = Literal["bfloat16", "float32"]
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -24,7 +27,7 @@ TOKENS, TOKEN_DTYPE = "tokens", torch.int32
 MANIFEST_FILENAME, _LOCK_FILENAME = "manifest.json", "manifest.lock"
 CONTEXTS_FILENAME = "contexts.safetensors"
 """Whole contexts and the mask of their cached tokens; written only if tokens were left out."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -108,8 +111,16 @@ class CacheManifest:
         return None
 
     def save(self, folder: Path) -> None:
-        """Write the manifest into the folder."""
-        write_text_atomically(json.dumps(seal(dataclasses.asdict(self)), indent=1), folder / MANIFEST_FILENAME)
+        """Write `manifest.json` once, and the checksums of the files written so far to `checksums.json`."""
+        path = folder / MANIFEST_FILENAME
+        if not path.exists():
+            fields = dataclasses.asdict(self) | {"shards": [shard.n_tokens for shard in self.shards]}
+            write_text_atomically(json.dumps(fields, indent=1), path)
+        checksums = FolderChecksums(folder)
+        checksums.files = {MANIFEST_FILENAME: file_sha256(path)}
+        for i, shard in enumerate(self.shards):
+            checksums.files |= {part_path(folder, i, name).name: shard.sha256[name] for name in sorted(shard.sha256)}
+        checksums.write()
 
     def add_checksums(self, folder: Path, name: str, written: Mapping[int, str]) -> None:
         """Add the checksums of written files to the folder's manifest, keeping what other workers added."""
@@ -138,37 +149,47 @@ class CacheManifest:
             raise ValueError(
                 f"{folder} is not an activation cache: {MANIFEST_FILENAME} is missing. Call cache_activations."
             )
-        fields = load_sealed(path)
+        checksums = FolderChecksums(folder)
+        checksums.validate(MANIFEST_FILENAME, "Write the cache again in another folder.")
+        fields = load_json(path)
         if fields.get("format_version") != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has format_version={fields.get('format_version')}, expected {FORMAT_VERSION}. Write the cache "
                 "again with this version."
             )
-        with blaming(path):
-            if fields["model_names"] is not None:
-                fields["model_names"] = tuple(fields["model_names"])
-            if fields.get("weights_sha256") is not None:
-                fields["weights_sha256"] = tuple(fields["weights_sha256"])
-            fields["d_models"] = tuple(fields["d_models"])
-            fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
-            manifest = cls(**fields)
-            manifest.refuse_wrong_types()
+        with naming_file(path):
+            manifest = cls._from_fields(fields)
+        for i, shard in enumerate(manifest.shards):
+            start, end = part_path(folder, i, "|").name.split("|")
+            files = [file for file in checksums.files if file.startswith(start) and file.endswith(end)]
+            shard.sha256 = {file[len(start) : -len(end)]: checksums.files[file] for file in files}
         return manifest
 
-    def refuse_wrong_types(self) -> None:
-        """Raise a ValueError for what no cache that was written has, as a manifest that was edited may."""
-        names, weights, replaced = self.model_names or (), self.weights_sha256 or (), self.token_replacements
-        checksums = [text for shard in self.shards for text in (*shard.sha256, *shard.sha256.values())]
-        sizes = [self.context_size, *self.d_models, *(shard.n_tokens for shard in self.shards)]
-        texts: list[object] = [self.hook_name, self.tokens_sha256, self.dataset or "", *names, *checksums, *weights]
-        texts += [*replaced, *replaced.values()]
-        if not all(type(size) is int and 0 < size < 2**48 for size in sizes):
-            raise ValueError(f"It must count in whole numbers above 0, not in {sizes!r:.200}.")
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"Its names must be texts, not {texts!r:.200}.")
-        n_models = {len(names), len(weights)} - {0}
-        if self.dtype not in DTYPES or n_models - {self.layout.n_models}:
-            raise ValueError(f"dtype={self.dtype!r} or what it says of {n_models} models fits no {self.d_models} wide.")
+    @classmethod
+    def _from_fields(cls, fields: Mapping[str, Any]) -> "CacheManifest":
+        """Validate the fields of a manifest one by one; a ValueError names the first wrong one."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        required = known - {"token_replacements", "weights_sha256"}
+        if not required <= fields.keys() <= known:
+            raise ValueError(f"missing or unknown fields: {printable_names(required ^ (fields.keys() & known))}")
+        for name in ("d_models", "shards"):
+            sizes: Any = fields[name]
+            if not isinstance(sizes, list) or not all(type(size) is int and 0 < size < 2**48 for size in sizes):
+                raise ValueError(f"invalid value: `{name}={sizes!r:.80}` (expected a list of positive integers)")
+        if type(fields["context_size"]) is not int or fields["context_size"] < 1:
+            raise ValueError(f"invalid value: `context_size={fields['context_size']!r:.80}` (expected at least 1)")
+        counts: list[int] = fields["shards"]
+        values: dict[str, Any] = {**fields, "shards": [Shard(n_tokens, {}) for n_tokens in counts]}
+        validate_field_types(cls, values)
+        for name in ("model_names", "d_models", "weights_sha256"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        manifest = cls(**values)
+        for name in ("model_names", "weights_sha256"):
+            entries = getattr(manifest, name)
+            if entries is not None and len(entries) != len(manifest.d_models):
+                raise ValueError(f"`{name}` has {len(entries)} entries for {len(manifest.d_models)} models")
+        return manifest
 
 
 def manifest_lock(folder: Path) -> FileLock:

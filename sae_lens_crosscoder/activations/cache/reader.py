@@ -15,6 +15,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.activations.cache.manifest import (
     CONTEXTS_FILENAME,
     MANIFEST_FILENAME,
+    TOKEN_DTYPE,
     TOKENS,
     CacheManifest,
     contexts_sha256,
@@ -24,7 +25,8 @@ from sae_lens_crosscoder.activations.cache.manifest import (
 )
 from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.checksums import blaming, file_sha256
+from sae_lens_crosscoder.storage.checksums import file_sha256, mismatch
+from sae_lens_crosscoder.storage.names import printable_names
 from sae_lens_crosscoder.storage.tensor_files import load_tensors
 
 _BATCHES_IN_BUFFER = 16
@@ -86,8 +88,10 @@ class ActivationCache:
         cached, file = self.tokens, self.path / CONTEXTS_FILENAME  # written before the last of the tokens
         if file.exists():
             stored, _ = load_tensors(file)
-            with blaming(file):
-                tokens, token_mask = stored["tokens"].long(), stored["token_mask"]
+            dtypes = {name: tensor.dtype for name, tensor in stored.items()}
+            if dtypes != {"tokens": TOKEN_DTYPE, "token_mask": torch.bool}:
+                raise ValueError(f"{file} contains {printable_names(dtypes)}, which are not this cache's contexts.")
+            tokens, token_mask = stored["tokens"].long(), stored["token_mask"]
         else:  # no token was left out, which the checksum confirms
             context_size = self.manifest.context_size
             n_whole = len(self) // context_size * context_size
@@ -167,10 +171,8 @@ class ActivationCache:
     def _verify_part(self, shard: int, name: str) -> None:
         path = self._written(shard, name)
         if file_sha256(path) != self.manifest.shards[shard].sha256[name]:
-            raise ValueError(
-                f"{path}: checksum mismatch: the file was corrupted or edited. Delete it and call cache_activations "
-                "again with the same arguments, which writes it again."
-            )
+            remedy = "Delete it and call cache_activations again with the same arguments, which writes it again."
+            raise ValueError(mismatch(path, remedy))
         self._verified.add(path)
 
     def parts(self, shard: int) -> list[Float[Tensor, "token _"]]:

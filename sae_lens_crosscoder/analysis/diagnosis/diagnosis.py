@@ -11,9 +11,9 @@ from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds
 from sae_lens_crosscoder.analysis.tables.interpretations import INTERPRETATIONS_FILENAME, Interpretations
 from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
 from sae_lens_crosscoder.analysis.tables.user_labels import LABELS_FILENAME, load_labels
-from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
+from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256, crosscoder_digest
 from sae_lens_crosscoder.loading.hub import download
-from sae_lens_crosscoder.storage.json_files import load_json
+from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME
 
 LATENTS_FILENAME = "latents.parquet"
 
@@ -66,8 +66,8 @@ class Diagnosis:
                 in the folder. In a folder without a crosscoder, the weights are not compared.
         """
         if not Path(folder).exists():
-            names = [LATENTS_FILENAME, INTERPRETATIONS_FILENAME, LABELS_FILENAME, SAE_CFG_FILENAME]
-            folder = download(str(folder), names)
+            own_files = (LATENTS_FILENAME, INTERPRETATIONS_FILENAME, LABELS_FILENAME)
+            folder = download(str(folder), [*own_files, SAE_CFG_FILENAME, CHECKSUMS_FILENAME])
         path = Path(folder) / LATENTS_FILENAME
         if not path.exists():
             raise ValueError(f"{folder} has no {LATENTS_FILENAME}. Create it with diagnose(...).save(folder).")
@@ -87,9 +87,7 @@ class Diagnosis:
 
 
 def _validate_weights(manifest: dict[str, Any], path: Path) -> None:
-    cfg_path = path.parent / SAE_CFG_FILENAME
-    diagnosed = manifest.get(CROSSCODER_SHA256)
-    saved = load_json(cfg_path).get(CROSSCODER_SHA256) if cfg_path.exists() else None
+    diagnosed, saved = manifest.get(CROSSCODER_SHA256), crosscoder_digest(path.parent)
     if diagnosed is not None and saved is not None and diagnosed != saved:
         raise ValueError(
             f"{path} belongs to another crosscoder than the one in its folder: to other weights, or to these in "

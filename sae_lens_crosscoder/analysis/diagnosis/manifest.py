@@ -3,8 +3,8 @@
 from importlib.metadata import version
 from typing import Any
 
+from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
 

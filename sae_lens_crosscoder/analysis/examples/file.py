@@ -13,14 +13,15 @@ from torch import Tensor
 
 from sae_lens_crosscoder.analysis.examples.text import marked_text
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.checksums import blaming, digest, named_fingerprint, seal, unseal
+from sae_lens_crosscoder.storage.checksums import digest, mismatch, named_fingerprint
+from sae_lens_crosscoder.storage.field_types import naming_file
 from sae_lens_crosscoder.storage.json_files import parse_json
 from sae_lens_crosscoder.storage.names import printable_names
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 EXAMPLES_FILENAME = "examples.safetensors"
 """In a crosscoder's folder."""
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _PER_LATENT = ("b_enc", "n_contexts", "scores", "shares", "token", "token_ids")
 _CHECKSUM = "sha256"
 """The tensor that holds every latent's checksum, so that a latent can be checked without reading all others."""
@@ -103,14 +104,16 @@ class ExamplesFile:
             raise ValueError(
                 f"{path} is no file of examples ({error}): make one with slc.analysis.collect_examples."
             ) from error
-        with blaming(self.path):
-            stored = parse_json((self._file.metadata() or {}).get("manifest", "{}"))
-        self.manifest: dict[str, Any] = unseal(stored, self.path)
+        metadata: dict[str, str] = self._file.metadata() or {}
+        with naming_file(self.path):
+            self.manifest: dict[str, Any] = parse_json(metadata.get("manifest", "{}"))
         if self.manifest.get("examples_format") != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has examples_format={self.manifest.get('examples_format')}, but this version reads "
                 f"{FORMAT_VERSION}: make the file again with slc.analysis.collect_examples."
             )
+        if metadata.get(_CHECKSUM) != digest(self.manifest):
+            raise ValueError(mismatch(self.path, "Make the file again with slc.analysis.collect_examples."))
         names = set(self._file.keys())
         if names != {*_PER_LATENT, _CHECKSUM}:
             raise ValueError(f"{path} is damaged: it holds {printable_names(names)}. Make it again.")
@@ -124,14 +127,14 @@ class ExamplesFile:
     def __getitem__(self, latent: int) -> LatentExamples:
         if not 0 <= latent < len(self):
             raise IndexError(f"There is no latent {latent}: the crosscoder has latents 0 to {len(self) - 1}.")
-        with blaming(self.path):
+        try:
             rows = {name: self._file.get_slice(name)[latent : latent + 1][0] for name in _PER_LATENT}
             checksum = self._file.get_slice(_CHECKSUM)[latent : latent + 1][0]
-        if not torch.equal(checksum, _checksum(latent, rows)):
-            raise ValueError(
-                f"{self.path} is damaged: the examples of latent {latent} are not what was written (SHA-256). Make the "
-                "file again with slc.analysis.collect_examples."
-            )
+        except SafetensorError as error:
+            raise ValueError(f"{self.path} cannot be read; it may be truncated. ({error})") from error
+        if checksum.tolist() != _checksum(latent, rows).tolist():
+            remedy = f"Latent {latent} is affected. Make the file again with slc.analysis.collect_examples."
+            raise ValueError(mismatch(self.path, remedy))
         n_top, n_quantiles = self.manifest["n_top"], self.manifest["n_quantiles"]
         top = self._examples(rows, slice(0, n_top))
         sample = self._examples(rows, slice(n_top, None))
@@ -164,10 +167,12 @@ class ExamplesFile:
 def save_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[str, Any]) -> None:
     """A file that `load_examples` reads, whole or not at all."""
     n_latents = len(tensors["n_contexts"])
-    described = seal({"examples_format": FORMAT_VERSION, "n_latents": n_latents, **manifest})
+    described = {"examples_format": FORMAT_VERSION, "n_latents": n_latents, **manifest}
     rows = ({name: tensors[name][latent] for name in _PER_LATENT} for latent in range(n_latents))
     checksums = torch.stack([_checksum(latent, row) for latent, row in enumerate(rows)])
-    save_tensors({**tensors, _CHECKSUM: checksums}, path, {"manifest": json.dumps(described)})
+    save_tensors(
+        {**tensors, _CHECKSUM: checksums}, path, {"manifest": json.dumps(described), _CHECKSUM: digest(described)}
+    )
 
 
 def _checksum(latent: int, rows: Mapping[str, Tensor]) -> UInt8[Tensor, "32"]:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
-from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
+from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 
 INTERPRETATIONS_FILENAME = "interpretations.parquet"
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sae_lens_crosscoder.storage.atomic import atomic_path
 from sae_lens_crosscoder.storage.checksums import digest
 
 _MANIFEST, _SHA256 = b"sae_lens_crosscoder.manifest", b"sae_lens_crosscoder.sha256"
@@ -20,9 +21,8 @@ def save_table(table: pd.DataFrame, manifest: dict[str, Any], path: Path) -> Non
     arrow = pa.Table.from_pandas(table.rename_axis(_INDEX).reset_index(), preserve_index=False)
     text = json.dumps(manifest)
     metadata = {_MANIFEST: text.encode(), _SHA256: _checksum(_frame(arrow), text).encode()}
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **metadata}), partial)
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        pq.write_table(arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **metadata}), partial)
 
 
 def load_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from sae_lens.constants import SAE_CFG_FILENAME
 
-from sae_lens_crosscoder.crosscoders.sealing import CROSSCODER_SHA256
+from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256, crosscoder_digest
 from sae_lens_crosscoder.loading.hub import download
 from sae_lens_crosscoder.storage.atomic import write_text_atomically
-from sae_lens_crosscoder.storage.checksums import load_sealed, seal
+from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME, FolderChecksums
 from sae_lens_crosscoder.storage.json_files import load_json
 
 LABELS_FILENAME = "user_labels.json"
@@ -45,8 +45,11 @@ def save_label(folder: str | Path, latent: int, text: str | None) -> Path:
     if text is not None:
         labels[latent] = text
     by_name = {str(j): labels[j] for j in sorted(labels)}
-    sealed = seal({CROSSCODER_SHA256: cfg.get(CROSSCODER_SHA256), "labels": by_name})
-    write_text_atomically(json.dumps(sealed, indent=1), path)
+    fields = {CROSSCODER_SHA256: crosscoder_digest(folder), "labels": by_name}
+    write_text_atomically(json.dumps(fields, indent=1), path)
+    checksums = FolderChecksums(Path(folder))
+    checksums.record(LABELS_FILENAME)
+    checksums.write()
     return path
 
 
@@ -57,16 +60,17 @@ def load_labels(folder: str | Path) -> dict[int, str]:
         ValueError: for labels that are damaged, or of other weights than those in the folder.
     """
     if not Path(folder).exists():
-        folder = download(str(folder), [LABELS_FILENAME, SAE_CFG_FILENAME])
+        folder = download(str(folder), [LABELS_FILENAME, SAE_CFG_FILENAME, CHECKSUMS_FILENAME])
     path, cfg_path = Path(folder) / LABELS_FILENAME, Path(folder) / SAE_CFG_FILENAME
     if not path.exists():
         return {}
-    fields = load_sealed(path)
+    FolderChecksums(Path(folder)).warn_if_edited(LABELS_FILENAME)
+    fields = load_json(path)
     labels: Any = fields.get("labels")
     if fields.keys() != {CROSSCODER_SHA256, "labels"} or not isinstance(labels, dict):
         raise ValueError(f"{path} holds no labels of latents, so it is damaged: delete it, or get it anew.")
     cfg = load_json(cfg_path) if cfg_path.exists() else {}
-    mine, theirs = fields[CROSSCODER_SHA256], cfg.get(CROSSCODER_SHA256)
+    mine, theirs = fields[CROSSCODER_SHA256], crosscoder_digest(folder)
     if None not in (mine, theirs) and mine != theirs:
         raise ValueError(
             f"{path} and the crosscoder beside it do not belong together: the labels are of other weights, or of these "

@@ -1,5 +1,6 @@
 """Folders that are checkpoints once they are whole: written beside, checked by what they say they hold."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Generator, Mapping
@@ -12,10 +13,13 @@ from safetensors import SafetensorError
 
 from sae_lens_crosscoder.crosscoders.collectives import Collectives
 from sae_lens_crosscoder.storage.atomic import PARTIAL_SUFFIX, REPLACED_SUFFIX, replace_folder
-from sae_lens_crosscoder.storage.checksums import file_sha256, load_sealed, seal
+from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME, FolderChecksums, file_sha256, mismatch
+from sae_lens_crosscoder.storage.field_types import validate_field_types
+from sae_lens_crosscoder.storage.json_files import load_json
+from sae_lens_crosscoder.storage.names import printable_names
 
 CHECKPOINT_FILENAME = "checkpoint.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Settings that a run may go on with changed: how long, where, and what is written about it.
 _MAY_CHANGE = {
     *("training_tokens", "total_training_samples", "tokens_per_buffer"),
@@ -33,29 +37,29 @@ class CheckpointError(OSError):
 
 @dataclass
 class CheckpointManifest:
-    """What a checkpoint is of, and every file in it."""
+    """The run that a checkpoint belongs to; the checksums of its files are in `checksums.json` beside it."""
 
     n_training_tokens: int
     settings: dict[str, Any]
-    files: dict[str, str]
-    """SHA-256 by path within the folder."""
     format_version: int = FORMAT_VERSION
 
     @classmethod
     def read(cls, folder: Path) -> "CheckpointManifest":
         path = folder / CHECKPOINT_FILENAME
         try:
-            manifest = cls(**load_sealed(path))
-        except (OSError, ValueError, TypeError) as error:
+            fields = load_json(path)
+            validate_field_types(cls, fields)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"incomplete checkpoint {folder}: {path.name} cannot be read ({error})") from None
+        if fields.get("format_version") != FORMAT_VERSION:
             raise ValueError(
-                f"{folder} is no whole checkpoint: {CHECKPOINT_FILENAME} cannot be read ({error})."
-            ) from None
-        if manifest.format_version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format_version={manifest.format_version}, but this version reads {FORMAT_VERSION}: resume "
-                "with the version that wrote it."
+                f"{path} has format_version={fields.get('format_version')}, but this version reads {FORMAT_VERSION}: "
+                "resume with the version that wrote it."
             )
-        return manifest
+        unexpected = fields.keys() ^ {field.name for field in dataclasses.fields(cls)}
+        if unexpected:
+            raise ValueError(f"{path} has missing or unknown fields: {printable_names(unexpected)}")
+        return cls(**fields)
 
 
 @contextmanager
@@ -91,11 +95,12 @@ def new_checkpoint(
 
 def _complete(partial: Path, n_training_tokens: int, settings: Mapping[str, Any]) -> None:
     """Say what is in a folder, and make sure that it is on disk."""
+    manifest = asdict(CheckpointManifest(n_training_tokens, dict(settings)))
+    (partial / CHECKPOINT_FILENAME).write_text(json.dumps(manifest, indent=1, default=str))
     files = sorted(path for path in partial.rglob("*") if path.is_file())
-    sums = {path.relative_to(partial).as_posix(): file_sha256(path) for path in files}
-    manifest = CheckpointManifest(n_training_tokens, dict(settings), sums)
-    fields: dict[str, Any] = json.loads(json.dumps(asdict(manifest), default=str))
-    (partial / CHECKPOINT_FILENAME).write_text(json.dumps(seal(fields), indent=1))
+    checksums = FolderChecksums(partial)
+    checksums.files = {path.relative_to(partial).as_posix(): file_sha256(path) for path in files}
+    checksums.write()
 
 
 def _free(folder: Path) -> str:
@@ -119,17 +124,20 @@ def remove_all_but(n_kept: int, folder: Path) -> None:
 
 
 def problem_with(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be gone on from; None if every file is what was written."""
+    """Describe why training cannot resume from a checkpoint; None if every file is what was written."""
     try:
-        manifest = CheckpointManifest.read(checkpoint)
+        CheckpointManifest.read(checkpoint)
+        files = FolderChecksums(checkpoint).files
     except ValueError as error:
         return str(error)
-    for name, sha256 in manifest.files.items():
+    if CHECKPOINT_FILENAME not in files:
+        return f"incomplete checkpoint {checkpoint}: {CHECKSUMS_FILENAME} is missing or does not list its files"
+    for name, sha256 in files.items():
         path = checkpoint / name
         if not path.is_file():
-            return f"{path} is missing"
+            return f"incomplete checkpoint {checkpoint}: `{name!r:.80}` is missing"
         if file_sha256(path) != sha256:
-            return f"{path} is damaged: its content is not what was written (SHA-256)"
+            return mismatch(path, "Resume from another checkpoint.")
     return None
 
 
