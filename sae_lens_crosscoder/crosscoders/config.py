@@ -28,7 +28,7 @@ def _numbers(kind: type) -> Any:
 
 @dataclass(kw_only=True)
 class CrosscoderConfigBase(SAEConfig, ABC):
-    """What a crosscoder adds to a SAELens config. Give one of `d_model`, `d_models`, `d_in`; the rest is derived."""
+    """Fields that a crosscoder adds to a SAELens config. Give one of `d_model`, `d_models`, `d_in`."""
 
     d_in: int = 0
     """Stacked width, the sum of `d_models`. Given alone it must be even, and means two models of half of it."""

@@ -21,7 +21,7 @@ from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 
 @dataclass(kw_only=True)
 class InferenceConfigBase(CrosscoderConfigBase, ABC):
-    """What is known of a saved crosscoder beside its weights, and has no meaning while training."""
+    """Facts about a saved crosscoder beside its weights, without a meaning in training."""
 
     score_norm: Score | None = None
     """The norm whose scores met the threshold in training. Always set after construction: `score`, except where a
@@ -96,12 +96,12 @@ class InferenceCrosscoder(CrosscoderViews):
 
     @property
     def thresholds(self) -> Float[Tensor, " d_sae"]:
-        """What a pre-activation must exceed for its latent to be on, never below 0."""
+        """Threshold on each latent's pre-activation, at least 0."""
         return torch.zeros_like(self.b_enc)
 
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
-        """What `encode` returns, as a sparse tensor and with no dense one on the way; `decode` reads it as well."""
+        """Encode to a sparse tensor, without a dense one on the way; `decode` accepts it."""
         sae_in = self.process_sae_in(x)
         is_half = self.dtype.itemsize < 4  # and so cannot be screened in less
         precision = "float32" if is_half else screening_precision("auto", sae_in.device)

@@ -1,4 +1,4 @@
-"""How a crosscoder starts."""
+"""Initial weights of a crosscoder."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What L1 and BatchTopK crosscoders share while they are trained."""
+"""Training that L1 and BatchTopK crosscoders share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,7 +142,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
 
     @property
     def wants_activation_scales(self) -> bool:
-        """Whether per-model factors are asked for and not known yet."""
+        """True if per-model factors are requested and not estimated yet."""
         return (
             self.cfg.activation_scaling == "per_model"
             and self.cfg.activation_scales is None
@@ -183,7 +183,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
     def auxiliary_losses(
         self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """What the loss has beside the reconstruction term, by name."""
+        """Terms of the loss beside the reconstruction, by name."""
         raise NotImplementedError
 
     @override
@@ -209,7 +209,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         )
 
     def carried_state(self) -> dict[str, float | None]:
-        """What a step leaves for the next beside weights and buffers; an architecture says what."""
+        """State that a step leaves for the next beside weights and buffers; set by the architecture."""
         return {}
 
     def load_carried_state(self, state: dict[str, float | None]) -> None:

@@ -23,7 +23,7 @@ class TrainingInterrupted(InterruptedException):
 
 
 class Interruption:
-    """Whether a signal came, to any of the processes that train together."""
+    """True if any rank received a signal."""
 
     def __init__(self, collectives: Collectives) -> None:
         self._collectives = collectives
@@ -36,7 +36,7 @@ class Interruption:
             raise TrainingInterrupted(signal_number)
 
     def request(self, signal_number: int, frame: Any) -> None:
-        """What a signal calls: the second one does not wait.
+        """Handle a signal; the second one stops at once.
 
         It does with several processes, because torchrun passes on the signal that the terminal has sent to them, too.
         """

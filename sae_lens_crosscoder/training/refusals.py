@@ -1,4 +1,4 @@
-"""What cannot be used for training, found out before any long work."""
+"""Validation of folders and devices before any long work."""
 
 import tempfile
 from pathlib import Path

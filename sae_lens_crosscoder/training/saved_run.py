@@ -1,4 +1,4 @@
-"""What training wrote beside a crosscoder: the run's config, and from it the pair and the held-out tokens."""
+"""Load the config of the run that trained a crosscoder, its pair and its held-out tokens."""
 
 from pathlib import Path
 

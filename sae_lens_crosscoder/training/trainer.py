@@ -214,12 +214,12 @@ class StepTrainer(SAETrainer[Any, Any]):
 
     @property
     def is_logging_step(self) -> bool:
-        """Whether the step in progress writes a row of metrics."""
+        """True if the current step writes a row of metrics."""
         return (self.n_training_steps + 1) % self.cfg.log_frequency == 0 or self.is_last_step
 
     @property
     def is_last_step(self) -> bool:
-        """Whether all tokens have been trained on when this step is over."""
+        """True if this step is the last."""
         return self.n_training_samples >= self.cfg.total_training_samples
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How long, how fast and with what bookkeeping a crosscoder is trained."""
+"""Schedule and bookkeeping of training."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What goes to Weights & Biases, when it is asked for. The only module that imports wandb."""
+"""Log to Weights & Biases; the only module that imports wandb."""
 
 import logging
 import os

@@ -319,8 +319,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("missing", "fields", "message"),
         [
-            ("bos_token", {}, "prepend_bos asks for the bos token, but .* say prepend_bos=False"),
-            ("bos_token", {"prepend_bos": False}, "sequence_separator_token asks for the bos token"),
+            ("bos_token", {}, "prepend_bos needs a bos token, .* pass prepend_bos=False"),
+            ("bos_token", {"prepend_bos": False}, "sequence_separator_token needs a bos token"),
             (
                 "pad_token",
                 {"packing": "one_document"},

@@ -1,4 +1,4 @@
-"""What the results of an analysis say about where they come from."""
+"""Provenance of an analysis's results."""
 
 from importlib.metadata import version
 from typing import Any

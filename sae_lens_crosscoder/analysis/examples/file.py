@@ -49,7 +49,7 @@ class Example:
 
     @property
     def is_strong(self) -> Bool[Tensor, " pos"]:
-        """Where the score is at least half the peak's."""
+        """Mask of tokens whose score is at least half the peak's."""
         return self.scores >= self.score / 2
 
     def text(self, tokenizer: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which contexts of every latent are kept while all of them stream past: those with the largest keys.
+"""Keep the contexts of every latent with the largest keys, while all contexts stream past.
 
 With scores as keys these are the top contexts. With random numbers as keys they are a uniform sample of the contexts
 in which the latent is on, as a reservoir is. Neither depends on how the stream is cut into batches.
@@ -28,7 +28,7 @@ class Peaks(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """What entered, in which slot, and which of the candidates it was."""
+    """Contexts that entered, their slots, and their numbers among the candidates."""
 
     latent: Int[Tensor, " placed"]
     slot: Int[Tensor, " placed"]
@@ -82,7 +82,7 @@ def in_order(keys: Tensor, tokens: Int[Tensor, "latent slot"]) -> Int[Tensor, "l
 
 
 def peaks_of(pairs: ActivePairs, scores: Float[Tensor, " pairs"], context: Int[Tensor, " token"]) -> Peaks:
-    """Where each latent is strongest in each context.
+    """Find the strongest token of each latent in each context.
 
     Args:
         context: for every token, the first token of its context.

@@ -1,4 +1,4 @@
-"""What is kept of every latent's contexts: tokens around the peak, scores, and each model's share."""
+"""Cut windows around the peaks of latents: tokens, scores, and each model's share."""
 
 import torch
 from jaxtyping import Bool, Float, Int

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """Whether operations on this tensor run as Triton kernels: on a GPU, whose builds of PyTorch bring Triton."""
+    """True if operations on this tensor run as Triton kernels, as they do on a GPU."""
     return tensor.is_cuda and _has_triton()
 
 
@@ -101,14 +101,14 @@ def indices_above(
 
 
 def indices_of(mask: Bool[Tensor, " entries"]) -> Int[Tensor, " found"]:
-    """Where a mask is true, ascending."""
+    """Indices at which a mask is true, ascending."""
     if mask.device.type != "cpu":
         return mask.nonzero().squeeze(-1)
     return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times as fast as torch
 
 
 def largest(values: Float[Tensor, " entries"], n: int) -> Int[Tensor, " found"]:
-    """Where the n largest values are, ascending; everywhere if there are no more.
+    """Indices of the n largest values, ascending; all indices if there are no more.
 
     >>> largest(torch.tensor([5.0, 1.0, 7.0, 6.0]), 2)
     tensor([2, 3])
@@ -135,7 +135,7 @@ def stable_order(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " pairs"]:
 
 
 def run_starts(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " n"]:
-    """Where, in ascending order, the runs of 0, 1, ..., n - 1 begin, empty ones included.
+    """Starts of the runs of 0, 1, ..., n - 1 in ascending values, empty runs included.
 
     >>> run_starts(torch.tensor([0, 2, 0]), 4)
     tensor([0, 2, 2, 3])
@@ -145,7 +145,7 @@ def run_starts(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " n"]:
 
 
 def counts(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " n"]:
-    """How often 0, 1, ..., n - 1 occur; unlike `torch.bincount` without waiting for a GPU.
+    """Count 0, 1, ..., n - 1; unlike `torch.bincount` without waiting for a GPU.
 
     >>> counts(torch.tensor([0, 2, 0]), 4)
     tensor([2, 0, 1, 0])

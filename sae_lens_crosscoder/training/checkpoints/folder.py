@@ -142,7 +142,7 @@ def problem_with(checkpoint: Path) -> str | None:
 
 
 def changed_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between two runs' settings, apart from what a run may go on with changed.
+    """Differences between two runs' settings, except those that may change on resuming.
 
     >>> changed_settings({"lr": 0.1, "sae": {"k": 8, "device": "cpu"}}, {"lr": 0.1, "sae": {"k": 9, "device": "cuda"}})
     ['sae.k is 8 there and 9 here']

@@ -1,4 +1,4 @@
-"""Where a run goes on from: all that its future depends on, in one checkpoint for all its crosscoders."""
+"""Save and restore a run: one checkpoint with the state of all its crosscoders."""
 
 import logging
 import random

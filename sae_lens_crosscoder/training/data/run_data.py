@@ -21,7 +21,7 @@ from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 
 class RunData:
-    """What a run trains on and what it is diagnosed on: activations that the pair makes, or that a cache holds.
+    """Training and held-out data of a run, from the pair of models or from cached activations.
 
     Attributes:
         activations_store: an endless iterator of batches (batch, d_in) to train on; of several processes, this one's
@@ -79,7 +79,7 @@ class RunData:
 
     @property
     def held_out_kept(self) -> Bool[Tensor, "batch pos"]:
-        """Which of `held_out_tokens` training would use: not padding, and nothing that the config leaves out."""
+        """Token mask of `held_out_tokens`: no padding, and no tokens that the config excludes."""
         return self.held_out_store.token_mask(self.held_out_tokens)
 
     @cached_property

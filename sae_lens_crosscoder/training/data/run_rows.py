@@ -121,7 +121,7 @@ class RunRows:
         found = get_special_token_from_cfg(token, self.tokenizer)
         if token is not None and found is None:
             raise ValueError(
-                f"{field} asks for the {token} token, but the chat model's tokenizer has none, so documents would run "
-                f"into each other unmarked: say {field}={without} if that is meant, or name another token."
+                f"{field} needs a {token} token, which the chat model's tokenizer lacks. Without it no mark separates "
+                f"documents: name another token, or pass {field}={without} to train without."
             )
         return found

@@ -48,8 +48,8 @@ def connect(latent_shards: int, device: str) -> Collectives:
     n = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     if latent_shards < 1 or n % latent_shards:
         raise ValueError(
-            f"latent_shards={latent_shards} must divide the number of processes, which is {n}: start as many as there "
-            "are devices, with `torchrun --nproc-per-node N -m sae_lens_crosscoder train ...`."
+            f"latent_shards={latent_shards} must divide the number of processes, which is {n}. Start one per device: "
+            "`torchrun --nproc-per-node N -m sae_lens_crosscoder train ...`."
         )
     if n == 1:
         return SINGLE_PROCESS
@@ -75,7 +75,7 @@ class ProcessGroup(Collectives):
 
     @property
     def latent_shard(self) -> int:
-        """Which slice of the latents this process holds."""
+        """Index of this rank's slice of the latents."""
         return self.rank % self.n_latents
 
     @override
