@@ -1,7 +1,7 @@
 """EvalData: the data that an analysis runs on."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -67,11 +67,6 @@ class EvalData:
             object.__setattr__(self, "tokenizer", getattr(self.pair, "tokenizer", None))
 
     @property
-    def models(self) -> tuple[HookedModelPair, Int[Tensor, "batch pos"]] | None:
-        """The pair and the tokens, or None for activations."""
-        return None if self.pair is None or self.tokens is None else (self.pair, self.tokens)
-
-    @property
     def contexts(self) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
         """Token ids with their token mask; of activations, only a cache knows them.
 
@@ -89,7 +84,3 @@ class EvalData:
         if not mask.any():
             raise ValueError(f"token_mask leaves out all {mask.numel()} tokens. Set it to True for the tokens to use.")
         return self.tokens, mask
-
-    def with_groups(self, groups: TokenGroups | None) -> "EvalData":
-        """The same data with other token groups."""
-        return replace(self, groups=groups)

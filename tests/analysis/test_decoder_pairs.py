@@ -111,7 +111,7 @@ def test_what_cannot_be_paired_is_refused():
     crosscoder = built(("chat", 0), ("base", 10))
     with pytest.raises(ValueError, match=r"widths \(2, 4\) have no cosine"):
         slc.analysis.decoupled_pairs(random_crosscoder(d_models=(2, 4)), table_of(crosscoder))
-    with pytest.raises(ValueError, match="2 latents, but the crosscoder 6"):
+    with pytest.raises(ValueError, match="2 latents, but the crosscoder has 6"):
         slc.analysis.decoupled_pairs(random_crosscoder(), table_of(crosscoder))
     for value in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="must lie in"):

@@ -276,7 +276,7 @@ def test_show_marks_the_strongest_tokens_and_says_whose_they_are():
     shown = example_file.LatentExamples(9, 1, 0.0, (example,), ((), (example,)), ("base", "chat")).show(tokenizer)
     a, b, c = tokenizer.decode([5, 6, 7]).split(" ")
     line = f"  4.00 (base +1.00, chat +3.00)  {a}« {b}»« {c}»"
-    assert shown.split("\n") == ["latent 9: on in 1 contexts", "top", line, "quantile 2 of 2", line]
+    assert shown.split("\n") == ["latent 9: active in 1 contexts", "top", line, "quantile 2 of 2", line]
 
 
 @pytest.mark.parametrize(
@@ -301,13 +301,13 @@ def test_arguments_that_mean_nothing_are_refused_before_the_models_run(
 def test_what_cannot_be_written_or_read_is_refused(crosscoder, pair, tmp_path):
     with pytest.raises(ValueError, match="in a folder that does not exist"):
         collect(crosscoder, pair, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="There is no file"):
+    with pytest.raises(ValueError, match="does not exist"):
         slc.analysis.load_examples(tmp_path / "nothing")
     (tmp_path / "text").write_text("no examples")
-    with pytest.raises(ValueError, match="is no file of examples"):
+    with pytest.raises(ValueError, match="is not an examples file"):
         slc.analysis.load_examples(tmp_path / "text")
     crosscoder.save_model(tmp_path)
     with pytest.raises(ValueError, match="examples_format=None"):
         slc.analysis.load_examples(tmp_path / "sae_weights.safetensors")
-    with pytest.raises(IndexError, match="no latent 7: the crosscoder has latents 0 to 6"):
+    with pytest.raises(IndexError, match="latent=7 does not exist: the crosscoder has latents 0 to 6"):
         collect(crosscoder, pair, tmp_path)[D_SAE]

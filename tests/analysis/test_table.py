@@ -55,7 +55,7 @@ def test_one_changed_cell_or_name_is_noticed(crosscoder, tmp_path, column):
     changed = table.copy()
     values = {"delta_norm": 0.123, "label": "other one", "verdict": "genuine?", "n_active": 12345, "dead": True}
     changed.loc[2, column] = values[column]
-    damaged = [changed, table.rename(columns={column: "x"}), table.iloc[1:], table.replace({"latent": {0: 99}})]
+    damaged = [changed, table.rename(columns={column: "x"}), table.iloc[1:], table.rename(index={0: 99})]
     for frame in damaged:
         pq.write_table(saved.from_pandas(frame).replace_schema_metadata(saved.schema.metadata), path)
         with pytest.raises(ValueError, match="checksum mismatch"):

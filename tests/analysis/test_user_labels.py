@@ -44,7 +44,7 @@ def test_the_table_has_them_as_a_column(folder):
 @pytest.mark.parametrize("text", ["", " \n", "x" * 1001, "\ud800"])
 def test_what_is_no_label_is_not_written(folder, text):
     slc.analysis.save_label(folder, 2, "kept")
-    with pytest.raises(ValueError, match="is no label"):
+    with pytest.raises(ValueError, match="is not a valid label"):
         slc.analysis.save_label(folder, 2, text)
     assert slc.analysis.load_labels(folder) == {2: "kept"}
 
@@ -53,20 +53,20 @@ def test_what_is_no_label_is_not_written(folder, text):
 def test_latents_that_do_not_exist_get_none(folder, latent):
     with pytest.raises(ValueError, match="latents 0 to 5"):
         slc.analysis.save_label(folder, latent, "x")
-    with pytest.raises(ValueError, match="holds no crosscoder"):
+    with pytest.raises(ValueError, match="contains no crosscoder"):
         slc.analysis.save_label(folder / "elsewhere", 0, "x")
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda f: {**f, "labels": {"6": "x"}}, "'6' is no latent"),
-        (lambda f: {**f, "labels": {"02": "x"}}, "'02' is no latent"),
-        (lambda f: {**f, "labels": {"\u0662": "x"}}, "is no latent"),
-        (lambda f: {**f, "labels": {"2": 3}}, "'2' is no latent"),
-        (lambda f: {**f, "labels": ["x"]}, "holds no labels"),
-        (lambda f: {**f, "more": 1}, "holds no labels"),
-        (lambda f: {**f, "crosscoder_sha256": "00"}, "do not belong together"),
+        (lambda f: {**f, "labels": {"6": "x"}}, "'6' is not a latent"),
+        (lambda f: {**f, "labels": {"02": "x"}}, "'02' is not a latent"),
+        (lambda f: {**f, "labels": {"\u0662": "x"}}, "is not a latent"),
+        (lambda f: {**f, "labels": {"2": 3}}, "'2' is not a latent"),
+        (lambda f: {**f, "labels": ["x"]}, "contains no labels"),
+        (lambda f: {**f, "more": 1}, "contains no labels"),
+        (lambda f: {**f, "crosscoder_sha256": "00"}, "belongs to another crosscoder"),
     ],
 )  # fmt: skip
 def test_damaged_labels_and_those_of_other_weights_are_refused_and_kept(folder, damage, said):

@@ -67,7 +67,7 @@ def test_mistakes_are_one_clear_line(out, monkeypatch, capsys):
         (["--embedder", "all-MiniLM-L6-v2"], "pip install 'sae-lens-crosscoder[autointerp]'"),
         (["--n_held_out_rows", "25"], "would reach into training data"),
         (["--latents", "32"], "There is no latent 32"),
-        (["--examples", "out/cfg.json"], "is no file of examples"),
+        (["--examples", "out/cfg.json"], "is not an examples file"),
     ):
         assert main([*COMMAND, "--latents", "1", *args] if args[0] != "--labels" else [*COMMAND, *args]) == 2
         assert message in capsys.readouterr().err

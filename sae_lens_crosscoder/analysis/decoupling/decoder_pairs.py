@@ -1,4 +1,4 @@
-"""Latents that write the same direction, each into a model of its own: the trace of Latent Decoupling in decoders."""
+"""Pairs of latents that write the same direction into different models: Latent Decoupling in the decoders."""
 
 import pandas as pd
 import torch
@@ -13,40 +13,40 @@ from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 _MAX_COSINES = 2**24
 
 
-def decoupled_pairs(crosscoder: InferenceCrosscoder, table: pd.DataFrame, min_cosine: float = 0.9) -> pd.DataFrame:
-    """Every pair of a chat-only and a base-only latent that write the same direction, each into its own model.
+def decoupled_pairs(crosscoder: InferenceCrosscoder, latents: pd.DataFrame, min_cosine: float = 0.9) -> pd.DataFrame:
+    """Find all pairs of a chat-only and a base-only latent that write the same direction.
 
     Args:
-        table: what `diagnose` says about this crosscoder. Latents that are `dead` there are in no pair.
-        min_cosine: of the chat-only latent's chat decoder and the base-only latent's base decoder, which must exceed
-            it; in (0, 1).
+        latents: `latents` of this crosscoder's diagnosis. Dead latents are in no pair.
+        min_cosine: threshold in (0, 1) for the cosine of the chat-only latent's chat decoder and the base-only
+            latent's base decoder.
 
     Returns:
-        A row per pair: `chat_latent`, `base_latent`, `cosine`, and `isolated`: whether the two decoders are a component
-        of their own in the graph whose nodes are decoders (of either model) and whose edges lead from the one-sided
-        latents' own decoders to every one that exceeds `min_cosine`. The paper counts isolated pairs (109 in its L1
-        crosscoder); all of them are the authors' earlier count (167).
+        One row per pair: `chat_latent`, `base_latent`, `cosine`, and `isolated`: True if the two decoders form a
+        component of the graph whose nodes are decoders (of either model) and whose edges connect the decoders of
+        one-sided latents, each in its model, to all decoders with a cosine above `min_cosine`.
+        The paper counts isolated pairs (109 in its L1 crosscoder); all pairs are the authors' earlier count (167).
 
     Raises:
-        ValueError: for a training crosscoder, models of different width or not two (whose decoders have no cosine), or
-            the table of another crosscoder.
+        ValueError: for a training crosscoder, one that does not read two models of the same width, or the table of
+            another crosscoder.
     """
     crosscoder = require_inference(crosscoder, "decoupled_pairs")
-    _require_comparable(crosscoder)
+    _validate_comparable(crosscoder)
     if not 0 < min_cosine < 1:
-        raise ValueError(f"min_cosine={min_cosine} must lie in (0, 1): the paper's is 0.9.")
-    if len(table) != crosscoder.cfg.d_sae:
+        raise ValueError(f"min_cosine={min_cosine} must lie in (0, 1). The paper's is 0.9.")
+    if len(latents) != crosscoder.cfg.d_sae:
         raise ValueError(
-            f"The table has {len(table)} latents, but the crosscoder {crosscoder.cfg.d_sae}: give the whole table that "
-            "slc.diagnose made of this crosscoder."
+            f"The table has {len(latents)} latents, but the crosscoder has {crosscoder.cfg.d_sae}. Pass the complete "
+            "table of this crosscoder's diagnosis."
         )
     precision = torch.promote_types(crosscoder.dtype, torch.float32)
     decoders = [normalize(decoder.detach().to(precision), dim=-1) for decoder in crosscoder.decoders]
     chat_only, base_only, live = (
         torch.tensor(mask.to_numpy(), device=decoders[0].device)
-        for mask in (table.label == "chat_only", table.label == "base_only", ~table.dead)
+        for mask in (latents.label == "chat_only", latents.label == "base_only", ~latents.dead)
     )
-    # A one-sided latent's decoder in the model that it is not about is next to nothing, and so is its direction.
+    # A one-sided latent's decoder in the other model is almost zero, so its direction is meaningless.
     ends = [live & ~chat_only, live & ~base_only]
     chat_latents, base_latents = indices_of(chat_only & live), indices_of(base_only & live)
     base, chat = decoders
@@ -69,14 +69,14 @@ def decoupled_pairs(crosscoder: InferenceCrosscoder, table: pd.DataFrame, min_co
 def _close_pairs(
     rows: Float[Tensor, "rows d_model"], columns: Float[Tensor, "columns d_model"], min_cosine: float
 ) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Float[Tensor, " found"]]:
-    """Row, column and cosine of all that are closer than `min_cosine`."""
-    found: list[tuple[Tensor, ...]] = [(*rows.new_zeros(2, 0, dtype=torch.int64), rows.new_zeros(0))]
+    """Row, column and cosine of all pairs above `min_cosine`."""
+    pairs: list[tuple[Tensor, ...]] = [(*rows.new_zeros(2, 0, dtype=torch.int64), rows.new_zeros(0))]
     size = max(1, _MAX_COSINES // max(1, len(columns)))
     for start in range(0, len(rows), size):
         cosines = rows[start : start + size] @ columns.T
         row, column = (cosines > min_cosine).nonzero(as_tuple=True)
-        found.append((start + row, column, cosines[row, column]))
-    row, column, cosine = (torch.cat(parts) for parts in zip(*found, strict=True))
+        pairs.append((start + row, column, cosines[row, column]))
+    row, column, cosine = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return row, column, cosine
 
 
@@ -87,7 +87,7 @@ def _n_neighbours(
     ends: list[Bool[Tensor, " d_sae"]],
     min_cosine: float,
 ) -> Int[Tensor, " chosen"]:
-    """How many decoders of other latents, of either model, are close to each latent's own."""
+    """Number of other latents' decoders, in either model, above `min_cosine` with each latent's decoder."""
     n_close = [latents.new_zeros(0)]
     for chunk in latents.split(max(1, _MAX_COSINES // len(own))):
         n = torch.zeros_like(chunk)
@@ -99,7 +99,7 @@ def _n_neighbours(
     return torch.cat(n_close)
 
 
-def _require_comparable(crosscoder: InferenceCrosscoder) -> None:
+def _validate_comparable(crosscoder: InferenceCrosscoder) -> None:
     layout = crosscoder.layout
     if layout.n_models != 2 or not layout.same_width:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Free-direction scaling: which direction a latent has in each model when its decoder is not asked.
+"""Free directions: the direction of a latent in each model that the data prefer, whatever its decoder.
 
 Latent Scaling probes both models along one direction. A concept that fine-tuning turned to another direction is then
 absent from the base model, although it is there. Here each model's direction is the one that the data prefer.
@@ -17,13 +17,13 @@ from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 
 class FreeDirections(Accumulator):
-    """Streams, for chosen latents, `v_j^m = sum_t f_j y^m / sum_t f_j^2`, with y the error with the latent put back.
+    """Accumulates `v_j^m = sum_t f_j y^m / sum_t f_j^2` for chosen latents; y is the error with the latent put back.
 
     v is the least-squares answer to "what does model m write when latent j is on?", and equals the decoder direction
     when the crosscoder has converged and the decoder was free to follow.
 
     Args:
-        latents: which ones. Two float64 numbers per latent and activation coordinate are kept.
+        latents: the chosen ones. Two float64 numbers per latent and activation coordinate are kept.
     """
 
     buffers = ("_f_error", "_f3_error", "_f1", "_f2", "_f4", "_f2_error2", "_f2_per_error")
@@ -46,13 +46,13 @@ class FreeDirections(Accumulator):
         feature_acts: Float[Tensor, "token d_sae"],
         reconstruction: Float[Tensor, "token d_in"],
     ) -> None:
-        """Add tokens: raw stacked activations, and what the inference crosscoder makes of them."""
+        """Add tokens: raw stacked activations, their encoding and their reconstruction."""
         pairs, values = pairs_of(feature_acts)
         position = self._position[pairs.latent]
-        kept = indices_of(position >= 0)
-        chosen = ActivePairs(pairs.token[kept], position[kept], pairs.n_tokens, len(self.latents))
+        inside = indices_of(position >= 0)
+        chosen = ActivePairs(pairs.token[inside], position[inside], pairs.n_tokens, len(self.latents))
         order, token, starts = chosen.by_latent
-        position, f = chosen.latent[order], values[kept][order].double()
+        position, f = chosen.latent[order], values[inside][order].double()
         precision = torch.promote_types(activations.dtype, torch.float32)  # half-precision sums lose digits
         error = activations.to(precision) - reconstruction.to(precision)
         for power, total in ((1, self._f_error), (3, self._f3_error)):
@@ -77,7 +77,7 @@ class FreeDirections(Accumulator):
         return self.crosscoder.layout.norms(self.crosscoder.layout.stack(self.directions())) * scales
 
     def noise(self) -> Float[Tensor, "chosen model"]:
-        """The noise floor of |v^m|: how long v would be, as a root mean square, if only chance made it.
+        """Noise floor of |v^m|: root mean square length of v under noise alone.
 
         `sqrt(sum f^2 |y - f v|^2) / sum f^2`, in the space the crosscoder was trained in.
         """
@@ -99,7 +99,7 @@ class FreeDirections(Accumulator):
         return torch.where((self.norms() > self.noise()).all(dim=-1), degrees, torch.nan)
 
     def rho_limit(self) -> Float[Tensor, " chosen"]:
-        """For L1 crosscoders of a pair: the rho below which a zero decoder norm says nothing.
+        """Limit of rho below which a zero decoder norm is uninformative, for L1 crosscoders of a pair.
 
         If the other model has the latent at a share rho of its own model's, a zero norm there is stationary up to this
         rho: the penalty for writing at all outweighs what writing would explain. From the stationarity condition of
@@ -120,7 +120,7 @@ class FreeDirections(Accumulator):
         return (mu * self._f1 / (gain * self.norms().gather(-1, own)))[:, 0]
 
     def columns(self) -> Mapping[str, Float[Tensor, " d_sae"]]:
-        """Columns of the latent table, nan for the latents that were not chosen."""
+        """Columns of the latent table; nan for latents that were not chosen."""
         norms, noise = self.norms(), self.noise()
         of_pair = 1.0 if self.crosscoder.layout.n_models == 2 else torch.nan
         parts = {
@@ -133,7 +133,7 @@ class FreeDirections(Accumulator):
         return {name: self._spread(part) for name, part in parts.items()}
 
     def _excess(self) -> Float[Tensor, "chosen d_in"]:
-        """By how much v differs from the decoder; 0 / 0 is nan, as it should be."""
+        """Difference of v and the decoder; 0 / 0 is nan, as it should be."""
         return self._f_error / self._f2
 
     def _spread(self, chosen: Float[Tensor, " chosen"]) -> Float[Tensor, " d_sae"]:

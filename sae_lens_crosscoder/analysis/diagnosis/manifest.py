@@ -9,7 +9,7 @@ from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
 
 def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
-    """The versions of the packages, the weights' checksum, and what the crosscoder says about itself."""
+    """Package versions, the checksum of the weights, and the crosscoder's metadata."""
     metadata = crosscoder.cfg.metadata
     return {
         "versions": {name: version(name) for name in ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch")},

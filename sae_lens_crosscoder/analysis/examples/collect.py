@@ -28,15 +28,14 @@ def collect_examples(
 ) -> ExamplesFile:
     """Save every latent's top contexts, and contexts from all quantiles of its scores, in one file.
 
-    The models run once, or not at all on a cache. A context is a document, or what a prompt holds of it, and it has one
+    The models run once, or not at all on a cache. A context is the part of a document in one prompt, and it has one
     example per latent: the tokens around the one with the highest score. Quantiles are those of the contexts' highest
-    scores, over contexts in which the latent is on. They are taken from a uniform sample of
+    scores, over contexts in which the latent is active. They are taken from a uniform sample of
     `n_quantiles * n_per_quantile` of these, sorted and cut into equal bands: exact where there are no more contexts
-    than that. Otherwise a border at quantile q is off by `sqrt(q (1 - q) / n)` for a sample of n, as the price of a
-    single pass.
+    than that. Otherwise a border at quantile q has the standard error `sqrt(q (1 - q) / n)` for a sample of n.
 
-    Memory and file take about `16 d_sae (n_top + n_quantiles n_per_quantile) (before + 1 + after)` bytes, however many
-    tokens there are. The same arguments give the same examples, in batches of any size.
+    Memory and file take about `16 d_sae (n_top + n_quantiles n_per_quantile) (before + 1 + after)` bytes, for any
+    number of tokens. The same arguments give the same examples, in batches of any size.
 
     Args:
         data: held-out tokens with a pair, or a cache. Masked tokens are no peaks and have no score; they are shown
@@ -47,7 +46,7 @@ def collect_examples(
         seed: of the sample.
 
     Returns:
-        The file, of which `[latent]` reads one latent (see `LatentExamples`); `load_examples(path)` opens it again.
+        The file, of which `[latent]` loads one latent (see `LatentExamples`); `load_examples(path)` opens it again.
 
     Raises:
         ValueError: for a training crosscoder, a pair it was not trained on, a mask without tokens, activations that are
@@ -92,7 +91,7 @@ def validate_examples(examples: ExamplesFile, tokens: Tensor, token_mask: Tensor
         if examples.manifest.get(name) != sha256:
             raise ValueError(
                 f"The examples in {examples.path} were collected from other tokens, or with another token mask. "
-                "Collect them again with collect_examples, or delete the file from the crosscoder's folder."
+                "Collect them again with slc.analysis.collect_examples, or delete the file."
             )
 
 

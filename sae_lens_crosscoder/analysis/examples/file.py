@@ -1,4 +1,4 @@
-"""Max-activating examples on disk: one file, of which only the latents that are asked for are read."""
+"""Max-activating examples on disk: one file, from which single latents are loaded."""
 
 import json
 from collections.abc import Mapping
@@ -33,18 +33,18 @@ class Example:
 
     prompt: int
     position: int
-    """Where the peak is: `tokens[prompt, position]` of the tokens that the examples were collected from."""
+    """Place of the peak: `tokens[prompt, position]` of the tokens that the examples were collected from."""
     peak: int
-    """Where the peak is in the window."""
+    """Index of the peak in the window."""
     token_ids: Int[Tensor, " pos"]
     scores: Float[Tensor, " pos"]
-    """nan, and so are the shares, on a token that does not count and is shown between others that do."""
+    """nan, like the shares, on tokens outside the token mask."""
     shares: Float[Tensor, "pos model"]
-    """`<e_j^m, h^m>`, each model's part of the pre-activation; with b_enc they add up to the score where it is on."""
+    """`<e_j^m, h^m>`, each model's part of the pre-activation; with b_enc they add up to an active score."""
 
     @property
     def score(self) -> float:
-        """The highest score of the whole context."""
+        """Highest score of the context."""
         return float(self.scores[self.peak])
 
     @property
@@ -53,17 +53,17 @@ class Example:
         return self.scores >= self.score / 2
 
     def text(self, tokenizer: Any) -> str:
-        """The window on one line, with every strong token in «»."""
+        """Decode the window on one line, with strong tokens in «»."""
         return marked_text(self.token_ids, self.is_strong, tokenizer)
 
 
 @dataclass(frozen=True)
 class LatentExamples:
-    """A latent's contexts; a dead one has none."""
+    """Contexts of one latent; a dead one has none."""
 
     latent: int
     n_contexts: int
-    """In how many contexts it is on, of those that were looked at."""
+    """Contexts in which it is active."""
     b_enc: float
     top: tuple[Example, ...]
     """The contexts with the highest scores, highest first."""
@@ -72,8 +72,8 @@ class LatentExamples:
     model_names: tuple[str, ...]
 
     def show(self, tokenizer: Any, n: int = 3) -> str:
-        """The first `n` examples of the top and of each band as text, with both models' shares at the peak."""
-        lines = [f"latent {self.latent}: on in {self.n_contexts} contexts"]
+        """Format the first `n` examples of the top and of each band, with the models' shares at the peak."""
+        lines = [f"latent {self.latent}: active in {self.n_contexts} contexts"]
         n_bands = len(self.quantiles)
         groups = [("top", self.top)]
         groups += [(f"quantile {n_bands - q} of {n_bands}", band) for q, band in enumerate(reversed(self.quantiles))]
@@ -87,22 +87,21 @@ class LatentExamples:
 
 
 class ExamplesFile:
-    """A file of `collect_examples`: `examples[latent]` reads that latent and nothing else.
+    """A file of `collect_examples`: `examples[latent]` loads one latent and nothing else.
 
     Raises:
-        ValueError: for a path that is no such file, or one that is damaged; what is damaged in one latent's examples is
-            noticed when they are read.
+        ValueError: for another file, or a damaged one; damage in one latent's examples is found when they are loaded.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise ValueError(f"There is no file {str(path)!r}: make one with slc.analysis.collect_examples.")
+            raise ValueError(f"{str(path)!r} does not exist. Create it with slc.analysis.collect_examples.")
         try:
             self._file: Any = safe_open(self.path, "pt")
         except SafetensorError as error:
             raise ValueError(
-                f"{path} is no file of examples ({error}): make one with slc.analysis.collect_examples."
+                f"{path} is not an examples file ({error}). Create one with slc.analysis.collect_examples."
             ) from error
         metadata: dict[str, str] = self._file.metadata() or {}
         with naming_file(self.path):
@@ -110,7 +109,7 @@ class ExamplesFile:
         if self.manifest.get("examples_format") != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has examples_format={self.manifest.get('examples_format')}, but this version reads "
-                f"{FORMAT_VERSION}: make the file again with slc.analysis.collect_examples."
+                f"{FORMAT_VERSION}. Create the file again with slc.analysis.collect_examples."
             )
         if metadata.get(_CHECKSUM) != digest(self.manifest):
             raise ValueError(mismatch(self.path, "Make the file again with slc.analysis.collect_examples."))
@@ -126,7 +125,7 @@ class ExamplesFile:
 
     def __getitem__(self, latent: int) -> LatentExamples:
         if not 0 <= latent < len(self):
-            raise IndexError(f"There is no latent {latent}: the crosscoder has latents 0 to {len(self) - 1}.")
+            raise IndexError(f"latent={latent} does not exist: the crosscoder has latents 0 to {len(self) - 1}.")
         try:
             rows = {name: self._file.get_slice(name)[latent : latent + 1][0] for name in _PER_LATENT}
             checksum = self._file.get_slice(_CHECKSUM)[latent : latent + 1][0]
@@ -165,7 +164,7 @@ class ExamplesFile:
 
 
 def save_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[str, Any]) -> None:
-    """A file that `load_examples` reads, whole or not at all."""
+    """Save examples atomically."""
     n_latents = len(tensors["n_contexts"])
     described = {"examples_format": FORMAT_VERSION, "n_latents": n_latents, **manifest}
     rows = ({name: tensors[name][latent] for name in _PER_LATENT} for latent in range(n_latents))
@@ -176,10 +175,10 @@ def save_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[s
 
 
 def _checksum(latent: int, rows: Mapping[str, Tensor]) -> UInt8[Tensor, "32"]:
-    """The SHA-256 of a latent's rows, its number included."""
+    """SHA-256 of a latent's rows and index."""
     return torch.tensor([*bytes.fromhex(digest([latent, named_fingerprint(rows)]))], dtype=torch.uint8)
 
 
 def load_examples(path: str | Path) -> ExamplesFile:
-    """The examples in a file of `collect_examples`, as `examples[latent]`."""
+    """Open a file of `collect_examples`; `examples[latent]` loads one latent."""
     return ExamplesFile(path)

@@ -17,8 +17,9 @@ _EMPTY = -1
 
 
 class Peaks(NamedTuple):
-    """A row per latent and context in which it is on, sorted by both: the highest score there, and the first token
-    that has it. A context is known by its first token.
+    """Highest score per latent and context, and the first token that has it, sorted by latent and context.
+
+    A context is identified by its first token.
     """
 
     latent: Int[Tensor, " peaks"]
@@ -36,7 +37,7 @@ class Placed(NamedTuple):
 
 
 class KeptContexts:
-    """Per latent, the `n` contexts with the largest keys so far, in slots that they keep until they have to leave.
+    """Keeps, per latent, the `n` contexts with the largest keys so far, in fixed slots.
 
     Args:
         dtype: of the keys, which are never negative.
@@ -48,20 +49,20 @@ class KeptContexts:
         """Index of each context's peak among all tokens; -1 where a slot is empty."""
 
     def add(self, latent: Int[Tensor, " peaks"], keys: Tensor, tokens: Int[Tensor, " peaks"]) -> Placed:
-        """Let candidates in, sorted by latent and then by token; of equal keys the earlier token's is larger."""
+        """Add candidates, sorted by latent and then by token; of equal keys the earlier token's counts as larger."""
         n = self.keys.shape[1]
-        able = indices_of(keys > self.keys.min(dim=1).values[latent])
-        able = able[keys[able].argsort(descending=True, stable=True)]
-        able = able[latent[able].argsort(stable=True)]
-        touched, row = latent[able].unique(return_inverse=True)
+        fits = indices_of(keys > self.keys.min(dim=1).values[latent])
+        fits = fits[keys[fits].argsort(descending=True, stable=True)]
+        fits = fits[latent[fits].argsort(stable=True)]
+        touched, row = latent[fits].unique(return_inverse=True)
         first = torch.searchsorted(row, torch.arange(len(touched), device=row.device))
         rank = torch.arange(len(row), device=row.device) - first[row]
-        able, row, rank = able[rank < n], row[rank < n], rank[rank < n]
-        candidate = able.new_full((len(touched), n), _EMPTY)
-        candidate[row, rank] = able
-        there = candidate != _EMPTY
-        all_keys = torch.cat([self.keys[touched], torch.where(there, keys[candidate], _EMPTY)], dim=1)
-        all_tokens = torch.cat([self.tokens[touched], torch.where(there, tokens[candidate], _EMPTY)], dim=1)
+        fits, row, rank = fits[rank < n], row[rank < n], rank[rank < n]
+        candidate = fits.new_full((len(touched), n), _EMPTY)
+        candidate[row, rank] = fits
+        filled = candidate != _EMPTY
+        all_keys = torch.cat([self.keys[touched], torch.where(filled, keys[candidate], _EMPTY)], dim=1)
+        all_tokens = torch.cat([self.tokens[touched], torch.where(filled, tokens[candidate], _EMPTY)], dim=1)
         stays = torch.zeros_like(all_keys, dtype=torch.bool).scatter_(1, in_order(all_keys, all_tokens)[:, :n], True)
         # A latent loses as many contexts as it gains, so that both lists have the same rows.
         left, slot = (~stays[:, :n]).nonzero(as_tuple=True)
@@ -72,7 +73,7 @@ class KeptContexts:
 
 
 def in_order(keys: Tensor, tokens: Int[Tensor, "latent slot"]) -> Int[Tensor, "latent slot"]:
-    """The slots from the largest key to the smallest; of equal ones the earlier token's first.
+    """Order slots from the largest key to the smallest; of equal keys, the earlier token comes first.
 
     >>> in_order(torch.tensor([[1.0, 3.0, 3.0]]), torch.tensor([[5, 8, 2]]))
     tensor([[2, 1, 0]])
@@ -96,7 +97,7 @@ def peaks_of(pairs: ActivePairs, scores: Float[Tensor, " pairs"], context: Int[T
 
 
 def random_keys(seed: int, latent: Int[Tensor, " peaks"], context: Int[Tensor, " peaks"]) -> Int[Tensor, " peaks"]:
-    """Numbers in [0, 2^63) that look random and depend on nothing but these three: SplitMix64 of each in turn.
+    """Pseudo-random numbers in [0, 2^63) that depend on these three alone: SplitMix64 of each in turn.
 
     A generator's numbers would depend on the order, and so on the batches, in which contexts come.
     """
@@ -105,7 +106,7 @@ def random_keys(seed: int, latent: Int[Tensor, " peaks"], context: Int[Tensor, "
 
 
 def _splitmix64(state: Int[Tensor, " numbers"]) -> Int[Tensor, " numbers"]:
-    """Steele, Lea & Flood 2014, in signed integers, whose products wrap around all the same."""
+    """SplitMix64 (Steele, Lea & Flood 2014) in signed integers, whose products wrap around in the same way."""
     state = state + (0x9E3779B97F4A7C15 - 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         state = (state ^ _shifted(state, shift)) * (factor - 2**64)
@@ -113,5 +114,5 @@ def _splitmix64(state: Int[Tensor, " numbers"]) -> Int[Tensor, " numbers"]:
 
 
 def _shifted(state: Int[Tensor, " numbers"], n_bits: int) -> Int[Tensor, " numbers"]:
-    """To the right, with zeros from the left, where torch repeats the sign."""
+    """Shift right and fill with zeros, where torch fills with the sign."""
     return (state >> n_bits) & (2 ** (64 - n_bits) - 1)

@@ -14,12 +14,12 @@ _OTHER_QUOTES = str.maketrans("«»", "\u2039\u203a")
 
 
 def plain_text(token_ids: Int[Tensor, " pos"], tokenizer: Any) -> str:
-    """The tokens as text, with line breaks written as \\n and «» as ‹›."""
+    """Decode the tokens, with line breaks written as \\n and «» as ‹›."""
     return _shown(_decoded(token_ids.tolist(), tokenizer))
 
 
 def marked_text(token_ids: Int[Tensor, " pos"], marked: Bool[Tensor, " pos"], tokenizer: Any) -> str:
-    """The same text with each marked token in «»; a character that several tokens spell is marked if one of them is."""
+    """Decode the tokens with marked ones in «»; a character of several tokens is marked if one of them is."""
     parts: list[str] = []
     in_character = False
     for piece, is_marked in zip(_pieces(token_ids.tolist(), tokenizer), marked.tolist(), strict=True):
@@ -31,7 +31,7 @@ def marked_text(token_ids: Int[Tensor, " pos"], marked: Bool[Tensor, " pos"], to
 
 
 def _pieces(ids: list[int], tokenizer: Any) -> list[str]:
-    """What every token adds to the text; nothing, where a character ends with a later token."""
+    """Text that each token adds; empty while a character is incomplete."""
     pieces: list[str] = []
     n_shown = 0
     for n in range(1, len(ids) + 1):

@@ -22,19 +22,19 @@ _CHUNK = 2**24
 
 
 class TokenSpans:
-    """The contexts of a batch of prompts: for every token, prompts in order, the first and last of its document.
+    """First and last token of each token's document, for a batch of prompts in order.
 
-    These are the first and last that are kept: of the others, only those between tokens that are kept are in windows.
+    Both are masked tokens: the other tokens are in windows only between masked ones.
 
     Args:
-        documents, keep: see `collect_examples`.
+        documents, token_mask: see `EvalData`.
         bos_id: where documents is None, the token that begins each; None for one document per prompt.
 
     Attributes:
-        tokens, first, last: of every token; `first` and `last` where it is kept.
-        row: which of the tokens that are kept it is; -1 where it is not.
-        place, context, is_text: of every token that is kept: which of all tokens it is, which of those that are kept
-            begins its context, and whether it is in a document.
+        tokens, first, last: of every token; `first` and `last` are defined for masked tokens.
+        row: index among the masked tokens; -1 for the others.
+        place, context, is_text: of every masked token: its index among all tokens, the index of the first masked token
+            of its context, and True if it is in a document.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class TokenSpans:
         tokens: Int[Tensor, "batch pos"],
         documents: Int[Tensor, "batch pos"] | None,
         bos_id: int | None,
-        keep: Bool[Tensor, "batch pos"] | None = None,
+        token_mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> None:
-        keep = as_token_mask(tokens, keep)
+        mask = as_token_mask(tokens, token_mask)
         begins = torch.zeros_like(tokens, dtype=torch.bool)
         if documents is not None:
             begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -54,30 +54,30 @@ class TokenSpans:
         ends = begins.roll(-1, dims=1)  # the first token of a prompt begins a document, so its last one ends one
         index = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
         self.tokens = tokens.flatten()
-        self.first = _next(keep, index)[_last(begins, index)]
-        self.last = _last(keep, index)[_next(ends, index)]
-        self.row = (keep.flatten().cumsum(dim=0) - 1).masked_fill(~keep.flatten(), -1)
-        self.place = indices_of(keep.flatten())
+        self.first = _next(mask, index)[_last(begins, index)]
+        self.last = _last(mask, index)[_next(ends, index)]
+        self.row = (mask.flatten().cumsum(dim=0) - 1).masked_fill(~mask.flatten(), -1)
+        self.place = indices_of(mask.flatten())
         self.context = self.row[self.first[self.place]]
         everywhere = torch.ones_like(begins) if documents is None else documents >= 0
-        self.is_text: Bool[Tensor, " kept"] = everywhere.flatten()[self.place]
+        self.is_text: Bool[Tensor, " masked"] = everywhere.flatten()[self.place]
 
 
 def _last(mask: Bool[Tensor, "batch pos"], index: Int[Tensor, "batch pos"]) -> Int[Tensor, " token"]:
-    """Of every token, the last one up to it in its prompt at which the mask is true, if there is one."""
+    """Last token up to each token, in its prompt, at which the mask is true."""
     return torch.where(mask, index, 0).cummax(dim=1).values.flatten()
 
 
 def _next(mask: Bool[Tensor, "batch pos"], index: Int[Tensor, "batch pos"]) -> Int[Tensor, " token"]:
-    """Of every token, the first one from it on in its prompt at which the mask is true, if there is one."""
+    """First token from each token on, in its prompt, at which the mask is true."""
     return torch.where(mask, index, index.numel() - 1).flip(1).cummin(dim=1).values.flip(1).flatten()
 
 
 class ExampleWindows:
-    """Windows around the peaks of the contexts that are kept, whose size does not depend on how many tokens are added.
+    """Accumulates windows around the peaks of selected contexts, in constant memory.
 
     Slots hold the `n_top` contexts with the highest scores, then `n_sampled` drawn from all contexts in which the
-    latent is on.
+    latent is active.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ExampleWindows:
     ) -> None:
         self._crosscoder, self._seed, self._before = crosscoder, seed, window[0]
         d_sae, device = crosscoder.cfg.d_sae, crosscoder.W_enc.device
-        self.n_tokens = self._n_places = 0  # those that are kept, and all
+        self.n_tokens = self._n_places = 0  # masked, and all
         self.n_contexts = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.top = KeptContexts(d_sae, n_top, crosscoder.dtype, device)
         self.sample = KeptContexts(d_sae, n_sampled, torch.int64, device)
@@ -97,7 +97,7 @@ class ExampleWindows:
 
     @torch.no_grad()
     def add(self, activations: Float[Tensor, "token d_in"], spans: TokenSpans) -> None:
-        """The tokens that are kept of whole prompts, in order."""
+        """Add the masked tokens of complete prompts, in order."""
         pairs, scores = pairs_of(self._crosscoder.encode_sparse(activations))
         is_text = spans.is_text[pairs.token]
         pairs, scores = pairs[is_text], scores[is_text]
@@ -122,7 +122,7 @@ class ExampleWindows:
         pairs: ActivePairs,
         scores: Float[Tensor, " pairs"],
     ) -> None:
-        """The windows around contexts that have just entered."""
+        """Write the windows of new contexts."""
         flat = pairs.token * pairs.d_sae + pairs.latent  # ascending
         n_at_once = max(1, _CHUNK // (len(self._offsets) * activations.shape[1]))
         for latent, slot, candidate in zip(*(column.split(n_at_once) for column in placed), strict=True):
@@ -147,14 +147,14 @@ class ExampleWindows:
         row: Int[Tensor, "window offset"],
         latent: Int[Tensor, " window"],
     ) -> Float[Tensor, "window offset model"]:
-        """`<e_j^m, h^m>`, in float32 at least."""
+        """Shares `<e_j^m, h^m>`, at least in float32."""
         precision = torch.promote_types(activations.dtype, torch.float32)
         parts = zip(self._crosscoder.layout.split(activations), self._crosscoder.encoders, strict=True)
         shares = [part[row].to(precision) @ encoder[latent, :, None].to(precision) for part, encoder in parts]
         return torch.cat(shares, dim=-1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that is kept, a row per latent: the top contexts, highest first, then the sample, lowest first."""
+        """Tensors with one row per latent: the top contexts, highest first, then the sample, lowest first."""
         n_top = self.top.keys.shape[1]
         peaks = self.scores[:, n_top:, self._before]
         rising = torch.where(self.sample.tokens < 0, -torch.inf, -peaks)  # empty slots last

@@ -27,10 +27,10 @@ _CHUNK = 1024
 
 
 class LatentScaling(Accumulator):
-    """Streams the sums that Latent Scaling needs. Feed it with `add`; ask `beta` and `nu`.
+    """Accumulates the sums of Latent Scaling: add tokens with `add`, then read `beta` and `nu`.
 
-    Sums are float64 and kept in `n_shards` parts, to which blocks of consecutive tokens go in turn: resampling
-    the parts gives standard errors and intervals.
+    Sums are float64, in `n_shards` shards to which blocks of consecutive tokens are assigned in turn: resampling the
+    shards gives standard errors and intervals.
 
     `nu_error` near 0 means that nothing of the latent is in the other model's error: it is specific. A high
     `nu_error` means Complete Shrinkage, a high `nu_reconstruction` Latent Decoupling.
@@ -53,7 +53,7 @@ class LatentScaling(Accumulator):
     ) -> None:
         self.crosscoder = crosscoder
         self.is_control = probes is not None
-        """Whether other directions than the decoders are probed."""
+        """True if directions other than the decoders are probed."""
         self._probes = [probe.detach() for probe in (crosscoder.decoders if probes is None else probes)]
         self.comparable = crosscoder.layout.same_width and crosscoder.layout.n_models == 2
         self.n_tokens = 0
@@ -88,7 +88,7 @@ class LatentScaling(Accumulator):
         feature_acts: Float[Tensor, "token d_sae"],
         reconstruction: Float[Tensor, "token d_in"],
     ) -> None:
-        """Add tokens: raw stacked activations, and what the inference crosscoder makes of them.
+        """Add tokens: raw stacked activations, their encoding and their reconstruction.
 
         The work is that of the active pairs when `feature_acts` are sparse, as `encode_sparse` returns them.
         """
@@ -115,14 +115,14 @@ class LatentScaling(Accumulator):
                     self._dots[probe, model, t].view(-1).index_add_(0, place, f * dots)
 
     def beta(self, target: Target, model: int, probe: int = CHAT, space: Space = "trained") -> Float[Tensor, " d_sae"]:
-        """The best factor for one target; nan where the latent never fires or the probe direction is 0."""
+        """Best factor for one target; nan where the latent never fires or the probe direction is 0."""
         every_shard = torch.ones(1, len(self.f1), dtype=self.f1.dtype, device=self.f1.device)
         return self._beta(every_shard, target, model, probe, slice(None), space)[:, 0]
 
     def nu(
         self, target: Target, probe: int = CHAT, space: Space = "trained", significant: bool = True
     ) -> Float[Tensor, " d_sae"]:
-        """beta of the OTHER model over beta of the probe's own model; near 0 means specific to the probe's model.
+        """Ratio of the other model's beta to that of the probe's model; near 0 means specific to the probe's model.
 
         With the chat model's decoder as probe this is the paper's nu_error or nu_reconstruction.
 
@@ -131,11 +131,11 @@ class LatentScaling(Accumulator):
                 where there is no standard error: on a single block of tokens, or when so few shards hold the latent
                 that a resample may miss it.
         """
-        own = self.beta(target, probe, probe, space)
-        ratio = self.beta(target, 1 - probe, probe, space) / own
+        denominator = self.beta(target, probe, probe, space)
+        ratio = self.beta(target, 1 - probe, probe, space) / denominator
         if not significant:
             return ratio
-        return torch.where(own.abs() >= 2 * self._standard_error(target, probe, space), ratio, torch.nan)
+        return torch.where(denominator.abs() >= 2 * self._standard_error(target, probe, space), ratio, torch.nan)
 
     def nu_interval(
         self, target: Target, probe: int = CHAT, coverage: float = 0.95, n_resamples: int = 400, seed: int = 0
@@ -146,10 +146,10 @@ class LatentScaling(Accumulator):
         tails = ((1 - coverage) / 2, (1 + coverage) / 2)
         bounds: list[Tensor] = []
         for latents in self._latent_chunks():
-            # What own and other beta are divided by is the same.
+            # Both betas have the same denominator, which cancels.
             numerators = (self._numerators(target, model, probe, latents, "trained") for model in (1 - probe, probe))
-            other, own = (numerator.T @ counts.T for numerator in numerators)
-            bounds.append(quantiles(factor * other / own, tails))
+            above, below = (numerator.T @ counts.T for numerator in numerators)
+            bounds.append(quantiles(factor * above / below, tails))
         low, high = torch.cat(bounds, dim=-1)
         return low, high
 
@@ -159,7 +159,7 @@ class LatentScaling(Accumulator):
         return torch.cat(parts)
 
     def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample shard"]:
-        """How often each shard is drawn when as many are drawn, with replacement, as hold any tokens."""
+        """Count the draws of each shard when as many are drawn, with replacement, as have tokens."""
         n_filled = min(len(self.f1), -(-self.n_tokens // self._block_size))
         counts = bootstrap_counts(n_filled, n_resamples, seed).to(self.f1.device)
         return torch.nn.functional.pad(counts, (0, len(self.f1) - n_filled))
@@ -176,7 +176,7 @@ class LatentScaling(Accumulator):
         latents: slice,
         space: Space,
     ) -> Float[Tensor, "latent resample"]:
-        """beta of shards counted so often; 0 / 0 is nan, as it should be."""
+        """beta of resampled shards; 0 / 0 is nan, as it should be."""
         energy = self.f2[:, latents].T @ counts.T * self._probe_squares[probe, latents, None]
         numerator = self._numerators(target, model, probe, latents, space).T @ counts.T
         return self._space_factor(model, probe, space) * numerator / energy

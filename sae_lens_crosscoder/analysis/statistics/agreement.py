@@ -1,4 +1,4 @@
-"""Do two crosscoders of one pair find the same latents? What only one of them finds may be an accident of training."""
+"""Agreement of two crosscoders of one pair: latents that only one of them finds may be accidents of training."""
 
 import pandas as pd
 import torch
@@ -14,22 +14,22 @@ _CHUNK = 4096
 
 
 def match_latents(first: InferenceCrosscoder, second: InferenceCrosscoder) -> pd.DataFrame:
-    """For every latent of `first` the most similar one of `second`, by the cosine of their stacked decoders.
+    """Match every latent of `first` to the most similar one of `second`, by the cosine of their stacked decoders.
 
     Stacked, two latents are alike only if they write the same into both models. The decoders are those of the space in
     which each crosscoder was trained.
 
     Returns:
-        `match` (-1 for a latent that writes nothing), `cosine`, and `mutual`: whether each is the other's best.
+        `match` (-1 for a latent that writes nothing), `cosine`, and `mutual`: True if each is the other's best match.
 
     Raises:
-        ValueError: for training crosscoders, or crosscoders of models of other widths.
+        ValueError: for training crosscoders, or crosscoders that read other widths.
     """
     first, second = (require_inference(crosscoder, "match_latents") for crosscoder in (first, second))
     if first.layout != second.layout:
         raise ValueError(
-            f"The crosscoders are of models of widths {first.layout.d_models} and {second.layout.d_models}: only those "
-            "of the same pair can agree."
+            f"The crosscoders read widths {first.layout.d_models} and {second.layout.d_models}. Compare crosscoders of "
+            "one pair of models."
         )
     rows, columns = (_unit_decoders(crosscoder).to(first.W_dec.device) for crosscoder in (first, second))
     cosine, match = _nearest(rows, columns)
@@ -48,34 +48,33 @@ def match_latents(first: InferenceCrosscoder, second: InferenceCrosscoder) -> pd
 
 
 def agreement(
-    first: InferenceCrosscoder, second: InferenceCrosscoder, first_table: pd.DataFrame, second_table: pd.DataFrame
+    first: InferenceCrosscoder, second: InferenceCrosscoder, first_latents: pd.DataFrame, second_latents: pd.DataFrame
 ) -> pd.DataFrame:
-    """Per class and per verdict of the first crosscoder's latents, what the second has of them.
+    """Share of the first crosscoder's latents that the second has as well, per class and per verdict.
 
     Args:
-        first_table, second_table: what `diagnose` says about either.
+        first_latents, second_latents: `latents` of their diagnoses.
 
     Returns:
-        A row per ("label", class) and ("verdict", verdict): `n` latents that fire; `frac_matched`, the share with a
-        counterpart (cosine of at least 0.7, each the other's best, and alive); `frac_agreed`, the share whose
-        counterpart is said to be the same.
-        Shares of no latents are nan.
+        One row per ("label", class) and ("verdict", verdict): `n` live latents; `frac_matched`, the share with a
+        counterpart (cosine of at least 0.7, each the other's best match, and alive); `frac_agreed`, the share whose
+        counterpart has the same class or verdict. Shares of no latents are nan.
     """
     matches = match_latents(first, second)
-    there = second_table.loc[matches.match.clip(lower=0)].set_index(first_table.index)
-    found = matches.mutual & (matches.cosine >= MIN_COSINE) & ~there.dead
+    counterparts = second_latents.loc[matches.match.clip(lower=0)].set_index(first_latents.index)
+    matched = matches.mutual & (matches.cosine >= MIN_COSINE) & ~counterparts.dead
     rows: dict[tuple[str, str], dict[str, float]] = {}
     for column in ("label", "verdict"):
-        agreed = found & (there[column] == first_table[column])
-        for name in dict.fromkeys(first_table[column]):
-            latents = (first_table[column] == name) & ~first_table.dead
+        agreed = matched & (counterparts[column] == first_latents[column])
+        for name in dict.fromkeys(first_latents[column]):
+            members = (first_latents[column] == name) & ~first_latents.dead
             rows[column, str(name)] = {
-                "n": int(latents.sum()),
-                "frac_matched": float(found[latents].mean()),
-                "frac_agreed": float(agreed[latents].mean()),
+                "n": int(members.sum()),
+                "frac_matched": float(matched[members].mean()),
+                "frac_agreed": float(agreed[members].mean()),
             }
     frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["column", "said"])
+    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["column", "value"])
     return frame
 
 
@@ -87,6 +86,6 @@ def _unit_decoders(crosscoder: InferenceCrosscoder) -> Float[Tensor, "d_sae d_in
 def _nearest(
     rows: Float[Tensor, "rows d_in"], columns: Float[Tensor, "columns d_in"]
 ) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """The highest cosine of every row, and whose it is."""
+    """Highest cosine of every row, and the column that has it."""
     best = [(part @ columns.T).max(dim=-1) for part in rows.split(_CHUNK)]
     return torch.cat([part.values for part in best]), torch.cat([part.indices for part in best])

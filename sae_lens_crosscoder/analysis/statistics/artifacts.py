@@ -1,7 +1,6 @@
-"""How far a crosscoder's chat-only latents are artifacts, in numbers that do not depend on one choice of thresholds.
+"""Measures of artifacts among chat-only latents that do not depend on one choice of thresholds.
 
-All are functions of the latent table that `diagnose` makes. Dead latents, and those without the nu in question, are
-left out of every number.
+All take the latent table of `diagnose`. Dead latents and those without the nu in question are left out.
 """
 
 from collections.abc import Sequence
@@ -15,18 +14,19 @@ _NUS = ("nu_error", "nu_reconstruction")
 
 
 def overlap_with_shared(
-    table: pd.DataFrame, coverages: Sequence[float] = (0.95, 0.5), column: str = "nu_reconstruction"
+    latents: pd.DataFrame, coverages: Sequence[float] = (0.95, 0.5), column: str = "nu_reconstruction"
 ) -> pd.Series:
-    """The share of chat-only latents whose nu lies where that of shared latents does.
+    """Share of chat-only latents whose nu lies inside the central range of the shared latents.
 
-    A nu_reconstruction as high as a shared latent's means that the other latents write it into the base model as well:
-    Latent Decoupling. The paper has 18 % of its L1 crosscoder's in the central 95 %, and none of its BatchTopK one's.
+    A nu_reconstruction as high as a shared latent's means that other latents write it into the base model as well:
+    Latent Decoupling. In the paper, 18 % of the L1 crosscoder's lie in the central 95 %, and none of BatchTopK's.
 
     Args:
+        latents: the table of `diagnose`.
         coverages: central shares of the shared latents' distribution, each in (0, 1].
 
     Returns:
-        A share for every coverage; nan where there are no chat-only or no shared latents.
+        One share per coverage; nan where there are no chat-only or no shared latents.
 
     >>> table = pd.DataFrame({"label": ["shared"] * 5 + ["chat_only"] * 2, "dead": False})
     >>> table["nu_reconstruction"] = [0.6, 0.8, 1.0, 1.2, 1.4, 0.1, 0.9]
@@ -34,8 +34,8 @@ def overlap_with_shared(
     [0.5, 0.5]
     """
     if not all(0 < coverage <= 1 for coverage in coverages):
-        raise ValueError(f"coverages={tuple(coverages)} are shares of a distribution: each must lie in (0, 1].")
-    alive = table[~table.dead & table[column].notna()]
+        raise ValueError(f"coverages={tuple(coverages)} must lie in (0, 1]: they are shares of a distribution.")
+    alive = latents[~latents.dead & latents[column].notna()]
     shared, chat_only = (alive.loc[alive.label == name, column] for name in ("shared", "chat_only"))
     shares: dict[float, float] = {}
     for coverage in coverages:
@@ -45,15 +45,16 @@ def overlap_with_shared(
 
 
 def counts_below(
-    table: pd.DataFrame, limits: Sequence[float] | None = None, bounds: NuBounds = "signed"
+    latents: pd.DataFrame, limits: Sequence[float] | None = None, bounds: NuBounds = "signed"
 ) -> pd.DataFrame:
-    """For every limit pi the number of chat-only latents whose nu_error and nu_reconstruction are both below pi.
+    """Count the chat-only latents whose nu_error and nu_reconstruction are both below each limit pi.
 
-    Crosscoders can be compared at every strictness, rather than at one that may suit either.
+    This compares crosscoders at every strictness, not at one that may suit either.
 
     Args:
+        latents: the table of `diagnose`.
         limits: by default 0, 0.01, ..., 1.
-        bounds: whether a very negative nu also counts against a latent; see `verdict`.
+        bounds: `absolute` counts a very negative nu against a latent as well; see `verdict`.
 
     Returns:
         Per limit `n`, and `frac` of the chat-only latents that have both nu; nan where none has.
@@ -63,7 +64,7 @@ def counts_below(
     [0, 1, 2]
     """
     validate_bounds(bounds)
-    nus = _with_nus(table[table.label == "chat_only"])[list(_NUS)]
+    nus = _with_nus(latents[latents.label == "chat_only"])[list(_NUS)]
     worst = np.sort((nus.abs() if bounds == "absolute" else nus).max(axis=1).to_numpy())
     pi = np.linspace(0, 1, 101) if limits is None else np.asarray(limits, dtype=float)
     n = np.searchsorted(worst, pi, side="left")
@@ -72,10 +73,10 @@ def counts_below(
 
 
 def rank_overlap(latents: pd.DataFrame) -> pd.DataFrame:
-    """Do nu and Delta_norm prefer the same latents? For every n, how many of the n best are the same.
+    """Count the latents that nu and Delta_norm have in common among their n best, for every n.
 
-    By nu, best is the lowest sum of the ranks of nu_error and nu_reconstruction; by Delta_norm, the largest. Where
-    Delta_norm has no meaning, as the paper finds of L1 crosscoders, the curve is that of chance.
+    By nu, the best has the lowest sum of the ranks of nu_error and nu_reconstruction; by Delta_norm, the largest. Where
+    Delta_norm is meaningless, as the paper finds for L1 crosscoders, the curve is that of chance.
 
     Args:
         latents: the rows to rank, such as `table.nlargest(3176, "delta_norm")`. Ties are in the order of the index.
@@ -97,10 +98,10 @@ def rank_overlap(latents: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(n, name="n"))
 
 
-def _with_nus(table: pd.DataFrame) -> pd.DataFrame:
-    return table[~table.dead & table[list(_NUS)].notna().all(axis=1)]
+def _with_nus(latents: pd.DataFrame) -> pd.DataFrame:
+    return latents[~latents.dead & latents[list(_NUS)].notna().all(axis=1)]
 
 
 def _places(scores: pd.Series) -> np.ndarray:
-    """At which place, from 0, each comes when sorted."""
+    """Rank of each score, from 0."""
     return np.argsort(np.argsort(scores.to_numpy(), kind="stable"))

@@ -1,4 +1,4 @@
-"""Which latent carries a known concept, and what the latent table says about it."""
+"""Best latent of each known concept, with its row of the latent table."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 
 @runtime_checkable
 class MatchedContrast(Protocol):
-    """Prompts in pairs that differ only in a concept, and the position at which the concept decides the answer."""
+    """Pairs of prompts that differ in one concept, and the position at which the concept decides the answer."""
 
     @property
     def positive(self) -> Int[Tensor, "pairs pos"]: ...
@@ -29,16 +29,16 @@ class MatchedContrast(Protocol):
 def concept_table(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair,
-    table: pd.DataFrame,
+    latents: pd.DataFrame,
     contrasts: Mapping[str, MatchedContrast],
 ) -> pd.DataFrame:
-    """For every known concept its best latent, whatever the latent's class.
+    """Find the best latent of every known concept, of any class.
 
     The latent is chosen on the first half of the prompts: of those with the highest AUROC of their activation at the
     decision position, the one whose mean differs most. `auroc` is measured on the second half.
 
     Args:
-        table: what `diagnose` said about this crosscoder.
+        latents: `latents` of this crosscoder's diagnosis.
         contrasts: by concept name; the built-in pair's are `models.tiny.matched_prompts`.
     """
     crosscoder = require_inference(crosscoder, "concept_table")
@@ -47,8 +47,8 @@ def concept_table(
     for concept, contrast in contrasts.items():
         if len(contrast.positive) < 2:
             raise ValueError(
-                f"Concept {concept!r} has {len(contrast.positive)} pair of prompts, but needs two: its latent is "
-                "chosen on one half of them and judged on the other."
+                f"Concept {concept!r} has {len(contrast.positive)} pair of prompts, but needs at least 2. Its latent "
+                "is chosen on one half and evaluated on the other."
             )
         with torch.no_grad():
             positive, negative = (
@@ -67,7 +67,7 @@ def concept_table(
             "kind_of_change": contrast.kind_of_change,
             "latent": latent,
             "auroc": score.item(),
-            **table.loc[latent, columns].to_dict(),
+            **latents.loc[latent, columns].to_dict(),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "concept"
@@ -77,7 +77,7 @@ def concept_table(
 def auroc(
     positive: Float[Tensor, "positives d_sae"], negative: Float[Tensor, "negatives d_sae"]
 ) -> Float[Tensor, " d_sae"]:
-    """How often a positive's activation exceeds a negative's, ties counting half: 1 separates, 1/2 says nothing.
+    """Area under the ROC curve of every latent: 1 separates positives from negatives, 1/2 is chance.
 
     >>> auroc(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [0.0]])).item()
     0.75

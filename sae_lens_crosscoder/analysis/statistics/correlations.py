@@ -1,4 +1,4 @@
-"""Whether artifacts come with how often a latent fires, or with how one-sided it is."""
+"""Correlations of nu with frequency and Delta_norm."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +9,16 @@ _NUS = ("nu_error", "nu_reconstruction")
 _OTHERS = ("frequency", "delta_norm")
 
 
-def correlations(table: pd.DataFrame, nus: Sequence[str] = _NUS, others: Sequence[str] = _OTHERS) -> pd.DataFrame:
-    """Pearson's and Spearman's correlation of every nu with every other column, over the latents of the table.
+def correlations(latents: pd.DataFrame, nus: Sequence[str] = _NUS, others: Sequence[str] = _OTHERS) -> pd.DataFrame:
+    """Pearson and Spearman correlation of every nu with every other column, over the given latents.
 
     Choose the latents first: the paper's are the chat-only ones, or those that lean most to the chat model.
 
     Args:
-        table: of `diagnose`, or some of its rows.
+        latents: the table of `diagnose`, or some of its rows.
 
     Returns:
-        A row per pair, with `n_latents` of which both are known, `pearson`, `spearman`, and two-sided p-values for
+        One row per pair, with `n_latents` of which both are known, `pearson`, `spearman`, and two-sided p-values for
         independent latents: `pearson_p` exact for normal columns, `spearman_p` by Student's t, which is good above
         about 10 latents. Below 3 latents, or if a column is constant, nothing is defined and all four are nan.
 
@@ -29,13 +29,15 @@ def correlations(table: pd.DataFrame, nus: Sequence[str] = _NUS, others: Sequenc
     >>> correlations(table, ["nu_error"], ["frequency"]).spearman.round(6).tolist()
     [1.0]
     """
-    missing = [column for column in (*nus, *others) if column not in table]
+    missing = [column for column in (*nus, *others) if column not in latents]
     if missing:
-        raise ValueError(f"The table has no column {', '.join(missing)}: give a table of slc.diagnose, or other names.")
-    rows = {(nu, other): _correlation(table[[nu, other]]) for nu in nus for other in others}
-    found = pd.DataFrame.from_dict(rows, orient="index")
-    found.index = pd.MultiIndex.from_tuples(rows, names=["nu", "with"])
-    return found
+        raise ValueError(
+            f"latents has no column {', '.join(missing)}. Pass the table of diagnose, or other column names."
+        )
+    rows = {(nu, other): _correlation(latents[[nu, other]]) for nu in nus for other in others}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(rows, names=["nu", "with"])
+    return table
 
 
 def _correlation(columns: pd.DataFrame) -> dict[str, int | float]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -96,7 +97,7 @@ class StatisticsSums:
         return LatentStatistics(table, n_tokens, l0, {**self._fve.per_model(), "pooled": self._fve.pooled()})
 
     def _of(self, place: Bool[Tensor, " cell"]) -> dict[str, Float[Tensor, " d_sae"] | Tensor]:
-        """The statistics of some cells together, on the CPU."""
+        """Statistics of cells together, on the CPU."""
         place = place.to(self.score.device)
         n_tokens, n_active = self.n_tokens[place].sum(), self.n_active[place].sum(dim=0)
         statistics = {
@@ -110,10 +111,11 @@ class StatisticsSums:
 
 
 def _frac_template(sums: StatisticsSums, groups: TokenGroups) -> Float[Tensor, " d_sae"]:
-    """Active template tokens over active tokens but BOS, in the sources that have a template; nan if there are none."""
+    """Share of template tokens in active tokens without BOS, in sources with a template; nan if there are none."""
     n_groups = len(groups.names)
     template = torch.tensor(groups.is_template)
     counted = torch.tensor([name != BOS_GROUP for name in groups.names])
-    n_tokens, n_active = sums.n_tokens.cpu().view(-1, n_groups), sums.n_active.cpu().unflatten(0, (-1, n_groups))
+    n_tokens = rearrange(sums.n_tokens.cpu(), "(source group) -> source group", group=n_groups)
+    n_active = rearrange(sums.n_active.cpu(), "(source group) latent -> source group latent", group=n_groups)
     chat = n_active[n_tokens[:, template].sum(dim=1) > 0]
     return chat[:, template].sum(dim=(0, 1)) / chat[:, counted].sum(dim=(0, 1)).double()

@@ -16,16 +16,16 @@ from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 
 @dataclass(frozen=True)
 class ActivationProfiles:
-    """Where on the scale of scores, and where in a context, every latent is on."""
+    """Distribution of every latent's activity over its scores and over positions."""
 
     histogram: Int[Tensor, "d_sae bin"]
-    """Tokens on which it is on, by score, in bins of equal width from 0 to its highest score."""
+    """Active tokens by score, in bins of equal width from 0 to the latent's highest score."""
     by_position: Float[Tensor, "d_sae band"]
-    """The share of the tokens in each band of positions on which it is on; nan in a band without tokens."""
+    """Share of the tokens in each band of positions on which the latent is active; nan without tokens."""
     first_positions: tuple[int, ...]
-    """Where each band begins."""
+    """First position of each band."""
     last_position: int
-    """Where the last band ends: the last position at which any token counts."""
+    """Last position of the last band: that of the last token in use."""
 
 
 @torch.no_grad()
@@ -43,6 +43,7 @@ def activation_profiles(
         data: a pair with tokens, or a cache, which know the position of each token.
         max_activation: highest score of every latent, such as the column of `diagnose` on the same data; a higher score
             is counted in the last bin.
+        n_bins: bins of scores.
         n_bands: bands of positions, fewer if contexts are shorter; their widths differ by one position at most.
 
     Raises:

@@ -30,6 +30,9 @@ def save_interpretations(interpretations: Interpretations, folder: str | Path) -
     """Save explanations to a crosscoder's folder, where `Diagnosis.load` reads them.
 
     Earlier explanations of further latents are kept if they belong to the same crosscoder.
+
+    Args:
+        interpretations: what `interpret` returned.
     """
     path = Path(folder) / INTERPRETATIONS_FILENAME
     path.parent.mkdir(parents=True, exist_ok=True)

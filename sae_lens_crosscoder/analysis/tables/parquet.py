@@ -1,4 +1,4 @@
-"""Tables per latent in Parquet files that carry their manifest and a checksum of both."""
+"""Tables with one row per latent, in Parquet files with a manifest and a checksum of both."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ _INDEX = "latent"
 
 def save_table(table: pd.DataFrame, manifest: dict[str, Any], path: Path) -> None:
     """Save a table with one row per latent, and its manifest in the schema metadata."""
-    arrow = pa.Table.from_pandas(table.rename_axis(_INDEX).reset_index(), preserve_index=False)
+    arrow = pa.Table.from_pandas(table.rename_axis(_INDEX), preserve_index=True)
     text = json.dumps(manifest)
     metadata = {_MANIFEST: text.encode(), _SHA256: _checksum(_frame(arrow), text).encode()}
     with atomic_path(path) as partial:

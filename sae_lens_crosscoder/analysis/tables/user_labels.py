@@ -17,28 +17,28 @@ MAX_CHARACTERS = 1000
 
 
 def save_label(folder: str | Path, latent: int, text: str | None) -> Path:
-    """Keep what you call a latent in its crosscoder's folder, where `load_labels` and `Diagnosis.load` find it.
+    """Save a label of a latent in its crosscoder's folder, for `load_labels` and `Diagnosis.load`.
 
     Args:
-        folder: where the crosscoder is saved.
-        latent: its number.
-        text: of at most 1000 characters; None takes the label away.
+        folder: the crosscoder's folder.
+        latent: its index.
+        text: at most 1000 characters; None removes the label.
 
     Raises:
         ValueError: for a folder without a crosscoder, a latent that it does not have, a text that is blank, too long or
-            no Unicode, and labels there that are damaged or of other weights, which stay as they are.
+            invalid Unicode, and for existing labels that are damaged or belong to other weights, which stay unchanged.
     """
     path = Path(folder) / LABELS_FILENAME
     cfg_path = Path(folder) / SAE_CFG_FILENAME
     if not cfg_path.exists():
-        raise ValueError(f"{folder} holds no crosscoder, so its latents have no labels: save it there first.")
+        raise ValueError(f"{folder} contains no crosscoder. Save the crosscoder there before its labels.")
     cfg = load_json(cfg_path)
     if not 0 <= latent < cfg["d_sae"]:
-        raise ValueError(f"There is no latent {latent}: the crosscoder has latents 0 to {cfg['d_sae'] - 1}.")
+        raise ValueError(f"latent={latent} does not exist: the crosscoder has latents 0 to {cfg['d_sae'] - 1}.")
     if text is not None and not _is_label(text):
         raise ValueError(
-            f"{text!r:.80} is no label: give 1 to {MAX_CHARACTERS} characters that are not all blank, or None to take "
-            "the label away."
+            f"{text!r:.80} is not a valid label. Pass 1 to {MAX_CHARACTERS} characters that are not all blank, or None "
+            "to remove the label."
         )
     labels = load_labels(folder)
     labels.pop(latent, None)
@@ -54,10 +54,10 @@ def save_label(folder: str | Path, latent: int, text: str | None) -> Path:
 
 
 def load_labels(folder: str | Path) -> dict[int, str]:
-    """The labels in a crosscoder's folder, here or on the Hub (`owner/name`), by latent; none where none were written.
+    """Load the labels in a crosscoder's folder, local or on the Hub (`owner/name`), by latent.
 
     Raises:
-        ValueError: for labels that are damaged, or of other weights than those in the folder.
+        ValueError: for labels that are damaged, or belong to other weights than those in the folder.
     """
     if not Path(folder).exists():
         folder = download(str(folder), [LABELS_FILENAME, SAE_CFG_FILENAME, CHECKSUMS_FILENAME])
@@ -68,17 +68,19 @@ def load_labels(folder: str | Path) -> dict[int, str]:
     fields = load_json(path)
     labels: Any = fields.get("labels")
     if fields.keys() != {CROSSCODER_SHA256, "labels"} or not isinstance(labels, dict):
-        raise ValueError(f"{path} holds no labels of latents, so it is damaged: delete it, or get it anew.")
+        raise ValueError(f"{path} is damaged: it contains no labels of latents. Delete it, or download it again.")
     cfg = load_json(cfg_path) if cfg_path.exists() else {}
-    mine, theirs = fields[CROSSCODER_SHA256], crosscoder_digest(folder)
-    if None not in (mine, theirs) and mine != theirs:
+    labelled, saved = fields[CROSSCODER_SHA256], crosscoder_digest(folder)
+    if None not in (labelled, saved) and labelled != saved:
         raise ValueError(
-            f"{path} and the crosscoder beside it do not belong together: the labels are of other weights, or of these "
-            "in another precision. Move them to their own crosscoder."
+            f"{path} belongs to another crosscoder than the one in its folder: to other weights, or to these in "
+            "another precision. Move it to the folder of its crosscoder."
         )
     wrong = [name for name, text in labels.items() if not _is_latent(name, cfg.get("d_sae")) or not _is_label(text)]
     if wrong:
-        raise ValueError(f"{path} is damaged: {wrong[0]!r:.80} is no latent with a label. Delete it, or get it anew.")
+        raise ValueError(
+            f"{path} is damaged: {wrong[0]!r:.80} is not a latent with a label. Delete it, or download it again."
+        )
     return {int(name): text for name, text in labels.items()}
 
 
@@ -88,7 +90,7 @@ def _is_latent(name: str, d_sae: int | None) -> bool:
 
 
 def _is_label(text: object) -> bool:
-    """Whether it is a text that says something, and that a file can hold: half a surrogate pair is none."""
+    """True for a text that is not blank, not too long, and valid Unicode (no half of a surrogate pair)."""
     if not isinstance(text, str) or not text.strip() or len(text) > MAX_CHARACTERS:
         return False
     return not any("\ud800" <= character <= "\udfff" for character in text)
