@@ -1,4 +1,4 @@
-"""Show results as HTML files that need no network, notebook views, figures and exports. Nothing here runs a model."""
+"""Show results as offline HTML pages, notebook views, figures and exports. Nothing here runs a model."""
 
 from sae_lens_crosscoder.report.explorer import Exploration, LatentRecord, write_explorer
 from sae_lens_crosscoder.report.export.neuronpedia import write_neuronpedia

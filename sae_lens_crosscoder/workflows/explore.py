@@ -1,4 +1,4 @@
-"""Everything about a crosscoder's latents that a pair of models and held-out tokens, or a cache of them, can tell."""
+"""Explore a crosscoder's latents with a pair of models and held-out tokens, or a cache of activations."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ def explore(
         pairs = decoupled_pairs(crosscoder, table)
         twins = activation_divergence(crosscoder, data, pairs, max_activation=table["max_activation"])
     exploration = Exploration(
-        table=_with_more_columns(table, crosscoder, statistics),
+        table=_with_encoder_columns(table, crosscoder, statistics),
         manifest=diagnosis.manifest,
         tokenizer=data.tokenizer,
         statistics=statistics,
@@ -104,21 +104,21 @@ def _statistics(crosscoder: InferenceCrosscoder, data: EvalData) -> LatentStatis
         return None
     tokens, token_mask = data.contexts
     groups = packed_token_groups(tokens, data.tokenizer, token_mask)
-    if data.activations is not None:  # which are those of the masked tokens
+    if data.activations is not None:  # the cache has only the tokens of the mask
         groups = replace(groups, labels=groups.labels[token_mask][None])
     return latent_statistics(crosscoder, replace(data, groups=groups, sources=None))
 
 
 def _collected(crosscoder: InferenceCrosscoder, data: EvalData, seed: int) -> ExamplesFile:
     with tempfile.TemporaryDirectory() as folder:
-        # The file stays open, and so readable, after its name is gone.
+        # The file stays open and readable after the folder is deleted.
         path = Path(folder, "examples.safetensors")
         sizes: dict[str, Any] = {"n_top": 10, "n_quantiles": 5, "n_per_quantile": 3, "window": (16, 10)}
         return collect_examples(crosscoder, data, path, seed=seed, **sizes)
 
 
 def _lenses(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> dict[str, LogitLens]:
-    """Of the models that show a final norm and an unembedding."""
+    """Compute the logit lens of each model that has a final norm and an unembedding."""
     parts = zip(crosscoder.layout.names, pair.members, crosscoder.decoders, strict=True)
     return {
         name: logit_lens(model, decoder.detach())
@@ -127,13 +127,13 @@ def _lenses(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> dict[str,
     }
 
 
-def _with_more_columns(
+def _with_encoder_columns(
     table: pd.DataFrame, crosscoder: InferenceCrosscoder, statistics: LatentStatistics | None
 ) -> pd.DataFrame:
     norms = crosscoder.layout.norms(crosscoder.W_enc.detach().T.double()).cpu()
     columns = {f"enc_norm_{name}": norms[:, m].numpy() for m, name in enumerate(crosscoder.layout.names)}
     if statistics is not None:
-        # What `latent_statistics` would say of conversations alone: without BOS and plain text. 0 / 0 is nan.
+        # The template share in conversations alone, without BOS and plain text. 0 / 0 is nan.
         counts = statistics.table
         in_conversations = counts[[f"n_active_{group}" for group in _CONVERSATION_GROUPS]].sum(axis=1)
         columns["frac_template"] = (counts["n_active_template"] / in_conversations).to_numpy()
@@ -148,7 +148,7 @@ def _effects(
     n_random: int,
     seed: int,
 ) -> tuple[pd.DataFrame, dict[str, Sequence[float]]]:
-    """Effects of the latents that are specific to a model, and those of random latents that are not, by column."""
+    """Measure the effects of latents that are specific to a model, and of random latents that are not."""
     specific: Sequence[int] = table.index[table.verdict.isin(["chat_specific", "base_specific"])].tolist()
     others = table[~table.dead.astype(bool) & table.label.isin(["shared", "other"])]
     drawn: Sequence[int] = others.sample(min(n_random, len(others)), random_state=seed).index.tolist()

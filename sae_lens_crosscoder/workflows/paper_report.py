@@ -39,7 +39,7 @@ def paper_report(
     output_path: str | Path = "paper",
     images: Sequence[ImageFormat] = ("png",),
 ) -> dict[str, PaperTables]:
-    """Measure crosscoders on held-out data, and write all tables and figures of the paper, beside its own numbers.
+    """Measure crosscoders and write all tables and figures of the paper, beside its own numbers.
 
     The files are `paper.html` (one page that opens offline), `paper.json` (all numbers and small tables),
     `latents.parquet` (all latents) and `figures/`.
@@ -131,7 +131,7 @@ def _data(
     chats: list[list[dict[str, str]]],
     texts: list[str],
 ) -> EvalData:
-    """Load the activations, chats or texts of the config, or else held-out rows of the pair or the training run."""
+    """Load the data that the config names, or else held-out rows of the built-in pair or the training run."""
     if cfg.activations is not None:
         return EvalData(activations=ActivationCache(cfg.activations))
     is_tiny = all(crosscoder.cfg.metadata.chat_model_name in TINY_MODELS for crosscoder in crosscoders.values())

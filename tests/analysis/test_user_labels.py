@@ -7,7 +7,7 @@ import pytest
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.crosscoders.folder import crosscoder_digest
 from tests.analysis.conftest import random_activations, random_crosscoder
-from tests.report.test_report import HOSTILE
+from tests.report.made_up import HOSTILE
 
 NAME = "user_labels.json"
 

@@ -9,7 +9,7 @@ from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStat
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report import Exploration
-from tests.report.test_report import make_manifest, make_table
+from tests.report.made_up import make_manifest, make_table
 
 CONTEXT, N_PROMPTS, BEFORE, AFTER = 64, 128, 16, 10
 GROUPS = ("bos", "template", "user", "assistant", "text")

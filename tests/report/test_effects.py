@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from sae_lens_crosscoder.report import effects_bars, write_effects
-from tests.report.test_report import HOSTILE, Page
+from tests.report.made_up import HOSTILE, Page
 
 
 def make_effects(seed=0):

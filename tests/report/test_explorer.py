@@ -1,11 +1,8 @@
-"""Laws of the explorer: it shows what the exploration says, as text whatever it says, and asks for nothing."""
+"""Laws of the explorer in a browser: it shows what the exploration says, and asks for nothing."""
 
-import base64
-import gzip
 import html
 import json
 import re
-from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
@@ -13,44 +10,9 @@ import pytest
 
 from sae_lens_crosscoder.report import Exploration, write_explorer
 from tests.browser import Browser, needs_chromium
-from tests.report.explorations import GROUPS, PLACE_COLUMNS, WordTokenizer, make_exploration
-from tests.report.test_report import HOSTILE, make_table
-
-WORDS = {
-    2: " <script>alert(1)</script>",
-    3: "</script><img src=x onerror=window.hacked=1>",
-    4: " \u202eevil\u2066",
-    5: " nul\0",
-    6: " \U0001f469\u200d\U0001f680",
-    7: " \ufffd",  # a part of a character
-    8: "\n",
-    9: " &lt;b&gt;",
-}
-SHOWN = {
-    2: " <script>alert(1)</script>",
-    3: "</script><img src=x onerror=window.hacked=1>",
-    4: r" \u202eevil\u2066",
-    5: r" nul\u0000",
-    6: " \U0001f469\u200d\U0001f680",
-    7: "<piece 7>",
-    8: "\u21b5",
-    9: " &lt;b&gt;",
-}
-N, LATENT = 200, 12
-N_EXAMPLES = 4 + 3 * 2
-
-
-@pytest.fixture(scope="module")
-def explorations(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("examples")
-    labelled = make_exploration(folder, N, seed=0, words=WORDS)
-    labelled.table["user_label"] = "<b>mine</b>"
-    return {"l1": labelled, HOSTILE: make_exploration(folder, 40, seed=1)}
-
-
-@pytest.fixture(scope="module")
-def path(explorations, tmp_path_factory):
-    return write_explorer(explorations, tmp_path_factory.mktemp("pages") / "new" / "e.html", title=HOSTILE)
+from tests.report.explorations import make_exploration
+from tests.report.hostile_explorations import LATENT, N_EXAMPLES, N, shown
+from tests.report.made_up import HOSTILE, make_table
 
 
 @pytest.fixture(scope="module")
@@ -93,103 +55,8 @@ def n_shown(browser):
     return int(browser.evaluate("document.body.dataset.shown").split()[0])
 
 
-# --- the file -------------------------------------------------------------------------------------
-
-
-def element(source, name):
-    """What an element of the page holds, unpacked."""
-    (block,) = re.findall(f'<script type="application/gzip" id="{name}">([^<]*)</script>', source)
-    return gzip.decompress(base64.b64decode(block))
-
-
-def about_page(source):
-    return json.loads(re.search('<script type="application/json" id="about">(.*?)</script>', source)[1])
-
-
-def test_the_file_holds_every_number_of_the_table(explorations, path):
-    source = path.read_text("utf-8")
-    for about, exploration in zip(about_page(source)["crosscoders"], explorations.values(), strict=True):
-        table = exploration.table
-        columns = np.frombuffer(element(source, about["key"] + "-columns"), "<f4").reshape(-1, len(table))
-        assert about["columns"] == list(table)
-        for name, column in zip(about["columns"], columns, strict=True):
-            if name in about["categories"]:
-                assert [about["categories"][name][int(code)] for code in column] == table[name].tolist()
-            else:
-                np.testing.assert_array_equal(column, table[name].to_numpy(dtype="f4"))
-
-
-def test_the_file_holds_every_record_and_tokens_once(explorations, path):
-    source, exploration = path.read_text("utf-8"), explorations["l1"]
-    texts = json.loads(element(source, "texts"))
-    pool = element(source, "c0-tokens-0")
-    n = len(pool) // 5
-    ids, kl = np.frombuffer(pool[: 4 * n], "<u4"), np.frombuffer(pool[4 * n :], "u1")
-    positions = set()
-    for block in range(7):
-        for i, packed in enumerate(json.loads(element(source, f"c0-latents-{block}"))):
-            record = exploration[32 * block + i]
-            assert tuple(packed["histogram"]) == record.histogram
-            assert packed.get("contexts", 0) == record.n_contexts
-            for group, place in zip(GROUPS, packed["places"], strict=True):
-                expected = [record.places[group][column] for column in PLACE_COLUMNS]
-                assert place == pytest.approx(expected, rel=1e-3)
-            for model, flat in zip(("base", "chat"), packed["raises"], strict=True):
-                assert [texts[text] for text in flat[::2]] == [shown(text) for text, _ in record.raises[model]]
-                assert flat[1::2] == pytest.approx([value for _, value in record.raises[model]], rel=1e-3)
-            expected = [*record.top, *(each for band in reversed(record.quantiles) for each in band)]
-            found = [each for group in packed.get("examples", ()) for each in group]
-            for (start, length, peak, prompt, position, _), example in zip(found, expected, strict=True):
-                assert (prompt, position, peak) == (
-                    example.example.prompt,
-                    example.example.position,
-                    example.example.peak,
-                )
-                window = slice(start, start + length)
-                assert [texts[text] for text in ids[window]] == [shown(text) for text in example.texts]
-                assert kl[window] * 0.05 == pytest.approx(np.minimum(example.kl, 12.75), abs=0.026)
-                first = 64 * prompt + position - peak
-                positions |= set(range(first, first + length))
-    assert n == len(positions)
-
-
-READS_AS = {WordTokenizer(WORDS).decode([i]): text for i, text in SHOWN.items()}
-READS_AS |= {WordTokenizer(WORDS).convert_ids_to_tokens(7): SHOWN[7]}
-
-
-def shown(text):
-    """How a token's text reads in the page, written down by hand for the hostile ones."""
-    return READS_AS.get(text, text)
-
-
-def test_the_file_is_the_same_twice_and_names_its_script_and_style(explorations, path, tmp_path):
-    source = path.read_text("utf-8")
-    assert write_explorer(explorations, tmp_path / "again.html", title=HOSTILE).read_text("utf-8") == source
-    policy = re.search('Content-Security-Policy" content="([^"]*)"', source)[1]
-    assert "unsafe" not in policy
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    assert not re.search(r"\sstyle=|\son[a-z]+=\"|url\(|@import|fetch\(|localStorage|innerHTML", source)
-    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f]", source)
-    assert source.count("<script") == source.count("</script>") == 1 + len(re.findall("<script type", source))
-
-
-def test_errors_say_what_does_not_fit(explorations):
-    with pytest.raises(ValueError, match="`explorations` is empty"):
-        write_explorer({}, "never.html")
-    statistics = explorations["l1"].statistics
-    with pytest.raises(ValueError, match="statistics: 3 latents, but the table has 1000"):
-        Exploration(make_table(), statistics=replace(statistics, table=statistics.table[:3]))
-    with pytest.raises(ValueError, match="pass the whole table"):
-        Exploration(make_table().drop(columns="delta_norm"))
-    with pytest.raises(IndexError, match="latents 0 to 199"):
-        explorations["l1"][N]
-
-
 def in_box(table):
     return ~table.dead & table.nu_error.between(-0.5, 0.2) & (table.nu_reconstruction <= 0.5)
-
-
-# --- in the browser -------------------------------------------------------------------------------
 
 
 @needs_chromium

@@ -11,8 +11,8 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset
 from tests.browser import Browser, needs_chromium
 from tests.report.explorations import WordTokenizer, make_exploration
-from tests.report.test_explorer import SHOWN, WORDS
-from tests.report.test_report import BIDI, HOSTILE, make_table
+from tests.report.hostile_explorations import SHOWN, WORDS
+from tests.report.made_up import BIDI, HOSTILE, make_table
 
 N = 60
 TOKENS = torch.tensor(tiny_dataset(2, seed=8)["input_ids"])[:1, :20]

@@ -1,191 +1,19 @@
-"""Laws of the report: it shows what the table says, counts what it leaves out, runs nothing but its own scripts."""
+"""Laws of the report's page: it shows what the table says, and runs nothing but its own scripts."""
 
 import base64
 import copy
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, label
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
-from sae_lens_crosscoder.analysis.diagnosis.verdict import verdict
 from sae_lens_crosscoder.report import delta_norm_histogram, nu_scatter, write_report
-from sae_lens_crosscoder.report.figures.delta_norm_and_nu import REGIONS
-
-HOSTILE = "<script>alert(1)</script>\"'&quot;\u202e\0gpj</b><img src=http://x onerror=alert(2)>"
-BIDI = "\u202e"
-
-
-def make_table(n=1000, seed=0, bounds="signed"):
-    """Latents of every class, some dead, some without nu, some with a nu beyond the axes."""
-    rng = np.random.default_rng(seed)
-    centre = rng.choice([0.03, 0.25, 0.5, 0.75, 0.97], n, p=[0.1, 0.1, 0.5, 0.1, 0.2])
-    table = pd.DataFrame({"delta_norm": (centre + rng.normal(0, 0.03, n)).clip(0, 1)})
-    table.index.name = "latent"
-    table["n_active"] = rng.integers(1, 2000, n) * (rng.random(n) > 0.1)
-    table["dead"] = table.n_active == 0
-    table["max_activation"] = rng.exponential(3, n)
-    for nu in ("nu_error", "nu_reconstruction"):
-        value = rng.normal(0.3, 0.5, n)
-        value[(rng.random(n) < 0.1) | table.dead] = np.nan
-        table[nu], table[f"{nu}_low"], table[f"{nu}_high"] = value, value - 0.1, value + 0.1
-    table["nu_free"], table["q_value"] = rng.random(n), np.where(rng.random(n) < 0.5, rng.random(n), np.nan)
-    table["label"] = [label(delta) for delta in table.delta_norm]
-    judged = zip(table.label, table.n_active, table.nu_error, table.nu_reconstruction, strict=True)
-    table["verdict"] = [verdict(*row, bounds=bounds) for row in judged]
-    return table
-
-
-def make_manifest(bounds="signed"):
-    return {
-        "conclusion": "7 latents & more",
-        "bounds": bounds,
-        "models": ["base", "chat"],
-        "hook_name": "h",
-        "n_tokens": 12345,
-        "versions": {"torch": "2"},
-    }
-
-
-def diagnoses(tables, bounds="signed"):
-    return {name: Diagnosis(table, make_manifest(bounds)) for name, table in tables.items()}
-
-
-def without_nu(table):
-    return table.assign(nu_error=np.nan, nu_reconstruction=np.nan)
-
-
-def dead(table):
-    return without_nu(table).assign(dead=True, n_active=0, verdict="dead")
-
-
-@pytest.fixture
-def tables():
-    return {"l1": make_table(seed=0), "batchtopk": make_table(seed=1)}
-
-
-def texts(figure):
-    return [re.sub("<[^>]*>", " ", annotation.text) for annotation in figure.layout.annotations]
-
-
-# --- figures --------------------------------------------------------------------------------------
-
-
-def test_bars_add_up_to_the_live_latents_of_each_class(tables):
-    figure = delta_norm_histogram(diagnoses(tables))
-    assert len(figure.data) == len(tables)
-    for bars, table in zip(figure.data, tables.values(), strict=True):
-        assert len(bars.y) == 50
-        x, y = np.asarray(bars.x), np.asarray(bars.y)
-        alive = table[~table.dead]
-        for name, low, high in (("base_only", 0, 0.1), ("shared", 0.4, 0.6), ("chat_only", 0.9, 1)):
-            assert y[(x > low) & (x < high)].sum() == (alive.label == name).sum() > 0
-        assert y.sum() == len(alive) < len(table)
-
-
-def test_a_bin_counts_its_latents(tables):
-    bars = delta_norm_histogram(diagnoses(tables)).data[0]
-    alive = tables["l1"][~tables["l1"].dead]
-    for (low, high), y in zip(bars.customdata, bars.y, strict=True):
-        assert y == sum(low <= delta < high or delta == high == 1 for delta in alive.delta_norm)
-
-
-def test_histogram_says_how_many_are_left_out_and_how_many_each_class_has(tables):
-    table = tables["l1"]
-    table.loc[table.index[table.label == "other"][:3], ["delta_norm", "label"]] = [np.nan, "undefined"]
-    said = texts(delta_norm_histogram(diagnoses({"l1": table})))
-    alive = table[~table.dead]
-    n_undefined = alive.delta_norm.isna().sum()
-    assert f"{table.dead.sum()} dead left out, {n_undefined} without Delta_norm left out" in said[0]
-    n_of_class = [text.split() for text in said[1:6]]
-    assert [name for name, _ in n_of_class] == ["base_only", "other", "shared", "other", "chat_only"]
-    assert sum(int(n) for _, n in n_of_class) == alive.delta_norm.notna().sum()
-    assert n_of_class[4][1] == str((alive.label == "chat_only").sum())
-
-
-def test_the_drawn_borders_are_where_the_label_changes(tables):
-    for border, left, right in zip(CLASS_BORDERS, REGIONS[:-1], REGIONS[1:], strict=True):
-        assert (label(border - 1e-9), label(border + 1e-9)) == (left, right)
-    drawn = [shape.x0 for shape in delta_norm_histogram(diagnoses({"l1": tables["l1"]})).layout.shapes]
-    assert drawn == list(CLASS_BORDERS)
-
-
-def test_points_are_the_latents_of_their_verdict(tables):
-    figure = nu_scatter(diagnoses({"l1": tables["l1"]}))
-    table = tables["l1"].dropna(subset=["nu_error", "nu_reconstruction"])
-    expected = {"shared": table[table.label == "shared"]}
-    chat_only = table[table.label == "chat_only"]
-    expected |= {f"chat_only: {name}": chat_only[chat_only.verdict == name] for name in set(chat_only.verdict)}
-    assert {trace.name for trace in figure.data} == set(expected)
-    assert len(expected) == 5
-    for trace in figure.data:
-        rows = expected[trace.name]
-        latent, delta, n_active = np.asarray(trace.customdata).T
-        np.testing.assert_array_equal(latent, rows.index)
-        np.testing.assert_array_equal(delta, rows.delta_norm)
-        np.testing.assert_array_equal(n_active, rows.n_active)
-        np.testing.assert_array_equal(trace.x, rows.nu_error)
-        np.testing.assert_array_equal(trace.y, rows.nu_reconstruction)
-
-
-def test_scatter_counts_what_is_not_to_be_seen(tables):
-    (title,) = (text for text in texts(nu_scatter(diagnoses({"l1": tables["l1"]}))) if "l1" in text)
-    beyond = []
-    for name in ("shared", "chat_only"):
-        latents = tables["l1"][tables["l1"].label == name]
-        missing = latents.nu_error.isna() | latents.nu_reconstruction.isna()
-        assert f"{name}: {(~missing).sum()} drawn, {missing.sum()} without nu" in title
-        inside = latents.nu_error.between(-0.5, 1.5) & latents.nu_reconstruction.between(-0.5, 1.5)
-        beyond.append(f"{(~inside & ~missing).sum()} {name}")
-    assert f"beyond the axes: {', '.join(beyond)}" in title
-    assert not any(text.startswith("0 ") for text in beyond)
-
-
-def test_a_large_cloud_is_thinned_and_says_so_and_chat_only_is_not():
-    table = make_table(16_000)
-    figure = nu_scatter(diagnoses({"big": table}))
-    n_drawn = {trace.name.split(":")[0]: 0 for trace in figure.data}
-    for trace in figure.data:
-        n_drawn[trace.name.split(":")[0]] += len(trace.x)
-    has_nu = table.dropna(subset=["nu_error", "nu_reconstruction"])
-    assert n_drawn == {"shared": 5000, "chat_only": (has_nu.label == "chat_only").sum()}
-    assert f"5,000 of {(has_nu.label == 'shared').sum():,} drawn" in texts(figure)[-2]
-
-
-@pytest.mark.parametrize("bounds", ["signed", "absolute"])
-def test_the_box_holds_the_genuine_latents_and_no_artifact(bounds):
-    tables = {name: make_table(seed=seed, bounds=bounds) for seed, name in enumerate(("l1", "batchtopk"))}
-    both = diagnoses(tables, bounds)
-    for name, table in tables.items():
-        figure = nu_scatter(diagnoses({name: table}, bounds))
-        (box,) = figure.layout.shapes
-        assert (box.x1, box.y1) == (0.2, 0.5)
-        for trace in figure.data:
-            inside = (box.x0 < trace.x) & (trace.x < box.x1) & (box.y0 < trace.y) & (trace.y < box.y1)
-            if trace.name == "chat_only: chat_specific":
-                assert inside.all()
-                assert len(inside) > 10
-            elif trace.name in ("chat_only: complete_shrinkage", "chat_only: latent_decoupling"):
-                assert not inside.any()
-    assert len(nu_scatter(both).layout.shapes) == texts(nu_scatter(both)).count("genuine") == 2
-
-
-@pytest.mark.parametrize("spoil", [dead, without_nu, lambda table: table[table.label == "base_only"], lambda t: t[:0]])
-def test_an_empty_class_says_none(tables, spoil, tmp_path):
-    table = spoil(tables["l1"])
-    spoilt = {"x": Diagnosis(table, {})}
-    assert any("chat_only latents with both nu: none" in text for text in texts(nu_scatter(spoilt)))
-    histogram = texts(delta_norm_histogram(spoilt))
-    n_chat_only = ((table.label == "chat_only") & ~table.dead).sum()
-    assert f"chat_only {n_chat_only or 'none'}" in histogram
-    assert ("live latents: none" in histogram) == bool(table.dead.all())
-    assert write_report(spoilt, tmp_path / "r.html", pd.DataFrame({"x": {}}), pd.DataFrame()).exists()
+from tests.report.made_up import BIDI, HOSTILE, Page, diagnoses
 
 
 def test_drawing_changes_nothing(tables, tmp_path):
@@ -200,55 +28,6 @@ def test_drawing_changes_nothing(tables, tmp_path):
     assert [delta_norm_histogram(given).to_json(), nu_scatter(given).to_json()] == figures
     assert [json.dumps(block) for block in Page(first.decode()).figures] == [json.dumps(json.loads(f)) for f in figures]
     assert write_report(given, path, pd.DataFrame({"l1": {"L0": "8"}})).read_bytes() == first
-
-
-@pytest.mark.parametrize("draw", [delta_norm_histogram, nu_scatter])
-def test_errors_say_what_is_missing(tables, draw):
-    with pytest.raises(ValueError, match="`diagnoses` is empty"):
-        draw({})
-    with pytest.raises(ValueError, match="'l1' has no column delta_norm, label"):
-        draw(diagnoses({"l1": tables["l1"].drop(columns=["delta_norm", "label"])}))
-
-
-# --- page -----------------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """The page as a browser reads it: elements with attributes, text, scripts, figures, and the cells of its tables."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.elements, self.text, self.styles, self.scripts, self.figures, self.rows = [], "", "", [], [], []
-        self.raw, self.in_cell = None, False
-        self.feed(source)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
-            self.raw = dict(attrs).get("type", tag)
-        elif tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.in_cell = True
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        if tag in ("script", "style"):
-            self.raw = None
-        elif tag in ("td", "th"):
-            self.in_cell = False
-
-    def handle_data(self, data):
-        if self.raw == "style":
-            self.styles += data
-        elif self.raw == "script":
-            self.scripts.append(data)
-        elif self.raw == "application/json":
-            self.figures.append(json.loads(data))
-        else:
-            self.text += data
-            if self.in_cell:
-                self.rows[-1][-1] += data
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def place_examples(record: dict[str, Any], starts: Sequence[int]) -> dict[str, A
 
 
 def _example(shown: ShownExample, pool: TokenPool) -> list[Any]:
-    """Pack as `[index, length, peak, prompt, position, active]`; active is flat: position, activation and shares."""
+    """Pack as `[index, length, peak, prompt, position, active]`; `active` is flat: place, activation, shares."""
     example = shown.example
     active: list[Any] = []
     for i, score in enumerate(example.scores.tolist()):

@@ -1,4 +1,4 @@
-"""Strips of tokens without scripts: shading for each model's share of the activation, an underline for the KL.
+"""Strips of tokens without scripts: shading for the activation, an underline for the KL.
 
 `strips.css` styles them. The explorer's script draws the same strips.
 """
@@ -36,7 +36,7 @@ def example_strip(shown: ShownExample, models: Sequence[str], full: float) -> Ma
 
 
 def kl_strip(texts: Sequence[str], kl: Sequence[float], marked: int) -> Markup:
-    """Render a prompt as HTML: the darker a token, the larger the KL between the models after it. One is marked."""
+    """Render a prompt as HTML: the darker a token, the larger the KL after it. One token is marked."""
     tokens = [_token(text, i, marked, [], "", kl[i]) for i, text in enumerate(texts)]
     return Markup(f'<span class="strip filled">{"".join(tokens)}</span>')
 

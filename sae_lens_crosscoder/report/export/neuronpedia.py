@@ -2,7 +2,7 @@
 
 The format is that of Neuronpedia's public data sets, which its import reads: `lib/db/import.ts` and
 `app/api/admin/import/route.ts` of `apps/webapp` in github.com/hijohnnylin/neuronpedia (commit ebb8426, August 2026).
-A line is a row of a table of its database, whose columns are in `prisma/schema.prisma` there; those that a file's first
+Each line is a row of a table in its database, whose columns are in `prisma/schema.prisma`. Columns that a file's first
 line does not name get the database's defaults. SAEDashboard's batches are converted to the same files.
 """
 
@@ -41,7 +41,7 @@ def write_neuronpedia(
     creator_id: str = DEFAULT_CREATOR_ID,
     latents_per_file: int = 256,
 ) -> Path:
-    """Write latents to `folder/MODEL_ID/LAYER-SOURCE_SET/`, as Neuronpedia imports them from `v1/` in its bucket.
+    """Write latents in Neuronpedia's import format to `folder/MODEL_ID/LAYER-SOURCE_SET/`.
 
     A latent's page there has its histogram of activations, its strongest contexts, a sample of all its contexts, its
     explanation if it was interpreted, and the tokens whose logits it raises and lowers most. Neuronpedia's pages are of
@@ -133,7 +133,7 @@ def _last_part(name: str) -> str:
 
 
 def _about(source: Source, manifest: Mapping[str, Any], m: int, creator_name: str) -> dict[str, dict[str, Any]]:
-    """Build the one-line files. Neuronpedia keeps its own entry if it has one of the same name, such as the model."""
+    """Build the one-line files. Neuronpedia keeps existing entries of the same name, such as the model."""
     owned = {"creatorId": source.creator_id, "visibility": "PUBLIC"}
     base, *others = map(_last_part, manifest["models"])
     description = f"Crosscoder of {base} and {', '.join(others)}"

@@ -33,7 +33,7 @@ _COLUMN_GAP, _FRAC_MAIN = 0.09, 0.84
 def nu_marginals(
     diagnoses: Mapping[str, Diagnosis], label: Literal["chat_only", "shared"]
 ) -> "plotly.graph_objects.Figure":
-    """Plot nu_error against nu_reconstruction of the live latents of a class, with their histograms at the edges.
+    """Plot nu_error against nu_reconstruction of a class, with histograms at the edges.
 
     Chat-only latents have the colour of their verdict, and those in the box "genuine" are no artifact. The histograms
     count all latents within the axes, even if a large cloud is thinned. The title counts the others.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template of `report`, such as `pages/report.html`. Every value that is not `Markup` is made inert."""
+    """Render a template, such as `pages/report.html`. Every value that is not `Markup` is made inert."""
     return _environment().get_template(template).render(**values)
 
 

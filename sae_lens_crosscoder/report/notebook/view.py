@@ -10,7 +10,7 @@ from sae_lens_crosscoder.report.html.document import render, resource
 
 
 def render_view(template: str, **values: Any) -> str:
-    """Render a template that extends `notebook/view.html`. It uses the notebook's own text colour, light or dark."""
+    """Render a template that extends `notebook/view.html`, in the notebook's own text colour."""
     style = resource("explorer/strips.css") + resource("notebook/notebook.css") + colour_rules("--hue")
     helpers = {"example_strip": example_strip, "kl_strip": kl_strip, "token_text": token_text}
     return render(template, style=Markup(style), **helpers, **values).strip()

@@ -1,4 +1,4 @@
-"""The page of the paper's figures and tables for any crosscoder, beside the published numbers of Gemma 2 2B."""
+"""The page of the paper's figures and tables for any crosscoder, beside the published numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,7 +84,7 @@ def write_paper_page(
 
 
 def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as texts, under heads that separate ours from the paper's. Empty columns of the paper are left out."""
+    """Format numbers under heads that separate ours from the paper's, without empty columns of the paper."""
     shown = {
         f"{origin}: {name}": [significant(value) for value in numbers[origin, name]]
         for origin, name in numbers.columns
