@@ -34,6 +34,7 @@ def test_train_writes_one_whole_folder_and_diagnose_reads_it(capsys):
     assert main(["train", *TINY, "--output_path", "out"]) == 0
     assert {path.name for path in Path("out").iterdir()} == {
         "cfg.json",
+        "checksums.json",
         "sae_weights.safetensors",
         "latents.parquet",
         "metrics.jsonl",
