@@ -106,12 +106,13 @@ class ExamplesFile:
         metadata: dict[str, str] = self._file.metadata() or {}
         with naming_file(self.path):
             self.manifest: dict[str, Any] = parse_json(metadata.get("manifest", "{}"))
+        sha256 = self.manifest.pop(_CHECKSUM, None)
         if self.manifest.get("examples_format") != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has examples_format={self.manifest.get('examples_format')}, but this version reads "
                 f"{FORMAT_VERSION}. Create the file again with slc.analysis.collect_examples."
             )
-        if metadata.get(_CHECKSUM) != digest(self.manifest):
+        if sha256 != digest(self.manifest):
             raise ValueError(mismatch(self.path, "Make the file again with slc.analysis.collect_examples."))
         names = set(self._file.keys())
         if names != {*_PER_LATENT, _CHECKSUM}:
@@ -169,9 +170,9 @@ def save_examples(tensors: Mapping[str, Tensor], path: Path, manifest: Mapping[s
     described = {"examples_format": FORMAT_VERSION, "n_latents": n_latents, **manifest}
     rows = ({name: tensors[name][latent] for name in _PER_LATENT} for latent in range(n_latents))
     checksums = torch.stack([_checksum(latent, row) for latent, row in enumerate(rows)])
-    save_tensors(
-        {**tensors, _CHECKSUM: checksums}, path, {"manifest": json.dumps(described), _CHECKSUM: digest(described)}
-    )
+    # In one entry, because safetensors writes several in any order.
+    metadata = {"manifest": json.dumps({**described, _CHECKSUM: digest(described)})}
+    save_tensors({**tensors, _CHECKSUM: checksums}, path, metadata)
 
 
 def _checksum(latent: int, rows: Mapping[str, Tensor]) -> UInt8[Tensor, "32"]:
