@@ -15,11 +15,11 @@ PUBLIC = {name: value for name, value in PUBLIC.items() if inspect.isclass(value
 # Parameters with one meaning everywhere, given by the glossary or the type. Any other parameter needs an explanation.
 KNOWN_PARAMETERS = {
     *("crosscoder", "pair", "tokens", "responses", "setups", "trainers", "cfg", "model", "world", "truth"),
-    *("table", "chats", "tokenizer", "cases", "answers", "explanations", "interpretations", "norms", "directions"),
+    *("table", "chats", "tokenizer", "cases", "answers", "explanations", "norms", "directions"),
     *("path", "folder", "output_path", "title", "name", "first", "second", "column", "nus", "others", "figures"),
     *("device", "dtype", "seed", "batch_size", "max_length", "max_new_tokens", "hook_name", "model_class_name"),
     *("checkpoint_path", "license", "write_card", "add_generation_prompt"),
-    *("n_top", "n_quantiles", "n_per_quantile", "texts_per_prompt", "n_bins", "n_rows", "prompts_per_shard", "k"),
+    *("n_top", "n_quantiles", "n_per_quantile", "texts_per_prompt", "n_rows", "prompts_per_shard", "k"),
     *("price_per_million_answer_tokens", "price_per_million_prompt_tokens", "model_from_pretrained_kwargs"),
     *("activations", "layout", "d_models", "logits", "log_p", "log_q", "formats"),
 }
