@@ -7,7 +7,7 @@ from typing import Any
 from sae_lens_crosscoder.cli.train_flags import run_parser, train_parser, with_sweep
 from sae_lens_crosscoder.planning import plan
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
-from sae_lens_crosscoder.training.saved_run import read_runner_config
+from sae_lens_crosscoder.training.saved_run import load_runner_config
 
 
 @dataclass
@@ -38,7 +38,7 @@ def _saved_config_with(path: str, args: Sequence[str]) -> tuple[CrosscoderRunner
     """Read a config that training wrote, with fields changed by flags."""
     if any(flag.startswith("--sweep") for flag in args):
         raise ValueError("--sweep cannot change a saved config: give the run's flags instead of its file.")
-    saved = read_runner_config(path)
+    saved = load_runner_config(path)
     first: Any = saved.sae
     config_class: Any = make_dataclass("SavedConfig", [("sae", type(first), None)], bases=(CrosscoderRunnerConfig,))
     parsed = run_parser("plan", config_class, PlanOptions, default=saved.replace(sae=first, saes=None)).parse_args(args)

@@ -39,9 +39,10 @@ class BatchTopKCrosscoderTrainingConfig(CrosscoderTrainingConfigBase, BatchTopKT
     aux_loss_coefficient: float = 1 / 32
     """alpha, the weight of the loss that revives dead latents."""
     threshold_rule: Literal["tracking", "authors"] = "tracking"
-    """How the inference threshold follows the smallest selected score. `tracking` averages over the last thirtieth of
-    training, so that it is right after short runs too; after 30 / `topk_threshold_lr` steps it is the paper's average.
-    `authors` is the paper's code: `tracking` until step 1000, then a new average that starts from one sample."""
+    """Rule of the inference threshold, an average of the smallest selected scores. `tracking` averages over the last
+    thirtieth of training, so that it is right after short runs too; after 30 / `topk_threshold_lr` steps it is the
+    paper's average. `authors` is the paper's code: `tracking` until step 1000, then a new average that starts from one
+    sample."""
     topk_threshold_lr: float = 0.001
     """Weight of the newest batch in that average, in the long run."""
     decoder_bias_init: Literal["geometric_median", "zeros"] = "geometric_median"
@@ -65,7 +66,7 @@ class BatchTopKCrosscoderTrainingConfig(CrosscoderTrainingConfigBase, BatchTopKT
         if self.aux_loss_coefficient < 0:
             raise ValueError(f"aux_loss_coefficient={self.aux_loss_coefficient} must not be negative; 0 turns it off.")
         if not self.rescale_acts_by_decoder_norm:
-            raise ValueError("rescale_acts_by_decoder_norm=False is spelt score='none' for a crosscoder.")
+            raise ValueError("rescale_acts_by_decoder_norm=False is not available: use score='none'.")
         if self.use_sparse_activations:
             raise ValueError("use_sparse_activations=True is SAELens's option for its own decoder; leave it False.")
 

@@ -28,7 +28,7 @@ def _numbers(kind: type) -> Any:
 
 @dataclass(kw_only=True)
 class CrosscoderConfigBase(SAEConfig, ABC):
-    """Fields that a crosscoder adds to a SAELens config. Give one of `d_model`, `d_models`, `d_in`."""
+    """Crosscoder fields of a SAELens config. Give one of `d_model`, `d_models`, `d_in`; the rest is derived."""
 
     d_in: int = 0
     """Stacked width, the sum of `d_models`. Given alone it must be even, and means two models of half of it."""
@@ -53,7 +53,7 @@ class CrosscoderConfigBase(SAEConfig, ABC):
         self.d_model = self.d_models[0] if self.layout.same_width else None
         if self.activation_scales is not None:
             self.activation_scales = tuple(float(scale) for scale in self.activation_scales)
-        self._refuse_what_has_no_meaning()
+        self._validate_fields()
         super().__post_init__()
 
     @property
@@ -61,7 +61,7 @@ class CrosscoderConfigBase(SAEConfig, ABC):
         assert self.d_models is not None  # set in __post_init__
         return StackedLayout(tuple(self.d_models))
 
-    def _refuse_what_has_no_meaning(self) -> None:
+    def _validate_fields(self) -> None:
         if self.d_sae < 1:
             raise ValueError(f"d_sae={self.d_sae} must be at least 1: it is the number of latents.")
         if self.score not in SCORES:
@@ -74,7 +74,7 @@ class CrosscoderConfigBase(SAEConfig, ABC):
             raise ValueError(
                 f"normalize_activations={self.normalize_activations!r} mixes the models' coordinates, so decoder "
                 "norms per model would mean nothing. Use 'none', with activation_scaling='per_model' when one "
-                "model is louder than the other."
+                "model has larger activations."
             )
         if self.reshape_activations != "none":
             raise ValueError(
@@ -84,14 +84,14 @@ class CrosscoderConfigBase(SAEConfig, ABC):
         scales = self.activation_scales
         if scales is not None and (len(scales) != self.layout.n_models or not all(scale > 0 for scale in scales)):
             raise ValueError(
-                f"activation_scales={scales} must hold one positive factor for each of {self.layout.n_models} models."
+                f"activation_scales={scales} must have one positive factor for each of {self.layout.n_models} models."
             )
 
     @classmethod
     @override
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:
         """As SAELens's, except that an unknown key is an error instead of being dropped."""
-        refuse_unknown_keys(config_dict, cls)
+        validate_known_keys(config_dict, cls)
         return super().from_dict(config_dict)
 
 
@@ -109,7 +109,7 @@ def resolve_widths(d_model: int | None, d_models: Any, d_in: int) -> tuple[int, 
         widths = (d_in // 2, d_in // 2)
     elif d_in > 0:
         raise ValueError(
-            f"d_in={d_in} is odd, so it cannot be two models of equal width: say d_models=(base, chat) instead."
+            f"d_in={d_in} is odd, so the two models have different widths: set d_models=(base, chat) instead."
         )
     else:
         raise ValueError("The models' widths are missing: give d_model=2304 (two models of that width) or d_models.")
@@ -122,8 +122,8 @@ def resolve_widths(d_model: int | None, d_models: Any, d_in: int) -> tuple[int, 
     return widths
 
 
-def refuse_unknown_keys(config_dict: Mapping[str, Any], cls: type) -> None:
-    """Raise on a key that `cls` has no field for, and name the nearest field."""
+def validate_known_keys(config_dict: Mapping[str, Any], cls: type) -> None:
+    """Raise a ValueError for a key that `cls` has no field for, naming the nearest field."""
     known = {known_field.name for known_field in fields(cls)} | {"architecture", *_HOST_KEYS}
     for key in config_dict:
         if key not in known:

@@ -21,7 +21,7 @@ from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 
 @dataclass(kw_only=True)
 class InferenceConfigBase(CrosscoderConfigBase, ABC):
-    """Facts about a saved crosscoder beside its weights, without a meaning in training."""
+    """Config fields of saved crosscoders that do not exist during training."""
 
     score_norm: Score | None = None
     """The norm whose scores met the threshold in training. Always set after construction: `score`, except where a
@@ -40,7 +40,7 @@ class InferenceConfigBase(CrosscoderConfigBase, ABC):
             widths = tuple(len(mean) for mean in self.activation_means)
             if widths != self.layout.d_models or not all(map(math.isfinite, chain(*self.activation_means))):
                 raise ValueError(
-                    f"activation_means holds vectors of widths {widths}: it must hold one finite vector for each "
+                    f"activation_means has vectors of widths {widths}, expected one finite vector for each "
                     f"model, of widths {self.layout.d_models}."
                 )
 
@@ -96,12 +96,12 @@ class InferenceCrosscoder(CrosscoderViews):
 
     @property
     def thresholds(self) -> Float[Tensor, " d_sae"]:
-        """Threshold on each latent's pre-activation, at least 0."""
+        """Threshold that a pre-activation must exceed for its latent to be active, at least 0."""
         return torch.zeros_like(self.b_enc)
 
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
-        """Encode to a sparse tensor, without a dense one on the way; `decode` accepts it."""
+        """Encode to a sparse tensor, without a dense one in between; `decode` accepts it."""
         sae_in = self.process_sae_in(x)
         is_half = self.dtype.itemsize < 4  # and so cannot be screened in less
         precision = "float32" if is_half else screening_precision("auto", sae_in.device)

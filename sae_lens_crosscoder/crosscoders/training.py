@@ -1,4 +1,4 @@
-"""Training that L1 and BatchTopK crosscoders share."""
+"""Base of L1 and BatchTopK crosscoders in training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
     initialisation: Initialisation = "paired"
     """`paired`: all models start with the same directions; `independent`: each with its own."""
     decoder_bias_init: Literal["geometric_median", "zeros"] = "zeros"
-    """Where the decoder biases start; the geometric median is that of the first batch, per model."""
+    """Initial decoder biases; the geometric median is that of the first batch, per model."""
     reconstruction_loss: ReconstructionLoss = "l2_norm"
     """`l2_norm`: the paper's unsquared error, averaged over models; `mse`: squared, summed over models."""
     activation_scaling: Literal["none", "per_model"] = "none"
@@ -142,7 +142,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
 
     @property
     def wants_activation_scales(self) -> bool:
-        """True if per-model factors are requested and not estimated yet."""
+        """True if per-model factors are configured and not estimated yet."""
         return (
             self.cfg.activation_scaling == "per_model"
             and self.cfg.activation_scales is None
@@ -183,7 +183,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
     def auxiliary_losses(
         self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """Terms of the loss beside the reconstruction, by name."""
+        """Loss terms beside the reconstruction term, by name."""
         raise NotImplementedError
 
     @override
@@ -209,11 +209,11 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         )
 
     def carried_state(self) -> dict[str, float | None]:
-        """State that a step leaves for the next beside weights and buffers; set by the architecture."""
+        """State that a step leaves for the next besides weights and buffers."""
         return {}
 
     def load_carried_state(self, state: dict[str, float | None]) -> None:
-        """Take over what a step left, and look again at whether there was one."""
+        """Load the state that a step left."""
         self._first_batch_is_past = False
 
     @override

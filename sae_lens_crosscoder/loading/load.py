@@ -22,7 +22,7 @@ from sae_lens_crosscoder.loading.formats.foreign import (
 )
 from sae_lens_crosscoder.loading.formats.kissane import convert_kissane
 from sae_lens_crosscoder.loading.hub import download
-from sae_lens_crosscoder.loading.own import read_own
+from sae_lens_crosscoder.loading.own import load_own
 from sae_lens_crosscoder.storage.names import printable_names
 
 CONVERTERS = {
@@ -122,7 +122,7 @@ def _load(
                 f"{', '.join(options.given)} cannot be set for a crosscoder of this package, which records them. "
                 f"{path} has no weights of another layout ({', '.join(WEIGHTS_NAMES)})."
             )
-        return read_own(path, device, cfg_overrides)
+        return load_own(path, device, cfg_overrides)
     overrides = cfg_overrides or {}
     file = load_foreign_file(weights_path, str_to_dtype(overrides.get("dtype", "float32")))
     cfg, state = canonical_state(CONVERTERS[options.format or _recognise(file)](file, options), options)

@@ -9,7 +9,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.util import str_to_dtype
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys, validate_metadata
+from sae_lens_crosscoder.crosscoders.config import validate_known_keys, validate_metadata
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME, FolderChecksums
 from sae_lens_crosscoder.storage.field_types import naming_file, validate_field_types
@@ -18,7 +18,7 @@ from sae_lens_crosscoder.storage.names import printable_names
 from sae_lens_crosscoder.storage.tensor_files import load_tensors
 
 
-def read_own(
+def load_own(
     folder: Path, device: str, cfg_overrides: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Load the config and tensors of a saved inference crosscoder, as SAELens's loaders return them.
@@ -59,7 +59,7 @@ def _shapes_described_by(cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     sae_class, cfg_class = SAE_CLASS_REGISTRY.get(str(architecture), (None, None))
     if sae_class is None or cfg_class is None or not issubclass(sae_class, InferenceCrosscoder):
         raise ValueError(f"architecture={architecture!r} is not a crosscoder; SAE.load_from_disk may read it.")
-    refuse_unknown_keys(cfg, cfg_class)
+    validate_known_keys(cfg, cfg_class)
     missing = [name for name in ("d_sae", "dtype") if name not in cfg]
     if missing:
         raise ValueError(f"{' and '.join(missing)} is missing.")

@@ -25,14 +25,14 @@ from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import FolderChecksums
 from sae_lens_crosscoder.training import wandb_log
-from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, read_training_crosscoder
+from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, load_training_crosscoder
 from sae_lens_crosscoder.training.data.run_data import RunData
 from sae_lens_crosscoder.training.distributed.process_group import StoppedElsewhereError, connect
 from sae_lens_crosscoder.training.interruption import interruptible
 from sae_lens_crosscoder.training.loop import CrosscoderTrainer, train_together
-from sae_lens_crosscoder.training.refusals import refuse_unwritable
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
+from sae_lens_crosscoder.training.validation import validate_writable
 
 METRICS_FILENAME = "metrics.jsonl"
 
@@ -61,9 +61,9 @@ class CrosscoderTrainingRunner(RunData):
         collectives = connect(cfg.latent_shards, cfg.device)
         cfg.checkpoint_path = collectives.broadcast(cfg.checkpoint_path)  # to which each appended another random id
         for folder in (cfg.output_path, cfg.checkpoint_path):
-            refuse_unwritable(folder)
+            validate_writable(folder)
         if cfg.resume_from_checkpoint is not None:
-            _go_on_from(cfg.resume_from_checkpoint, cfg)
+            _resume_from(cfg.resume_from_checkpoint, cfg)
         _seed_everything(cfg.seed)
         super().__init__(cfg, override_dataset, override_model, collectives)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
@@ -117,7 +117,7 @@ class CrosscoderTrainingRunner(RunData):
         sae_class, _ = get_sae_training_class(cfg.architecture())
         crosscoder: Any
         if self.cfg.from_pretrained_path is not None:
-            crosscoder = read_training_crosscoder(Path(self.cfg.from_pretrained_path, name), cfg)
+            crosscoder = load_training_crosscoder(Path(self.cfg.from_pretrained_path, name), cfg)
         else:
             with temporary_seed(self.cfg.seed):  # so that a crosscoder does not depend on its neighbours
                 crosscoder = sae_class(cfg)
@@ -191,7 +191,7 @@ class CrosscoderTrainingRunner(RunData):
         return saved
 
 
-def _go_on_from(requested: str, cfg: CrosscoderRunnerConfig) -> None:
+def _resume_from(requested: str, cfg: CrosscoderRunnerConfig) -> None:
     """Find the checkpoint, refused before any model is loaded; training goes on in the folder of its run.
 
     `latest` is that of any run of this config: SAELens appends a new random id to `checkpoint_path` every time.

@@ -15,7 +15,7 @@ from sae_lens.config import dict_field
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from typing_extensions import override
 
-from sae_lens_crosscoder.crosscoders.config import refuse_unknown_keys, validate_metadata
+from sae_lens_crosscoder.crosscoders.config import validate_known_keys, validate_metadata
 from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.data.packing import PackingRule
 from sae_lens_crosscoder.storage.field_types import validate_field_types
@@ -27,7 +27,7 @@ _BATCHES_IN_BUFFER = 16
 
 
 def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
-    """The mix that is given as itself, as the dictionary of its fields, or as JSON: a text or a file's name.
+    """Return a mix given as itself, as a dictionary of its fields, as JSON text, or as the name of a JSON file.
 
     >>> mix_from('{"sources": [{"path": "web.jsonl"}, {"path": "chats.jsonl", "kind": "conversations"}]}').rule
     'alternate'
@@ -39,17 +39,17 @@ def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
             given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"The mix is no JSON ({error}): give its fields, or the name of a file of them."
+                f"The mix is not valid JSON ({error}): give its fields as JSON, or the name of a JSON file."
             ) from error
     sources: list[Any] = [None]
     if isinstance(given, Mapping) and isinstance(given.get("sources"), list):
         sources = given["sources"]
     if not isinstance(given, Mapping) or not all(isinstance(source, Mapping) for source in sources):
-        raise ValueError(f"A mix has a list of sources, each with its fields by name, unlike {given!r:.200}.")
-    refuse_unknown_keys(given, DataMix)
+        raise ValueError(f"invalid mix {given!r:.200}: expected an object with a list of `sources`, each an object.")
+    validate_known_keys(given, DataMix)
     validate_field_types(DataMix, given)
     for source in sources:
-        refuse_unknown_keys(source, MixSource)
+        validate_known_keys(source, MixSource)
         validate_field_types(MixSource, source)
     settings: list[dict[str, Any]] = [{"path": "", **source} for source in sources]
     fields: dict[str, Any] = {**given, "sources": [MixSource(**each) for each in settings]}
@@ -73,7 +73,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     chat_model_name: str = "google/gemma-2-2b-it"
     """The chat model, tuned from the base model."""
     chat_device: str | None = None
-    """Where the chat model lives; None for the base model's device (`llm_device`)."""
+    """Device of the chat model; None for the base model's device (`llm_device`)."""
     model_dtype: str = "float32"
     """Precision of the two language models (not of the crosscoder)."""
     token_replacements: dict[str, str] = dict_field({})
@@ -114,7 +114,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     """Rows (documents) at the start of the dataset, of each one in a mix, that are kept out of training, for diagnosis
     and evaluation."""
     n_checkpoints_kept: int | None = None
-    """How many checkpoints stay; older ones are removed when a newer one is whole. None keeps all."""
+    """Number of checkpoints to keep; older ones are deleted once a newer one is complete. None keeps all."""
     log_frequency: int = 100
     """Steps between two rows of metrics."""
     logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
@@ -126,7 +126,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     @override
     def __post_init__(self) -> None:
         if (self.sae is None) == (self.saes is None):
-            raise ValueError("Give either sae (one crosscoder) or saes (several by name), not both and not neither.")
+            raise ValueError("Pass exactly one of `sae` (one crosscoder) and `saes` (several by name).")
         if self.saes is not None:
             if not self.saes:
                 raise ValueError("saes is empty: name at least one crosscoder.")
@@ -135,8 +135,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             # SAELens's own code reads cfg.sae for the stacked width and the run's name.
             self.sae = next(iter(self.saes.values()))
         self.mix = mix_from(self.mix)
-        self._refuse_data_that_contradict()
-        self._refuse_what_cannot_run()
+        self._validate_data()
+        self._validate_settings()
         if self.prefetch_llm_batches is None:
             self.prefetch_llm_batches = self._has_a_device_for_the_models  # pyright: ignore[reportIncompatibleVariableOverride]
         super().__post_init__()
@@ -148,7 +148,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         devices = (base_device, self.chat_device or base_device)
         return not all(_same_device(device, self.device) for device in devices)
 
-    def _refuse_data_that_contradict(self) -> None:
+    def _validate_data(self) -> None:
         if self.mix is not None and self.dataset_path:
             raise ValueError(f"Give either a mix or dataset_path={self.dataset_path!r}, not both.")
         if self.packing not in get_args(PackingRule):
@@ -158,7 +158,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 "disable_concat_sequences=True leaves short documents out; packing='one_document' pads them: use one."
             )
 
-    def _refuse_what_cannot_run(self) -> None:
+    def _validate_settings(self) -> None:
         for name in ("training_tokens", "train_batch_size_tokens", "context_size", "store_batch_size_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -169,7 +169,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         if self.hook_head_index is not None:
             raise ValueError(f"hook_head_index={self.hook_head_index}: a pair has no heads to choose from.")
         if not self.wait_for_cache >= 0:
-            raise ValueError(f"wait_for_cache={self.wait_for_cache} must be a number of seconds, or 0 not to wait.")
+            raise ValueError(f"wait_for_cache={self.wait_for_cache} must be a number of seconds, or 0 to not wait.")
         if self.n_held_out_rows < 1:
             raise ValueError(f"n_held_out_rows={self.n_held_out_rows} must be at least 1: diagnosis needs unseen data.")
         if self.dead_feature_window == 0:
@@ -196,10 +196,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         self.to_sae_trainer_config()  # checks the schedule
 
     def share_of_stream(self, n_processes: int) -> "CrosscoderRunnerConfig":
-        """The same run as one of several processes harvests it: an n-th of every batch, and of the buffer."""
+        """Return one process's share of the run: an n-th of every batch and of the buffer."""
         if self.train_batch_size_tokens % n_processes:
             raise ValueError(
-                f"train_batch_size_tokens={self.train_batch_size_tokens} cannot be divided evenly among {n_processes} "
+                f"train_batch_size_tokens={self.train_batch_size_tokens} cannot be divided among {n_processes} "
                 "processes: use a multiple of their number."
             )
         return self.replace(
@@ -252,7 +252,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     def from_dict(cls, cfg_dict: dict[str, Any]) -> "CrosscoderRunnerConfig":
         """Build a config from what `to_dict` returned; an unknown key or a wrong type is an error."""
         cfg_dict = {key: value for key, value in cfg_dict.items() if key != "tokens_per_buffer"}
-        refuse_unknown_keys(cfg_dict, cls)
+        validate_known_keys(cfg_dict, cls)
         validate_field_types(cls, cfg_dict)
         saes: Mapping[str, Any] | None = cfg_dict.get("saes")
         if saes is not None:
@@ -282,7 +282,7 @@ def _crosscoder_config(fields: Any) -> TrainingSAEConfig:
     if architecture not in SAE_TRAINING_CLASS_REGISTRY:
         raise ValueError(f"sae: architecture={architecture!r:.80} is not one that can be trained.")
     config_class = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
-    refuse_unknown_keys(fields, config_class)
+    validate_known_keys(fields, config_class)
     validate_field_types(config_class, fields)
     if "metadata" in fields:
         validate_metadata(fields["metadata"])
@@ -294,13 +294,13 @@ def _logging_config(fields: Any) -> LoggingConfig:
         return fields
     if not isinstance(fields, dict):
         raise ValueError(f"logger={fields!r:.80} must be an object of W&B settings.")
-    refuse_unknown_keys(fields, LoggingConfig)
+    validate_known_keys(fields, LoggingConfig)
     validate_field_types(LoggingConfig, fields)
     return LoggingConfig(**fields)
 
 
 def _same_device(first: str, second: str) -> bool:
-    """Whether two names mean one device, of which `cuda` is the first.
+    """True if two names mean the same device; `cuda` is the first GPU.
 
     >>> _same_device("cuda", "cuda:0"), _same_device("cuda:0", "cuda:1"), _same_device("cpu", "cpu")
     (True, False, True)

@@ -1,4 +1,4 @@
-"""Load the config of the run that trained a crosscoder, its pair and its held-out tokens."""
+"""Loads the run config saved beside a crosscoder, and from it the pair and the held-out tokens."""
 
 from pathlib import Path
 
@@ -12,21 +12,21 @@ from sae_lens_crosscoder.training.data.run_data import RunData
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 
-def read_runner_config(path: str) -> CrosscoderRunnerConfig:
-    """The config that training wrote, from the file itself or from the crosscoder's folder."""
+def load_runner_config(path: str) -> CrosscoderRunnerConfig:
+    """Load the config that training wrote, from the file or from the crosscoder's folder."""
     file = Path(path, RUNNER_CFG_FILENAME) if Path(path).is_dir() else Path(path)
     if not file.exists():
-        raise ValueError(f"There is no {file}: give a {RUNNER_CFG_FILENAME} that training wrote, or its folder.")
+        raise ValueError(f"{file} does not exist: give a {RUNNER_CFG_FILENAME} that training wrote, or its folder.")
     FolderChecksums(file.parent).warn_if_edited(file.name)
     fields = load_json(file)
     with naming_file(file):
         return CrosscoderRunnerConfig.from_dict(fields)
 
 
-def require_runner_config(crosscoder: str, instead: str) -> None:
-    """Raise a ValueError for a folder without its run's config, which says what to do `instead`."""
+def validate_has_runner_config(crosscoder: str, instead: str) -> None:
+    """Raise a ValueError, with the remedy `instead`, for a folder without its run's config."""
     if not Path(crosscoder, RUNNER_CFG_FILENAME).exists():
-        raise ValueError(f"{crosscoder} has no {RUNNER_CFG_FILENAME}, which says what it was trained on: {instead}")
+        raise ValueError(f"{crosscoder} has no {RUNNER_CFG_FILENAME}, so its training data are unknown: {instead}")
 
 
 def held_out_run(crosscoder: str, n_held_out_rows: int | None, instead: str) -> RunData:
@@ -39,11 +39,11 @@ def held_out_run(crosscoder: str, n_held_out_rows: int | None, instead: str) -> 
     Raises:
         ValueError: for a folder without its run's config, or more rows than were held out.
     """
-    require_runner_config(crosscoder, instead)
-    cfg = read_runner_config(crosscoder)
+    validate_has_runner_config(crosscoder, instead)
+    cfg = load_runner_config(crosscoder)
     if n_held_out_rows is not None and n_held_out_rows > cfg.n_held_out_rows:
         raise ValueError(
-            f"Training held out {cfg.n_held_out_rows} rows: n_held_out_rows={n_held_out_rows} would reach into "
+            f"Training held out {cfg.n_held_out_rows} rows: n_held_out_rows={n_held_out_rows} would include "
             "training data."
         )
     cfg.wait_for_cache = 0  # a cache that was trained on is whole

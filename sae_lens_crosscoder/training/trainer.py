@@ -29,7 +29,7 @@ from sae_lens_crosscoder.training.optimizer import LatentMajorAdam
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
 
 _REMEDY = (
-    "Start anew with a lower lr or a gradient_clip_norm; from_pretrained_path takes over the weights of an earlier "
+    "Start again with a lower lr or a gradient_clip_norm; from_pretrained_path takes over the weights of an earlier "
     "checkpoint."
 )
 
@@ -191,7 +191,7 @@ class StepTrainer(SAETrainer[Any, Any]):
         self.follow_own_schedule()
 
     def follow_own_schedule(self) -> None:
-        """Go on behind the steps made so far with the learning rate and the checkpoints that this config has there."""
+        """Continue after the steps made so far with this config's learning rate and checkpoints."""
         if (
             self.sae.cfg.normalize_activations == "expected_average_only_in"
             and self.activation_scaler.scaling_factor is None
@@ -214,12 +214,12 @@ class StepTrainer(SAETrainer[Any, Any]):
 
     @property
     def is_logging_step(self) -> bool:
-        """True if the current step writes a row of metrics."""
+        """True if the step in progress writes a row of metrics."""
         return (self.n_training_steps + 1) % self.cfg.log_frequency == 0 or self.is_last_step
 
     @property
     def is_last_step(self) -> bool:
-        """True if this step is the last."""
+        """True if this step trains on the last tokens."""
         return self.n_training_samples >= self.cfg.total_training_samples
 
     @torch.no_grad()
@@ -260,7 +260,7 @@ class StepTrainer(SAETrainer[Any, Any]):
 
 
 def firing_counts(feature_acts: Tensor) -> Int[Tensor, " d_sae"]:
-    """On how many tokens of a batch each latent is on; activations may be a sparse tensor."""
+    """Count the tokens of a batch on which each latent is active; activations may be a sparse tensor."""
     if feature_acts.is_sparse:
         return counts(feature_acts.indices()[1], feature_acts.shape[1])
     return (feature_acts > 0).sum(dim=0)

@@ -1,4 +1,4 @@
-"""Schedule and bookkeeping of training."""
+"""Trainer config: length, learning rate, logging, checkpoints."""
 
 import math
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ class CrosscoderTrainerConfig(SAETrainerConfig):
     log_frequency: int = 100
     """Steps between two rows of `CrosscoderTrainer.history` and of metrics.jsonl."""
     n_checkpoints_kept: int | None = None
-    """How many checkpoints stay; older ones are removed when a newer one is whole. None keeps all."""
+    """Number of checkpoints to keep; older ones are deleted once a newer one is complete. None keeps all."""
     resume_from_checkpoint: str | None = None
-    """A checkpoint to go on from, or `latest`: the newest whole one of the same settings in `checkpoint_path`."""
+    """A checkpoint to resume from, or `latest`: the newest complete one of the same settings in `checkpoint_path`."""
     metrics_path: str | None = None
     """A file such as `run/metrics.jsonl` that metrics are appended to; None to keep them in memory only."""
 
@@ -44,7 +44,7 @@ class CrosscoderTrainerConfig(SAETrainerConfig):
         if self.total_training_samples < self.train_batch_size_samples:
             raise ValueError(
                 f"total_training_samples={self.total_training_samples} is less than one batch of "
-                f"{self.train_batch_size_samples}: no step would be made."
+                f"{self.train_batch_size_samples}: training would make no step."
             )
         n_scheduled = self.lr_warm_up_steps + self.lr_decay_steps
         if n_scheduled > self.total_training_steps:

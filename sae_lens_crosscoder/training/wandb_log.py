@@ -1,4 +1,4 @@
-"""Log to Weights & Biases; the only module that imports wandb."""
+"""Weights & Biases logging. The only module that imports wandb."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def start(cfg: LoggingConfig, config: dict[str, Any]) -> None:
-    """Begin a run; without a key it is an offline one, instead of a prompt that blocks an unattended job."""
+    """Start a run; without a key it is offline, because a prompt would block an unattended job."""
     mode: Any = os.environ.get("WANDB_MODE")
     if mode is None and not wandb.api.api_key:
         logger.warning("No W&B key found, so the run is recorded offline; upload it later with `wandb sync`.")

@@ -14,7 +14,7 @@ from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_MODELS, matched_prompts
 from sae_lens_crosscoder.report import Exploration
-from sae_lens_crosscoder.training.saved_run import held_out_run, require_runner_config
+from sae_lens_crosscoder.training.saved_run import held_out_run, validate_has_runner_config
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, load_conversations
 from sae_lens_crosscoder.workflows.explore import explore
 from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders
@@ -52,7 +52,7 @@ def validate_report_folders(cfg: ReportConfig) -> dict[str, Path]:
     """Find the crosscoder folders by name, and check before any work that the pages can be written."""
     folders = crosscoder_folders(cfg.crosscoder)
     for folder in folders.values():
-        require_runner_config(str(folder), _INSTEAD)
+        validate_has_runner_config(str(folder), _INSTEAD)
     if cfg.neuronpedia is not None and Path(cfg.neuronpedia).exists():
         raise ValueError(f"neuronpedia={cfg.neuronpedia!r} already exists: name a new folder.")
     Path(cfg.output_path).parent.mkdir(parents=True, exist_ok=True)

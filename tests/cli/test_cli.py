@@ -203,7 +203,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(numb
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
         rf"sae-lens-crosscoder train: Training was interrupted by {number.name}. All 320 tokens of training are saved "
-        r"in checkpoints/\w+/320: go on with resume_from_checkpoint='latest'.",
+        r"in checkpoints/\w+/320: resume with resume_from_checkpoint='latest'.",
         said,
     )
     assert not Path("out/cfg.json").exists()
@@ -223,7 +223,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on_to_the_same_files(numb
         (["train", *TINY, "--sweep", "k"], "--sweep k: expected a numeric field and values, such as k=50,100,200"),
         (["train", *TINY, "--sweep", "kk=1,2"], "--sweep kk=1,2: expected a numeric field"),
         (["train", *TINY, "--sweep", "use_sparse_activations=True,False"], "expected a numeric field"),
-        (["plan", "nowhere"], "There is no nowhere: give a runner_cfg.json"),
+        (["plan", "nowhere"], "nowhere does not exist: give a runner_cfg.json"),
         (["plan", "out", "--sweep", "k=1,2"], "--sweep cannot change a saved config"),
         (["plan", *TINY, "--memory_gib", "-1"], "memory_gib=-1.0 must be positive"),
         (["plan", *TINY, "--hook_name", "blocks.9.hook_resid_post"], "is in layer 9, but tiny-base has 4 layers"),

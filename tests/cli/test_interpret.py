@@ -65,7 +65,7 @@ def test_mistakes_are_one_clear_line(out, monkeypatch, capsys):
         (["--settings", "{"], "settings='{' is not valid JSON"),
         (["--labels", "none"], "No live latent has one of the labels ['none']"),
         (["--embedder", "all-MiniLM-L6-v2"], "pip install 'sae-lens-crosscoder[autointerp]'"),
-        (["--n_held_out_rows", "25"], "would reach into training data"),
+        (["--n_held_out_rows", "25"], "would include training data"),
         (["--latents", "32"], "There is no latent 32"),
         (["--examples", "out/cfg.json"], "is not an examples file"),
     ):

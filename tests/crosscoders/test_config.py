@@ -58,7 +58,7 @@ def test_widths_are_derived_from_what_is_given(given, d_models, d_model):
         ({"d_model": 8, "threshold_rule": "ema"}, "threshold_rule='ema' is not one of"),
         ({"d_model": 8, "topk_threshold_lr": 0.0}, r"must lie in \(0, 1\]"),
         ({"d_model": 8, "aux_loss_coefficient": -1.0}, "must not be negative"),
-        ({"d_model": 8, "rescale_acts_by_decoder_norm": False}, "spelt score='none'"),
+        ({"d_model": 8, "rescale_acts_by_decoder_norm": False}, "use score='none'"),
         ({"d_model": 8, "use_sparse_activations": True}, "leave it False"),
     ],
 )

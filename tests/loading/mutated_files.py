@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import FolderChecksums
-from sae_lens_crosscoder.training.saved_run import read_runner_config
+from sae_lens_crosscoder.training.saved_run import load_runner_config
 from tests.analysis.conftest import random_activations, random_crosscoder
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step
 from tests.loading.foreign_files import LAYOUTS, Layout, tokens
@@ -335,7 +335,7 @@ LOADERS = {
     "crosscoder": Loader(_make_own, _read_own, _is_right_own),
     "latents": Loader(_make_latents, _load_latents, _is_what_was_written),
     "runner_cfg": Loader(
-        _make_runner_config, lambda folder, note: read_runner_config(str(folder)).to_dict(), _is_right_runner_config
+        _make_runner_config, lambda folder, note: load_runner_config(str(folder)).to_dict(), _is_right_runner_config
     ),
     "cache": Loader(_make_cache, _read_cache, _is_right_cache),
     "examples": Loader(_make_examples, _read_examples, _is_what_was_written),

@@ -222,7 +222,7 @@ def _lose_a_process(folder):
 
     trainer = new_trainer("l1", collectives, STEPS, checkpoint_path=folder, stream=stream())
     trainer.checkpoint_thresholds = [1, 2 * BATCH]
-    with pytest.raises(LostProcessError, match="Go on from the last whole checkpoint"):
+    with pytest.raises(LostProcessError, match="Resume from the last complete checkpoint"):
         trainer.fit()
     torch.save(trainer.n_training_samples, folder / "survivor.pt")
     os._exit(0)

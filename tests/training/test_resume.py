@@ -405,12 +405,15 @@ class TestWhichCheckpoint:
         assert_same(resumed, unbroken)
         assert problem_with(two / "640") is None  # written anew
         damage(two / "640")
-        with pytest.raises(ValueError, match=r"resume_from_checkpoint: .*640.*Give a whole checkpoint"):
+        with pytest.raises(ValueError, match=r"resume_from_checkpoint: .*640.*Give a complete checkpoint"):
             run(two.parent, mixed(activations), resume_from_checkpoint=str(two / "640"))
 
     def test_other_settings_are_refused_by_name_and_their_checkpoints_never_taken(self, activations, two):
         other = {"crosscoder_fields": {"k": 3}}
-        for requested, message in (("latest", "no whole checkpoint of this run"), (str(two / "448"), "of another run")):
+        for requested, message in (
+            ("latest", "no complete checkpoint of this run"),
+            (str(two / "448"), "of another run"),
+        ):
             with pytest.raises(ValueError, match=rf"{message}.*batchtopk.crosscoder.k is 4 there and 3 here"):
                 run(two.parent, mixed(activations), resume_from_checkpoint=requested, **other)
         with pytest.raises(ValueError, match=r"trainer.lr is 0.01 there and 0.02 here"):

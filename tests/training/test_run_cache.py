@@ -16,7 +16,7 @@ from sae_lens_crosscoder.activations.cache import writer as caching
 from sae_lens_crosscoder.activations.cache.manifest import MANIFEST_FILENAME, CacheManifest, Shard
 from sae_lens_crosscoder.cli import main
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_tokenizer
-from sae_lens_crosscoder.training.data.run_cache import read_run_cache, write_run_cache
+from sae_lens_crosscoder.training.data.run_cache import load_run_cache, write_run_cache
 from tests.data.data_files import chat_file, run_config, text_and_chat, text_file
 
 PAD = tiny_tokenizer().pad_token_id
@@ -152,7 +152,7 @@ class TestCache:
         with pytest.raises(KeyboardInterrupt):
             write_run_cache(cfg, prompts_per_shard=7)
         with pytest.raises(ValueError, match="is not written yet"):
-            read_run_cache(cfg)
+            load_run_cache(cfg)
         n_passes.clear()
         killed_at[0] = None
         for cache, expected in zip(write_run_cache(cfg, prompts_per_shard=7), whole, strict=True):
@@ -168,7 +168,7 @@ class TestCache:
         with pytest.raises(ValueError, match=r"training/00001.\w+.bin is not written yet, and no file .* for 0.1 s"):
             slc.CrosscoderTrainingRunner(shared).run()
         write_run_cache(shared, prompts_per_shard=7, worker=(1, 2), in_memory=in_memory)
-        for cache, expected in zip(read_run_cache(shared), read_run_cache(alone), strict=True):
+        for cache, expected in zip(load_run_cache(shared), load_run_cache(alone), strict=True):
             assert cache.manifest == expected.manifest
             assert torch.equal(torch.cat(list(cache)), torch.cat(list(expected)))
         assert_same(*(slc.CrosscoderTrainingRunner(cfg).run() for cfg in (shared, alone)))
@@ -211,7 +211,7 @@ class TestCache:
         files = written()
         fake = SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0])
         monkeypatch.setattr("sae_lens_crosscoder.activations.cache.reader.time", fake)
-        found = [each.manifest for each in read_run_cache(cfg)]
+        found = [each.manifest for each in load_run_cache(cfg)]
         assert found == [training.manifest, held_out.manifest]
         assert clock[0] > 5 * cfg.wait_for_cache
 

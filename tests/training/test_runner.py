@@ -60,6 +60,7 @@ def test_a_run_leaves_a_whole_crosscoder_folder_and_returns_what_is_in_it(tmp_pa
     folder = tmp_path / "output"
     assert {path.name for path in folder.iterdir()} == {
         "cfg.json",
+        "checksums.json",
         "sae_weights.safetensors",
         "metrics.jsonl",
         "runner_cfg.json",
@@ -344,16 +345,16 @@ def test_half_precision_of_models_and_buffer_trains_nearly_the_same_crosscoder(t
         ({"lr_warm_up_steps": 100}, "exceed the 8 steps"),
         ({"dataset_trust_remote_code": True}, "would run a dataset's own code"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used here"),
-        ({"output_path": f"{__file__}/output"}, "test_runner.py is not a folder that may be written to"),
-        ({"output_path": "/proc/output"}, r"Cannot write to '/proc/output': /proc is not a folder .* \(.+\)"),
+        ({"output_path": f"{__file__}/output"}, "test_runner.py is not a writable folder"),
+        ({"output_path": "/proc/output"}, r"Cannot write to '/proc/output': /proc is not a writable folder .* \(.+\)"),
         ({"compile_sae": True}, "not supported for a pair"),
         ({"hook_head_index": 1}, "has no heads to choose from"),
         ({"from_pretrained_path": "nowhere"}, "nowhere has no cfg.json"),
         ({"dataset_path": ""}, "dataset_path is empty"),
-        ({"sae": None}, "Give either sae"),
+        ({"sae": None}, "Pass exactly one of"),
         ({"saes": {}}, "saes is empty"),
         ({"saes": {"a": sae(), "b": sae(d_model=64)}}, "must have the same widths"),
-        ({"resume_from_checkpoint": "latest"}, "no whole checkpoint of this run"),
+        ({"resume_from_checkpoint": "latest"}, "no complete checkpoint of this run"),
         ({"resume_from_checkpoint": "nowhere"}, "there is no folder 'nowhere'"),
     ],
 )

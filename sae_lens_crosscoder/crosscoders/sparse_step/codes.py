@@ -95,7 +95,7 @@ class DenseCode:
         return (self.acts * norms).sum(dim=-1).mean()
 
     def feature_acts(self) -> Float[Tensor, "batch d_sae"]:
-        """Latent activations, under SAELens's name."""
+        """Activations under SAELens's name."""
         return self.acts
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """True if operations on this tensor run as Triton kernels, as they do on a GPU."""
+    """True if operations on this tensor run as Triton kernels, which GPU builds of PyTorch include."""
     return tensor.is_cuda and _has_triton()
 
 
@@ -101,14 +101,14 @@ def indices_above(
 
 
 def indices_of(mask: Bool[Tensor, " entries"]) -> Int[Tensor, " found"]:
-    """Indices at which a mask is true, ascending."""
+    """Indices of a mask's true entries, ascending."""
     if mask.device.type != "cpu":
         return mask.nonzero().squeeze(-1)
     return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times as fast as torch
 
 
 def largest(values: Float[Tensor, " entries"], n: int) -> Int[Tensor, " found"]:
-    """Indices of the n largest values, ascending; all indices if there are no more.
+    """Indices of the n largest values, ascending; all indices if there are at most n.
 
     >>> largest(torch.tensor([5.0, 1.0, 7.0, 6.0]), 2)
     tensor([2, 3])
@@ -135,7 +135,7 @@ def stable_order(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " pairs"]:
 
 
 def run_starts(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " n"]:
-    """Starts of the runs of 0, 1, ..., n - 1 in ascending values, empty runs included.
+    """Start of each value's run, for 0, 1, ..., n - 1 in a sorted list, empty runs included.
 
     >>> run_starts(torch.tensor([0, 2, 0]), 4)
     tensor([0, 2, 2, 3])
@@ -145,7 +145,7 @@ def run_starts(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " n"]:
 
 
 def counts(index: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " n"]:
-    """Count 0, 1, ..., n - 1; unlike `torch.bincount` without waiting for a GPU.
+    """Count each of 0, 1, ..., n - 1; unlike `torch.bincount`, without waiting for a GPU.
 
     >>> counts(torch.tensor([0, 2, 0]), 4)
     tensor([2, 0, 1, 0])

@@ -1,4 +1,4 @@
-"""Folders that are checkpoints once they are whole: written beside, checked by what they say they hold."""
+"""Checkpoint folders: written under a temporary name, renamed when complete, verified by checksums."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ _MAY_CHANGE = {
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; the ones before it are whole."""
+    """A checkpoint could not be written; earlier checkpoints are complete."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class CheckpointManifest:
 def new_checkpoint(
     folder: Path, n_training_tokens: int, settings: Mapping[str, Any], collectives: Collectives
 ) -> Generator[Path]:
-    """A folder that all processes write into, and that becomes `folder` when it is whole and on disk.
+    """Yield a folder that all processes write into; it becomes `folder` when it is complete and on disk.
 
     Another checkpoint of that name is there until then. Raises a CheckpointError when something cannot be written, and
     leaves nothing half-written.
@@ -88,13 +88,13 @@ def new_checkpoint(
         if collectives.is_lead:
             shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"The checkpoint {folder} could not be written: {error}. Checkpoints before it are whole. Make room "
+            f"The checkpoint {folder} could not be written: {error}. Earlier checkpoints are complete. Free some space "
             f"({_free(folder)} are free) or give another checkpoint_path, and resume from the latest."
         ) from error
 
 
 def _complete(partial: Path, n_training_tokens: int, settings: Mapping[str, Any]) -> None:
-    """Say what is in a folder, and make sure that it is on disk."""
+    """Write the manifest and the checksums of all files."""
     manifest = asdict(CheckpointManifest(n_training_tokens, dict(settings)))
     (partial / CHECKPOINT_FILENAME).write_text(json.dumps(manifest, indent=1, default=str))
     files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -109,13 +109,13 @@ def _free(folder: Path) -> str:
 
 
 def checkpoints_in(*runs: Path) -> list[Path]:
-    """The checkpoints in the folders of some runs, oldest first; nobody has looked whether they are whole."""
+    """List the checkpoints in the folders of runs, oldest first, unverified."""
     markers = [marker for run in runs for marker in run.glob(f"*/{CHECKPOINT_FILENAME}")]
     return [marker.parent for marker in sorted(markers, key=lambda marker: marker.stat().st_mtime_ns)]
 
 
 def remove_all_but(n_kept: int, folder: Path) -> None:
-    """Delete a run's older checkpoints, and what is left of checkpoints that were being written or deleted."""
+    """Delete a run's older checkpoints, and remains of interrupted writes and deletions."""
     for checkpoint in checkpoints_in(folder)[:-n_kept]:
         if not checkpoint.name.endswith(PARTIAL_SUFFIX):
             checkpoint.rename(checkpoint.with_name(checkpoint.name + PARTIAL_SUFFIX))
@@ -142,7 +142,7 @@ def problem_with(checkpoint: Path) -> str | None:
 
 
 def changed_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Differences between two runs' settings, except those that may change on resuming.
+    """List the differences between two runs' settings that prevent resuming.
 
     >>> changed_settings({"lr": 0.1, "sae": {"k": 8, "device": "cpu"}}, {"lr": 0.1, "sae": {"k": 9, "device": "cuda"}})
     ['sae.k is 8 there and 9 here']

@@ -1,4 +1,4 @@
-"""Save and restore a run: one checkpoint with the state of all its crosscoders."""
+"""Saves and resumes a run: one checkpoint for all its crosscoders, data and random generators."""
 
 import logging
 import random
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunCheckpoints:
-    """Saves a run and brings it back to where it was saved; the resumed run is the unbroken one, to the bit on a CPU.
+    """Saves and resumes a run; on a CPU, the resumed run equals the uninterrupted one to the bit.
 
     A checkpoint is a folder `<checkpoint_path>/<tokens>` with a file `run_state_<rank>.pt` of every process (activation
     buffer, place in the data, random generators) and, per crosscoder, what its trainer saves. Another number of
@@ -88,12 +88,12 @@ class RunCheckpoints:
             error.add_note("Nothing was saved, because checkpoint_path is None.")
         else:
             error.add_note(
-                f"All {self.n_tokens} tokens of training are saved in {folder}: go on with "
+                f"All {self.n_tokens} tokens of training are saved in {folder}: resume with "
                 "resume_from_checkpoint='latest'."
             )
 
     def resume(self) -> None:
-        """Go to the checkpoint that the config names, if it names one."""
+        """Load the checkpoint that the config names, if any."""
         if self._cfg.resume_from_checkpoint is None:
             return
         run = self._cfg.checkpoint_path
@@ -144,7 +144,7 @@ def find_checkpoint(requested: str, runs: list[Path] | None, settings: Mapping[s
         folder = Path(requested)
         problem = f"there is no folder {requested!r}" if not folder.is_dir() else problem_with(folder)
         if problem is not None:
-            raise ValueError(f"resume_from_checkpoint: {problem}. Give a whole checkpoint, or 'latest'.")
+            raise ValueError(f"resume_from_checkpoint: {problem}. Give a complete checkpoint, or 'latest'.")
         changed = changed_settings(CheckpointManifest.read(folder).settings, settings)
         if changed:
             raise ValueError(
@@ -158,7 +158,7 @@ def find_checkpoint(requested: str, runs: list[Path] | None, settings: Mapping[s
     for folder in reversed(checkpoints_in(*runs)):
         problem = problem_with(folder)
         if problem is not None:
-            logger.warning("A checkpoint is passed over: %s.", problem)
+            logger.warning("Skipping a checkpoint: %s.", problem)
             continue
         changed = changed_settings(CheckpointManifest.read(folder).settings, settings)
         if not changed:
@@ -166,12 +166,12 @@ def find_checkpoint(requested: str, runs: list[Path] | None, settings: Mapping[s
         others.append(f"{folder} ({'; '.join(changed)})")
     hint = f" There is one of another run: {others[0]}." if others else ""
     raise ValueError(
-        f"There is no whole checkpoint of this run to resume from (looked in {len(runs)} folders at checkpoint_path): "
-        f"start without resuming.{hint}"
+        f"There is no complete checkpoint of this run to resume from (looked in {len(runs)} folders at "
+        f"checkpoint_path): start without resuming.{hint}"
     )
 
 
-def read_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCrosscoder:
+def load_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCrosscoder:
     """The weights that training goes on from; they must be of the configured kind and size."""
     if not (folder / SAE_CFG_FILENAME).exists():
         raise ValueError(f"from_pretrained_path: {folder} has no {SAE_CFG_FILENAME}; give a training checkpoint.")
@@ -180,8 +180,8 @@ def read_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCr
     for key in ("d_models", "d_sae", "score"):
         if (type(found), getattr(found, key)) != (type(wanted), getattr(wanted, key)):
             raise ValueError(
-                f"from_pretrained_path: {folder} holds a {found.architecture()} with {key}={getattr(found, key)}, but "
-                f"the config asks for a {wanted.architecture()} with {key}={getattr(wanted, key)}."
+                f"from_pretrained_path: {folder} contains a {found.architecture()} with {key}={getattr(found, key)}, "
+                f"but the config asks for a {wanted.architecture()} with {key}={getattr(wanted, key)}."
             )
     crosscoder: Any = type(stored)(cfg)  # so that what the config says about training holds from here on
     crosscoder.cfg.activation_scales = found.activation_scales

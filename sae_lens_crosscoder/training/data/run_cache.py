@@ -45,10 +45,10 @@ def write_run_cache(
     worker: tuple[int, int] = (0, 1),
     in_memory: InMemory = "one_model",
 ) -> tuple[ActivationCache, ActivationCache]:
-    """The activations that a run trains on, and those that it is diagnosed on, in `cfg.cached_activations_path`.
+    """Write a run's training and held-out activations to `cfg.cached_activations_path`.
 
     They are `training_tokens` of its data, or one pass over it if that is less, and all held-out rows, which come
-    first. A call that was interrupted goes on where it stopped.
+    first. An interrupted call can be repeated: it writes what is missing.
 
     Args:
         worker: (i, n) for the i-th of n calls that share the work, see `cache_activations`.
@@ -59,7 +59,7 @@ def write_run_cache(
         ValueError: for what the run itself would refuse, and what `cache_activations` refuses.
     """
     if cfg.cached_activations_path is None:
-        raise ValueError("cached_activations_path is not set: name the folder that the activations go to.")
+        raise ValueError("cached_activations_path is not set: set it to the folder for the activations.")
     validate_worker(worker)
     if in_memory not in get_args(InMemory):
         raise ValueError(f"in_memory={in_memory!r} is not one of {', '.join(get_args(InMemory))}.")
@@ -93,8 +93,8 @@ def write_run_cache(
     return write(TRAINING, rows.training, cfg.training_tokens), held_out
 
 
-def read_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, ActivationCache]:
-    """The activations to train on, and those to be diagnosed on, from the cache that the config names.
+def load_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, ActivationCache]:
+    """Load the training and held-out activations from the cache that the config names.
 
     Raises:
         ValueError: for a folder without a whole cache, unless the config waits for it, and for one of other models,
@@ -114,8 +114,8 @@ def read_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, Activa
             different.append("token_replacements")
         if different:
             raise ValueError(
-                f"{cache.path} holds activations of other data: its config differs in {', '.join(different)}. Use the "
-                "config that wrote it, or write another cache."
+                f"{cache.path} contains activations of other data: its config differs in {', '.join(different)}. Use "
+                "the config that wrote it, or write another cache."
             )
     return training, held_out
 

@@ -14,14 +14,14 @@ from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.collectives import Collectives
 from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.training.data.run_cache import read_run_cache
+from sae_lens_crosscoder.training.data.run_cache import load_run_cache
 from sae_lens_crosscoder.training.data.run_rows import RunRows
-from sae_lens_crosscoder.training.refusals import refuse_missing_device
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.validation import validate_device
 
 
 class RunData:
-    """Training and held-out data of a run, from the pair of models or from cached activations.
+    """Training and held-out data of a run: activations of the pair, or of a cache.
 
     Attributes:
         activations_store: an endless iterator of batches (batch, d_in) to train on; of several processes, this one's
@@ -37,7 +37,7 @@ class RunData:
         collectives: Collectives,
     ) -> None:
         for device in (cfg.device, cfg.llm_device, cfg.chat_device, cfg.act_store_device):
-            refuse_missing_device(device)
+            validate_device(device)
         self.cfg = cfg
         self.collectives = collectives
         """The processes of this run."""
@@ -79,7 +79,7 @@ class RunData:
 
     @property
     def held_out_kept(self) -> Bool[Tensor, "batch pos"]:
-        """Token mask of `held_out_tokens`: no padding, and no tokens that the config excludes."""
+        """Mask of the `held_out_tokens` that training would use: no padding, no excluded tokens."""
         return self.held_out_store.token_mask(self.held_out_tokens)
 
     @cached_property
@@ -117,7 +117,7 @@ class RunData:
             cfg, override_dataset, None if self._pair is None else self._pair.tokenizer, self.collectives
         )
         self._pair = self._pair or load_pair(cfg)
-        self._refuse_wrong_widths(self._pair.layout_at(cfg.hook_name).d_models)
+        self._validate_widths(self._pair.layout_at(cfg.hook_name).d_models)
         self.model_names = self._pair.model_names or (None, None)
         self.activations_store = PairActivationsStore.from_config(
             self._pair, self._share, override_dataset=self._rows.training
@@ -127,9 +127,9 @@ class RunData:
         """Activations from disk, in random order."""
         cfg = self.cfg
         if override_dataset is not None or self._pair is not None:
-            raise ValueError("use_cached_activations=True reads no dataset and no models: give neither.")
-        training, self._held_out_cache = read_run_cache(cfg)
-        self._refuse_wrong_widths(training.layout.d_models)
+            raise ValueError("use_cached_activations=True needs no dataset and no models: leave them out.")
+        training, self._held_out_cache = load_run_cache(cfg)
+        self._validate_widths(training.layout.d_models)
         self.model_names = training.manifest.model_names or (None, None)
         self.activations_store = training.shuffled(
             self._share.train_batch_size_tokens,
@@ -139,7 +139,7 @@ class RunData:
             part=(self.collectives.rank, self.collectives.n_processes),
         )
 
-    def _refuse_wrong_widths(self, found: tuple[int, ...]) -> None:
+    def _validate_widths(self, found: tuple[int, ...]) -> None:
         for name, cfg in self.cfg.crosscoder_configs.items():
             if cfg.layout.d_models != found:  # pyright: ignore[reportAttributeAccessIssue]
                 raise ValueError(

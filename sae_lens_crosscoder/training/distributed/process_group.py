@@ -1,4 +1,4 @@
-"""Several processes train one crosscoder: what they exchange, by `torch.distributed`; `torchrun` starts them.
+"""Collectives of several processes that train one crosscoder, with `torch.distributed`; `torchrun` starts them.
 
 Process r of a grid of `n_data` rows and `n_latents` columns is in row r // n_latents and column r % n_latents. Each
 harvests its own share of the data. A row puts its shares together, so that all of it trains on the same tokens, and
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 class LostProcessError(ConnectionError):
-    """Another process of the run has ended, and nothing can be done together any more."""
+    """Another process of the run has ended, so collectives no longer work."""
 
 
 class StoppedElsewhereError(RuntimeError):
-    """Another process of the run has raised the error that says why."""
+    """Another rank failed; its log has the error."""
 
 
 def connect(latent_shards: int, device: str) -> Collectives:
-    """The processes that `torchrun` started, as a grid; the only one, if it did not.
+    """Connect the processes that `torchrun` started; a single process without `torchrun`.
 
     Raises:
         ValueError: if the latents cannot be divided as asked among so many processes.
@@ -75,7 +75,7 @@ class ProcessGroup(Collectives):
 
     @property
     def latent_shard(self) -> int:
-        """Index of this rank's slice of the latents."""
+        """Index of this process's shard of the latents."""
         return self.rank % self.n_latents
 
     @override
@@ -214,7 +214,7 @@ class ProcessGroup(Collectives):
 
 
 def _n_largest(values: Float[Tensor, "*rows column"], n: int) -> tuple[Bool[Tensor, "*rows column"], Tensor]:
-    """Where a row's n largest are, and the smallest of them; of equal ones the first, so that all processes agree.
+    """Mark a row's n largest values, and return the smallest of them; of equal values the first are taken.
 
     >>> _n_largest(torch.tensor([3.0, 1.0, 3.0, 3.0, 5.0]), 3)
     (tensor([ True, False,  True, False,  True]), tensor([3.]))
@@ -232,8 +232,8 @@ def _exchange() -> Generator[None]:
         yield
     except RuntimeError as error:
         message = (
-            "Another process of this run has ended, and the run with it; torchrun says which. Go on from the last "
-            f"whole checkpoint with --resume_from_checkpoint latest. ({str(error).splitlines()[0]})"
+            "Another process of this run has ended; see torchrun's log. Resume from the last "
+            f"complete checkpoint with --resume_from_checkpoint latest. ({str(error).splitlines()[0]})"
         )
         logger.error(message)  # at once, because torchrun is about to end this process as well
         raise LostProcessError(message) from error

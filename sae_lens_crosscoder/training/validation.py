@@ -1,4 +1,4 @@
-"""Validation of folders and devices before any long work."""
+"""Checks of folders and devices before any long work."""
 
 import tempfile
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 
-def refuse_unwritable(folder: str | None) -> None:
-    """Raise a ValueError if `folder` is there but no folder, or nothing can be written where it should be."""
+def validate_writable(folder: str | None) -> None:
+    """Raise a ValueError if `folder` cannot be created or written to."""
     if folder is None:
         return
     path = Path(folder).absolute()
@@ -17,11 +17,11 @@ def refuse_unwritable(folder: str | None) -> None:
             file.write(b"0")
     except OSError as error:
         raise ValueError(
-            f"Cannot write to {folder!r}: {nearest} is not a folder that may be written to ({error.strerror})."
+            f"Cannot write to {folder!r}: {nearest} is not a writable folder ({error.strerror})."
         ) from error
 
 
-def refuse_missing_device(device: str | None) -> None:
+def validate_device(device: str | None) -> None:
     """Raise a ValueError if this torch cannot use the device."""
     if device is None:
         return
