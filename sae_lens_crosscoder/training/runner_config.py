@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import simple_parsing
-import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from sae_lens.config import dict_field
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
@@ -21,6 +20,7 @@ from sae_lens_crosscoder.data.packing import PackingRule
 from sae_lens_crosscoder.storage.field_types import validate_field_types
 from sae_lens_crosscoder.storage.names import validate_folder_name
 from sae_lens_crosscoder.storage.secrets import validate_no_secrets
+from sae_lens_crosscoder.training.devices import same_device
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig, default_dead_feature_window
 
 _BATCHES_IN_BUFFER = 16
@@ -146,7 +146,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     def _has_a_device_for_the_models(self) -> bool:
         base_device = self.llm_device or self.device
         devices = (base_device, self.chat_device or base_device)
-        return not all(_same_device(device, self.device) for device in devices)
+        return not all(same_device(device, self.device) for device in devices)
 
     def _validate_data(self) -> None:
         if self.mix is not None and self.dataset_path:
@@ -297,20 +297,3 @@ def _logging_config(fields: Any) -> LoggingConfig:
     validate_known_keys(fields, LoggingConfig)
     validate_field_types(LoggingConfig, fields)
     return LoggingConfig(**fields)
-
-
-def _same_device(first: str, second: str) -> bool:
-    """True if two names mean the same device; `cuda` is the first GPU.
-
-    >>> _same_device("cuda", "cuda:0"), _same_device("cuda:0", "cuda:1"), _same_device("cpu", "cpu")
-    (True, False, True)
-    """
-    one, other = _device(first), _device(second)
-    return (one.type, one.index or 0) == (other.type, other.index or 0)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:  # torch's error for a name that it cannot parse
-        raise ValueError(f"device={name!r:.80} is not a device name, such as 'cpu', 'cuda' or 'cuda:1'.") from error
