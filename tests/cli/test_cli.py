@@ -239,7 +239,7 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(args, message, capsys):
 def test_diagnosing_on_more_rows_than_were_held_out_is_refused(capsys):
     assert main(["train", *TINY, "--output_path", "out"]) == 0
     assert main(["diagnose", "out", "--n_held_out_rows", "9"]) == 2
-    assert "reach into training data" in capsys.readouterr().err
+    assert "include training data" in capsys.readouterr().err
 
 
 def test_the_demo_in_small_is_the_same_twice():
