@@ -239,7 +239,7 @@ class TestCache:
     def test_without_a_folder_nothing_is_cached_and_models_given_beside_one_are_refused(self, tmp_path, mix, pair):
         with pytest.raises(ValueError, match="cached_activations_path is not set"):
             write_run_cache(run_config(mix=mix))
-        with pytest.raises(ValueError, match="reads no dataset and no models"):
+        with pytest.raises(ValueError, match="needs no dataset and no models"):
             slc.CrosscoderTrainingRunner(cached(tmp_path, mix), override_model=pair)
 
 
