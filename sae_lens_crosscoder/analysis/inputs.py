@@ -11,7 +11,7 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.eval_data import Activations, Batches, EvalData
 from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
 from sae_lens_crosscoder.data.token_mask import as_token_mask
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import fingerprint
@@ -89,7 +89,7 @@ def data_source(crosscoder: InferenceCrosscoder, data: EvalData) -> DataSource:
     assert data.pair is not None  # EvalData validates itself
     assert data.tokens is not None
     data.pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
-    return HarvestedActivations(data.pair, data.tokens, data.token_mask, require_hook_name(crosscoder), data.batch_size)
+    return HarvestedActivations(data.pair, data.tokens, data.token_mask, hook_name_of(crosscoder), data.batch_size)
 
 
 class PromptSource:

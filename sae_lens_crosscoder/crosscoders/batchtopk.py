@@ -88,7 +88,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
 
     def __init__(self, cfg: BatchTopKCrosscoderTrainingConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
-        # Buffers, so that a resumed run goes on as if unbroken. No samples: the threshold was never estimated.
+        # Buffers, so that a resumed run continues exactly. With no samples, the threshold was never estimated.
         self.register_buffer("n_threshold_samples", torch.zeros_like(self.topk_threshold, dtype=torch.int64))
         self.register_buffer("authors_average_begun", torch.zeros_like(self.topk_threshold, dtype=torch.bool))
         self._screening = Screening()

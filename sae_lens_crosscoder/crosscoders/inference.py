@@ -141,23 +141,23 @@ class JumpReLUCrosscoder(InferenceCrosscoder, JumpReLUSAE):
         return self.threshold.clamp(min=0)
 
 
-def require_inference(crosscoder: object, purpose: str) -> InferenceCrosscoder:
-    """`crosscoder` itself, or an error if it is not the kind that can be read."""
+def validate_inference(crosscoder: object, purpose: str) -> InferenceCrosscoder:
+    """Return the crosscoder, or raise a ValueError if it is not an inference crosscoder."""
     if isinstance(crosscoder, InferenceCrosscoder):
         return crosscoder
     raise ValueError(
         f"{purpose} needs an inference crosscoder, but got a {type(crosscoder).__name__}. A training crosscoder's "
-        "selection depends on the batch it is in: save it with save_inference_model(path) and read it back with "
+        "selection depends on the batch it is in. Save it with save_inference_model(path) and load it with "
         "slc.load(path), or use what CrosscoderTrainingRunner.run() returns."
     )
 
 
-def require_hook_name(crosscoder: InferenceCrosscoder) -> str:
-    """The hook that the crosscoder was trained on, or an error if it does not say."""
+def hook_name_of(crosscoder: InferenceCrosscoder) -> str:
+    """Return the hook that the crosscoder was trained on, or raise a ValueError if its config does not name it."""
     hook_name = crosscoder.cfg.metadata.hook_name
     if hook_name is None:
         raise ValueError(
-            "This crosscoder does not say which hook it was trained on: set crosscoder.cfg.metadata.hook_name, "
-            "such as 'blocks.13.hook_resid_post'."
+            "The crosscoder's config has no hook_name. Set crosscoder.cfg.metadata.hook_name to the hook that it was "
+            "trained on, such as 'blocks.13.hook_resid_post'."
         )
     return hook_name

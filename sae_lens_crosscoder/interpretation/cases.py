@@ -18,7 +18,7 @@ from sae_lens_crosscoder.analysis.examples.collect import tokens_sha256
 from sae_lens_crosscoder.analysis.examples.file import Example, ExamplesFile, LatentExamples, load_examples
 from sae_lens_crosscoder.analysis.examples.text import marked_text, plain_text
 from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.interpretation.embedding import Embedder, unit_embeddings
 from sae_lens_crosscoder.interpretation.windows import DrawnWindows, draw_windows
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
@@ -91,7 +91,7 @@ def interpretation_cases(
         ValueError: for a training crosscoder, another pair, no tokenizer, other examples, latents that do not exist or
             repeat, or numbers below 1; all before the models run.
     """
-    crosscoder = require_inference(crosscoder, "interpretation_cases")
+    crosscoder = validate_inference(crosscoder, "interpretation_cases")
     sizes = {"n_shown": n_shown, "n_scored": n_scored, "n_windows": n_windows}
     file = examples if isinstance(examples, ExamplesFile) else load_examples(examples)
     _validate_arguments(sizes, latent_ids, crosscoder.cfg.d_sae)

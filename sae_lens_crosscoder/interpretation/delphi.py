@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -43,13 +43,13 @@ def write_delphi_cache(
         ValueError: for a training crosscoder, a pair it was not trained on, more splits than latents, or activations
             that overflow float16.
     """
-    crosscoder = require_inference(crosscoder, "write_delphi_cache")
+    crosscoder = validate_inference(crosscoder, "write_delphi_cache")
     d_sae = crosscoder.cfg.d_sae
     if not 1 <= n_splits <= d_sae:
         raise ValueError(f"n_splits={n_splits} must be between 1 and {d_sae}, the number of latents.")
     metadata = crosscoder.cfg.metadata
     pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
-    hook_name = require_hook_name(crosscoder)
+    hook_name = hook_name_of(crosscoder)
     locations, activations = _active(crosscoder, pair, tokens, hook_name, batch_size)
     target = Path(folder) / hook_name
     target.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from sae_lens.util import str_to_dtype
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.loading.files import WEIGHTS_NAMES, find_weights, load_foreign_file
 from sae_lens_crosscoder.loading.formats.crosscode import TENSORS as CROSSCODE_TENSORS
 from sae_lens_crosscoder.loading.formats.crosscode import convert_crosscode
@@ -83,7 +83,7 @@ def load(
     def converter(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
         return _load(Path(path), device, cfg_overrides, options)
 
-    return require_inference(SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter), "load")
+    return validate_inference(SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter), "load")
 
 
 def crosscoder_huggingface_loader(

@@ -45,21 +45,25 @@ def train_together(
     settings: Mapping[str, Any] | None = None,
     n_ahead: int = 0,
 ) -> RunCheckpoints:
-    """Train several crosscoders in lockstep, each batch of activations made once and given to all.
+    """Train several crosscoders on the same batches of activations, step by step.
 
-    All trainers must want the same number of tokens. The first one's config says where checkpoints are written and
-    whether to go on from one. When the stream fails or ends early, anything becomes NaN or infinite, or SIGINT or
-    SIGTERM arrives, the state before that is saved there, and the error says so. Returns what saves the run.
+    All trainers must train on the same number of tokens. The first trainer's config names the checkpoint folder and the
+    checkpoint to resume from. If the stream fails or ends early, a value becomes NaN or infinite, or SIGINT or SIGTERM
+    arrives, the state before that is saved there, and the error names the folder.
 
     Args:
-        activations: batches, of several processes this one's share of each, from the start of their stream also when
-            training goes on from a checkpoint.
-        settings: what the run is, so that no other run's checkpoint is gone on from; None for the trainers' configs.
+        activations: batches from the start of the stream, also when training resumes; with several processes, this
+            process's share of each batch.
+        settings: settings that identify the run, so that `latest` finds only its checkpoints; by default the trainers'
+            configs.
         n_ahead: batches made ahead in a background thread.
+
+    Returns:
+        The checkpoints of the run, which can save it once more.
     """
     wanted = {trainer.cfg.total_training_samples for trainer in trainers.values()}
     if len(wanted) != 1:
-        raise ValueError(f"Crosscoders on one stream must train for equally many tokens, not {sorted(wanted)}.")
+        raise ValueError(f"Crosscoders on one stream must train on the same number of tokens, not {sorted(wanted)}.")
     if settings is None:
         settings = {name: trainer.settings for name, trainer in trainers.items()}
     collectives = next(iter(trainers.values())).collectives
@@ -118,7 +122,7 @@ def _train(
 
 
 def _one_step(trainers: Mapping[str, StepTrainer], batch: Float[Tensor, "batch d_in"]) -> None:
-    """Every crosscoder learns from the batch, apart from those that had done so when another's step failed."""
+    """Train every crosscoder on the batch, except those that already did before another's step failed."""
     step = min(trainer.n_training_steps for trainer in trainers.values())
     for trainer in trainers.values():
         if trainer.n_training_steps > step:
@@ -156,7 +160,7 @@ def _next_batch(
         ) from None
     if batch.ndim != 2 or batch.shape[0] == 0:
         raise ValueError(f"Activations must come as (batch, d_in) with at least one token, not {tuple(batch.shape)}.")
-    trainer.sae.layout.split(batch)  # says what is wrong with the width
+    trainer.sae.layout.split(batch)  # validates the width
     return batch
 
 
@@ -178,7 +182,7 @@ def _finish(trainer: StepTrainer) -> None:
 def _estimate_scales(
     trainers: Mapping[str, StepTrainer], activations: Iterator[Tensor], interruption: Interruption
 ) -> None:
-    """Fix activation scales on batches that are then not trained on, as SAELens does."""
+    """Estimate activation scales on batches that are not trained on, as SAELens does."""
     per_model = [trainer for trainer in trainers.values() if trainer.sae.wants_activation_scales]
     stacked = [
         trainer

@@ -192,7 +192,7 @@ class CrosscoderTrainingRunner(RunData):
 
 
 def _resume_from(requested: str, cfg: CrosscoderRunnerConfig) -> None:
-    """Find the checkpoint, refused before any model is loaded; training goes on in the folder of its run.
+    """Find the checkpoint, refused before any model is loaded; training continues in the folder of its run.
 
     `latest` is that of any run of this config: SAELens appends a new random id to `checkpoint_path` every time.
     """

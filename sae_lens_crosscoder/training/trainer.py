@@ -120,7 +120,7 @@ class StepTrainer(SAETrainer[Any, Any]):
         (output.loss / self.collectives.n_data).backward()
         gradient_norm = self.collectives.reduce_gradients(dict(sae.named_parameters()))
         with self.collectives.fail_together():
-            self._require_finite_step(output, gradient_norm)
+            self._validate_finite_step(output, gradient_norm)
         self._count_firing(output.feature_acts)  # nothing can fail any more
         self._clip_gradients(gradient_norm)
         self.optimizer.step()
@@ -138,7 +138,7 @@ class StepTrainer(SAETrainer[Any, Any]):
         self.act_freq_scores += n_firings
         self.n_frac_active_samples += self.collectives.n_data * len(feature_acts)
 
-    def _require_finite_step(self, output: TrainStepOutput, gradient_norm: Tensor) -> None:
+    def _validate_finite_step(self, output: TrainStepOutput, gradient_norm: Tensor) -> None:
         if not torch.isfinite(output.loss):
             losses = ", ".join(f"{name}={value.item():g}" for name, value in output.losses.items())
             raise NonFiniteError(

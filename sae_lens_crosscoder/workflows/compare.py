@@ -9,7 +9,7 @@ from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm, labels_of
 from sae_lens_crosscoder.analysis.statistics.difference import DifferenceShares, difference_shares
 from sae_lens_crosscoder.causal import Responses, latent_effects, next_tokens, token_kl
 from sae_lens_crosscoder.causal.patching.validation import validate_pair
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report import Comparison
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
@@ -44,7 +44,7 @@ def compare(
         ValueError: as `next_tokens`, `difference_shares` and `latent_effects`; for a position outside the prompt,
             n_latents below 1, or a patched pair.
     """
-    crosscoder = require_inference(crosscoder, "compare")
+    crosscoder = validate_inference(crosscoder, "compare")
     hook_name = validate_pair(crosscoder, pair)
     tokens = pair.to_tokens(prompt) if isinstance(prompt, str) else prompt
     n = tokens.shape[-1]

@@ -19,7 +19,7 @@ from sae_lens_crosscoder.analysis.statistics.concepts import MatchedContrast, co
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics, latent_statistics
 from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
 from sae_lens_crosscoder.causal import LogitLens, Responses, kl_between_models, latent_effects, logit_lens
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.token_groups import packed_token_groups
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.explorer.records import Exploration
@@ -56,7 +56,7 @@ def explore(
         ValueError: for contrasts or responses without a pair, examples of other tokens, and in the cases of the
             functions that it calls.
     """
-    crosscoder = require_inference(crosscoder, "explore")
+    crosscoder = validate_inference(crosscoder, "explore")
     if data.pair is None and (contrasts or responses is not None):
         raise ValueError(
             "contrasts and responses need the models. Pass EvalData with pair and tokens, or leave them out."

@@ -191,7 +191,7 @@ def test_a_crosscoder_of_another_pair_and_one_without_a_hook_are_refused():
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
     crosscoder = relu_crosscoder(torch.eye(192, dtype=torch.float64)[:4], d_models=(96, 96))
     tokens = torch.zeros(2, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="does not say which hook"):
+    with pytest.raises(ValueError, match="config has no hook_name"):
         slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=tokens))
     metadata = crosscoder.cfg.metadata
     metadata.model_name, metadata.chat_model_name, metadata.hook_name = "tiny-base", "tiny-chat", "hook_embed"

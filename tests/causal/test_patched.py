@@ -221,7 +221,7 @@ class TestRefusals:
     def test_a_crosscoder_that_names_no_hook(self, case):
         crosscoder = random_crosscoder((32, 32), dtype="float32")
         crosscoder.cfg.metadata.hook_name = None
-        with pytest.raises(ValueError, match="does not say which hook"):
+        with pytest.raises(ValueError, match="config has no hook_name"):
             self.enter(case.pair, crosscoder, LATENTS)
 
     def test_a_crosscoder_of_another_width(self, case):

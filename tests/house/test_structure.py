@@ -31,3 +31,12 @@ def test_prompts_per_forward_pass_are_called_batch_size_but_in_the_hosts_configs
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_checks_are_called_validate():
+    assert lines_with(re.compile(r"def _?(require|refuse|ensure|check)_(?!hooks_to_add)")) == []
+
+
+def test_public_functions_load_and_save():
+    """`read_` and `edited` are gone from public names; a private function may read a part of a file."""
+    assert lines_with(re.compile(r"^(?:def|class) (read_|edited)")) == []

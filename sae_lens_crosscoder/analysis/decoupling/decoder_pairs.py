@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 
 # Cosines that are in memory at a time.
@@ -31,7 +31,7 @@ def decoupled_pairs(crosscoder: InferenceCrosscoder, latents: pd.DataFrame, min_
         ValueError: for a training crosscoder, one that does not read two models of the same width, or the table of
             another crosscoder.
     """
-    crosscoder = require_inference(crosscoder, "decoupled_pairs")
+    crosscoder = validate_inference(crosscoder, "decoupled_pairs")
     _validate_comparable(crosscoder)
     if not 0 < min_cosine < 1:
         raise ValueError(f"min_cosine={min_cosine} must lie in (0, 1). The paper's is 0.9.")

@@ -15,7 +15,7 @@ from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.diagnosis.classes import labels_of
 from sae_lens_crosscoder.analysis.inputs import DataSource, data_source
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, labelled_parts
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 
@@ -51,7 +51,7 @@ def activation_divergence(
         ValueError: for a training crosscoder, pairs of latents that it does not have, thresholds out of order, no data,
             or activations that can be read only once and no `max_activation`.
     """
-    crosscoder = require_inference(crosscoder, "activation_divergence")
+    crosscoder = validate_inference(crosscoder, "activation_divergence")
     indices = _pair_indices(latent_pairs, crosscoder)
     _validate_thresholds(high, low)
 

@@ -13,7 +13,7 @@ from sae_lens_crosscoder.analysis.diagnosis.null_runs import validate_nulls
 from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds, validate_bounds
 from sae_lens_crosscoder.analysis.inputs import DataSource, data_source, encoded, shard_block
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
@@ -57,7 +57,7 @@ def diagnose(
         ValueError: for a training crosscoder, a pair it was not trained on, a null run that was trained differently,
             activations that are NaN, no data, or a checkpoint of another diagnosis.
     """
-    crosscoder = require_inference(crosscoder, "diagnose")
+    crosscoder = validate_inference(crosscoder, "diagnose")
     validate_bounds(bounds)
     if free_directions not in ("model_specific", "all"):
         raise ValueError(f"free_directions={free_directions!r} must be 'model_specific' or 'all'.")

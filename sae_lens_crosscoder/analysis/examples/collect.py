@@ -11,7 +11,7 @@ from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, load_examples, save_examples
 from sae_lens_crosscoder.analysis.examples.windows import ExampleWindows, TokenSpans
 from sae_lens_crosscoder.analysis.inputs import PromptSource
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.storage.checksums import fingerprint
 
 
@@ -52,7 +52,7 @@ def collect_examples(
         ValueError: for a training crosscoder, a pair it was not trained on, a mask without tokens, activations that are
             NaN, or a folder that does not exist; all but the NaN are found before the models run.
     """
-    crosscoder = require_inference(crosscoder, "collect_examples")
+    crosscoder = validate_inference(crosscoder, "collect_examples")
     sizes = {"n_top": n_top, "n_quantiles": n_quantiles, "n_per_quantile": n_per_quantile}
     _validate_arguments(sizes, window, Path(path))
     source = PromptSource(crosscoder, data)

@@ -8,7 +8,7 @@ from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.inputs import data_source
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, labelled_parts
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 
 
@@ -25,7 +25,7 @@ def nu_by_group(crosscoder: InferenceCrosscoder, data: EvalData, *, significant:
     Raises:
         ValueError: for data without groups, or groups that do not fit the tokens.
     """
-    crosscoder = require_inference(crosscoder, "nu_by_group")
+    crosscoder = validate_inference(crosscoder, "nu_by_group")
     if data.groups is None:
         raise ValueError(
             "nu_by_group needs the group of each token. Pass EvalData with groups, as token_groups returns."

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.inputs import data_source, encoded, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling, Target
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def nu_controls(
     Raises:
         ValueError: for a training crosscoder, or no data.
     """
-    crosscoder = require_inference(crosscoder, "nu_controls")
+    crosscoder = validate_inference(crosscoder, "nu_controls")
     other_latent = _other_latents(crosscoder, seed)
     block_size = shard_block(data)
     scalings = {

@@ -19,7 +19,7 @@ from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentSca
 from sae_lens_crosscoder.analysis.latent_scaling.mse_improvement import TargetEnergies, mse_improvement
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, encoded_with_labels, labelled_batches
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import StatisticsSums
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 
 MSE_PREFIX = "mse_improvement_"
@@ -59,7 +59,7 @@ def paper_tables(crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData)
     Raises:
         ValueError: for no crosscoders, those of different models or hooks, and in the cases of `latent_statistics`.
     """
-    crosscoders = {name: require_inference(crosscoder, "paper_tables") for name, crosscoder in crosscoders.items()}
+    crosscoders = {name: validate_inference(crosscoder, "paper_tables") for name, crosscoder in crosscoders.items()}
     lead = _validate_same_data(crosscoders)
     if isinstance(data.activations, Iterator):
         raise ValueError(

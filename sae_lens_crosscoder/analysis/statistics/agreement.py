@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 
 MIN_COSINE = 0.7
 
@@ -25,7 +25,7 @@ def match_latents(first: InferenceCrosscoder, second: InferenceCrosscoder) -> pd
     Raises:
         ValueError: for training crosscoders, or crosscoders that read other widths.
     """
-    first, second = (require_inference(crosscoder, "match_latents") for crosscoder in (first, second))
+    first, second = (validate_inference(crosscoder, "match_latents") for crosscoder in (first, second))
     if first.layout != second.layout:
         raise ValueError(
             f"The crosscoders read widths {first.layout.d_models} and {second.layout.d_models}. Compare crosscoders of "

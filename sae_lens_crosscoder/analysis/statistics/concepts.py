@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -41,7 +41,7 @@ def concept_table(
         latents: `latents` of this crosscoder's diagnosis.
         contrasts: by concept name; the built-in pair's are `models.tiny.matched_prompts`.
     """
-    crosscoder = require_inference(crosscoder, "concept_table")
+    crosscoder = validate_inference(crosscoder, "concept_table")
     hook_name: str = crosscoder.cfg.metadata.hook_name  # pyright: ignore[reportAssignmentType]
     rows: dict[str, dict[Any, Any]] = {}
     for concept, contrast in contrasts.items():

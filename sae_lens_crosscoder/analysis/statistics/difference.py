@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def difference_shares(crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " 
     Raises:
         ValueError: unless the crosscoder reads two models of the same width.
     """
-    crosscoder = require_inference(crosscoder, "difference_shares")
+    crosscoder = validate_inference(crosscoder, "difference_shares")
     layout = crosscoder.layout
     if layout.n_models != 2 or not layout.same_width:
         raise ValueError(

@@ -12,7 +12,7 @@ from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.inputs import Encoded, data_source
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, labelled_parts
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts
 from sae_lens_crosscoder.data.token_groups import BOS_GROUP, TokenGroups
@@ -48,7 +48,7 @@ def latent_statistics(crosscoder: InferenceCrosscoder, data: EvalData) -> Latent
         ValueError: for labels that do not fit the tokens, names that clash, no tokens, or a pair that the crosscoder
             was not trained on.
     """
-    crosscoder = require_inference(crosscoder, "latent_statistics")
+    crosscoder = validate_inference(crosscoder, "latent_statistics")
     source, cells = data_source(crosscoder, data), Cells.of(data)
     sums = StatisticsSums(crosscoder, cells)
     for part, cell in labelled_parts(source, crosscoder, cells.labels, "Counting"):

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.inputs import data_source, encoded
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 
 
@@ -49,7 +49,7 @@ def activation_profiles(
     Raises:
         ValueError: for a training crosscoder, another pair, or another number of highest scores.
     """
-    crosscoder = require_inference(crosscoder, "activation_profiles")
+    crosscoder = validate_inference(crosscoder, "activation_profiles")
     d_sae = crosscoder.cfg.d_sae
     if len(max_activation) != d_sae:
         raise ValueError(

@@ -25,7 +25,7 @@ from sae_lens_crosscoder.causal.forward.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.causal.forward.response_batches import response_batches
 from sae_lens_crosscoder.causal.forward.responses import Responses
 from sae_lens_crosscoder.causal.patching.validation import validate_handover
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import fingerprint
@@ -86,7 +86,7 @@ def causal_effects(
         ValueError: for a pair the crosscoder was not trained on, models of two widths, or a checkpoint of another
             experiment.
     """
-    crosscoder = require_inference(crosscoder, "causal_effects")
+    crosscoder = validate_inference(crosscoder, "causal_effects")
     halves = chat_leaning_halves(latents, pool_size)
     setups = plain_setups(crosscoder, responses.template is not None, with_bias)
     pool = [*halves["top_delta_norm"], *halves["bottom_delta_norm"]]
@@ -177,7 +177,7 @@ def carried_energy(
 ) -> Float[Tensor, " d_sae"]:
     """Mean over tokens of `|f_j (d_j^chat - d_j^base)|^2` per latent."""
     total = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.float64)
-    batches = harvest(pair, tokens, require_hook_name(crosscoder), batch_size)
+    batches = harvest(pair, tokens, hook_name_of(crosscoder), batch_size)
     for batch in tqdm(batches, "Energies", -(-len(tokens) // batch_size), unit="batch", leave=False):
         total += crosscoder.encode(batch.to(crosscoder.W_dec)).double().square().sum(dim=0).cpu()
     base, chat = crosscoder.decoders

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.causal.forward.responses import Responses
 from sae_lens_crosscoder.causal.forward.resume import resume_from
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
 from sae_lens_crosscoder.models.hook_access import cached_activation, device_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -65,7 +65,7 @@ def response_batches(
     crosscoder: InferenceCrosscoder, pair: HookedModelPair, responses: Responses, batch_size: int, n_skipped: int = 0
 ) -> Iterator[ResponseBatch]:
     """Batches in order, with each model run once up to the hook; the first `n_skipped` batches are left out."""
-    hook_name, device = require_hook_name(crosscoder), device_of(pair.chat)
+    hook_name, device = hook_name_of(crosscoder), device_of(pair.chat)
     for rows in torch.arange(len(responses)).split(batch_size)[n_skipped:]:
         tokens = responses.tokens[rows.to(responses.tokens.device)]
         stacked = pair.activations(tokens, hook_name)

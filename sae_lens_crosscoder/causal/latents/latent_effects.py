@@ -16,7 +16,7 @@ from sae_lens_crosscoder.causal.forward.responses import Responses
 from sae_lens_crosscoder.causal.latents.logit_attribution import logit_attribution
 from sae_lens_crosscoder.causal.patching.intervention import intervention
 from sae_lens_crosscoder.causal.patching.validation import validate_handover
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -51,7 +51,7 @@ def latent_effects(
     Raises:
         ValueError: as `causal_effects`, and for no latents, or latents that do not exist or repeat.
     """
-    crosscoder = require_inference(crosscoder, "latent_effects")
+    crosscoder = validate_inference(crosscoder, "latent_effects")
     latent_ids = [int(latent) for latent in latent_ids]
     if not latent_ids:
         raise ValueError("latent_ids is empty: pass at least one latent.")

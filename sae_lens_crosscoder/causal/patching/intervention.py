@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.stacking import StackedLayout
 
 LatentIds = Sequence[int] | Int[Tensor, " latent"] | pd.Index | None
@@ -110,7 +110,7 @@ def intervention(
     >>> intervention(crosscoder, [0], "replace").deltas(torch.tensor([[1.0, 2.0]]))  # where f is 3
     (tensor([[12.]]), None)
     """
-    crosscoder = require_inference(crosscoder, "An intervention")
+    crosscoder = validate_inference(crosscoder, "An intervention")
     _validate_combination(crosscoder, how, model, max_activation, with_bias)
     chosen = _validated_ids(latent_ids, crosscoder)
     W_dec = [decoder.detach()[chosen] for decoder in crosscoder.decoders]

@@ -18,7 +18,7 @@ from sae_lens_crosscoder.causal.patching.intervention import (
     intervention,
 )
 from sae_lens_crosscoder.causal.patching.validation import validate_pair
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_hook_name
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
 from sae_lens_crosscoder.models.hook_access import validate_hook_name
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.patch_state import PatchState
@@ -73,7 +73,7 @@ def patched(
         ):
             yield host
         return
-    hook_name = require_hook_name(crosscoder)
+    hook_name = hook_name_of(crosscoder)
     validate_hook_name(hook_name, host.hook_dict)
     _validate_single_model(how, model, read_by)
     delta = edit.deltas(None)[crosscoder.layout.names.index(str(model))]

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.harvest import validate_tokens
 from sae_lens_crosscoder.causal.forward.kl import kl_terms, log_probs
 from sae_lens_crosscoder.causal.patching.validation import validate_pair
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.models.hook_access import device_of, replaced_activations
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -45,7 +45,7 @@ def splice_evals(
         ValueError: for a pair the crosscoder was not trained on, tokens that are not (prompt, pos), or a mask that
             selects no prediction.
     """
-    crosscoder = require_inference(crosscoder, "splice_evals")
+    crosscoder = validate_inference(crosscoder, "splice_evals")
     hook_name = validate_pair(crosscoder, pair)
     validate_tokens(tokens)
     predicts = _predicting(tokens, scored)

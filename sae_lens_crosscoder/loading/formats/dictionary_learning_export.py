@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.loading.formats.dictionary_learning import NORM_IDS
 
@@ -34,7 +34,7 @@ def save_dictionary_learning(crosscoder: InferenceCrosscoder, folder: str | Path
         ValueError: unless it is an inference crosscoder of two models of equal width with a known k, and with the same
             threshold for all latents in the norm of its training.
     """
-    crosscoder = require_inference(crosscoder, "save_dictionary_learning")
+    crosscoder = validate_inference(crosscoder, "save_dictionary_learning")
     cfg = crosscoder.cfg
     if cfg.layout.n_models != 2 or not cfg.layout.same_width:
         raise ValueError(

@@ -9,7 +9,7 @@ import pandas as pd
 from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm, labels_of
 from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, require_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.report.explorer.records import Exploration, LatentRecord, ShownExample, Weighted
 from sae_lens_crosscoder.report.html.inert import visible
 from sae_lens_crosscoder.report.notebook.facts import Fact, facts_about
@@ -107,7 +107,7 @@ def latent(
         ValueError: for an exploration together with its parts, or parts of another crosscoder.
         IndexError: if the crosscoder has no such latent.
     """
-    crosscoder = require_inference(crosscoder, "latent")
+    crosscoder = validate_inference(crosscoder, "latent")
     if exploration is None:
         table = _table_of_norms(crosscoder) if latents is None else latents
         exploration = Exploration(table, tokenizer=tokenizer, statistics=statistics, examples=examples)

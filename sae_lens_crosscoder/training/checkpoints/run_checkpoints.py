@@ -32,12 +32,12 @@ class RunCheckpoints:
     """Saves and resumes a run; on a CPU, the resumed run equals the uninterrupted one to the bit.
 
     A checkpoint is a folder `<checkpoint_path>/<tokens>` with a file `run_state_<rank>.pt` of every process (activation
-    buffer, place in the data, random generators) and, per crosscoder, what its trainer saves. Another number of
-    processes than the one that saved it goes on with the same weights and moments, but only near the place in the data,
-    without what was in the buffers.
+    buffer, position in the data, random generators) and the state of every crosscoder's trainer. A run with another
+    number of processes resumes with the same weights and moments, but only near the position in the data and with empty
+    buffers.
 
     Args:
-        settings: what the run is; a checkpoint of other settings is not gone on from.
+        settings: settings that identify the run; a checkpoint with other settings is refused.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RunCheckpoints:
             return None
         run = Path(self._cfg.checkpoint_path)
         folder = run / f"{prefix}{self.n_tokens}"
-        if folder == self._newest:  # nothing happened since
+        if folder == self._newest:  # already saved
             return folder
         with new_checkpoint(folder, self.n_tokens, self._settings, self._collectives) as partial:
             for name, trainer in self._trainers.items():
@@ -71,9 +71,9 @@ class RunCheckpoints:
         return folder
 
     def save_because_of(self, error: BaseException) -> None:
-        """Save what was trained until an error, and say on the error where; older checkpoints stay.
+        """Save the state before an error, and add the folder to the error's notes; older checkpoints stay.
 
-        Nothing is saved when other processes have gone on, or have ended.
+        Nothing is saved if the other processes have continued or ended.
         """
         if all(trainer.n_training_steps == 0 for trainer in self._trainers.values()):
             return
@@ -132,13 +132,13 @@ def _read_state(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def find_checkpoint(requested: str, runs: list[Path] | None, settings: Mapping[str, Any]) -> Path:
-    """The checkpoint to go on from: the requested folder, or for `latest` the newest whole one of these settings.
+    """Return the requested checkpoint, or for `latest` the newest complete one with these settings.
 
     Args:
         runs: the folders of runs, in which `latest` looks for checkpoints.
 
     Raises:
-        ValueError: for a folder that is no whole checkpoint, and for other settings, which are named.
+        ValueError: for an incomplete checkpoint, or one with other settings; the message names them.
     """
     if requested != "latest":
         folder = Path(requested)
@@ -172,7 +172,7 @@ def find_checkpoint(requested: str, runs: list[Path] | None, settings: Mapping[s
 
 
 def load_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCrosscoder:
-    """The weights that training goes on from; they must be of the configured kind and size."""
+    """Load the weights to start from, which must have the configured architecture and size."""
     if not (folder / SAE_CFG_FILENAME).exists():
         raise ValueError(f"from_pretrained_path: {folder} has no {SAE_CFG_FILENAME}; give a training checkpoint.")
     stored: Any = TrainingSAE.load_from_disk(folder, device=cfg.device)
@@ -183,14 +183,14 @@ def load_training_crosscoder(folder: Path, cfg: TrainingSAEConfig) -> TrainingCr
                 f"from_pretrained_path: {folder} contains a {found.architecture()} with {key}={getattr(found, key)}, "
                 f"but the config asks for a {wanted.architecture()} with {key}={getattr(wanted, key)}."
             )
-    crosscoder: Any = type(stored)(cfg)  # so that what the config says about training holds from here on
+    crosscoder: Any = type(stored)(cfg)  # with the training settings of the new config
     crosscoder.cfg.activation_scales = found.activation_scales
     crosscoder.load_state_dict(stored.state_dict())
     return crosscoder
 
 
 def _random_state() -> dict[str, Any]:
-    """Of every global generator, in types that `torch.load` reads without running code."""
+    """States of the global generators, in types that `torch.load` reads with weights_only=True."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (the hosts use the global generator)
     return {
         "python": random.getstate(),

@@ -43,13 +43,13 @@ def _write_config(trainer: StepTrainer, folder: Path) -> None:
 
 
 def load_trainer(trainer: StepTrainer, folder: Path) -> None:
-    """Have a trainer go on from a checkpoint that any number of processes saved."""
+    """Load a trainer's state from a checkpoint that any number of processes saved."""
     if (folder / _SHARDED_FILENAME).exists():
         _load_sharded(trainer, folder)
     elif trainer.collectives.n_processes > 1:
         raise ValueError(
-            f"Checkpoint {folder} was saved by one process, and several cannot go on from it: resume it with one, or "
-            "start from its weights with from_pretrained_path."
+            f"Checkpoint {folder} was saved by one process, and several processes cannot resume it. Resume it with "
+            "one process, or start from its weights with from_pretrained_path."
         )
     else:
         trainer.sae.load_weights_from_checkpoint(folder)
@@ -61,7 +61,7 @@ def _load_sharded(trainer: StepTrainer, folder: Path) -> None:
     state = _state(trainer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is for one process
-        load(state, checkpoint_id=folder)  # into the tensors, which are the trainer's own
+        load(state, checkpoint_id=folder)  # in place
     progress = state["progress"]
     for name in _COUNTS:
         setattr(trainer, name, progress[name])
@@ -72,7 +72,7 @@ def _load_sharded(trainer: StepTrainer, folder: Path) -> None:
 
 
 def _state(trainer: StepTrainer) -> dict[str, Any]:
-    """All that training goes on from, by names that do not depend on who holds what; tensors are the trainer's own."""
+    """State to resume from, under names that do not depend on the shards; tensors are views of the trainer's."""
     tensors: dict[str, Tensor] = dict(trainer.sae.state_dict())
     latent_rows = {name: tensors.pop(name).movedim(axis, 0) for name, axis in LATENT_AXIS.items()}
     for name, weights in trainer.sae.named_parameters():
@@ -95,7 +95,7 @@ def _state(trainer: StepTrainer) -> dict[str, Any]:
 
 
 def _make_moments(trainer: StepTrainer) -> None:
-    """Adam makes them at its first step, here one that changes nothing."""
+    """Create Adam's moments with a step of zero gradients, which changes no weight."""
     for weights in trainer.sae.parameters():
         weights.grad = torch.zeros_like(weights)
     trainer.optimizer.step()

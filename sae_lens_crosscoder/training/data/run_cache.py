@@ -52,7 +52,7 @@ def write_run_cache(
 
     Args:
         worker: (i, n) for the i-th of n calls that share the work, see `cache_activations`.
-        in_memory: `one_model`: each is loaded when its turn comes, and no shard is whole before the chat model's turn;
+        in_memory: `one_model`: each model is loaded in turn, and no shard is complete before the chat model's turn;
             `both_models`: shard after shard is finished, for training that waits for them.
 
     Raises:
@@ -97,7 +97,7 @@ def load_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, Activa
     """Load the training and held-out activations from the cache that the config names.
 
     Raises:
-        ValueError: for a folder without a whole cache, unless the config waits for it, and for one of other models,
+        ValueError: for a folder without a complete cache, unless the config waits for it, and for one of other models,
             another hook or other data.
     """
     folder = Path(cfg.cached_activations_path or "")
