@@ -246,7 +246,7 @@ def test_the_demo_in_small_is_the_same_twice():
     cfg = {"d_sae": 64, "training_steps": 40, "batch_size": 128}
     first, second = (run_demo(DemoConfig(output_path=name, **cfg)) for name in ("a", "b"))
     for name in ("l1", "batchtopk"):
-        pd.testing.assert_frame_equal(first.tables[name], second.tables[name])
+        pd.testing.assert_frame_equal(first.diagnoses[name].latents, second.diagnoses[name].latents)
     pd.testing.assert_frame_equal(first.concepts, second.concepts)
 
 

@@ -58,7 +58,7 @@ def damaged(value):
         (without(normalised(0.4), "activation_global_scale"), "Incomplete normaliser"),
         (normalised(0.4, std=torch.full((2, WIDTH), torch.nan)), "activation_std is NaN"),
         (normalised(0.4, activation_mean=torch.ones(2, 4)), r"activation_mean has shape \(2, 4\)"),
-        (normalised(-0.4), "must hold one positive factor"),
+        (normalised(-0.4), "must have one positive factor"),
         (normalised(0.4, std=torch.full((2, WIDTH), torch.inf)), "activation_std contains NaN or infinite"),
         (
             main_tensors() | {"decoder.bias": torch.ones(2, WIDTH, dtype=torch.long)},

@@ -64,6 +64,6 @@ def test_the_command_line_prints_no_key(environment, capsys, monkeypatch):
     def fails(args):
         raise OSError(f"401 for {' and '.join(KEYS.values())}")
 
-    monkeypatch.setitem(cli.COMMANDS, "demo", fails)
+    monkeypatch.setattr("sae_lens_crosscoder.cli.demo.run", fails)
     assert cli.main(["demo"]) == 2
     assert capsys.readouterr().err == "sae-lens-crosscoder demo: 401 for *** and *** and *** and ***\n"

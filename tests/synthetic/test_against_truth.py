@@ -209,7 +209,7 @@ def test_the_latent_of_a_concept_is_chosen_on_one_half_and_scored_on_the_other()
     assert found.delta_norm == table.delta_norm[best]
     assert found.verdict == table.verdict[best]
     single = Contrast(prompts[0, :1], prompts[1, :1])
-    with pytest.raises(ValueError, match="Concept 'alone' has 1 pair of prompts, but needs two"):
+    with pytest.raises(ValueError, match="Concept 'alone' has 1 pair of prompts, but needs at least 2"):
         concept_table(crosscoder, pair, table, {"alone": single})
 
 

@@ -50,7 +50,7 @@ def test_the_first_process_leaves_one_ordinary_folder_and_the_others_nothing(run
     folder, processes = run
     assert [is_none for is_none, *_ in processes] == [False, True]
     names = {path.name for path in (folder / "output").iterdir()}
-    assert names == {"cfg.json", "sae_weights.safetensors", "metrics.jsonl", "runner_cfg.json"}
+    assert names == {"cfg.json", "checksums.json", "sae_weights.safetensors", "metrics.jsonl", "runner_cfg.json"}
     crosscoder = slc.load(folder / "output")
     assert crosscoder.W_dec.shape == (D_SAE, 192)
     assert crosscoder.cfg.metadata.l0 == pytest.approx(4, abs=0.05)
@@ -119,7 +119,7 @@ def test_latents_that_cannot_be_divided_are_refused(tmp_path, fields, message):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="train_batch_size_tokens=128 cannot be divided evenly among 3 processes"):
+    with pytest.raises(ValueError, match="train_batch_size_tokens=128 cannot be divided among 3 processes"):
         config(tmp_path).share_of_stream(3)
     share = config(tmp_path).share_of_stream(2)
     assert (share.train_batch_size_tokens, share.n_batches_in_buffer) == (64, config(tmp_path).n_batches_in_buffer / 2)

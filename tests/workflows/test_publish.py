@@ -126,7 +126,8 @@ def test_it_is_private_unless_asked_and_checkpoints_and_hidden_files_stay_here(f
         (folder / name).write_text("x")
     assert slc.push_to_hub(folder, REPO) == "https://huggingface.co/me/mine"
     assert hub.private is True
-    assert hub.files == {"README.md", "cfg.json", "sae_weights.safetensors", "latents.parquet", "metrics.jsonl"}
+    names = {"README.md", "cfg.json", "checksums.json", "latents.parquet", "metrics.jsonl", "sae_weights.safetensors"}
+    assert hub.files == names
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -151,7 +152,7 @@ def test_a_card_written_by_hand_is_kept(folder, hub):
 
 
 def test_what_is_no_crosscoder_or_no_name_is_refused_before_anything_is_made(tmp_path, folder, hub):
-    with pytest.raises(ValueError, match="it has no"):
+    with pytest.raises(ValueError, match=r"is not a crosscoder folder: cfg\.json is missing"):
         slc.push_to_hub(tmp_path, REPO)
     with pytest.raises(ValueError, match="repo_id='a/b/c' is not a Hub repository name"):
         slc.push_to_hub(folder, "a/b/c")
