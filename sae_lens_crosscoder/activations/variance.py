@@ -1,4 +1,4 @@
-"""Fraction of variance explained, per model and pooled, over a whole set of tokens."""
+"""Fraction of variance explained, per model, pooled and of the models' difference, over a whole set of tokens."""
 
 import torch
 from jaxtyping import Float
@@ -11,13 +11,17 @@ from sae_lens_crosscoder.storage.accumulators import Accumulator
 class VarianceExplained(Accumulator):
     """Fraction of variance explained, `1 - sum_dim Var(residual) / sum_dim Var(h)`, streamed in float64.
 
-    Batches may differ in size.
+    Batches may differ in size. The difference is that of the activations given, chat - base: give raw ones.
 
     >>> fve = VarianceExplained(StackedLayout((1, 1)))
     >>> h = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
     >>> fve.add(h, torch.tensor([[0.0, 1.0], [2.0, 1.0]]))  # base exact, chat a constant
     >>> fve.per_model(), fve.pooled()
     ({'base': 1.0, 'chat': 0.0}, 0.5)
+    >>> different = VarianceExplained(StackedLayout((1, 1)))
+    >>> different.add(torch.tensor([[0.0, 0.0], [2.0, 6.0]]), torch.tensor([[0.0, 0.0], [2.0, 4.0]]))
+    >>> different.difference()
+    0.75
     """
 
     buffers = ("n_tokens", "_sums", "_origin")
@@ -25,16 +29,18 @@ class VarianceExplained(Accumulator):
     def __init__(self, layout: StackedLayout) -> None:
         self.layout = layout
         self.n_tokens = 0
-        self._origin = torch.zeros(2, layout.d_in, dtype=torch.float64)
-        self._sums = torch.zeros(4, layout.d_in, dtype=torch.float64)
+        self._has_difference = layout.n_models == 2 and layout.same_width
+        width = layout.d_in + (layout.d_models[0] if self._has_difference else 0)
+        self._origin = torch.zeros(2, width, dtype=torch.float64)
+        self._sums = torch.zeros(4, width, dtype=torch.float64)
 
     @torch.no_grad()
     def add(self, activations: Float[Tensor, "token d_in"], reconstruction: Float[Tensor, "token d_in"]) -> None:
         """Add a batch of activations and their reconstructions."""
         if len(activations) == 0:
             return
-        target = activations.double()
-        residual = target - reconstruction.double()
+        target = self._with_difference(activations.double())
+        residual = target - self._with_difference(reconstruction.double())
         if self.n_tokens == 0:
             # Variances do not depend on the origin, but a mean much larger than them would cancel their digits.
             self._origin = torch.stack([target[0], residual[0]]).cpu()
@@ -46,14 +52,38 @@ class VarianceExplained(Accumulator):
 
     def per_model(self) -> dict[str, float]:
         """FVE of each model, by the layout's names; nan for a model whose activations do not vary."""
-        total, unexplained = self._variances()
-        parts = zip(self.layout.names, self.layout.split(total), self.layout.split(unexplained), strict=True)
+        total, unexplained = (self.layout.split(part[: self.layout.d_in]) for part in self._variances())
+        parts = zip(self.layout.names, total, unexplained, strict=True)
         return {name: _fraction_explained(variance.sum(), rest.sum()) for name, variance, rest in parts}
 
     def pooled(self) -> float:
         """FVE over all models at once, in which models with larger activations count for more."""
-        total, unexplained = self._variances()
+        total, unexplained = (part[: self.layout.d_in] for part in self._variances())
         return _fraction_explained(total.sum(), unexplained.sum())
+
+    def difference(self) -> float:
+        """FVE of chat - base; nan unless there are two models of one width whose difference varies.
+
+        The FVE of two similar models says nothing about what sets them apart. This one does.
+        """
+        total, unexplained = (part[self.layout.d_in :] for part in self._variances())
+        return _fraction_explained(total.sum(), unexplained.sum())
+
+    def all_figures(self) -> dict[str, float]:
+        """Every FVE by name: each model's, `pooled`, and `difference`."""
+        return {**self.per_model(), "pooled": self.pooled(), "difference": self.difference()}
+
+    @property
+    def models_are_identical(self) -> bool:
+        """True if both models had exactly equal activations on every token."""
+        differences = torch.cat([self._origin[:1], self._sums[:2]])[:, self.layout.d_in :]
+        return self._has_difference and self.n_tokens > 0 and not bool(differences.any())
+
+    def _with_difference(self, stacked: Float[Tensor, "token d_in"]) -> Float[Tensor, "token _"]:
+        if not self._has_difference:
+            return stacked
+        base, chat = self.layout.split(stacked)
+        return torch.cat([stacked, chat - base], dim=-1)
 
     def _variances(self) -> tuple[Tensor, Tensor]:
         if self.n_tokens == 0:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import simple_parsing
 
+from sae_lens_crosscoder.analysis.diagnosis.conclusion import FVE_FLOOR
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.cli.flags import parse
@@ -22,6 +23,8 @@ class DiagnoseConfig:
     """Number of contexts, from those that training held out; by default all."""
     null: list[str] = field(default_factory=list)
     """Folders of null runs, for q-values: the same training on a pair of models that do not differ."""
+    fve_floor: float = FVE_FLOOR
+    """The conclusion is never "no difference detected" if the FVE of a model is below this."""
     output_path: str | None = None
     """Folder for latents.parquet; by default the crosscoder's."""
 
@@ -34,6 +37,6 @@ def run(args: Sequence[str]) -> None:
     instead = "use slc.diagnose with data of your own."
     held_out = held_out_run(cfg.crosscoder, cfg.n_held_out_rows, instead)
     crosscoder.to(held_out.cfg.device)
-    diagnosis = diagnose(crosscoder, held_out.held_out_data(cfg.n_held_out_rows), null=nulls)
+    diagnosis = diagnose(crosscoder, held_out.held_out_data(cfg.n_held_out_rows), null=nulls, fve_floor=cfg.fve_floor)
     print(diagnosis.conclusion)
     print(diagnosis.save(cfg.output_path or cfg.crosscoder))

@@ -21,8 +21,9 @@ from sae_lens_crosscoder.training.trainer import StepTrainer
 class CrosscoderTrainer(StepTrainer):
     """Trains one crosscoder with `fit`; `train_together` trains several on one stream.
 
-    `history` is a pandas table with a row every `cfg.log_frequency` steps: losses, `fve_base`, `fve_chat` and
-    `fve_pooled` (of that batch), `l0`, `n_dead`, the threshold if the architecture has one, the learning rate.
+    `history` is a pandas table with a row every `cfg.log_frequency` steps: losses, `fve_base`, `fve_chat`,
+    `fve_pooled` and `fve_difference` (of chat - base), all of that batch, `l0`, `n_dead`, the threshold if the
+    architecture has one, the learning rate.
 
     Args:
         cfg: length, learning rate, logging.

@@ -43,8 +43,9 @@ class StepTrainer(SAETrainer[Any, Any]):
         activations: yields raw stacked activations of shape (batch, d_in), base first.
         name: what this crosscoder is called in checkpoints, progress and metrics; empty for a lone one.
 
-    `history` is a pandas table with a row every `cfg.log_frequency` steps: losses, `fve_base`, `fve_chat` and
-    `fve_pooled` (of that batch), `l0`, `n_dead`, the threshold where there is one, the learning rate.
+    `history` is a pandas table with a row every `cfg.log_frequency` steps: losses, `fve_base`, `fve_chat`,
+    `fve_pooled` and `fve_difference` (of chat - base), all of that batch, `l0`, `n_dead`, the threshold where there is
+    one, the learning rate.
     """
 
     cfg: CrosscoderTrainerConfig
@@ -234,8 +235,7 @@ class StepTrainer(SAETrainer[Any, Any]):
             "n_training_tokens": float(self.n_training_samples),
             "loss": collectives.mean(output.loss).item(),
             **{name: collectives.mean(value).item() for name, value in output.losses.items()},
-            **{f"fve_{name}": value for name, value in fve.per_model().items()},
-            "fve_pooled": fve.pooled(),
+            **{f"fve_{name}": value for name, value in fve.all_figures().items()},
             "l0": n_firings.item() / (collectives.n_data * len(output.feature_acts)),
             "n_dead": float(collectives.sum(self.dead_neurons.sum(), "latents")),
             "lr": self.optimizer.param_groups[0]["lr"],

@@ -6,14 +6,17 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from tests.reference.variance import mean_norm, variance_explained
+from tests.reference.variance import mean_norm, variance_explained, variance_explained_of_difference
 
 LAYOUT = slc.stacking.StackedLayout((2, 3))
 CUTS = {"base": slice(0, 2), "chat": slice(2, 5)}
 
 
-def fve_of(x, guess, sizes=None):
-    fve = VarianceExplained(LAYOUT)
+PAIR = slc.stacking.StackedLayout((3, 3))
+
+
+def fve_of(x, guess, sizes=None, layout=LAYOUT):
+    fve = VarianceExplained(layout)
     for part, estimate in zip(x.split(sizes or [len(x)]), guess.split(sizes or [len(x)]), strict=True):
         fve.add(part, estimate)
     return fve
@@ -27,6 +30,54 @@ def test_variance_explained_is_over_the_whole_set(sizes):
     expected = {name: variance_explained(x[:, cut].tolist(), guess[:, cut].tolist()) for name, cut in CUTS.items()}
     assert fve.per_model() == pytest.approx(expected)
     assert fve.pooled() == pytest.approx(variance_explained(x.tolist(), guess.tolist()))
+
+
+@pytest.mark.parametrize("sizes", [[30], [1, 9, 20], [0, 15, 0, 15]])
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+def test_variance_explained_of_the_difference_is_over_the_whole_set(sizes, shift):
+    x, noise = torch.randn(2, 30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fve = fve_of(x + shift, x + 0.3 * noise, sizes, PAIR)
+    expected = variance_explained_of_difference(x.tolist(), (x + 0.3 * noise).tolist(), 3)
+    assert fve.difference() == pytest.approx(expected, abs=1e-6)
+    assert 0 < expected < 1
+    figures = {**fve.per_model(), "pooled": fve.pooled(), "difference": fve.difference()}
+    assert fve.all_figures() == figures
+    assert list(figures) == ["base", "chat", "pooled", "difference"]
+
+
+def test_two_models_can_be_explained_well_and_their_difference_not_at_all():
+    base, tuning = torch.randn(2, 500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([base, base + 0.05 * tuning], dim=-1)
+    blind = fve_of(x, torch.cat([base, base], dim=-1), layout=PAIR)  # one shared direction per concept
+    assert min(blind.per_model().values()) > 0.99
+    assert blind.difference() == pytest.approx(0)
+    assert fve_of(x, x, layout=PAIR).difference() == 1
+
+
+def test_models_are_identical_only_if_every_activation_is_equal():
+    base = torch.randn(30, 3, dtype=torch.float64)
+    x = torch.cat([base, base], dim=-1)
+    same = fve_of(x, 0.5 * x, [10, 20], PAIR)
+    assert same.models_are_identical
+    assert same.difference() != same.difference()
+    one_number = x.clone()
+    one_number[17, 4] += 1e-9
+    steered = x + PAIR.expand(torch.tensor([0.0, 1.0]))  # does not vary, but is a difference
+    for changed in (one_number, steered):
+        assert not fve_of(changed, 0.5 * x, [10, 20], PAIR).models_are_identical
+    again = VarianceExplained(PAIR)
+    again.load_state_dict(same.state_dict())
+    assert again.models_are_identical
+    assert not VarianceExplained(PAIR).models_are_identical
+
+
+@pytest.mark.parametrize("d_models", [(2, 3), (2, 2, 2), (4,)])
+def test_the_difference_is_undefined_unless_two_models_have_one_width(d_models):
+    layout = slc.stacking.StackedLayout(d_models)
+    x = torch.zeros(30, layout.d_in, dtype=torch.float64)
+    fve = fve_of(x, x, layout=layout)
+    assert fve.difference() != fve.difference()
+    assert not fve.models_are_identical
 
 
 @pytest.mark.parametrize("shift", [0.0, 5.0, -1e8])
@@ -59,7 +110,7 @@ def test_a_model_that_does_not_vary_has_no_variance_to_explain(constant, dtype):
 def test_no_tokens_are_an_error():
     fve = VarianceExplained(LAYOUT)
     fve.add(torch.zeros(0, 5), torch.zeros(0, 5))
-    for ask in (fve.pooled, fve.per_model):
+    for ask in (fve.pooled, fve.per_model, fve.difference):
         with pytest.raises(ValueError, match="undefined without tokens"):
             ask()
 

@@ -13,7 +13,7 @@ from sae_lens_crosscoder.analysis import inputs as data_source
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder, scaling_of
 from tests.crosscoders.conftest import batchtopk_crosscoder
-from tests.reference.variance import variance_explained
+from tests.reference.variance import variance_explained, variance_explained_of_difference
 
 NAN = float("nan")
 
@@ -114,6 +114,7 @@ def test_the_columns_are_what_they_are_called():
         assert (row.enc_cos_sim, row.enc_norm_ratio) == pytest.approx((cosine, norms[1] / norms[0]))
     guess = crosscoder.decode(f)
     fve = {name: variance_explained(x[:, cut].tolist(), guess[:, cut].tolist()) for name, cut in CUTS.items()}
+    fve["difference"] = variance_explained_of_difference(x.tolist(), guess.tolist(), 3)
     manifest = diagnosis.manifest
     assert manifest["fve"] == pytest.approx(fve)
     assert manifest["l0"] == pytest.approx((f > 0).sum().item() / len(x))
@@ -245,7 +246,7 @@ def test_models_without_a_common_direction_keep_everything_that_is_not_about_one
     assert table.delta_norm.notna().all() == (len(d_models) == 2)
     if len(d_models) == 2:
         assert set(table.verdict) <= {"shared", "other", "undetermined"}
-        assert set(diagnosis.manifest["fve"]) == {"base", "chat", "pooled"}
+        assert set(diagnosis.manifest["fve"]) == {"base", "chat", "pooled", "difference"}
     else:
         assert set(table.verdict) == {"undefined"}
         assert {"dec_norm_model_0", "dec_norm_model_2"} <= set(table)

@@ -5,11 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
-from sae_lens_crosscoder.analysis.diagnosis.verdict import conclusion
 from tests.analysis.conftest import random_activations, random_crosscoder
 
 NAN = float("nan")
@@ -108,38 +106,7 @@ def test_a_null_run_that_was_trained_differently_is_refused():
         diagnosed(0, null=replace(null, manifest={}))
 
 
-def test_the_conclusion_counts_verdicts_and_says_when_there_are_none():
-    verdicts = ["chat_specific", "chat_specific", "base_specific", "shared", "dead"]
-    unsure = pd.DataFrame({"label": "shared", "verdict": verdicts, "q_value": NAN})
-    assert conclusion(unsure) == (
-        "2 latents are specific to the chat model and 1 to the base model, of 4 live ones, with chance not accounted "
-        "for (no null runs were given)"
-    )
-    assert conclusion(unsure.assign(q_value=0.01)).endswith("of 4 live ones (q < 0.1)")
-    nothing = unsure.assign(verdict="shared")
-    assert conclusion(nothing) == "no difference detected: none of 5 live latents is specific to one model"
-
-
-def test_what_could_not_be_judged_is_undecided_and_not_without_difference():
-    table = pd.DataFrame({"label": ["chat_only", "shared"], "verdict": ["undetermined", "shared"], "q_value": NAN})
-    assert conclusion(table).startswith("undecided: 1 one-sided latents of 2 live ones could not be judged")
-    assert conclusion(table.assign(verdict=["rare", "shared"])).startswith("undecided")
-    assert conclusion(table.assign(q_value=0.5)).startswith("no difference detected")  # null runs have judged it
-    assert conclusion(table.assign(label="undefined", verdict="undefined")).startswith("undecided")
-    assert conclusion(table.assign(verdict=["chat_specific", "shared"])).startswith("1 latents are specific")
-
-
 def test_null_runs_without_spread_are_refused():
     """Two copies of a model, started in pairs, stay equal: any latent would seem beyond chance."""
     with pytest.raises(ValueError, match="have a Delta_norm of 1/2"):
         q_values(table_of([0.49] * 30), [table_of([0.5] * 30)])
-
-
-def test_a_pair_in_which_nothing_differs_is_said_to_be_one():
-    crosscoder = random_crosscoder()
-    with torch.no_grad():
-        base = crosscoder.W_dec[:, :3]
-        crosscoder.W_dec.copy_(torch.cat([base, base], dim=-1))
-    x = random_activations(2000)[:, :3].repeat(1, 2)
-    diagnosis = slc.diagnose(crosscoder, slc.EvalData(activations=[x]))
-    assert diagnosis.conclusion.startswith("no difference detected")

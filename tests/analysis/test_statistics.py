@@ -11,7 +11,7 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, dialogues
 from tests.analysis.conftest import D_SAE, random_activations, random_crosscoder, relu_crosscoder, scaling_of
 from tests.reference import statistics as ref
-from tests.reference.variance import variance_explained
+from tests.reference.variance import variance_explained, variance_explained_of_difference
 
 NAMES = ("bos", "template a", "template b", "user", "assistant")
 N_ROWS, N_POS = 12, 20
@@ -52,6 +52,7 @@ def check(statistics, crosscoder, x, groups, sources):
     d = x.shape[1] // 2
     cuts = {"base": slice(0, d), "chat": slice(d, None), "pooled": slice(None)}
     fve = {name: variance_explained(h[:, cut].tolist(), h_hat[:, cut].tolist()) for name, cut in cuts.items()}
+    fve["difference"] = variance_explained_of_difference(h.tolist(), h_hat.tolist(), d)
     assert statistics.fve == pytest.approx(fve)
     assert statistics.l0["all"] == pytest.approx((crosscoder.encode(h) > 0).sum().item() / len(h))
 

@@ -53,8 +53,10 @@ def test_null_runs_give_q_values(capsys):
     null = ["--chat-model-name", "tiny-base+jitter=0.02"]
     assert main(["train", *TINY, "--output_path", "out"]) == 0
     assert main(["train", *TINY, *null, "--output_path", "null"]) == 0
-    assert main(["diagnose", "out", "--null", "null", "null"]) == 0
-    assert "no difference detected" in capsys.readouterr().out
+    assert main(["diagnose", "out", "--null", "null", "null", "--fve_floor", "0.4"]) == 0
+    assert re.search(
+        r"^undecided: the FVE of the \w+ model is .*, below the floor of 0\.4", capsys.readouterr().out, re.M
+    )
     diagnosis = slc.Diagnosis.load("out")
     table = diagnosis.latents
     assert diagnosis.manifest["n_null_runs"] == 2

@@ -16,5 +16,14 @@ def variance_explained(h, h_hat):
     return 1 - unexplained / total if total > 0 else float("nan")
 
 
+def variance_explained_of_difference(h, h_hat, width):
+    """Variance explained of chat - base, where each model is `width` wide and base comes first."""
+
+    def differences(rows):
+        return [[row[width + i] - row[i] for i in range(width)] for row in rows]
+
+    return variance_explained(differences(h), differences(h_hat))
+
+
 def mean_norm(rows):
     return sum(math.sqrt(sum(value * value for value in row)) for row in rows) / len(rows)

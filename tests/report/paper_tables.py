@@ -26,7 +26,12 @@ def make_latents(n=1000, seed=0):
 
 
 def paper(table, pairs, **fields):
-    manifest = {**make_manifest(), "fve": {"base": 0.9, "chat": 0.8, "pooled": 0.85}, "l0": 7.5, **fields}
+    manifest = {
+        **make_manifest(),
+        "fve": {"base": 0.9, "chat": 0.8, "pooled": 0.85, "difference": 0.6},
+        "l0": 7.5,
+        **fields,
+    }
     return PaperTables(Diagnosis(table, manifest), pairs)
 
 

@@ -52,7 +52,7 @@ def test_our_numbers_are_those_of_the_tables(tables):
             assert ours["classes", label] == (table.label == label).sum()
         assert ours["classes", "shared, share of all latents"] == pytest.approx((table.label == "shared").mean())
         assert ours["classes", "dead, share of all latents"] == table.dead.sum() / len(table)
-        assert ours["reconstruction"].tolist() == [0.9, 0.8, 0.85, 7.5]
+        assert ours["reconstruction"].tolist() == [0.9, 0.8, 0.85, 0.6, 7.5]
         chat_only, shared = live(table, "chat_only"), live(table, "shared")
         known = chat_only.dropna(subset=NUS)
         for limit in (0.2, 0.5):
@@ -105,7 +105,7 @@ def test_the_files_hold_every_number_and_latent(tables, tmp_path):
                 unknown = expected[of, name] is None or expected[of, name] != expected[of, name]
                 assert value is None if unknown else value == pytest.approx(expected[of, name])
     l1 = content["crosscoders"]["l1"]
-    assert l1["manifest"]["fve"] == {"base": 0.9, "chat": 0.8, "pooled": 0.85}
+    assert l1["manifest"]["fve"] == {"base": 0.9, "chat": 0.8, "pooled": 0.85, "difference": 0.6}
     assert [row["limit"] for row in l1["counts_below"]] == pytest.approx([i / 100 for i in range(101)])
     assert [row["coverage"] for row in l1["overlap_with_shared"]] == [0.95, 0.5]
     assert [pair["divergence"] for pair in l1["pairs"]] == [0, 0.5, 1]

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.diagnosis.verdict import conclusion
 from sae_lens_crosscoder.synthetic.null_streams import null_activations, shuffled_batches
 from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
 
@@ -26,23 +25,28 @@ def small_world(**world):
 
 
 def trained(kind, activations, tmp_path, **fields):
-    """The table of a crosscoder trained for a moment in float64, on activations that are then judged as well."""
+    """The table of `diagnosed`."""
+    return diagnosed(kind, activations, tmp_path, **fields).latents
+
+
+def diagnosed(kind, activations, tmp_path, n_steps=STEPS, **fields):
+    """The diagnosis of a crosscoder trained for a moment in float64, on activations that are then judged as well."""
     crosscoder_class, config_class, defaults = CONFIGS[kind]
     torch.manual_seed(1)
     crosscoder = crosscoder_class(config_class(d_model=16, d_sae=40, dtype="float64", **(defaults | fields)))
     cfg = slc.CrosscoderTrainerConfig(
-        total_training_samples=STEPS * BATCH,
+        total_training_samples=n_steps * BATCH,
         train_batch_size_samples=BATCH,
         lr=1e-2,
-        lr_warm_up_steps=20,
-        lr_decay_steps=100,
+        lr_warm_up_steps=n_steps // 20,
+        lr_decay_steps=n_steps // 4,
         dead_feature_window=50,
         n_batches_for_norm_estimate=10,
     )
     slc.CrosscoderTrainer(cfg, crosscoder, shuffled_batches(activations, BATCH, seed=0)).fit()
     crosscoder.save_inference_model(tmp_path)
     data = slc.EvalData(activations=activations.split(1000))
-    return slc.diagnose(slc.load(tmp_path), data, free_directions="all").latents
+    return slc.diagnose(slc.load(tmp_path), data, free_directions="all")
 
 
 def pool(**world):
@@ -71,9 +75,25 @@ def test_in_a_model_and_itself_nothing_is_found(kind, tmp_path):
     real = pool()
     layout = small_world().layout
     (twice,) = null_activations([real], layout, "identical")
-    table = trained(kind, twice, tmp_path)
-    assert table.delta_norm.to_numpy() == pytest.approx(0.5, abs=1e-9)
-    assert conclusion(table).startswith("no difference detected")
+    diagnosis = diagnosed(kind, twice, tmp_path)
+    assert diagnosis.latents.delta_norm.to_numpy() == pytest.approx(0.5, abs=1e-9)
+    assert diagnosis.conclusion.startswith("undecided: both models have exactly equal activations on all 20,000 tokens")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_model_and_itself_with_noise_do_not_differ(kind, tmp_path):
+    (jittered,) = null_activations([pool()], small_world().layout, "jittered")
+    diagnosis = diagnosed(kind, jittered, tmp_path)
+    assert min(diagnosis.manifest["fve"][name] for name in ("base", "chat")) > 0.9
+    assert diagnosis.manifest["fve"]["difference"] == pytest.approx(0, abs=0.05)
+    assert diagnosis.conclusion.startswith("no difference detected: none of ")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_after_ten_steps_nothing_is_concluded(kind, tmp_path):
+    conclusion = diagnosed(kind, pool(), tmp_path, n_steps=10).conclusion
+    assert conclusion.startswith("undecided: the FVE of the ")
+    assert "below the floor of 0.5; train longer" in conclusion
 
 
 @pytest.mark.parametrize("gain", [3.0, 50.0])

@@ -72,7 +72,8 @@ def test_a_run_leaves_a_whole_crosscoder_folder_and_returns_what_is_in_it(tmp_pa
     assert (metadata.hook_name, metadata.dataset_path, metadata.seed) == (TINY_HOOK, TINY_DATASET, 42)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 8]
-    assert {"fve_base", "fve_chat", "fve_pooled", "l0", "n_dead", "topk_threshold", "loss", "lr"} <= set(rows[0])
+    fve = {"fve_base", "fve_chat", "fve_pooled", "fve_difference"}
+    assert fve | {"l0", "n_dead", "topk_threshold", "loss", "lr"} <= set(rows[0])
 
 
 def test_training_writes_nothing_into_the_callers_config(tmp_path, pair):

@@ -10,6 +10,7 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.synthetic.worlds import world_a
 from tests.reference.crosscoder import norm
+from tests.reference.variance import variance_explained_of_difference
 
 BATCH = 64
 
@@ -110,6 +111,8 @@ def test_metrics_are_those_of_the_batch(activations):
         residual = [error[cut] for error in errors]
         target = [h[cut] for h in batch.tolist()]
         assert row[f"fve_{name}"] == pytest.approx(1 - _variance(residual) / _variance(target), rel=1e-4)
+    difference = variance_explained_of_difference(batch.tolist(), again.decode(f).tolist(), 64)
+    assert row.fve_difference == pytest.approx(difference, rel=1e-4)
     per_model = [sum(norm(error[64 * m : 64 * (m + 1)]) for error in errors) / BATCH for m in (0, 1)]
     assert row.reconstruction_loss == pytest.approx(sum(per_model) / 2, rel=1e-5)
     assert row.l0 == (f > 0).sum().item() / BATCH

@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
+from sae_lens_crosscoder.analysis.diagnosis.conclusion import FVE_FLOOR, validate_fve_floor
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import validate_nulls
 from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
@@ -26,6 +27,7 @@ def diagnose(
     free_directions: Literal["model_specific", "all"] = "model_specific",
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
+    fve_floor: float = FVE_FLOOR,
     checkpoint_path: str | Path | None = None,
 ) -> Diagnosis:
     """Classify every latent, and tell genuine model-specific latents from artifacts.
@@ -40,6 +42,7 @@ def diagnose(
             (`model_specific`), or `all`, which takes two float64 numbers per latent and activation coordinate.
         min_active: latents that fire on fewer tokens get the verdict `rare`.
         bounds: `signed`, or `absolute` to count a very negative nu against a latent as well; see `verdict`.
+        fve_floor: the conclusion is never "no difference detected" if the FVE of a model is below this.
         checkpoint_path: file in which the sums are saved every minute. An interrupted diagnosis resumes from it, to the
             same result. It is removed at the end.
 
@@ -59,6 +62,7 @@ def diagnose(
     """
     crosscoder = validate_inference(crosscoder, "diagnose")
     validate_bounds(bounds)
+    validate_fve_floor(fve_floor)
     if free_directions not in ("model_specific", "all"):
         raise ValueError(f"free_directions={free_directions!r} must be 'model_specific' or 'all'.")
     nulls = validate_nulls(null, crosscoder)
@@ -73,7 +77,7 @@ def diagnose(
             checkpoint_path, "diagnosis", sums.parts, {**origin, "set of options": options}
         )
     _stream(source, crosscoder, sums, checkpoint)
-    diagnosis = sums.diagnosis(nulls, min_active, bounds)
+    diagnosis = sums.diagnosis(nulls, min_active, bounds, fve_floor)
     if checkpoint is not None:
         checkpoint.remove()
     return diagnosis

@@ -34,7 +34,7 @@ class Diagnosis:
 
     @property
     def conclusion(self) -> str:
-        """One sentence on the pair of models."""
+        """One sentence on the pair of models: see `diagnose`."""
         return self.manifest.get("conclusion", "")
 
     @property

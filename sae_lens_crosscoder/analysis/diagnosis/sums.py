@@ -7,10 +7,11 @@ import torch
 
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.diagnosis.columns import latent_table, one_sided_latents
+from sae_lens_crosscoder.analysis.diagnosis.conclusion import FVE_FLOOR, Evidence, conclusion
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
-from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds, conclusion
+from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds
 from sae_lens_crosscoder.analysis.inputs import Encoded
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
@@ -50,21 +51,28 @@ class DiagnosisSums:
         return {"scaling": self.scaling, "free": self.free, "fve": self.fve}
 
     def diagnosis(
-        self, nulls: Sequence[Diagnosis] = (), min_active: int = MIN_ACTIVE, bounds: NuBounds = "signed"
+        self,
+        nulls: Sequence[Diagnosis] = (),
+        min_active: int = MIN_ACTIVE,
+        bounds: NuBounds = "signed",
+        fve_floor: float = FVE_FLOOR,
     ) -> Diagnosis:
         """Diagnosis of all tokens so far; a ValueError if there are none."""
         if self.scaling.n_tokens == 0:
             raise ValueError("No tokens to diagnose on: the data is empty, or its mask leaves out every token.")
         null_tables = [null.latents for null in nulls]
         latents = latent_table(self.crosscoder, self.scaling, self.free, null_tables, min_active, bounds)
+        n_tokens, fve = self.scaling.n_tokens, self.fve.all_figures()
+        evidence = Evidence(latents, fve, n_tokens, len(nulls), min_active, fve_floor, self.fve.models_are_identical)
         manifest: dict[str, Any] = {
-            "conclusion": conclusion(latents),
+            "conclusion": conclusion(evidence),
             **provenance(self.crosscoder),
-            "n_tokens": self.scaling.n_tokens,
+            "n_tokens": n_tokens,
             "min_active": min_active,
             "bounds": bounds,
-            "fve": {**self.fve.per_model(), "pooled": self.fve.pooled()},
-            "l0": float(self.scaling.n_active.sum()) / self.scaling.n_tokens,
+            "fve": fve,
+            "fve_floor": fve_floor,
+            "l0": float(self.scaling.n_active.sum()) / n_tokens,
             "n_null_runs": len(nulls),
         }
         return Diagnosis(latents, manifest)

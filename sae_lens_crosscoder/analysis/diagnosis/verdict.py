@@ -1,9 +1,7 @@
-"""Verdict on a latent, from its class, its nu and its q-value, and the conclusion on the pair of models."""
+"""Verdict on a latent, from its class, its nu and its q-value."""
 
 import math
 from typing import Literal, get_args
-
-import pandas as pd
 
 from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED
 
@@ -99,26 +97,3 @@ def nu_free_of_other(other_norm: float, other_noise: float, own_norm: float) -> 
     if not own_norm > 0:
         return float("nan")
     return math.sqrt(max(0.0, other_norm**2 - other_noise**2)) / own_norm
-
-
-def conclusion(table: pd.DataFrame) -> str:
-    """Sum up the pair of models in one sentence, from a latent table; "undecided" if latents could not be judged.
-
-    >>> conclusion(pd.DataFrame({"label": "shared", "verdict": ["shared", "dead"], "q_value": float("nan")}))
-    'no difference detected: none of 1 live latents is specific to one model'
-    """
-    n_live = int((table.verdict != "dead").sum())
-    # One that is undetermined for its q is no open question: null runs answer it.
-    is_open = table.verdict.isin(["rare", "undetermined"]) & ~(table.q_value >= Q_LIMIT)
-    n_open = int((is_open & table.label.isin(ONE_SIDED)).sum())
-    n_readable = int((table.label != "undefined")[table.verdict != "dead"].sum())
-    n_chat, n_base = (int((table.verdict == verdict).sum()) for verdict in ("chat_specific", "base_specific"))
-    against_chance = f" (q < {Q_LIMIT})" if table.q_value.notna().any() else ""
-    if n_readable == 0 or (n_chat + n_base == 0 and n_open):
-        return f"undecided: {n_open:,} one-sided latents of {n_live:,} live ones could not be judged, none is specific"
-    if n_chat + n_base == 0:
-        return f"no difference detected: none of {n_live:,} live latents is specific to one model{against_chance}"
-    return (
-        f"{n_chat:,} latents are specific to the chat model and {n_base:,} to the base model, of {n_live:,} live ones"
-        f"{against_chance or ', with chance not accounted for (no null runs were given)'}"
-    )

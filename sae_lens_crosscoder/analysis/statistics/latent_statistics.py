@@ -33,7 +33,7 @@ class LatentStatistics:
     l0: dict[str, float]
     """Mean number of active latents per token, of each place."""
     fve: dict[str, float]
-    """Fraction of variance explained, per model and pooled, over all tokens."""
+    """Fraction of variance explained over all tokens: of each model, `pooled`, and of their `difference`."""
 
 
 def latent_statistics(crosscoder: InferenceCrosscoder, data: EvalData) -> LatentStatistics:
@@ -94,7 +94,7 @@ class StatisticsSums:
             columns["frac_template"] = _frac_template(self, groups)
         table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
         table.index.name = "latent"
-        return LatentStatistics(table, n_tokens, l0, {**self._fve.per_model(), "pooled": self._fve.pooled()})
+        return LatentStatistics(table, n_tokens, l0, self._fve.all_figures())
 
     def _of(self, place: Bool[Tensor, " cell"]) -> dict[str, Float[Tensor, " d_sae"] | Tensor]:
         """Statistics of cells together, on the CPU."""

@@ -155,6 +155,7 @@ QUANTITIES = (
     Quantity("reconstruction", "FVE of base", _fve("base"), (0.836, 0.881, None)),
     Quantity("reconstruction", "FVE of chat", _fve("chat"), (0.849, 0.870, None)),
     Quantity("reconstruction", "FVE of both", _fve("pooled"), (0.844, 0.876, None)),
+    Quantity("reconstruction", "FVE of chat - base", _fve("difference")),
     Quantity("reconstruction", "L0", lambda t: float(t.manifest["l0"]), (101, 100, None)),
     Quantity("thresholds", "chat_only with both nu below 0.2", _n_below(0.2)),
     Quantity("thresholds", "chat_only with both nu below 0.5", _n_below(0.5)),
