@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.data.token_groups import TokenGroups
-from sae_lens_crosscoder.data.token_mask import as_token_mask
+from sae_lens_crosscoder.data.token_mask import as_token_mask, validate_padding
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 Batches = Iterable[Float[Tensor, "_ d_in"]]
@@ -52,6 +52,7 @@ class EvalData:
             if self.pair is None or self.tokens is None:
                 raise ValueError("Pass either pair and tokens, or activations.")
             as_token_mask(self.tokens, self.token_mask)
+            validate_padding(self.tokens, self.token_mask, self.tokenizer or self.pair.tokenizer)
         elif self.pair is not None or self.tokens is not None:
             raise ValueError("Pass either pair and tokens, or activations, not both.")
         elif self.token_mask is not None:

@@ -7,8 +7,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.data.token_mask import as_token_mask
+from sae_lens_crosscoder.data.token_mask import as_token_mask, validate_padding
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.models.token_replacements import validate_embedded
 from sae_lens_crosscoder.stacking import StackedLayout
 
 
@@ -32,11 +33,13 @@ def harvest(
         token_mask: False for tokens to leave out, such as padding; None for all tokens.
 
     Raises:
-        ValueError: before anything runs, for an unknown hook, tokens that are not (batch, pos), or a mask of another
-            shape.
+        ValueError: before anything runs, for an unknown hook, tokens that are not (batch, pos), that a model has no
+            embedding of or that are padded on the left, or a mask of another shape.
     """
     pair.validate_hook(hook_name)
     validate_tokens(tokens)
+    validate_embedded(pair.members, tokens, pair.replaced_ids)
+    validate_padding(tokens, token_mask, pair.tokenizer)
     return _batches(pair, tokens, hook_name, batch_size, as_token_mask(tokens, token_mask))
 
 

@@ -3,7 +3,6 @@
 from sae_lens_crosscoder.causal.experiment.effect_sums import EffectSums
 from sae_lens_crosscoder.causal.experiment.effects import CausalEffects, causal_effects, kl_to_chat
 from sae_lens_crosscoder.causal.experiment.setups import Setup
-from sae_lens_crosscoder.causal.forward.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.causal.forward.next_tokens import kl_between_models, next_tokens, token_kl
 from sae_lens_crosscoder.causal.forward.responses import Responses, generate_responses, given_responses
 from sae_lens_crosscoder.causal.forward.resume import resume_from
@@ -13,6 +12,7 @@ from sae_lens_crosscoder.causal.patching.generation import generate_patched
 from sae_lens_crosscoder.causal.patching.intervention import Intervention, intervention
 from sae_lens_crosscoder.causal.patching.patched import patched
 from sae_lens_crosscoder.causal.patching.splice import splice_evals
+from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 
 __all__ = [
     "CausalEffects",

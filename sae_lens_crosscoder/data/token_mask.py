@@ -68,3 +68,29 @@ def as_token_mask(tokens: Int[Tensor, "batch pos"], token_mask: Tensor | None) -
             f"token_mask has shape {tuple(token_mask.shape)}, expected {tuple(tokens.shape)}: one entry per token."
         )
     return token_mask
+
+
+def validate_padding(tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, "_ _"] | None, tokenizer: Any) -> None:
+    """Raise a ValueError for padding on the left, which moves the other tokens to later positions.
+
+    Padding is the tokenizer's padding id, masked or repeated. Where that id also begins or ends documents, and without
+    a tokenizer, padding is an id that is masked and stands at the start of a row three times or more.
+    """
+    if tokens.ndim != 2 or tokens.numel() == 0:
+        return
+    masked = ~as_token_mask(tokens, token_mask).to(tokens.device)
+    padding = getattr(tokenizer, "pad_token_id", None)
+    ends = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+    if padding is not None and padding not in ends:
+        is_padding = tokens == padding
+        starts = is_padding[:, 0] & (masked[:, 0] | is_padding[:, :2].all(dim=1))
+    else:
+        is_padding = (tokens == tokens[:, :1]) & masked & (padding is None or tokens[:, :1] == padding)
+        starts = is_padding[:, :3].all(dim=1)
+    is_padded = starts & ~is_padding.all(dim=1)
+    if bool(is_padded.any()):
+        row = int(is_padded.nonzero()[0])
+        raise ValueError(
+            f"Row {row} of tokens starts with padding (id {int(tokens[row, 0])}). Padding on the left changes the "
+            "positions and activations of all later tokens, masked or not: pad on the right."
+        )

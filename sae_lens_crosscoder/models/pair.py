@@ -25,6 +25,7 @@ from sae_lens_crosscoder.models.hook_access import (
 from sae_lens_crosscoder.models.loading import load_model, validate_same_tokenizer
 from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
 from sae_lens_crosscoder.models.patch_state import PatchState
+from sae_lens_crosscoder.models.shared_parameters import shared_parameters
 from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -36,7 +37,8 @@ class HookedModelPair(HookedRootModule):
     TransformerLens's own `hooks`, `run_with_hooks` and `add_hook`: a hook function gets the stacked activation
     (batch, pos, d_in) and may return an edited one, of which each model continues with its slice.
 
-    Logits are (batch, pos, model, vocab) and losses per model: (model,), or (batch, pos - 1, model) per token.
+    Logits are (batch, pos, model, vocab) and losses per model: (model,), or (batch, pos - 1, model) per token. Both are
+    over the ids that all models have, if their vocabularies differ in size.
 
     Args:
         models: the base and the chat model, in this order; HookedTransformer, TransformerBridge or SAELens's
@@ -62,6 +64,8 @@ class HookedModelPair(HookedRootModule):
         self.token_replacements = dict(token_replacements or {})
         ids = replacement_ids(self.token_replacements, tokenizers[0], tokenizers[-1])
         validate_same_tokenizer(tokenizers, ids)
+        self.replaced_ids = ids
+        """The token ids of `token_replacements`."""
         for model in models[:-1]:
             replace_embedded_tokens(model, ids)
         self.tokenizer: Any = getattr(models[-1], "tokenizer", None)
@@ -122,6 +126,11 @@ class HookedModelPair(HookedRootModule):
     def chat(self) -> Any:
         """The last of the models."""
         return self.members[-1]
+
+    @property
+    def shared_parameters(self) -> list[str]:
+        """Names of the chat model's parameters that are also another member's, so that the models are not two."""
+        return [name for model in self.members[:-1] for name in shared_parameters(model, self.chat)]
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:

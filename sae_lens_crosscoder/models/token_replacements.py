@@ -64,6 +64,25 @@ def replace_embedded_tokens(model: nn.Module, ids: Mapping[int, int]) -> None:
     _embedding_of(model).register_forward_pre_hook(replace)
 
 
+def validate_embedded(models: nn.ModuleList, tokens: Int[Tensor, "batch pos"], replaced: Mapping[int, int]) -> None:
+    """Raise a ValueError for a token id that a model has no embedding of.
+
+    Args:
+        replaced: ids that all models but the last read as other tokens.
+    """
+    for m, model in enumerate(models):
+        d_vocab = next(_embedding_of(model).parameters()).shape[0]
+        unknown = set(tokens[tokens >= d_vocab].unique().tolist())
+        if m < len(models) - 1:
+            unknown -= set(replaced)
+        if unknown:
+            raise ValueError(
+                f"tokens contains the id {min(unknown)}, but model {m} of the pair has only {d_vocab} embeddings. Use "
+                "tokens that all models have, or map control tokens that only the chat model has with "
+                "token_replacements."
+            )
+
+
 def _replaced(tokens: Int[Tensor, "*batch"], old: Int[Tensor, " id"], new: Int[Tensor, " id"]) -> Int[Tensor, "*batch"]:
     matches = tokens[..., None] == old.to(tokens.device)
     replacement = new.to(tokens.device)[matches.int().argmax(dim=-1)]

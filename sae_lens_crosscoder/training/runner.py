@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import Evaluator
 from sae_lens.util import temporary_seed
 from safetensors import SafetensorError
+from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
@@ -26,6 +28,7 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import FolderChecksums
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, load_training_crosscoder
+from sae_lens_crosscoder.training.data.pair_check import check_run
 from sae_lens_crosscoder.training.data.run_data import RunData
 from sae_lens_crosscoder.training.distributed.process_group import StoppedElsewhereError, connect
 from sae_lens_crosscoder.training.interruption import interruptible
@@ -49,7 +52,7 @@ class CrosscoderTrainingRunner(RunData):
 
     Raises:
         ValueError: for a device or folder that cannot be used, a hook that the models do not have, widths that are
-            not the models', an empty dataset.
+            not the models', an empty dataset, or two models that do not differ.
     """
 
     def __init__(
@@ -66,6 +69,10 @@ class CrosscoderTrainingRunner(RunData):
             _resume_from(cfg.resume_from_checkpoint, cfg)
         _seed_everything(cfg.seed)
         super().__init__(cfg, override_dataset, override_model, collectives)
+        self.pair_check = check_run(self)
+        """How far the models differ on a few held-out contexts; also in the crosscoder's `cfg.metadata.pair_check`."""
+        if collectives.is_lead:
+            tqdm.write(self.pair_check.lines(), file=sys.stderr)
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}
@@ -123,6 +130,7 @@ class CrosscoderTrainingRunner(RunData):
                 crosscoder = sae_class(cfg)
         metadata = crosscoder.cfg.metadata
         metadata.model_name, metadata.chat_model_name = self.model_names
+        metadata.pair_check = self.pair_check.to_dict()
         settings = self.cfg.to_dict()
         for key in (
             "token_replacements",

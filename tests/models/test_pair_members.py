@@ -7,6 +7,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.models.outputs import stacked_outputs
 from tests.models.small_models import gemma2, random_hooked_transformer, save_pair, some_tokens
 from tests.models.test_pair import reverse, scaled
 
@@ -69,13 +70,28 @@ class TestMembers:
         with pytest.raises(ValueError, match="Got 1 models, expected at least two"):
             slc.HookedModelPair(random_hooked_transformer(16, seed=1))
 
-    def test_logits_of_different_vocabularies_are_refused_but_activations_are_not(self):
-        pair = slc.HookedModelPair(
-            random_hooked_transformer(16, seed=1, d_vocab=50), random_hooked_transformer(16, seed=2, d_vocab=60)
-        )
-        assert pair.activations(some_tokens(), "blocks.0.hook_resid_post").shape == (2, 12, 32)
-        with pytest.raises(ValueError, match="vocabularies differ in size"):
-            pair(some_tokens())
+    def test_vocabularies_of_different_size_are_compared_over_the_common_ids(self):
+        base, chat = (random_hooked_transformer(16, seed=seed, d_vocab=size) for seed, size in ((1, 50), (2, 60)))
+        pair, tokens = slc.HookedModelPair(base, chat), some_tokens()
+        logits, losses = pair(tokens, return_type="both", loss_per_token=True)
+        for m, model in enumerate((base, chat)):
+            alone = model(tokens)[..., :50]
+            assert torch.equal(logits[:, :, m], alone)
+            expected = -alone.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+            torch.testing.assert_close(losses[..., m], expected)
+        table = slc.causal.token_kl(pair, tokens[:1])
+        p, q = (logits[0, :, m].double().log_softmax(-1) for m in (1, 0))
+        expected = (p.exp() * (p - q)).sum(-1)
+        assert table.chat_from_base.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+        assert slc.causal.kl_between_models(pair, tokens)[0].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+        assert slc.causal.next_tokens(pair, tokens[:1], 3).index.max() < 50
+
+    def test_a_loss_of_an_id_that_one_model_lacks_is_refused(self):
+        tokens = torch.tensor([[3, 55]])
+        outputs = [torch.zeros(1, 2, size) for size in (50, 60)]
+        assert stacked_outputs(outputs, tokens, "logits", False, False).shape == (1, 2, 2, 50)
+        with pytest.raises(ValueError, match="the id 55, but the models have only the ids below 50 in common"):
+            stacked_outputs(outputs, tokens, "loss", False, False)
 
     def test_only_hooks_that_all_models_have_are_offered(self):
         hooked = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat").base

@@ -27,6 +27,8 @@ class CacheModels:
     weights_sha256: tuple[str, ...]
     """Fingerprint of each model's weights."""
     token_replacements: dict[str, str]
+    tokenizer: Any
+    """The chat model's, or None."""
     are_loaded: bool
     """True if all models are in memory already."""
 
@@ -49,11 +51,11 @@ class CacheModels:
         else:
             loaders, replacements = _named_loaders(models, loading or {})
             names = tuple(models)
-        widths, weights, ids = _inspected(loaders, hook_name, replacements)
+        widths, weights, ids, tokenizer = _inspected(loaders, hook_name, replacements)
         are_loaded = isinstance(models, HookedModelPair)
         if not are_loaded:  # a pair's models replace their tokens already
             loaders[:-1] = [partial(_load_with_replacements, load, ids) for load in loaders[:-1]]
-        return cls(tuple(loaders), names, widths, weights, replacements, are_loaded)
+        return cls(tuple(loaders), names, widths, weights, replacements, tokenizer, are_loaded)
 
 
 def _named_loaders(models: Sequence[str], loading: Mapping[str, Any]) -> tuple[list[Loader], dict[str, str]]:
@@ -75,8 +77,8 @@ def _load_with_replacements(load: Loader, ids: Mapping[int, int]) -> nn.Module:
 @torch.no_grad()
 def _inspected(
     loaders: Sequence[Loader], hook_name: str, replacements: Mapping[str, str]
-) -> tuple[tuple[int, ...], tuple[str, ...], dict[int, int]]:
-    """Each model's width at the hook and fingerprint of its weights, and the token ids that the base model replaces."""
+) -> tuple[tuple[int, ...], tuple[str, ...], dict[int, int], Any]:
+    """Widths at the hook, fingerprints of weights, ids that the base model replaces, and the chat model's tokenizer."""
     tokenizers: list[Any] = []
     widths: list[int] = []
     weights: list[str] = []
@@ -89,4 +91,4 @@ def _inspected(
         del model  # before the next one is loaded
     ids = replacement_ids(replacements, tokenizers[0], tokenizers[-1])
     validate_same_tokenizer(tokenizers, ids)
-    return tuple(widths), tuple(weights), ids
+    return tuple(widths), tuple(weights), ids, tokenizers[-1]

@@ -27,7 +27,7 @@ from sae_lens_crosscoder.activations.cache.manifest import (
 from sae_lens_crosscoder.activations.cache.models import CacheModels, Loader
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.harvest import NonFiniteError, validate_tokens
-from sae_lens_crosscoder.data.token_mask import as_token_mask
+from sae_lens_crosscoder.data.token_mask import as_token_mask, validate_padding
 from sae_lens_crosscoder.models.hook_access import activation_at
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
@@ -84,6 +84,7 @@ def cache_activations(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {tuple(DTYPES)}: float16 overflows on residual streams.")
     sources = CacheModels.inspect(models, loading, hook_name)
+    validate_padding(tokens, token_mask, sources.tokenizer)
     shards = _shards(tokens, token_mask, prompts_per_shard)
     manifest = CacheManifest(
         model_names=sources.model_names,

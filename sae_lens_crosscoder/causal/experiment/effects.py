@@ -21,11 +21,11 @@ from sae_lens_crosscoder.causal.experiment.setups import (
     random_controls,
     threshold_sets,
 )
-from sae_lens_crosscoder.causal.forward.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.causal.forward.response_batches import response_batches
 from sae_lens_crosscoder.causal.forward.responses import Responses
 from sae_lens_crosscoder.causal.patching.validation import validate_handover
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
+from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import fingerprint

@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.causal.forward.kl import kl_divergence, log_probs
+from sae_lens_crosscoder.data.token_mask import validate_padding
 from sae_lens_crosscoder.models.hook_access import device_of
+from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
+from sae_lens_crosscoder.models.outputs import over_common_ids
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -68,9 +70,11 @@ def kl_between_models(
     pair: HookedModelPair, tokens: Int[Tensor, "prompt pos"], *, batch_size: int = 8
 ) -> Float[Tensor, "prompt pos"]:
     """`KL(p_chat || p_base)` in nats after every token of every prompt: `token_kl`'s `chat_from_base` for batches."""
+    validate_padding(tokens, None, pair.tokenizer)
     kl: list[Tensor] = []
     for batch in tqdm(tokens.split(batch_size), desc="KL", unit="batch", leave=False):
-        base, chat = (log_probs(model(batch.to(device_of(model))).float().cpu()) for model in (pair.base, pair.chat))
+        logits = [model(batch.to(device_of(model))).float().cpu() for model in (pair.base, pair.chat)]
+        base, chat = map(log_probs, over_common_ids(*logits))
         kl.append(kl_divergence(chat, base))
     return torch.cat(kl)
 
@@ -83,11 +87,10 @@ def token_texts(pair: HookedModelPair, token_ids: list[int]) -> list[str]:
 
 
 def _logits(pair: HookedModelPair, tokens: Tensor) -> dict[str, Float[Tensor, "pos d_vocab"]]:
-    """Both models' logits, and those under the pair's hooks if it has any: the models run without the pair's hooks."""
-    members = {"base": pair.base, "chat": pair.chat}
-    logits: dict[str, Any] = {
-        name: model(tokens.to(device_of(model)))[0].float().cpu() for name, model in members.items()
-    }
+    """Both models' logits over their common ids, without the pair's hooks, and with them if it has any."""
+    outputs: list[Any] = [model(tokens.to(device_of(model)))[0].float().cpu() for model in (pair.base, pair.chat)]
+    base, chat = over_common_ids(*outputs)
+    logits = {"base": base, "chat": chat}
     if any(hook_point.has_hooks(dir="fwd") for hook_point in pair.hook_dict.values()):
         edited = pair(tokens)[0].float().cpu()
         logits |= {"base_patched": edited[:, 0], "chat_patched": edited[:, -1]}

@@ -11,6 +11,7 @@ from torch import Tensor
 from sae_lens_crosscoder.causal.forward.responses import Responses
 from sae_lens_crosscoder.causal.forward.resume import resume_from
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
+from sae_lens_crosscoder.data.token_mask import validate_padding
 from sae_lens_crosscoder.models.hook_access import cached_activation, device_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -66,6 +67,7 @@ def response_batches(
 ) -> Iterator[ResponseBatch]:
     """Batches in order, with each model run once up to the hook; the first `n_skipped` batches are left out."""
     hook_name, device = hook_name_of(crosscoder), device_of(pair.chat)
+    validate_padding(responses.tokens, None, pair.tokenizer)
     for rows in torch.arange(len(responses)).split(batch_size)[n_skipped:]:
         tokens = responses.tokens[rows.to(responses.tokens.device)]
         stacked = pair.activations(tokens, hook_name)

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.causal.forward.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.causal.forward.next_tokens import token_texts
 from sae_lens_crosscoder.causal.forward.response_batches import ResponseBatch, response_batches
 from sae_lens_crosscoder.causal.forward.responses import Responses
@@ -17,6 +16,7 @@ from sae_lens_crosscoder.causal.latents.logit_attribution import logit_attributi
 from sae_lens_crosscoder.causal.patching.intervention import intervention
 from sae_lens_crosscoder.causal.patching.validation import validate_handover
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 

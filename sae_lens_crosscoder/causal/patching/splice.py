@@ -7,10 +7,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.harvest import validate_tokens
-from sae_lens_crosscoder.causal.forward.kl import kl_terms, log_probs
 from sae_lens_crosscoder.causal.patching.validation import validate_pair
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.models.hook_access import device_of, replaced_activations
+from sae_lens_crosscoder.models.kl import kl_terms, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 _SPLICED = ("reconstruction", "zero", "mean")

@@ -1,6 +1,7 @@
 """The models and the data of a run, from its config alone."""
 
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -76,6 +77,11 @@ class RunData:
     def held_out_tokens(self) -> Int[Tensor, "batch pos"]:
         """The held-out rows as contexts, which training never saw."""
         return torch.stack(list(self.held_out_store.iterable_sequences))
+
+    def first_held_out_contexts(self, n: int) -> Int[Tensor, "batch pos"]:
+        """The first `n` held-out contexts, or all if there are fewer, without reading the rest."""
+        assert self._rows is not None  # they come with the pair
+        return torch.tensor([row["input_ids"] for row in islice(self._rows.held_out, n)])
 
     @property
     def held_out_kept(self) -> Bool[Tensor, "batch pos"]:
