@@ -11,6 +11,8 @@ from sae_lens.util import str_to_dtype
 from torch import nn
 from transformer_lens.loading_from_pretrained import NEED_REMOTE_CODE_MODELS, get_official_model_name
 
+from sae_lens_crosscoder.models.adapter_files import share_weights, split_adapter
+from sae_lens_crosscoder.models.adapter_loading import load_with_adapters
 from sae_lens_crosscoder.models.tiny import TINY_MODELS, load_tiny_model, tiny_tokenizer
 
 MODEL_CLASSES = ("HookedTransformer", "TransformerBridge", "AutoModelForCausalLM")
@@ -27,9 +29,12 @@ def load_model(
 ) -> nn.Module:
     """Load one model with raw weights: a built-in tiny one, a Hub model, or a local folder.
 
-    A name such as `google/gemma-2-2b+jitter=0.02` loads the model with noise on its weights, for null runs.
-    `model_from_pretrained_kwargs` go to the host's own loader.
+    A name such as `google/gemma-2-2b+jitter=0.02` loads the model with noise on its weights, for null runs, and
+    `NAME+adapter=FOLDER_OR_HUB_ID` loads NAME with a LoRA adapter, as a TransformerBridge in place of a
+    HookedTransformer. `model_from_pretrained_kwargs` go to the host's own loader.
     """
+    if split_adapter(name)[1] is not None:
+        return load_models((name,), (device,), dtype, model_class_name, model_from_pretrained_kwargs)[0]
     name, jitter = split_jitter(name)
     if jitter:
         return add_jitter(load_model(name, device, dtype, model_class_name, model_from_pretrained_kwargs), jitter)
@@ -48,8 +53,36 @@ def load_model(
     return load_host_model(model_class_name, name, device=device, model_from_pretrained_kwargs=kwargs)
 
 
+def load_models(
+    names: Sequence[str],
+    devices: Sequence[str],
+    dtype: str,
+    model_class_name: str,
+    model_from_pretrained_kwargs: dict[str, Any],
+) -> list[Any]:
+    """Load models by name; with adapters, those of one base on one device share a copy of its weights."""
+    if not share_weights(names, devices):
+        each = zip(names, devices, strict=True)
+        return [load_model(name, on, dtype, model_class_name, model_from_pretrained_kwargs) for name, on in each]
+    base, adapters = split_adapter(names[0])[0], [split_adapter(name)[1] for name in names]
+    validate_loadable(base, adapter_host(model_class_name))
+    if base in TINY_MODELS:
+        raise ValueError(f"The built-in {base!r} takes no adapters: they go on Hugging Face models.")
+    if model_from_pretrained_kwargs.get("trust_remote_code"):
+        raise ValueError(f"trust_remote_code=True would run code that comes with {base!r}; it is not supported.")
+    host = adapter_host(model_class_name)
+    return load_with_adapters(base, adapters, devices[0], dtype, host, model_from_pretrained_kwargs)
+
+
+def adapter_host(model_class_name: str) -> str:
+    """The class that loads a model with an adapter: HookedTransformer has no Hugging Face model to put one on."""
+    return "TransformerBridge" if model_class_name == "HookedTransformer" else model_class_name
+
+
 def load_tokenizer(name: str, model_class_name: str) -> Any:
     """Load the tokenizer of the model that `load_model` would load, without the model."""
+    name, adapter = split_adapter(name)
+    model_class_name = model_class_name if adapter is None else adapter_host(model_class_name)
     name, _ = split_jitter(name)
     validate_loadable(name, model_class_name)
     if name in TINY_MODELS:

@@ -11,6 +11,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
+from sae_lens_crosscoder.models.adapters import lower_layers_once
 from sae_lens_crosscoder.models.hook_access import (
     activation_at,
     cached_activation,
@@ -22,7 +23,7 @@ from sae_lens_crosscoder.models.hook_access import (
     stack,
     validate_hook_name,
 )
-from sae_lens_crosscoder.models.loading import load_model, validate_same_tokenizer
+from sae_lens_crosscoder.models.loading import load_models, validate_same_tokenizer
 from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
 from sae_lens_crosscoder.models.patch_state import PatchState
 from sae_lens_crosscoder.models.shared_parameters import shared_parameters
@@ -90,7 +91,8 @@ class HookedModelPair(HookedRootModule):
 
         Args:
             base, chat: Hub names, local folders (with `model_class_name="TransformerBridge"`), or the built-in
-                `tiny-base`, `tiny-chat`, `tiny-null`.
+                `tiny-base`, `tiny-chat`, `tiny-null`. `NAME+adapter=FOLDER_OR_HUB_ID` puts a LoRA adapter on NAME; if
+                both have the same NAME and device, they share one copy of its weights.
             chat_device: the chat model's device; None for the base model's.
             model_class_name: `HookedTransformer`, `TransformerBridge` or `AutoModelForCausalLM` (HookedProxyLM).
             token_replacements: see the class.
@@ -99,10 +101,7 @@ class HookedModelPair(HookedRootModule):
             ValueError: if the tokenizers give different ids; the message shows the first difference.
         """
         devices = (device, chat_device or device)
-        models = [
-            load_model(name, on, dtype, model_class_name, model_from_pretrained_kwargs)
-            for name, on in zip((base, chat), devices, strict=True)
-        ]
+        models = load_models((base, chat), devices, dtype, model_class_name, model_from_pretrained_kwargs)
         return cls(*models, model_names=(base, chat), token_replacements=token_replacements)
 
     @override
@@ -229,11 +228,12 @@ class HookedModelPair(HookedRootModule):
         edits = self._edits(tokens)
         outputs: list[Any] = []
         caches: list[dict[str, Tensor]] = []
-        for m, model in enumerate(self.members):
-            with replaced_activations(model, {name: parts[m] for name, parts in edits.items()}):
-                output, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=names, **kwargs)
-            outputs.append(output)
-            caches.append({name: cache[name] for name in names if name in cache})
+        with lower_layers_once(() if edits else self.members, kwargs):
+            for m, model in enumerate(self.members):
+                with replaced_activations(model, {name: parts[m] for name, parts in edits.items()}):
+                    output, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=names, **kwargs)
+                outputs.append(output)
+                caches.append({name: cache[name] for name in names if name in cache})
         output = stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
         if names_filter is None or callable(names_filter):  # a pattern skips hooks that did not run
             names = [name for name in names if all(is_stackable(cache.get(name)) for cache in caches)]

@@ -8,7 +8,8 @@ import torch
 from sae_lens.util import extract_layer_from_tlens_hook_name
 from torch import nn
 
-from sae_lens_crosscoder.models.loading import split_jitter, validate_loadable
+from sae_lens_crosscoder.models.adapter_files import split_adapter
+from sae_lens_crosscoder.models.loading import adapter_host, split_jitter, validate_loadable
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
 from sae_lens_crosscoder.models.tiny.models import new_tiny_model
 
@@ -34,7 +35,7 @@ class ModelSize:
 
 
 def model_size(name: str, hook_name: str, model_class_name: str, config_folder: str | None = None) -> ModelSize:
-    """The size of the model that `load_model` would load; a jittered model has the size of its original.
+    """The size of the model that `load_model` would load; jitter and adapters count for nothing.
 
     Args:
         config_folder: a folder with a transformers `config.json` to use instead of the model's own.
@@ -43,6 +44,8 @@ def model_size(name: str, hook_name: str, model_class_name: str, config_folder: 
         OSError: if the model's config is neither local nor on a reachable Hub.
         ValueError: for an unknown model, or a layer that it does not have.
     """
+    name, adapter = split_adapter(name)
+    model_class_name = model_class_name if adapter is None else adapter_host(model_class_name)
     name, _ = split_jitter(name)
     validate_loadable(name, model_class_name)
     if name in TINY_MODELS:

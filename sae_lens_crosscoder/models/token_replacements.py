@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from sae_lens_crosscoder.models.adapters import AdapterView, is_reading
+
 TOKEN_REPLACEMENTS: Final[Mapping[str, Mapping[str, str]]] = {
     # Gemma 2's base model has <start_of_turn> and <end_of_turn> in its vocabulary, and the paper feeds it both.
     "gemma-2": {},
@@ -58,8 +60,11 @@ def replace_embedded_tokens(model: nn.Module, ids: Mapping[int, int]) -> None:
         return
     old, new = torch.tensor(list(ids)), torch.tensor(list(ids.values()))
 
+    if isinstance(model, AdapterView):
+        model.shared.replaces_tokens = True
+
     def replace(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_replaced(args[0], old, new), *args[1:])
+        return (_replaced(args[0], old, new), *args[1:]) if is_reading(model) else args
 
     _embedding_of(model).register_forward_pre_hook(replace)
 

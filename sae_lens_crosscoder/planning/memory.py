@@ -9,6 +9,7 @@ from sae_lens.util import str_to_dtype
 
 from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import screening_precision, tile_rows
+from sae_lens_crosscoder.models.adapter_files import share_weights
 from sae_lens_crosscoder.models.devices import device_name
 from sae_lens_crosscoder.models.sizes import ModelSize
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -50,11 +51,13 @@ def memory_items(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None]
         MemoryItem(device_name(cfg.act_store_device or device), "shuffling buffer", buffer_bytes(cfg)),
     ]
     model_devices = (cfg.llm_device or cfg.device, cfg.chat_device or cfg.llm_device or cfg.device)
+    is_one_copy = share_weights((cfg.model_name, cfg.chat_model_name), model_devices)
     passes: defaultdict[str, int] = defaultdict(int)
-    for size, model_device in zip(models, map(device_name, model_devices), strict=False):  # none for a cache
-        if size is not None:
+    for m, (size, model_device) in enumerate(zip(models, map(device_name, model_devices), strict=False)):
+        if size is not None:  # there are no models for a cache
             n_bytes = size.n_params * bytes_of(cfg.model_dtype) + size.n_buffer_bytes
-            items.append(MemoryItem(model_device, f"{size.name} weights", n_bytes))
+            if m == 0 or not is_one_copy:
+                items.append(MemoryItem(model_device, f"{size.name} weights", n_bytes))
             passes[model_device] = max(passes[model_device], _pass_bytes(size, cfg))  # one model runs after the other
     items += [MemoryItem(model_device, "a forward pass", n_bytes) for model_device, n_bytes in passes.items()]
     return [item for item in items if item.n_bytes > 0]

@@ -1,0 +1,248 @@
+"""Models that share one copy of their weights and differ in a LoRA adapter, which is on for one model's passes only."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from sae_lens.load_model import HookedProxyLM
+from sae_lens.util import extract_layer_from_tlens_hook_name
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+# Arguments of a pass under which the lower layers' activations depend on the tokens alone.
+_SHARING_ARGUMENTS = {"stop_at_layer", "prepend_bos", "attention_mask"}
+
+
+class SharedModel:
+    """A hooked model whose Hugging Face model carries adapters, of which at most one is on.
+
+    Args:
+        host: the hooked model.
+        model: its Hugging Face model, with peft's layers.
+        blocks: the modules of its transformer blocks, in order.
+        parameters: the parameters of each adapter, by peft's name of it.
+        first_adapted: the first block that an adapter changes.
+    """
+
+    def __init__(
+        self,
+        host: Any,
+        model: nn.Module,
+        blocks: Sequence[nn.Module],
+        parameters: Mapping[str, Iterable[nn.Parameter]],
+        first_adapted: int,
+    ) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self.host = host
+        self.lower_blocks = list(blocks[:first_adapted])
+        self.context_level = int(host.context_level)
+        self.running_view: "AdapterView | None" = None
+        self.replaces_tokens = False
+        """True if one of the models reads other tokens, so that no layer gives all of them the same activations."""
+        self.lower_pass: LowerPass | None = None
+        self._layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._adapter_of = {id(p): name for name, group in parameters.items() for p in group}
+        self.hook_points: dict[str, Any] = dict(host.hook_dict)
+        lower = [point for name, point in self.hook_points.items() if _layer_of(name, default=-1) < first_adapted]
+        self._lower_hook_points = list({id(point): point for point in lower}.values())
+        self._switch(None)
+
+    def view(self, adapter: str | None) -> Any:
+        """A hooked model that runs with one adapter on, or with none."""
+        view_class: Any = _BridgeView if isinstance(self.host, TransformerBridge) else _ProxyView
+        view = object.__new__(view_class)
+        view.__dict__.update({k: v for k, v in vars(self.host).items() if k != "context_level"})
+        view.__dict__.update(shared=self, adapter_name=adapter)
+        return view
+
+    def is_parameter_of(self, parameter: nn.Parameter, adapter: str | None) -> bool:
+        """True for the base model's parameters and the given adapter's."""
+        return self._adapter_of.get(id(parameter), adapter) == adapter
+
+    @contextmanager
+    def running(self, view: "AdapterView") -> Generator[None]:
+        """Context in which the view's adapter is on, and no other."""
+        previous = self.running_view
+        if previous is not view:
+            self._switch(view)
+        try:
+            yield
+        finally:
+            if previous is not view:
+                self._switch(previous)
+
+    def _switch(self, view: "AdapterView | None") -> None:
+        adapter = None if view is None else view.adapter_name
+        for layer in self._layers:
+            if adapter is not None:
+                layer.set_adapter([adapter])
+            layer.enable_adapters(adapter is not None)
+        self.running_view = view
+
+    def can_share(self) -> bool:
+        """True if the blocks below the first adapted one give all models the same activations."""
+        is_hooked = any(point.has_hooks(dir="both") for point in self._lower_hook_points)
+        return bool(self.lower_blocks) and not self.replaces_tokens and not is_hooked
+
+
+class AdapterView:
+    """Mixin of a hooked model that runs a `SharedModel` with its own adapter on; hook points are shared.
+
+    Hooks added to a view fire in its own passes only.
+    """
+
+    shared: SharedModel
+    adapter_name: str | None
+
+    @property
+    def context_level(self) -> int:
+        """The host's depth of hook contexts, which all views count together, as they share hook points."""
+        return self.shared.context_level
+
+    @context_level.setter
+    def context_level(self, level: int) -> None:
+        self.shared.context_level = level
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's forward pass with the view's adapter."""
+        with self.shared.running(self):
+            return self._host.forward(*args, **kwargs)
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's `run_with_cache`; inside `lower_layers_once`, blocks below the adapters run for one view only."""
+        run = self._host.run_with_cache
+        lower_pass = self.shared.lower_pass
+        if lower_pass is None:
+            return run(*args, **kwargs)
+        return lower_pass.run(run, *args, **kwargs)
+
+    def hf_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's `hf_generate` with the view's adapter."""
+        with self.shared.running(self):
+            return self._host.hf_generate(*args, **kwargs)
+
+    def hooks(self, fwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Any:
+        """The host's `hooks`; forward hooks fire in this view's passes only."""
+        return self._host.hooks([(name, self._only_here(hook)) for name, hook in fwd_hooks], *args, **kwargs)
+
+    def add_hook(self, name: Any, hook: Any, dir: str = "fwd", *args: Any, **kwargs: Any) -> None:
+        """The host's `add_hook`; a forward hook fires in this view's passes only."""
+        self._host.add_hook(name, self._only_here(hook) if dir == "fwd" else hook, dir, *args, **kwargs)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The shared parameters, and those of the view's own adapter."""
+        return (p for p in self._host.parameters(recurse) if self.shared.is_parameter_of(p, self.adapter_name))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The shared parameters, and those of the view's own adapter, with their names."""
+        named = self._host.named_parameters(*args, **kwargs)
+        return ((name, p) for name, p in named if self.shared.is_parameter_of(p, self.adapter_name))
+
+    @property
+    def is_running(self) -> bool:
+        """True during a forward pass of this view."""
+        return self.shared.running_view is self
+
+    @property
+    def _host(self) -> Any:
+        """The methods of the host's class, bound to this view."""
+        return super()
+
+    def _only_here(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(hook, assigned=())
+        def hook_of_view(*args: Any, **kwargs: Any) -> Any:
+            return hook(*args, **kwargs) if self.is_running else None
+
+        return hook_of_view
+
+
+class _BridgeView(AdapterView, TransformerBridge):  # pyright: ignore[reportIncompatibleMethodOverride]
+    @property
+    def hook_dict(self) -> dict[str, Any]:
+        # A bridge finds its hooks and resolves their aliases again at every access, several times per pass.
+        return dict(self.shared.hook_points)
+
+
+class _ProxyView(AdapterView, HookedProxyLM):  # pyright: ignore[reportIncompatibleMethodOverride]
+    pass
+
+
+@contextmanager
+def lower_layers_once(models: Iterable[Any], arguments: Iterable[str]) -> Generator[None]:
+    """Context in which views of one shared model run the blocks below the first adapted one for the first view only.
+
+    All views must read the same tokens. Without effect for other models, for hooks on those blocks, and for arguments
+    of the pass that may make the views differ.
+    """
+    sources = [model.shared if isinstance(model, AdapterView) else None for model in models]
+    shared = sources[0] if sources and all(source is sources[0] for source in sources) else None
+    if shared is None or not set(arguments) <= _SHARING_ARGUMENTS or not shared.can_share():
+        yield
+        return
+    shared.lower_pass = LowerPass(shared)
+    try:
+        yield
+    finally:
+        shared.lower_pass = None
+
+
+class LowerPass:
+    """The output of the blocks below the first adapted one, recorded in the first view's pass for the others."""
+
+    def __init__(self, shared: SharedModel) -> None:
+        self.blocks = shared.lower_blocks
+        self.result: tuple[Any, Any] | None = None
+        self.hidden: Any = None
+
+    def run(self, run: Callable[..., Any], tokens: Tensor, names_filter: Sequence[str], **kwargs: Any) -> Any:
+        """Run one view's pass; the first runs all blocks, later ones take what it recorded."""
+        if self.result is None:
+            handle = self.blocks[-1].register_forward_hook(self._record)
+            try:
+                self.result = run(tokens, names_filter=names_filter, **kwargs)
+            finally:
+                handle.remove()
+            return self.result
+        n_lower, stop = len(self.blocks), kwargs.get("stop_at_layer")
+        layers = {name: _layer_of(name, default=-1) for name in names_filter}
+        if stop is not None and 0 <= stop <= n_lower and max(layers.values(), default=-1) < n_lower:
+            return self.result
+        if self.hidden is None or (stop is not None and stop <= n_lower):
+            return run(tokens, names_filter=names_filter, **kwargs)
+        lower = [name for name, layer in layers.items() if 0 <= layer < n_lower]
+        upper = [name for name in layers if name not in set(lower)]
+        with _replaced_forward(self.blocks, lambda *_, **__: self.hidden):
+            output, cache = run(tokens, names_filter=upper, **kwargs)
+        first = self.result[1]
+        caches = ((first, lower), (cache, upper))
+        return output, {name: source[name] for source, names in caches for name in names if name in source}
+
+    def _record(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.hidden = output
+
+
+@contextmanager
+def _replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
+    own = [(block, vars(block).get("forward")) for block in blocks]
+    try:
+        for block, _ in own:
+            vars(block)["forward"] = forward  # a bridge's plain assignment would set it on Hugging Face's module
+        yield
+    finally:
+        for block, previous in own:
+            if previous is None:
+                vars(block).pop("forward", None)
+            else:
+                vars(block)["forward"] = previous
+
+
+def is_reading(model: Any) -> bool:
+    """True unless the model is a view of a shared model and another view's pass is in progress."""
+    return model.is_running if isinstance(model, AdapterView) else True
+
+
+def _layer_of(hook_name: str, default: int) -> int:
+    layer = extract_layer_from_tlens_hook_name(hook_name)
+    return default if layer is None else layer
