@@ -7,7 +7,7 @@ from datasets import IterableDataset, interleave_datasets
 
 SourceKind = Literal["text", "conversations", "tokens"]
 MixRule = Literal["alternate", "probability"]
-DEFAULT_COLUMNS: dict[str, str] = {"text": "text", "conversations": "messages", "tokens": "input_ids"}
+DEFAULT_COLUMNS: dict[str, str] = {"text": "text", "tokens": "input_ids"}
 
 
 @dataclass
@@ -21,7 +21,8 @@ class MixSource:
     """`text`; `conversations`, rendered with the chat model's template; or `tokens`, contexts of ids made beforehand,
     as by SAELens's PretokenizeRunner, which are read unchanged."""
     column: str = ""
-    """The column to read; by default `text`, `messages` or `input_ids`, by kind."""
+    """The column to read; by default `text`, `input_ids`, or for conversations the first of `messages`, `conversations`
+    and `conversation` that the source has."""
     weight: float = 1.0
     """Share of the contexts, relative to the other sources. Contexts that are not padded have equally many tokens, so
     it is also the share of the tokens."""
@@ -30,11 +31,12 @@ class MixSource:
     split: str = "train"
     """The split to read on the Hub."""
     role_key: str = "role"
-    """Key of a message's speaker, such as `from`."""
+    """Key of a message's speaker. ShareGPT's `from` is recognised."""
     content_key: str = "content"
-    """Key of a message's text, such as `value`."""
+    """Key of a message's text. ShareGPT's `value` is recognised."""
     roles: dict[str, str] = field(default_factory=dict)
-    """The template's name for each role of the dataset, such as {"human": "user", "gpt": "assistant"}."""
+    """The template's name for each role of the dataset, such as {"narrator": "user"}. ShareGPT's roles are known; any
+    other role than a template's (`system`, `user`, `assistant`, `tool`, `developer`) is refused until it is mapped."""
     name: str = ""
     """Name of the source in errors and statistics; by default its path."""
 
@@ -48,7 +50,7 @@ class MixSource:
             raise ValueError(
                 f"Source {self.name!r}: weight={self.weight} must be positive. Remove the source to leave it out."
             )
-        self.column = self.column or DEFAULT_COLUMNS[self.kind]
+        self.column = self.column or DEFAULT_COLUMNS.get(self.kind, "")
 
 
 @dataclass

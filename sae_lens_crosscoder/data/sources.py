@@ -36,6 +36,8 @@ def load_rows(dataset_path: str, *, streaming: bool, n_tokens: int, n_held_out_r
             f"dataset_path={dataset_path!r} is a file. Only a mix reads files, even a single one: "
             f"mix=DataMix([MixSource({dataset_path!r})])."
         )
+    if _is_path(dataset_path) and not Path(dataset_path).exists():
+        raise ValueError(f"There is no file or folder at dataset_path={dataset_path!r}. Check the path.")
     if (Path(dataset_path) / "state.json").exists():
         return load_from_disk(dataset_path)  # pyright: ignore[reportReturnType]  (`state.json` marks a single split)
     return load_dataset(dataset_path, split="train", streaming=streaming)  # pyright: ignore[reportReturnType]
@@ -45,7 +47,7 @@ def load_source(source: MixSource) -> IterableDataset:
     """Open a mix's source, from the Hub or from files; rows are read as they are needed.
 
     Raises:
-        ValueError: for a file that is missing or of an unsupported type.
+        ValueError: for a file that is missing, empty or of an unsupported type.
         OSError: for a dataset that cannot be reached.
     """
     folder = Path(source.path)
@@ -55,17 +57,34 @@ def load_source(source: MixSource) -> IterableDataset:
     if not files:
         rows = load_dataset(source.path, name=source.config, split=source.split, streaming=True)
     else:
-        rows = load_dataset(_reader(source, files), data_files=files, split="train", streaming=True)
+        reader = _reader(source, files)
+        files = [file for file in files if Path(file).stat().st_size > 0]  # the readers raise for a file of no bytes
+        rows = _file_rows(reader, files)
+        if rows is None:
+            raise ValueError(f"Source {source.name!r}: {source.path!r} is empty. Check the file; it must have rows.")
     return rows  # pyright: ignore[reportReturnType]  (a single split)
+
+
+def _file_rows(reader: str, files: list[str]) -> Any:
+    """Rows of the files; None if they have none."""
+    try:
+        rows = load_dataset(reader, data_files=files, split="train", streaming=True) if files else ()
+        return None if next(iter(rows), None) is None else rows
+    except StopIteration:  # the readers' answer for compressed files of nothing
+        return None
 
 
 def _files(source: MixSource) -> list[str]:
     """The files that the path names, sorted; empty for a folder or a dataset on the Hub."""
     files = sorted(path for path in glob.glob(source.path, recursive=True) if Path(path).is_file())
-    names_files = glob.has_magic(source.path) or Path(source.path).is_absolute() or _suffix(source.path) in _READERS
-    if not files and names_files and not Path(source.path).is_dir():
+    if not files and (glob.has_magic(source.path) or _is_path(source.path)) and not Path(source.path).is_dir():
         raise ValueError(f"Source {source.name!r}: no file matches {source.path!r}. Check the path.")
     return files
+
+
+def _is_path(name: str) -> bool:
+    """True for a name that can only be a file or folder, not a dataset on the Hub."""
+    return name.startswith((".", "~")) or Path(name).is_absolute() or _suffix(name) in _READERS
 
 
 def _reader(source: MixSource, files: list[str]) -> str:

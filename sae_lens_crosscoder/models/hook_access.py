@@ -40,6 +40,17 @@ def common_hook_names(models: Iterable[Any]) -> list[str]:
     return [name for name in first if all(name in hooks for hooks in others)]
 
 
+def validate_common_hooks(names: Collection[str], models: Iterable[Any]) -> None:
+    """Raise a ValueError if models share no hook."""
+    if names:
+        return
+    kinds = " and ".join(dict.fromkeys(type(model).__name__ for model in models))
+    raise ValueError(
+        f"The models ({kinds}) have no hook name in common. Load both in the same way: as HookedTransformer or "
+        "TransformerBridge ('blocks.0.hook_resid_post'), or both as HookedProxyLM ('model.layers.0')."
+    )
+
+
 def validate_hook_name(hook_name: str, common: Collection[str]) -> None:
     """Raise a ValueError with the reason if `hook_name` is not one of the `common` hooks."""
     if hook_name in common:

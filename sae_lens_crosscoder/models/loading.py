@@ -1,8 +1,8 @@
 """Loading language models and tokenizers by name, with raw weights, and checking that their tokenizers agree."""
 
+import logging
 import os
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,6 +23,17 @@ _N_PROBE_TOKENS = 500
 # NAME+jitter=SIZE is a null model: NAME moved in a random direction instead of by training.
 _JITTER = "+jitter="
 
+_HOST_KWARGS = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
+"""Arguments that HookedTransformer alone has; raw weights need all of them to be False."""
+
+_log = logging.getLogger(__name__)
+
 
 def load_model(
     name: str, device: str, dtype: str, model_class_name: str, model_from_pretrained_kwargs: dict[str, Any]
@@ -30,9 +41,10 @@ def load_model(
     """Load one model with raw weights: a built-in tiny one, a Hub model, or a local folder.
 
     A name such as `google/gemma-2-2b+jitter=0.02` loads the model with noise on its weights, for null runs, and
-    `NAME+adapter=FOLDER_OR_HUB_ID` loads NAME with a LoRA adapter, as a TransformerBridge in place of a
-    HookedTransformer. `model_from_pretrained_kwargs` go to the host's own loader.
+    `NAME+adapter=FOLDER_OR_HUB_ID` loads NAME with a LoRA adapter. `model_from_pretrained_kwargs` go to the host's own
+    loader. TransformerBridge loads what HookedTransformer cannot: see `usable_model_class`.
     """
+    model_class_name = usable_model_class([name], model_class_name)
     if split_adapter(name)[1] is not None:
         return load_models((name,), (device,), dtype, model_class_name, model_from_pretrained_kwargs)[0]
     name, jitter = split_jitter(name)
@@ -49,6 +61,7 @@ def load_model(
     if model_class_name == "TransformerBridge":
         from transformer_lens.model_bridge import TransformerBridge
 
+        kwargs = _without_host_kwargs(kwargs)
         return TransformerBridge.boot_transformers(name, device=device, **kwargs)
     return load_host_model(model_class_name, name, device=device, model_from_pretrained_kwargs=kwargs)
 
@@ -61,61 +74,99 @@ def load_models(
     model_from_pretrained_kwargs: dict[str, Any],
 ) -> list[Any]:
     """Load models by name; with adapters, those of one base on one device share a copy of its weights."""
+    model_class_name = usable_model_class(names, model_class_name)
     if not share_weights(names, devices):
         each = zip(names, devices, strict=True)
         return [load_model(name, on, dtype, model_class_name, model_from_pretrained_kwargs) for name, on in each]
     base, adapters = split_adapter(names[0])[0], [split_adapter(name)[1] for name in names]
-    validate_loadable(base, adapter_host(model_class_name))
+    validate_loadable(base, model_class_name)
     if base in TINY_MODELS:
         raise ValueError(f"The built-in {base!r} takes no adapters: they go on Hugging Face models.")
     if model_from_pretrained_kwargs.get("trust_remote_code"):
         raise ValueError(f"trust_remote_code=True would run code that comes with {base!r}; it is not supported.")
-    host = adapter_host(model_class_name)
-    return load_with_adapters(base, adapters, devices[0], dtype, host, model_from_pretrained_kwargs)
-
-
-def adapter_host(model_class_name: str) -> str:
-    """The class that loads a model with an adapter: HookedTransformer has no Hugging Face model to put one on."""
-    return "TransformerBridge" if model_class_name == "HookedTransformer" else model_class_name
+    kwargs = _without_host_kwargs(model_from_pretrained_kwargs)
+    return load_with_adapters(base, adapters, devices[0], dtype, model_class_name, kwargs)
 
 
 def load_tokenizer(name: str, model_class_name: str) -> Any:
     """Load the tokenizer of the model that `load_model` would load, without the model."""
-    name, adapter = split_adapter(name)
-    model_class_name = model_class_name if adapter is None else adapter_host(model_class_name)
-    name, _ = split_jitter(name)
+    model_class_name = usable_model_class([name], model_class_name)
+    name, _ = split_jitter(split_adapter(name)[0])
     validate_loadable(name, model_class_name)
     if name in TINY_MODELS:
         return tiny_tokenizer()
     from transformers import AutoTokenizer
 
-    if model_class_name == "HookedTransformer":
-        name = get_official_model_name(name)  # TransformerLens has its own short names for models on the Hub
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(official_name(name), trust_remote_code=False)
+
+
+def usable_model_class(names: Sequence[str], model_class_name: str) -> str:
+    """Return the class that can load all named models, `TransformerBridge` where `HookedTransformer` cannot.
+
+    HookedTransformer loads no local folders, no adapters and no models that TransformerLens does not list, and would run
+    code that comes with some models. TransformerBridge loads these under the same hook names; a log line names the
+    first such model. Both models of a pair get the same class.
+    """
+    if model_class_name != "HookedTransformer":
+        return model_class_name
+    for name in names:
+        model, adapter = split_adapter(name)
+        model, _ = split_jitter(model)
+        validate_loadable(model, model_class_name)
+        reason = _unusable_by_hooked_transformer(model)
+        if adapter is not None:
+            reason = f"HookedTransformer cannot load the adapter {adapter!r}."
+        if reason is not None:
+            _log.warning("Loading with TransformerBridge, under the same hook names: %s", reason)
+            return "TransformerBridge"
+    return model_class_name
+
+
+def _unusable_by_hooked_transformer(name: str) -> str | None:
+    """Why HookedTransformer cannot load the model; None if it can, or if no class can tell from the name."""
+    if name in TINY_MODELS:
+        return None
+    if os.path.isdir(name):
+        return f"HookedTransformer cannot load the local folder {name!r}."
+    if official_name(name).startswith(NEED_REMOTE_CODE_MODELS):
+        return f"HookedTransformer would run code that comes with {name!r}."
+    if "/" in name and not _is_listed(name):
+        return f"HookedTransformer does not know {name!r}."
+    return None
+
+
+def official_name(name: str) -> str:
+    """Return the Hub name for one of TransformerLens's short names; folders and unknown names stay as they are."""
+    return get_official_model_name(name) if not os.path.isdir(name) and _is_listed(name) else name
+
+
+def _is_listed(name: str) -> bool:
+    try:
+        get_official_model_name(name)
+    except ValueError:  # TransformerLens's answer for a name that it does not know
+        return False
+    return True
+
+
+def _without_host_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for TransformerBridge; SAELens's config adds `center_writing_weights=False` for HookedTransformer."""
+    processing = [key for key in _HOST_KWARGS if kwargs.get(key)]
+    if processing:
+        raise ValueError(
+            f"TransformerBridge loads raw weights and has no {processing[0]}=True. Leave {' and '.join(processing)} "
+            "out of model_from_pretrained_kwargs: a crosscoder needs raw weights."
+        )
+    return {key: value for key, value in kwargs.items() if key not in _HOST_KWARGS}
 
 
 def validate_loadable(name: str, model_class_name: str) -> None:
-    """Raise a ValueError for an unknown class, or a name (without jitter) that the class cannot load."""
+    """Raise a ValueError for an unknown class, or a name (without jitter) that no class can load."""
     if model_class_name not in MODEL_CLASSES:
         raise ValueError(f"model_class_name={model_class_name!r} is not one of {MODEL_CLASSES}.")
     if name.startswith("tiny-") and name not in TINY_MODELS:
         raise ValueError(f"Unknown built-in model {name!r}. Use one of {', '.join(TINY_MODELS)}.")
-    if model_class_name == "HookedTransformer" and _host_runs_code_of(name):
-        raise ValueError(
-            f"HookedTransformer would run code that comes with {name!r} (it sets trust_remote_code=True). Use "
-            "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM', which run none."
-        )
-    if model_class_name == "HookedTransformer" and name not in TINY_MODELS and os.path.isdir(name):
-        raise ValueError(
-            f"HookedTransformer loads models by their Hub name only, and {name!r} is a local folder. Use "
-            "model_class_name='TransformerBridge' (same hook names) or 'AutoModelForCausalLM'."
-        )
-
-
-def _host_runs_code_of(name: str) -> bool:
-    with suppress(ValueError):  # TransformerLens reports names that it does not know itself
-        return get_official_model_name(name).startswith(NEED_REMOTE_CODE_MODELS)
-    return False
+    if name.startswith(("/", ".", "~")) and not os.path.isdir(name):
+        raise ValueError(f"There is no model folder at {name!r}. Check the path.")
 
 
 def split_jitter(name: str) -> tuple[str, float]:

@@ -21,6 +21,7 @@ from sae_lens_crosscoder.models.hook_access import (
     is_stackable,
     replaced_activations,
     stack,
+    validate_common_hooks,
     validate_hook_name,
 )
 from sae_lens_crosscoder.models.loading import load_models, validate_same_tokenizer
@@ -28,6 +29,7 @@ from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
 from sae_lens_crosscoder.models.patch_state import PatchState
 from sae_lens_crosscoder.models.shared_parameters import shared_parameters
 from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
+from sae_lens_crosscoder.models.wrapping import hooked_models, validate_names
 from sae_lens_crosscoder.stacking import StackedLayout
 
 
@@ -42,23 +44,29 @@ class HookedModelPair(HookedRootModule):
     over the ids that all models have, if their vocabularies differ in size.
 
     Args:
-        models: the base and the chat model, in this order; HookedTransformer, TransformerBridge or SAELens's
-            HookedProxyLM. They may differ in width and device.
+        models: the base and the chat model, in this order; HookedTransformer, TransformerBridge, HookedProxyLM or
+            Hugging Face models, which are wrapped in place. They may differ in width and device.
         model_names: names stored in saved crosscoders, so that a crosscoder of another pair is refused.
         token_replacements: control tokens of the chat model and the tokens that the other models read instead, for
             base models that lack them or never learned them; `models.TOKEN_REPLACEMENTS` has some. It changes the given
             models permanently.
+        tokenizer: for Hugging Face models; None to load it from the name or folder that the model was loaded from.
+
+    Raises:
+        ValueError: for an object that cannot be used, tokenizers that differ, or models without a common hook.
     """
 
     def __init__(
         self,
-        *models: nn.Module,
+        *models: Any,
         model_names: Sequence[str] | None = None,
         token_replacements: Mapping[str, str] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__()
         if len(models) < 2:
             raise ValueError(f"Got {len(models)} models, expected at least two, base first.")
+        models = hooked_models(models, tokenizer)
         self.members: Any = nn.ModuleList(models)
         self.model_names = None if model_names is None else tuple(model_names)
         tokenizers = [getattr(model, "tokenizer", None) for model in models]
@@ -77,8 +85,8 @@ class HookedModelPair(HookedRootModule):
     @classmethod
     def from_pretrained(
         cls,
-        base: str,
-        chat: str,
+        base: Any,
+        chat: Any,
         *,
         device: str = "cpu",
         chat_device: str | None = None,
@@ -90,16 +98,18 @@ class HookedModelPair(HookedRootModule):
         """Load two models with raw weights: folding and centring would move the residual stream.
 
         Args:
-            base, chat: Hub names, local folders (with `model_class_name="TransformerBridge"`), or the built-in
-                `tiny-base`, `tiny-chat`, `tiny-null`. `NAME+adapter=FOLDER_OR_HUB_ID` puts a LoRA adapter on NAME; if
-                both have the same NAME and device, they share one copy of its weights.
+            base, chat: Hub names, local folders, or the built-in `tiny-base`, `tiny-chat`, `tiny-null`.
+                `NAME+adapter=FOLDER_OR_HUB_ID` puts a LoRA adapter on NAME; if both have the same NAME and device, they
+                share one copy of its weights.
             chat_device: the chat model's device; None for the base model's.
             model_class_name: `HookedTransformer`, `TransformerBridge` or `AutoModelForCausalLM` (HookedProxyLM).
+                Local folders, and other models that HookedTransformer cannot load, are loaded with TransformerBridge.
             token_replacements: see the class.
 
         Raises:
             ValueError: if the tokenizers give different ids; the message shows the first difference.
         """
+        base, chat = validate_names(base, chat)
         devices = (device, chat_device or device)
         models = load_models((base, chat), devices, dtype, model_class_name, model_from_pretrained_kwargs)
         return cls(*models, model_names=(base, chat), token_replacements=token_replacements)
@@ -111,6 +121,7 @@ class HookedModelPair(HookedRootModule):
         The inherited `setup` must not run: it would rename the models' hook points.
         """
         names = common_hook_names(self.members)
+        validate_common_hooks(names, self.members)
         self.hook_dict = {name: HookPoint() for name in names if not is_split_by_head(name)}
         for name, hook_point in self.hook_dict.items():
             hook_point.name = name

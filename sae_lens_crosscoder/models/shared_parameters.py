@@ -2,14 +2,20 @@
 
 from torch import nn
 
+from sae_lens_crosscoder.models.adapters import AdapterView
+
 
 def shared_parameters(first: nn.Module, second: nn.Module) -> list[str]:
     """Names of the second model's parameters whose memory is also a parameter of the first.
+
+    Two adapters on one copy of the weights are two models on purpose, so they share none.
 
     >>> embedding = nn.Linear(2, 3)
     >>> shared_parameters(nn.Sequential(embedding), nn.Sequential(nn.Linear(3, 2), embedding))
     ['1.weight', '1.bias']
     """
+    if isinstance(first, AdapterView) and isinstance(second, AdapterView) and first.adapter_name != second.adapter_name:
+        return []
     addresses = {address for _, address in _addresses(first)}
     return [name for name, address in _addresses(second) if address in addresses]
 

@@ -9,7 +9,7 @@ from sae_lens.util import extract_layer_from_tlens_hook_name
 from torch import nn
 
 from sae_lens_crosscoder.models.adapter_files import split_adapter
-from sae_lens_crosscoder.models.loading import adapter_host, split_jitter, validate_loadable
+from sae_lens_crosscoder.models.loading import official_name, split_jitter, usable_model_class, validate_loadable
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
 from sae_lens_crosscoder.models.tiny.models import new_tiny_model
 
@@ -45,16 +45,19 @@ def model_size(name: str, hook_name: str, model_class_name: str, config_folder: 
         ValueError: for an unknown model, or a layer that it does not have.
     """
     name, adapter = split_adapter(name)
-    model_class_name = model_class_name if adapter is None else adapter_host(model_class_name)
+    if adapter is not None and model_class_name == "HookedTransformer":
+        model_class_name = "TransformerBridge"
     name, _ = split_jitter(name)
     validate_loadable(name, model_class_name)
     if name in TINY_MODELS:
         tiny = new_tiny_model(seed=0)
         return _measured(name, hook_name, tiny, list(tiny.blocks), tiny.cfg.n_heads, n_extra=0)
+    if config_folder is None:
+        model_class_name = usable_model_class([name], model_class_name)
     if model_class_name == "HookedTransformer" and config_folder is None:
         model = _empty_hooked_transformer(name)
         return _measured(name, hook_name, model, list(model.blocks), model.cfg.n_heads, n_extra=0)
-    return _size_from_transformers(name, hook_name, model_class_name, config_folder or name)
+    return _size_from_transformers(name, hook_name, model_class_name, config_folder or official_name(name))
 
 
 def _size_from_transformers(name: str, hook_name: str, model_class_name: str, source: str) -> ModelSize:

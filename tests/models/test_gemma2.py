@@ -69,11 +69,6 @@ def test_logits_are_those_of_transformers(pair):
         assert torch.equal(pair(tokens), expected)
 
 
-def test_hooked_transformer_says_that_it_cannot_read_a_local_folder(folders):
-    with pytest.raises(ValueError, match=r"local folder\. Use model_class_name='TransformerBridge'"):
-        slc.HookedModelPair.from_pretrained(*folders, model_class_name="HookedTransformer")
-
-
 @pytest.fixture(scope="module")
 def run(folders, class_name, tmp_path_factory):
     """Twenty steps from local folders on a dataset on disk: (runner, the crosscoder it returned, its folder)."""

@@ -3,19 +3,24 @@
 import json
 
 import pytest
+import torch
 from transformer_lens.loading_from_pretrained import NEED_REMOTE_CODE_MODELS
+from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lens_crosscoder.models import loading
-from sae_lens_crosscoder.models.loading import MODEL_CLASSES, load_model, validate_loadable
+from sae_lens_crosscoder.models.loading import MODEL_CLASSES, load_model
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "qwen3-0.6b", "phi-2", "microsoft/phi-2"])
-def test_models_for_which_the_host_turns_remote_code_on_are_refused_before_it_does(name, monkeypatch):
+def test_models_for_which_the_host_turns_remote_code_on_are_loaded_by_the_bridge_without_it(name, monkeypatch, caplog):
+    booted, model = [], torch.nn.Linear(1, 1)
     monkeypatch.setattr(loading, "load_host_model", lambda *args, **kwargs: pytest.fail("asked the host"))
-    with pytest.raises(ValueError, match=r"would run code that comes with .*model_class_name='TransformerBridge'"):
-        load_model(name, "cpu", "float32", "HookedTransformer", {})
-    validate_loadable(name, "TransformerBridge")
-    validate_loadable("google/gemma-2-2b", "HookedTransformer")
+    monkeypatch.setattr(
+        TransformerBridge, "boot_transformers", lambda *args, **kwargs: booted.append((args, kwargs)) or model
+    )
+    assert load_model(name, "cpu", "float32", "HookedTransformer", {"center_writing_weights": False}) is model
+    assert booted == [((name,), {"device": "cpu", "dtype": torch.float32})]
+    assert f"HookedTransformer would run code that comes with {name!r}" in caplog.text
     assert "microsoft/phi-2" in NEED_REMOTE_CODE_MODELS
 
 

@@ -98,8 +98,3 @@ def test_nothing_is_allocated_for_a_large_model(config_only, monkeypatch):
 def test_what_training_would_refuse_is_refused(name, hook_name, class_name, message):
     with pytest.raises(ValueError, match=message):
         model_size(name, hook_name, class_name)
-
-
-def test_a_hooked_transformer_from_a_local_folder_is_refused(config_only):
-    with pytest.raises(ValueError, match="HookedTransformer loads models by their Hub name only"):
-        model_size(config_only, "blocks.0.hook_resid_post", "HookedTransformer")

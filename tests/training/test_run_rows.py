@@ -84,8 +84,7 @@ class TestShares:
         for side, part in ((rows.held_out, texts[:20]), (rows.training, texts[20:])):
             assert ids(side) == reference.concatenated(words(part), 16, bos=BOS, separator=BOS)
 
-    def test_looking_at_held_out_rows_does_not_move_the_training_rows(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("sae_lens_crosscoder.data.packing._DOCUMENTS_AT_ONCE", 10)
+    def test_looking_at_held_out_rows_does_not_move_the_training_rows(self, tmp_path):
         for number in range(10):  # small files, because the place is kept by file
             text_file(tmp_path, n=20, seed=number, name=f"web-{number}.jsonl")
         mix = slc.DataMix([slc.MixSource(str(tmp_path / "web-*.jsonl"))])
@@ -237,8 +236,7 @@ class TestProcesses:
 class TestResuming:
     @pytest.mark.parametrize("rule", ["alternate", "probability"])
     @pytest.mark.parametrize("packing", ["concatenated", "one_document"])
-    def test_rows_go_on_where_they_stopped(self, tmp_path, monkeypatch, rule, packing):
-        monkeypatch.setattr("sae_lens_crosscoder.data.packing._DOCUMENTS_AT_ONCE", 10)
+    def test_rows_go_on_where_they_stopped(self, tmp_path, rule, packing):
         fields = dict(mix=text_and_chat(tmp_path, rule=rule), packing=packing)
         whole = ids(rows_of(**fields).training)
         for n_read in (1, 14, len(whole) - 1):
@@ -249,8 +247,7 @@ class TestResuming:
             second.load_state_dict(state)
             assert start + ids(second) == whole
 
-    def test_little_is_tokenized_again(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("sae_lens_crosscoder.data.packing._DOCUMENTS_AT_ONCE", 10)
+    def test_little_is_tokenized_again(self, tmp_path):
         mix = slc.DataMix([slc.MixSource(text_file(tmp_path))])
         first = rows_of(mix=mix)
         n_contexts = len(list(first.training))

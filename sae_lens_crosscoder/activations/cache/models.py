@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sae_lens_crosscoder.models.hook_access import activation_at, validate_hook_name
-from sae_lens_crosscoder.models.loading import load_model, validate_same_tokenizer
+from sae_lens_crosscoder.models.loading import load_model, usable_model_class, validate_same_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
 from sae_lens_crosscoder.storage.checksums import fingerprint
@@ -64,6 +64,7 @@ def _named_loaders(models: Sequence[str], loading: Mapping[str, Any]) -> tuple[l
     defaults = {"device": "cpu", "dtype": "float32", "model_class_name": "HookedTransformer"}
     options: dict[str, Any] = {**defaults, **loading}
     device, dtype, model_class = (options.pop(key) for key in defaults)
+    model_class = usable_model_class(models, model_class)
     replacements = dict(options.pop("token_replacements", None) or {})
     return [partial(load_model, name, device, dtype, model_class, options) for name in models], replacements
 

@@ -9,7 +9,8 @@ from sae_lens.pretokenize_runner import get_special_token_from_cfg
 
 from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
 from sae_lens_crosscoder.data.mix import DataMix, MixSource, SourceKind
-from sae_lens_crosscoder.data.packing import Packing, pack_rows
+from sae_lens_crosscoder.data.packed_rows import pack_rows
+from sae_lens_crosscoder.data.packing import Packing
 from sae_lens_crosscoder.data.sources import every_nth_row, hold_out, load_rows, load_source
 from sae_lens_crosscoder.data.token_mask import padding_id
 from sae_lens_crosscoder.models.loading import load_tokenizer
