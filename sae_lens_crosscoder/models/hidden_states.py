@@ -1,6 +1,7 @@
 """Hugging Face's own hidden states, to check that a hook reads the residual stream it is named after."""
 
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from sae_lens.load_model import HookedProxyLM
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sae_lens_crosscoder.models.adapters import AdapterView
 from sae_lens_crosscoder.models.hook_access import activation_at, device_of
 
 _BEFORE_BLOCK = re.compile(r"blocks\.(\d+)\.hook_(?:resid_pre|in)")
@@ -37,7 +39,9 @@ def hidden_state(model: Any, tokens: Int[Tensor, "batch pos"], index: int) -> Fl
     inner = model.model if isinstance(model, HookedProxyLM) else getattr(model, "original_model", None)
     if not isinstance(inner, PreTrainedModel):
         return None
-    outputs: Any = inner(tokens.to(device_of(model)), output_hidden_states=True, use_cache=False)
+    tokens = tokens.to(device_of(model))
+    with model.shared.running(model) if isinstance(model, AdapterView) else nullcontext():
+        outputs: Any = inner(tokens, output_hidden_states=True, use_cache=False)
     states = getattr(outputs, "hidden_states", None) or ()
     return states[index] if index < len(states) - 1 else None
 

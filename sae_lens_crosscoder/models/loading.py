@@ -103,8 +103,8 @@ def load_tokenizer(name: str, model_class_name: str) -> Any:
 def usable_model_class(names: Sequence[str], model_class_name: str) -> str:
     """Return the class that can load all named models, `TransformerBridge` where `HookedTransformer` cannot.
 
-    HookedTransformer loads no local folders, no adapters and no models that TransformerLens does not list, and would run
-    code that comes with some models. TransformerBridge loads these under the same hook names; a log line names the
+    HookedTransformer loads no local folders, no adapters and no models that TransformerLens does not list, and would
+    run code that comes with some models. TransformerBridge loads these under the same hook names; a log line names the
     first such model. Both models of a pair get the same class.
     """
     if model_class_name != "HookedTransformer":

@@ -12,7 +12,7 @@ from sae_lens_crosscoder.models import hidden_states
 from sae_lens_crosscoder.models.loading import add_jitter
 from sae_lens_crosscoder.models.tiny import TINY_DATASET, TINY_HOOK
 from sae_lens_crosscoder.training import runner as runner_module
-from sae_lens_crosscoder.training.data.pair_check import PairCheck, check_pair
+from sae_lens_crosscoder.training.data.pair_check import PairCheck, inspect_pair
 from sae_lens_crosscoder.training.data.run_cache import write_run_cache
 from tests.models.small_models import llama, random_hooked_transformer, save_pair, some_tokens
 
@@ -47,7 +47,7 @@ class TestRefused:
     def test_one_model_given_twice(self, tmp_path):
         model = random_hooked_transformer(16, seed=1)
         with pytest.raises(ValueError, match=r"share \d+ parameters, such as 'embed.W_E'.*jitter"):
-            check_pair(slc.HookedModelPair(model, model), TOKENS, MASK, HOOK)
+            inspect_pair(slc.HookedModelPair(model, model), TOKENS, MASK, HOOK)
         tiny = slc.models.load_tiny_model("tiny-base")
         with pytest.raises(ValueError, match="they are not two models"):
             slc.CrosscoderTrainingRunner(config(tmp_path), override_model=slc.HookedModelPair(tiny, tiny))
@@ -56,7 +56,7 @@ class TestRefused:
         base, chat = (random_hooked_transformer(16, seed=seed) for seed in (1, 2))
         chat.embed.W_E = base.embed.W_E
         with pytest.raises(ValueError, match=r"share 1 parameters"):
-            check_pair(slc.HookedModelPair(base, chat), TOKENS, MASK, HOOK)
+            inspect_pair(slc.HookedModelPair(base, chat), TOKENS, MASK, HOOK)
 
     def test_a_pair_may_answer_for_parameters_that_it_shares_on_purpose(self):
         class Adapted(slc.HookedModelPair):
@@ -64,15 +64,15 @@ class TestRefused:
 
         base, chat = (random_hooked_transformer(16, seed=seed) for seed in (1, 2))
         chat.embed.W_E = base.embed.W_E
-        assert check_pair(Adapted(base, chat), TOKENS, MASK, HOOK).difference > 0
+        assert inspect_pair(Adapted(base, chat), TOKENS, MASK, HOOK).difference > 0
 
     def test_copies_with_the_same_weights_but_not_a_jittered_one(self):
         base = random_hooked_transformer(16, seed=1)
         chat = copy.deepcopy(base)
         with pytest.raises(ValueError, match=f"at {HOOK} are identical on all 44 tokens.*jitter=0.02"):
-            check_pair(slc.HookedModelPair(base, chat), TOKENS, MASK, HOOK)
+            inspect_pair(slc.HookedModelPair(base, chat), TOKENS, MASK, HOOK)
         add_jitter(chat, 0.02)
-        assert 0 < check_pair(slc.HookedModelPair(base, chat), TOKENS, MASK, HOOK).difference < 0.1
+        assert 0 < inspect_pair(slc.HookedModelPair(base, chat), TOKENS, MASK, HOOK).difference < 0.1
 
     def test_a_change_behind_the_hook(self):
         base = random_hooked_transformer(16, seed=1)
@@ -80,8 +80,8 @@ class TestRefused:
         add_jitter(chat.blocks[1], 0.5)
         pair = slc.HookedModelPair(base, chat)
         with pytest.raises(ValueError, match="tuning changed a layer before the hook"):
-            check_pair(pair, TOKENS, MASK, HOOK)
-        check_pair(pair, TOKENS, MASK, "blocks.1.hook_resid_post")
+            inspect_pair(pair, TOKENS, MASK, HOOK)
+        inspect_pair(pair, TOKENS, MASK, "blocks.1.hook_resid_post")
 
     def test_cached_activations_that_are_identical(self, tmp_path):
         cfg = config(tmp_path, chat_model_name="tiny-base", cached_activations_path=str(tmp_path / "cache"))
@@ -94,7 +94,7 @@ class TestRefused:
         padded, mask = TOKENS.clone(), MASK.clone()
         padded[2, :4], mask[2, :4] = 0, False
         with pytest.raises(ValueError, match="Row 2 of tokens starts with padding"):
-            check_pair(pair, padded, mask, HOOK)
+            inspect_pair(pair, padded, mask, HOOK)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_hook_is_compared_with_hugging_faces_hidden_state(tmp_path, monkeypatc
     original = hidden_states.activation_at
     monkeypatch.setattr(hidden_states, "activation_at", lambda *args: 1.5 * original(*args))
     with pytest.raises(ValueError, match=r"base model's .* is not Hugging Face's hidden_states\[2\].*50%"):
-        check_pair(pair, TOKENS, MASK, name.format(1))
+        inspect_pair(pair, TOKENS, MASK, name.format(1))
 
 
 class TestNumbers:
@@ -118,7 +118,7 @@ class TestNumbers:
         special = set(pair.tokenizer.all_special_ids)
         mask = torch.ones_like(tokens, dtype=torch.bool)
         mask[:, 0] = False
-        check = check_pair(pair, tokens, mask, TINY_HOOK)
+        check = inspect_pair(pair, tokens, mask, TINY_HOOK)
         base, chat = pair.activations(tokens, TINY_HOOK).split(96, dim=-1)
         kl = kl_between_models(pair, tokens)
         differences, kls, norms, specials = [], [], ([], []), ([], [])
@@ -143,7 +143,7 @@ class TestNumbers:
     def test_models_of_different_width_and_vocabulary(self):
         wide = random_hooked_transformer(24, seed=2, d_vocab=60)
         pair = slc.HookedModelPair(random_hooked_transformer(16, seed=1), wide)
-        check = check_pair(pair, TOKENS, MASK, HOOK)
+        check = inspect_pair(pair, TOKENS, MASK, HOOK)
         assert check.difference is None
         base, chat = (model(TOKENS)[..., :50].double().log_softmax(-1) for model in pair.members)
         kl = (chat.exp() * (chat - base)).sum(-1)[MASK].mean()
@@ -164,7 +164,7 @@ class TestRun:
 
     def test_it_takes_no_training_data_and_no_random_numbers(self, tmp_path, monkeypatch):
         looked = slc.CrosscoderTrainingRunner(config(tmp_path)).run()
-        monkeypatch.setattr(runner_module, "check_run", lambda run: PairCheck(0, (), (), None, None))
+        monkeypatch.setattr(runner_module, "inspect_run", lambda run: PairCheck(0, (), (), None, None))
         blind = slc.CrosscoderTrainingRunner(config(tmp_path)).run()
         assert all(torch.equal(value, blind.state_dict()[name]) for name, value in looked.state_dict().items())
 

@@ -58,13 +58,13 @@ class PairCheck:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def check_run(run: RunData) -> PairCheck:
+def inspect_run(run: RunData) -> PairCheck:
     """Look at the first held-out contexts of a run; its training data and random numbers stay as they are.
 
     A run on cached activations has loaded no models, so only the size of the difference is known.
 
     Raises:
-        ValueError: as `check_pair`.
+        ValueError: as `inspect_pair`.
     """
     cfg = run.cfg
     if run.reads_cache:
@@ -78,11 +78,11 @@ def check_run(run: RunData) -> PairCheck:
     mask = run.activations_store.token_mask(tokens)
     device = device_of(run.pair.base).type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=cfg.autocast_lm):
-        return check_pair(run.pair, tokens, mask, cfg.hook_name, **cfg.model_kwargs)
+        return inspect_pair(run.pair, tokens, mask, cfg.hook_name, **cfg.model_kwargs)
 
 
 @torch.no_grad()
-def check_pair(
+def inspect_pair(
     pair: HookedModelPair,
     tokens: Int[Tensor, "batch pos"],
     token_mask: Bool[Tensor, "batch pos"],
