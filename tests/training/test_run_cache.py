@@ -38,7 +38,7 @@ def no_models(monkeypatch):
     def refuse(*args):
         raise AssertionError("a language model was loaded")
 
-    return lambda: monkeypatch.setattr("sae_lens_crosscoder.models.pair.load_model", refuse)
+    return lambda: monkeypatch.setattr("sae_lens_crosscoder.models.pair.load_models", refuse)
 
 
 def cached(tmp_path, mix, **fields):

@@ -286,7 +286,7 @@ class TestRefusals:
         def refuse(*args, **kwargs):
             raise AssertionError("a model was loaded")
 
-        monkeypatch.setattr("sae_lens_crosscoder.models.pair.load_model", refuse)
+        monkeypatch.setattr("sae_lens_crosscoder.models.pair.load_models", refuse)
         source = slc.MixSource(**({"path": text_file(tmp_path), "name": "the source"} | fields))
         with pytest.raises(ValueError, match=message):
             slc.CrosscoderTrainingRunner(run_config(mix=slc.DataMix([source])))
