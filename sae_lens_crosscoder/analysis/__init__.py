@@ -1,5 +1,8 @@
 """Analyses of a trained crosscoder: model-specific latents, artifacts among them, and what they fire on."""
 
+from sae_lens_crosscoder.analysis.baselines.directions import DifferenceDirections
+from sae_lens_crosscoder.analysis.baselines.linear import difference_pca, mean_difference
+from sae_lens_crosscoder.analysis.baselines.rows import DifferenceRows, difference_rows
 from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, delta_norm
@@ -26,6 +29,8 @@ __all__ = [
     "CLASS_BORDERS",
     "ActivationProfiles",
     "Diagnosis",
+    "DifferenceDirections",
+    "DifferenceRows",
     "DifferenceShares",
     "Interpretations",
     "LatentScaling",
@@ -42,10 +47,13 @@ __all__ = [
     "decoupled_pairs",
     "delta_norm",
     "diagnose",
+    "difference_pca",
+    "difference_rows",
     "difference_shares",
     "latent_statistics",
     "load_examples",
     "load_labels",
+    "mean_difference",
     "mse_improvement",
     "nu_by_group",
     "nu_controls",

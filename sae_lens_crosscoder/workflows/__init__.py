@@ -3,6 +3,7 @@
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, run_causal
 from sae_lens_crosscoder.workflows.compare import compare
 from sae_lens_crosscoder.workflows.demo import DemoConfig, run_demo
+from sae_lens_crosscoder.workflows.difference_sae import train_difference_sae
 from sae_lens_crosscoder.workflows.explore import explore
 from sae_lens_crosscoder.workflows.paper_report import PaperReportConfig, run_paper_report
 from sae_lens_crosscoder.workflows.publish import push_to_hub, write_model_card
@@ -17,5 +18,6 @@ __all__ = [
     "run_causal",
     "run_demo",
     "run_paper_report",
+    "train_difference_sae",
     "write_model_card",
 ]
