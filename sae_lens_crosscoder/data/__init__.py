@@ -1,12 +1,14 @@
-"""Tokens to train on and to analyse: mixes of sources, packing, chat tokens, token masks and token groups."""
+"""Tokens to train on and to analyse: mixes of sources, packing, chat tokens, token groups and contrasts."""
 
 from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens
+from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.data.labelled_rows import LabelledRows, labelled_rows, tiny_labelled_rows
 from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.data.token_groups import TokenGroups, token_groups
 
 __all__ = [
     "ChatTokens",
+    "Contrast",
     "DataMix",
     "LabelledRows",
     "MixSource",
