@@ -8,6 +8,10 @@ from sae_lens_crosscoder.causal.forward.responses import Responses, generate_res
 from sae_lens_crosscoder.causal.forward.resume import resume_from
 from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens, logit_attribution, logit_lens
+from sae_lens_crosscoder.causal.localisation.hooks import residual_hooks
+from sae_lens_crosscoder.causal.localisation.localisation import Localisation, share_brought_back
+from sae_lens_crosscoder.causal.localisation.locate import locate_difference
+from sae_lens_crosscoder.causal.localisation.steering import SteeringEffects, steering_effects
 from sae_lens_crosscoder.causal.patching.generation import generate_patched
 from sae_lens_crosscoder.causal.patching.intervention import Intervention, intervention
 from sae_lens_crosscoder.causal.patching.patched import patched
@@ -18,9 +22,11 @@ __all__ = [
     "CausalEffects",
     "EffectSums",
     "Intervention",
+    "Localisation",
     "LogitLens",
     "Responses",
     "Setup",
+    "SteeringEffects",
     "causal_effects",
     "generate_patched",
     "generate_responses",
@@ -30,12 +36,16 @@ __all__ = [
     "kl_divergence",
     "kl_to_chat",
     "latent_effects",
+    "locate_difference",
     "log_probs",
     "logit_attribution",
     "logit_lens",
     "next_tokens",
     "patched",
+    "residual_hooks",
     "resume_from",
+    "share_brought_back",
     "splice_evals",
+    "steering_effects",
     "token_kl",
 ]

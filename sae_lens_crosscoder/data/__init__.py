@@ -4,6 +4,7 @@ from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.data.labelled_rows import LabelledRows, labelled_rows, tiny_labelled_rows
 from sae_lens_crosscoder.data.mix import DataMix, MixSource
+from sae_lens_crosscoder.data.prompts import TokenizedPrompts, load_prompts, tokenize_prompts
 from sae_lens_crosscoder.data.token_groups import TokenGroups, token_groups
 
 __all__ = [
@@ -13,8 +14,11 @@ __all__ = [
     "LabelledRows",
     "MixSource",
     "TokenGroups",
+    "TokenizedPrompts",
     "chat_tokens",
     "labelled_rows",
+    "load_prompts",
     "tiny_labelled_rows",
     "token_groups",
+    "tokenize_prompts",
 ]

@@ -14,6 +14,7 @@ from sae_lens_crosscoder.causal import Responses, causal_effects, generate_respo
 from sae_lens_crosscoder.causal.experiment.unfinished import UnfinishedRun
 from sae_lens_crosscoder.causal.forward.responses import Messages
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.data.prompts import load_prompts
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import TINY_MODELS, dialogues
@@ -36,9 +37,9 @@ class CausalConfig:
     output_path: str = "causal"
     """Folder for effects.json and effects.html. An unfinished run keeps its checkpoints there too."""
     prompts: str | None = None
-    """A text file with one user request per line, held out from training, or a .jsonl file with one conversation per
-    line: a list of messages with `role` and `content`, or an object with such `messages`. The built-in pair has its
-    own prompts."""
+    """A text file with one user request per line, held out from training, or a .json or .jsonl file of conversations:
+    lists of messages with `role` and `content`, or objects with such `messages`. The built-in pair has its own
+    prompts."""
     answers: Literal["generated", "given"] = "generated"
     """`generated`: the chat model answers the last request; `given`: the conversations' own answers are scored."""
     n_conversations: int = 600
@@ -105,7 +106,7 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
 def load_conversations(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> list[Messages]:
     """Load distinct held-out conversations. They end with a request unless answers are given."""
     if cfg.prompts is not None:
-        conversations = _read_conversations(Path(cfg.prompts))
+        conversations: list[Any] = load_prompts(cfg.prompts)
     elif crosscoder.cfg.metadata.chat_model_name in TINY_MODELS:
         conversations = dialogues(2 * cfg.n_conversations, cfg.seed, "held_out")
         if cfg.answers == "generated":
@@ -122,14 +123,6 @@ def load_conversations(cfg: CausalConfig, crosscoder: InferenceCrosscoder) -> li
     if len(chosen) < 2:
         raise ValueError(f"Found {len(chosen)} distinct requests, too few for an interval: pass at least 2.")
     return chosen
-
-
-def _read_conversations(path: Path) -> list[Messages]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if path.suffix != ".jsonl":
-        return [[{"role": "user", "content": line}] for line in lines]
-    parsed: list[Any] = [json.loads(line) for line in lines]
-    return [line["messages"] if isinstance(line, dict) else line for line in parsed]
 
 
 def _n_until_last_request(messages: Messages) -> int:

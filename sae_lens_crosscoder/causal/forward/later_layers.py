@@ -44,6 +44,13 @@ class LaterLayers(ABC):
         """
 
 
+def has_later_layers(model: Any) -> bool:
+    """True if `later_layers_of` supports the model."""
+    if isinstance(model, HookedTransformer):
+        return model.cfg.positional_embedding_type != "shortformer"
+    return isinstance(model, TransformerBridge)
+
+
 def later_layers_of(model: Any, first: int) -> LaterLayers:
     """The model's layers from `first` on; raises a ValueError for a host that cannot be resumed."""
     if isinstance(model, HookedTransformer):

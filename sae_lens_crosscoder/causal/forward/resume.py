@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.causal.forward.later_layers import LaterLayers, later_layers_of
+from sae_lens_crosscoder.causal.forward.later_layers import LaterLayers, has_later_layers, later_layers_of
 from sae_lens_crosscoder.models.hook_access import device_of, validate_hook_name
 
 _RESIDUAL_STREAM = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
@@ -59,6 +59,11 @@ def resume_from(
             n_shared = _shared_prefix(batch, selected) if share_prefix else 0
             parts.append(_resumed(later, batch, tokens[prompts].to(device), selected, n_shared, batch_size, bar))
     return torch.cat(parts, dim=1)
+
+
+def can_resume(model: Any, hook_name: str) -> bool:
+    """True if `resume_from` supports the model and the hook, judged by its name."""
+    return _RESIDUAL_STREAM.fullmatch(hook_name) is not None and has_later_layers(model)
 
 
 def _resumed(
