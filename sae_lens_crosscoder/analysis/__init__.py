@@ -3,6 +3,7 @@
 from sae_lens_crosscoder.analysis.baselines.directions import DifferenceDirections
 from sae_lens_crosscoder.analysis.baselines.linear import difference_pca, mean_difference
 from sae_lens_crosscoder.analysis.baselines.rows import DifferenceRows, difference_rows
+from sae_lens_crosscoder.analysis.contrasts.concepts import Concepts, concepts
 from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, delta_norm
@@ -28,6 +29,7 @@ from sae_lens_crosscoder.analysis.tables.user_labels import load_labels, save_la
 __all__ = [
     "CLASS_BORDERS",
     "ActivationProfiles",
+    "Concepts",
     "Diagnosis",
     "DifferenceDirections",
     "DifferenceRows",
@@ -42,6 +44,7 @@ __all__ = [
     "agreement",
     "collect_examples",
     "concept_table",
+    "concepts",
     "correlations",
     "counts_below",
     "decoupled_pairs",

@@ -1,0 +1,186 @@
+"""concepts: the latent that carries each contrast, chosen on one part of the prompts and reported on the other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lens_crosscoder.activations.contrast_rows import ContrastRows, contrast_rows
+from sae_lens_crosscoder.activations.eval_data import EvalData
+from sae_lens_crosscoder.analysis.contrasts.group_differences import GroupDifferences, group_differences, separation
+from sae_lens_crosscoder.analysis.contrasts.shares import delta_contrast, shares
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
+from sae_lens_crosscoder.data.contrasts import Contrast
+from sae_lens_crosscoder.models.pair import HookedModelPair
+
+LEAST_SHARE = 0.1
+"""A latent with a smaller share of a contrast does not carry it."""
+_N_LATENTS = 20
+_COPIED = ("delta_norm", "nu_free", "n_active", "q_value", "label", "verdict")
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """Carriers of contrasts."""
+
+    table: pd.DataFrame
+    """One row per contrast: see `concepts`."""
+    latents: pd.DataFrame
+    """One row per contrast and latent, the 20 with the largest shares on the prompts to choose on."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {text}" for name, text in self.table["summary"].items())
+
+
+def concepts(
+    crosscoder: InferenceCrosscoder,
+    data: EvalData | HookedModelPair | None,
+    contrasts: Sequence[Contrast | ContrastRows],
+    latents: pd.DataFrame | None = None,
+    *,
+    target: Literal["model", "difference"] = "model",
+) -> Concepts:
+    """Find the latent that carries each contrast.
+
+    The carrier has the largest share of the contrast on the prompts that are not held out; everything reported is
+    measured on those that are. A share is how much of the difference between the groups' mean activations a latent
+    writes; choosing by AUROC instead picks latents that are active everywhere and shift by a hair.
+
+    Args:
+        data: the pair of models, or data with it; None if all contrasts are `ContrastRows`.
+        contrasts: contrasts whose prompts the models run on, or rows that are already harvested.
+        latents: `latents` of this crosscoder's diagnosis, for the verdict and the nu of the probe that judged.
+        target: `model` for shares of the contrast in the model that must have the concept, `difference` for shares of
+            the contrast in chat - base, which show what fine-tuning added to it.
+
+    Returns:
+        `table` has a row per contrast. `latent` is the carrier, missing if the largest share is at most 0.1. `share` is
+        its share, `coverage` that of all latents together, and `share_of_biases` what the decoder biases write along a
+        difference (on both groups alike). `delta_contrast` is Delta_norm of what all latents write, in the trained
+        space; it needs no carrier. `auroc` is in the carrier's own direction: -1 in `direction` marks a latent that
+        goes off on positive prompts. `on_positive` and `on_negative` are the shares of prompts on which it is active.
+        `probe` is the model whose decoder probed the nu shown.
+
+    Raises:
+        ValueError: for contrasts with one name, or without the pair that they need.
+    """
+    crosscoder = validate_inference(crosscoder, "concepts")
+    if target not in ("model", "difference"):
+        raise ValueError(f"target={target!r} must be 'model' or 'difference'.")
+    if target == "difference":
+        validate_comparable(crosscoder, "Shares of the difference")
+    harvested = harvested_rows(crosscoder, data, contrasts)
+    rows: dict[str, dict[str, Any]] = {}
+    tables: dict[str, pd.DataFrame] = {}
+    for contrast in harvested:
+        rows[contrast.name], tables[contrast.name] = _carrier(crosscoder, contrast, target, latents)
+    table = pd.DataFrame.from_dict(rows, orient="index").astype({"latent": "Int64"})
+    table.index.name = "concept"
+    return Concepts(table, pd.concat(tables, names=["concept", "latent"]))
+
+
+def harvested_rows(
+    crosscoder: InferenceCrosscoder,
+    data: EvalData | HookedModelPair | None,
+    contrasts: Sequence[Contrast | ContrastRows],
+) -> list[ContrastRows]:
+    """Activations of all contrasts at the crosscoder's hook; the models run only for those without.
+
+    Raises:
+        ValueError: for no contrast, contrasts with one name, or without the pair that they need.
+    """
+    names = [contrast.name for contrast in contrasts]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"The contrasts are named {names}. Pass at least one, each with a name of its own.")
+    pair = data.pair if isinstance(data, EvalData) else data
+    batch_size = data.batch_size if isinstance(data, EvalData) else 32
+    metadata = crosscoder.cfg.metadata
+    harvested: list[ContrastRows] = []
+    for contrast in contrasts:
+        if isinstance(contrast, Contrast):
+            if pair is None:
+                raise ValueError(f"Contrast {contrast.name!r} needs the models. Pass the pair, or ContrastRows.")
+            pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
+            contrast = contrast_rows(pair, contrast, hook_name_of(crosscoder), batch_size)
+        crosscoder.layout.split(contrast.activations)  # raises for another width
+        harvested.append(contrast)
+    return harvested
+
+
+def validate_comparable(crosscoder: InferenceCrosscoder, purpose: str) -> None:
+    """Raise a ValueError unless the crosscoder reads two models of one width."""
+    layout = crosscoder.layout
+    if layout.n_models != 2 or not layout.same_width:
+        raise ValueError(f"{purpose} need two models of one width, but this crosscoder reads {layout.d_models}.")
+
+
+def target_of(
+    crosscoder: InferenceCrosscoder, differences: GroupDifferences, model: str, target: str
+) -> tuple[Float[Tensor, "d_sae _"], Float[Tensor, " _"]]:
+    """Directions that latents write, and the contrast that they are to write, of a model or of chat - base."""
+    layout = crosscoder.layout
+    decoders = [decoder.detach().double().cpu() for decoder in crosscoder.decoders]
+    parts = layout.split(differences.activations)
+    if target == "difference":
+        return decoders[-1] - decoders[0], parts[-1] - parts[0]
+    m = 0 if model == "base" else -1
+    return decoders[m], parts[m]
+
+
+def _carrier(
+    crosscoder: InferenceCrosscoder, contrast: ContrastRows, target: str, latents: pd.DataFrame | None
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The row of one contrast, and its latents with the largest shares."""
+    chosen_on, held_out = (group_differences(crosscoder, *contrast.part(held)) for held in (False, True))
+    on_choice = shares(chosen_on.feature_acts, *target_of(crosscoder, chosen_on, contrast.model, target))
+    directions, vector = target_of(crosscoder, held_out, contrast.model, target)
+    held_shares = shares(held_out.feature_acts, directions, vector)
+    ids = on_choice.nan_to_num(-torch.inf).argsort(descending=True, stable=True)[:_N_LATENTS]
+    area = separation(crosscoder, *contrast.part(True), ids)
+    table = pd.DataFrame(
+        {
+            "share": held_shares[ids],
+            "auroc": torch.maximum(area, 1 - area),
+            "direction": torch.where(area < 0.5, -1, 1),
+            "on_positive": held_out.frac_on_positive[ids],
+            "on_negative": held_out.frac_on_negative[ids],
+        },
+        index=pd.Index(ids.tolist(), name="latent"),
+    )
+    best = int(ids[0])
+    row: dict[str, Any] = {"model": contrast.model, "coverage": float(held_shares.sum())}
+    if target == "difference":
+        base, chat = crosscoder.decoder_biases
+        bias = (chat - base).detach().double().cpu()
+        row["share_of_biases"] = float(bias @ vector / vector.square().sum())
+    if crosscoder.layout.n_models == 2:
+        scaled = crosscoder.W_dec.detach().double() * crosscoder.layout.expand(crosscoder.activation_scales).double()
+        row["delta_contrast"] = delta_contrast(held_out.feature_acts, *crosscoder.layout.split(scaled.cpu()))
+    is_carried = bool(table["share"].iloc[0] > LEAST_SHARE)
+    row |= {"latent": best if is_carried else pd.NA, **table.to_dict("records")[0]}  # pyright: ignore[reportAssignmentType]
+    if latents is not None and is_carried:
+        row |= _diagnosed(latents.loc[best].to_dict())
+    row["summary"] = _summary(row, best, is_carried)
+    return row, table
+
+
+def _diagnosed(latent: Mapping[Any, Any]) -> dict[str, Any]:
+    """Columns of the diagnosis, with the nu of the probe that decided the verdict."""
+    probe, suffix = ("base", "_base_probe") if latent["label"] == "base_only" else ("chat", "")
+    nus = {f"nu_{target}": latent[f"nu_{target}{suffix}"] for target in ("error", "reconstruction")}
+    return {**{name: latent[name] for name in _COPIED if name in latent}, **nus, "probe": probe}
+
+
+def _summary(row: dict[str, Any], best: int, is_carried: bool) -> str:
+    if not is_carried:
+        return f"no latent carries it (largest share {row['share']:.2f}); all together cover {row['coverage']:.2f}"
+    verdict = f", {row['verdict']}" if "verdict" in row else ""
+    return (
+        f"latent {best} carries {row['share']:.2f} of it{verdict} (AUROC {row['auroc']:.2f}, on at "
+        f"{row['on_positive']:.0%} of positive and {row['on_negative']:.0%} of negative prompts); all together cover "
+        f"{row['coverage']:.2f}"
+    )
