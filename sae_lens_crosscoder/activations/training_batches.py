@@ -9,6 +9,7 @@ from jaxtyping import Float
 from sae_lens.training.prefetch import PrefetchingIterator
 from torch import Tensor
 
+from sae_lens_crosscoder.activations.ordinary_batches import OrdinaryBatches
 from sae_lens_crosscoder.activations.resumable import Replayed, fast_forward, resumable
 
 Batch = Float[Tensor, "batch d_in"]
@@ -20,10 +21,14 @@ class TrainingBatches(Iterator[Batch]):
     Args:
         source: the batches, from their start, also when resuming from a checkpoint.
         n_ahead: number of batches to prefetch; 0 for none.
+
+    Attributes:
+        ordinary: leaves out the tokens that dominate, once it has limits.
     """
 
     def __init__(self, source: Iterable[Batch], n_ahead: int = 0) -> None:
         self._source = resumable(source)
+        self.ordinary = OrdinaryBatches(self._source)
         self._n_ahead = n_ahead
         self._unused: deque[Batch] = deque()
         self._prefetched: deque[Batch] = deque()
@@ -33,7 +38,7 @@ class TrainingBatches(Iterator[Batch]):
         if self._unused:
             return self._unused.popleft()
         if self._n_ahead == 0:
-            return next(self._source)
+            return next(self.ordinary)
         if self._thread is None:
             self._thread = PrefetchingIterator(self._recorded(), prefetch=self._n_ahead)
         batch = next(self._thread)
@@ -41,7 +46,7 @@ class TrainingBatches(Iterator[Batch]):
         return batch
 
     def _recorded(self) -> Iterator[Batch]:
-        for batch in self._source:
+        for batch in self.ordinary:
             self._prefetched.append(batch)
             yield batch
 
@@ -58,17 +63,23 @@ class TrainingBatches(Iterator[Batch]):
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was used."""
         with self.paused():
-            return {"source": self._source.state_dict(), "unused": [*self._unused, *self._prefetched]}
+            return {
+                "source": self._source.state_dict(),
+                "ordinary": self.ordinary.state_dict(),
+                "unused": [*self._unused, *self._prefetched],
+            }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a position; call it before the first batch."""
         self._source.load_state_dict(state["source"])
+        self.ordinary.load_state_dict(state["ordinary"])
         self._unused = deque(state["unused"])
 
     def fast_forward(self, state: dict[str, Any], ratio: float) -> None:
         """Resume near the position of a run with `ratio` times as many processes, each with an equal share."""
+        n_waiting = self.ordinary.fast_forward(state["ordinary"], ratio) + len(state["unused"])
         if isinstance(self._source, Replayed):  # its items are batches, and every process reads equally many
-            self._source.load_state_dict({"n_taken": state["source"]["n_taken"] - len(state["unused"])})
+            self._source.load_state_dict({"n_taken": state["source"]["n_taken"] - n_waiting})
         else:
             fast_forward(self._source, state["source"], ratio)
 

@@ -63,3 +63,12 @@ def matches_type(value: Any, hint: Any) -> bool:
     if hint in (bool, str, list, tuple, dict):
         return isinstance(value, list | tuple if hint in (list, tuple) else hint)
     return True
+
+
+def float_or_none(text: str | float | None) -> float | None:
+    """Parse a flag that takes a number or `None`; simple_parsing cannot read the latter.
+
+    >>> float_or_none("12"), float_or_none("None")
+    (12.0, None)
+    """
+    return None if text in (None, "None", "none") else float(text)

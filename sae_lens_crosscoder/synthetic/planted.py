@@ -5,11 +5,12 @@ along that model's direction. The kinds of concept are the cases that model diff
 L1 crosscoders (weak and decoupled concepts) among them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -19,6 +20,7 @@ ConceptKind = Literal["shared", "chat_only", "base_only", "weak", "weakened", "d
 # Far from the small seeds that people pass to torch. Otherwise a crosscoder with the same seed as its world would draw
 # the same numbers and start with the true directions as its decoder.
 _SEEDS = 1_700_000_000
+SINK_GAIN = 100.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class PlantedTokens:
 
     activations: Float[Tensor, "token d_in"]
     coefficients: Float[Tensor, "token concept model"]
+    is_sink: Bool[Tensor, " token"]
 
 
 class PlantedWorld:
@@ -73,6 +76,8 @@ class PlantedWorld:
         offset_norm: length of each model's constant offset.
         directions: `spread` (pushed apart) or `random`.
         gains: factor on each model's activation, to make one model louder.
+        frac_sinks: share of the tokens that are sinks, with 100 times their activation in `sink_models`. All other
+            tokens are those of the same world without sinks.
     """
 
     def __init__(
@@ -85,12 +90,16 @@ class PlantedWorld:
         offset_norm: float = 0.3,
         directions: Literal["spread", "random"] = "spread",
         gains: tuple[float, float] = (1.0, 1.0),
+        frac_sinks: float = 0.0,
+        sink_models: Sequence[Literal["base", "chat"]] = ("base", "chat"),
     ) -> None:
         self.concepts = concepts
         self.layout = StackedLayout(d_models)
         self.magnitude_cv = magnitude_cv
         self.noise = noise
         self.gains = torch.tensor(gains)
+        self.frac_sinks = frac_sinks
+        self.sink_gains = torch.tensor([SINK_GAIN if name in sink_models else 1.0 for name in self.layout.names])
         angles = torch.tensor([concept.angle_degrees for concept in concepts]).deg2rad()[:, None]
         if angles.any() and not self.layout.same_width:
             raise ValueError(f"Rotated concepts need models of equal width, but d_models={d_models}.")
@@ -132,7 +141,10 @@ class PlantedWorld:
         parts = [coefficients[..., m] @ directions for m, directions in enumerate(self.directions)]
         clean = self.layout.stack(parts) + self.offset
         noisy = clean + self.noise * torch.randn(clean.shape, generator=generator)
-        return PlantedTokens(noisy * self.layout.expand(self.gains), coefficients)
+        activations = noisy * self.layout.expand(self.gains)
+        is_sink = torch.rand(n_tokens, generator=generator) < self.frac_sinks
+        activations[is_sink] *= self.layout.expand(self.sink_gains)
+        return PlantedTokens(activations, coefficients, is_sink)
 
     def _shares(self, shape: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "token concept model"]:
         """Return the share of a firing that reaches each model."""

@@ -14,8 +14,10 @@ from sae_lens_crosscoder.activations.training_batches import TrainingBatches
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import RunCheckpoints
+from sae_lens_crosscoder.training.dominant_tokens import leave_out_dominant_tokens, record_dominant_tokens
 from sae_lens_crosscoder.training.interruption import Interruption, interruptible
 from sae_lens_crosscoder.training.trainer import StepTrainer
+from sae_lens_crosscoder.training.validation import stream_ended
 
 
 class CrosscoderTrainer(StepTrainer):
@@ -74,8 +76,10 @@ def train_together(
             trainer.data_provider = batches
         checkpoints = RunCheckpoints(trainers, batches, settings)
         checkpoints.resume()
+        leave_out_dominant_tokens(trainers, batches)
         _estimate_scales(trainers, batches, interruption)
         _train(trainers, batches, checkpoints, interruption)
+        record_dominant_tokens(trainers, batches)
         for trainer in trainers.values():
             _finish(trainer)
         if next(iter(trainers.values())).cfg.save_final_checkpoint:
@@ -152,17 +156,9 @@ def _next_batch(
     activations: Iterator[Float[Tensor, "batch d_in"]], trainer: StepTrainer
 ) -> Float[Tensor, "batch d_in"]:
     try:
-        batch = next(activations)
+        return next(activations)
     except StopIteration:
-        raise ValueError(
-            f"The activations ended after {trainer.n_training_samples} tokens, but "
-            f"total_training_samples={trainer.cfg.total_training_samples}. Give a longer (or repeating) stream, or "
-            "train on fewer tokens."
-        ) from None
-    if batch.ndim != 2 or batch.shape[0] == 0:
-        raise ValueError(f"Activations must come as (batch, d_in) with at least one token, not {tuple(batch.shape)}.")
-    trainer.sae.layout.split(batch)  # validates the width
-    return batch
+        raise stream_ended(trainer.n_training_samples, trainer.cfg.total_training_samples) from None
 
 
 def _progress_note(trainers: Mapping[str, StepTrainer]) -> str:

@@ -14,10 +14,11 @@ from sae_lens.config import dict_field
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from typing_extensions import override
 
+from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO
 from sae_lens_crosscoder.crosscoders.config import validate_known_keys, validate_metadata
 from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.data.packing import PackingRule
-from sae_lens_crosscoder.storage.field_types import validate_field_types
+from sae_lens_crosscoder.storage.field_types import float_or_none, validate_field_types
 from sae_lens_crosscoder.storage.names import validate_folder_name
 from sae_lens_crosscoder.storage.secrets import validate_no_secrets
 from sae_lens_crosscoder.training.devices import same_device
@@ -85,8 +86,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     use_cached_activations: bool = False
     """Train on the activations that `cache` wrote to `cached_activations_path`, without the language models."""
     wait_for_cache: float | int = 0
-    """Seconds without any new file for which training waits for activations that `cache` is still writing; 0 for a
-    cache that must be whole. When it waits, the first pass takes the shards in their order."""
+    """Seconds to wait for each file that `cache` is still writing; 0 for a complete cache. When training waits, the
+    first pass reads the shards in their order."""
     packing: PackingRule = "concatenated"
     """`concatenated`: documents follow one another, as SAELens packs them, and are cut where a context ends; attention
     reaches from one into those before it in the context, and so do windows around a token. `one_document`: a context
@@ -98,21 +99,20 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     train_batch_size_tokens: int = 2048
     n_batches_in_buffer: int = 0
     """Contexts in the shuffling buffer; 0 for as many as fill 16 training batches."""
+    max_norm_ratio: float | None = simple_parsing.field(default=MAX_NORM_RATIO, type=float_or_none)
+    """Tokens whose norm exceeds this many times the median norm of any model are left out. None keeps all tokens."""
     dtype: str = "float32"
     """Precision of the activations in the shuffling buffer; `bfloat16` halves it. The crosscoder's is `sae.dtype`."""
     prefetch_llm_batches: bool | int | None = None
-    """Batches made ahead in a background thread while the crosscoder trains on another (True for one, False for none).
-    None for one where a language model has a device other than the crosscoder's, and none where all share one."""
+    """Batches made ahead in a background thread. None: one if a language model has another device, otherwise none."""
     lr: float = 1e-4
     lr_warm_up_steps: int = 1000
     dead_feature_window: int = 0
     """Steps without being selected after which a latent is dead; 0 for the paper's 10 million tokens."""
     latent_shards: int = 1
-    """Into how many slices the latents are divided, each held by a process of its own, when `torchrun` starts several;
-    what remains of them divides every batch. More slices need less memory each, and exchange less."""
+    """Shards of the latents, one per process of those that `torchrun` starts; the other factor divides every batch."""
     n_held_out_rows: int = 256
-    """Rows (documents) at the start of the dataset, of each one in a mix, that are kept out of training, for diagnosis
-    and evaluation."""
+    """Rows (documents) at the start of each source that are kept out of training, for diagnosis and evaluation."""
     n_checkpoints_kept: int | None = None
     """Number of checkpoints to keep; older ones are deleted once a newer one is complete. None keeps all."""
     log_frequency: int = 100
@@ -193,7 +193,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                     f"latent_shards={self.latent_shards} must divide d_sae={cfg.d_sae} of crosscoder {name!r}: all "
                     "processes hold equally many latents."
                 )
-        self.to_sae_trainer_config()  # checks the schedule
+        self.to_sae_trainer_config()  # checks the schedule and max_norm_ratio
 
     def share_of_stream(self, n_processes: int) -> "CrosscoderRunnerConfig":
         """Return one process's share of the run: an n-th of every batch and of the buffer."""
@@ -238,6 +238,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         return CrosscoderTrainerConfig(
             **vars(host),
             log_frequency=self.log_frequency,
+            max_norm_ratio=self.max_norm_ratio,
             n_checkpoints_kept=self.n_checkpoints_kept,
             resume_from_checkpoint=self.resume_from_checkpoint,
         )

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from sae_lens.config import SAETrainerConfig
 
+from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, validate_max_norm_ratio
+
 DEAD_AFTER_TOKENS = 10_000_000
 
 
@@ -27,6 +29,8 @@ class CrosscoderTrainerConfig(SAETrainerConfig):
     lr_warm_up_steps: int = 1000
     dead_feature_window: int = 0
     """Steps without being selected after which a latent is dead; 0 for the paper's 10 million tokens."""
+    max_norm_ratio: float | None = MAX_NORM_RATIO
+    """Tokens whose norm exceeds this many times the median norm of any model are left out. None keeps all tokens."""
     log_frequency: int = 100
     """Steps between two rows of `CrosscoderTrainer.history` and of metrics.jsonl."""
     n_checkpoints_kept: int | None = None
@@ -37,6 +41,7 @@ class CrosscoderTrainerConfig(SAETrainerConfig):
     """A file such as `run/metrics.jsonl` that metrics are appended to; None to keep them in memory only."""
 
     def __post_init__(self) -> None:
+        validate_max_norm_ratio(self.max_norm_ratio)
         if self.dead_feature_window == 0:
             self.dead_feature_window = default_dead_feature_window(self.train_batch_size_samples)
         if self.lr_end is None:

@@ -29,3 +29,11 @@ def validate_device(device: str | None) -> None:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def stream_ended(n_tokens: int, n_wanted: int) -> ValueError:
+    """Error for a stream of activations that ended before the run did."""
+    return ValueError(
+        f"The activations ended after {n_tokens} tokens, but total_training_samples={n_wanted}. Give a longer (or "
+        "repeating) stream, or train on fewer tokens."
+    )
