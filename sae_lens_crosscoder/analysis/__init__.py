@@ -3,6 +3,8 @@
 from sae_lens_crosscoder.analysis.baselines.directions import DifferenceDirections
 from sae_lens_crosscoder.analysis.baselines.linear import difference_pca, mean_difference
 from sae_lens_crosscoder.analysis.baselines.rows import DifferenceRows, difference_rows
+from sae_lens_crosscoder.analysis.changed.changed import Changed
+from sae_lens_crosscoder.analysis.changed.rho import rho
 from sae_lens_crosscoder.analysis.contrasts.concepts import Concepts, concepts
 from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
@@ -29,6 +31,7 @@ from sae_lens_crosscoder.analysis.tables.user_labels import load_labels, save_la
 __all__ = [
     "CLASS_BORDERS",
     "ActivationProfiles",
+    "Changed",
     "Concepts",
     "Diagnosis",
     "DifferenceDirections",
@@ -63,6 +66,7 @@ __all__ = [
     "overlap_with_shared",
     "paper_tables",
     "rank_overlap",
+    "rho",
     "save_interpretations",
     "save_label",
 ]

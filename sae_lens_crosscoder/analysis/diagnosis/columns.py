@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sae_lens_crosscoder.analysis.changed.rho import rho_of
 from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED, delta_norm, labels_of
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
@@ -37,6 +38,7 @@ def latent_table(
     for name, norm in zip(crosscoder.layout.names, norms.unbind(dim=-1), strict=True):
         columns[f"dec_norm_{name}"] = norm
     columns |= _cosines(crosscoder)
+    columns["rho"] = rho_of(crosscoder)
     columns |= {
         "n_active": n_active,
         "frequency": n_active.double() / scaling.n_tokens,

@@ -50,7 +50,8 @@ def diagnose(
         The diagnosis. Its `latents` have one row per latent. `delta_norm` says where it writes (0 base, 1 chat),
         `label` is its class, `nu_error` and `nu_reconstruction` (with 95 % bootstrap intervals `_low`, `_high`) measure
         whether that is an artifact, `verdict` sums it up. `nu_free` and `angle_degrees` compare the directions that the
-        data prefer in both models, and `q_value` is the false discovery rate of latents as one-sided as this one.
+        data prefer in both models, `rho` is how far its decoders differ (0 equal, 1 one-sided), and `q_value` is the
+        false discovery rate of latents as one-sided as this one.
         `rho_limit` (L1 only) is how weak the latent may be in the other model and still get a decoder norm of 0.
         Columns ending in `_base_probe` mirror nu for base-only latents, those in `_unfiltered` keep nu where its
         denominator may be 0, and those in `_raw` (if models were scaled differently, or centred) are in the space of

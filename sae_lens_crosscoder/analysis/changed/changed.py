@@ -1,0 +1,109 @@
+"""Changed: the latents that carry what fine-tuning changed, with the evidence for each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
+
+TURNED = "turned"
+_FILES = {"latents": "changed.parquet", "effects": "changed_effects.parquet", "contrasts": "changed_contrasts.parquet"}
+_INDEX = {"latents": "latent", "effects": "latent", "contrasts": "contrast"}
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Turned latents, and those among them that carry contrasts that fine-tuning changed.
+
+    `str(changed)` is the conclusion.
+    """
+
+    latents: pd.DataFrame
+    """One row per latent. `class` is `turned` if q_rho is at most 0.05, or the class of Delta_norm, which one-sided
+    latents keep. `rho` is how far its decoders differ (0 equal, 1 one-sided), `q_rho` the false discovery rate against
+    decoys. `written` is the energy of the difference that it writes on positive prompts less that on negative ones,
+    relative to the base model's, summed over the contrasts that passed the gate. `q_written` is the least q over these,
+    times the number of contrasts. `named`: both q are at most 0.05."""
+    effects: pd.DataFrame
+    """One row per contrast and latent: `written` and its `q_written` (corrected for the number of contrasts), `u`, its
+    part along the mean contrast, with its standard error, and on held-out prompts `share`, `auroc` in the direction
+    `direction`, `on_positive`, `on_negative`."""
+    contrasts: pd.DataFrame
+    """One row per contrast. `ratio` is how much of it fine-tuning changed (relative to the base model's, in units of
+    the median difference), `ratio_of_controls` the largest of splits that do not matter, `p_gate` its rank, `gate`
+    whether it passed; on held-out prompts `coverage` (share of all latents), `share_named`, `share_of_biases`,
+    `best_auroc` of the named latents."""
+    manifest: dict[str, Any]
+    """Versions, models, hook, decoys, size of the difference."""
+
+    @property
+    def named(self) -> list[int]:
+        """Named latents, the one that writes most first."""
+        rows = self.latents[self.latents["named"]].sort_values("written", ascending=False, kind="stable")
+        return [int(latent) for latent in rows.index]
+
+    @property
+    def n_turned(self) -> int:
+        """Number of latents whose rho stands out from the decoys', whether turned or one-sided."""
+        return int((self.latents["q_rho"] <= self.manifest["q_limit"]).sum())
+
+    @property
+    def conclusion(self) -> str:
+        """One sentence on what fine-tuning changed, with its conditions."""
+        n_decoys, limit = self.manifest["n_decoys"], self.manifest["q_limit"]
+        conditions = (
+            f"q < {limit:g} against {n_decoys} decoy {'pair' if n_decoys == 1 else 'pairs'} whose difference is "
+            f"{self.manifest['size']:.3f} of the norm"
+        )
+        passed = self.contrasts[self.contrasts["gate"]]
+        if self.named:
+            shares = [f"{row.share_named:.2f} of {name!r}" for name, row in passed.iterrows()]
+            n_named = len(self.named)
+            return (
+                f"{n_named:,} of {self.n_turned:,} turned latents {'carries' if n_named == 1 else 'carry'} what "
+                f"fine-tuning changed, on held-out prompts {' and '.join(shares)} ({conditions})"
+            )
+        if len(passed) == 0:
+            gates = [f"{name!r} p {row.p_gate:.2f}" for name, row in self.contrasts.iterrows()]
+            these = "this contrast" if len(gates) == 1 else "these contrasts"
+            return (
+                f"no difference detected along {these}: fine-tuning changes other splits of the prompts as much "
+                f"({', '.join(gates)}); {self.n_turned:,} latents turned ({conditions})"
+            )
+        names = ", ".join(repr(name) for name in passed.index)
+        return (
+            f"undecided: fine-tuning changed {names} more than other splits of the prompts, but no latent carries it; "
+            f"train longer, with more latents, or draw decision rows more often ({conditions})"
+        )
+
+    def __str__(self) -> str:
+        return self.conclusion
+
+    def save(self, folder: str | Path) -> Path:
+        """Save the tables as Parquet files in a folder, such as the crosscoder's."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, file in _FILES.items():
+            save_table(getattr(self, name), self.manifest, Path(folder, file))
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Changed":
+        """Load what `save` wrote.
+
+        Raises:
+            ValueError: for a folder without the tables, or tables that are damaged or belong to different runs.
+        """
+        tables: dict[str, pd.DataFrame] = {}
+        manifests: list[dict[str, Any]] = []
+        for name, file in _FILES.items():
+            path = Path(folder, file)
+            if not path.exists():
+                raise ValueError(f"{folder} has no {file}. Create it with changed(...).save(folder).")
+            table, manifest = load_table(path)
+            tables[name] = table.rename_axis(_INDEX[name])
+            manifests.append(manifest)
+        if any(manifest != manifests[0] for manifest in manifests):
+            raise ValueError(f"The tables in {folder} belong to different runs. Save the result again.")
+        return cls(manifest=manifests[0], **tables)
