@@ -28,7 +28,7 @@ _NOT_RECORDED = (
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """How a crosscoder is trained, apart from the activations."""
+    """Everything about the training of a crosscoder but the activations."""
 
     crosscoder: CrosscoderTrainingConfigBase
     trainer: CrosscoderTrainerConfig

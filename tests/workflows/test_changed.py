@@ -14,7 +14,7 @@ from sae_lens_crosscoder.training import TrainingRecipe
 from sae_lens_crosscoder.workflows import changed
 
 D_MODEL, N_CONCEPTS, N_ROWS, N_PROMPTS = 32, 40, 3000, 120
-BATCH, STEPS = 256, 110
+BATCH, STEPS = 256, 150
 RECIPE = TrainingRecipe(
     slc.BatchTopKCrosscoderTrainingConfig(d_model=D_MODEL, d_sae=64, k=5, activation_scaling="per_model"),
     slc.CrosscoderTrainerConfig(
