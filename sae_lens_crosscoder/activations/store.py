@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
-from sae_lens_crosscoder.data.token_mask import excluded_ids, make_token_mask
+from sae_lens_crosscoder.data.token_mask import TokenRule
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -25,6 +25,8 @@ class PairActivationsStore(ActivationsStore):
     """
 
     seed: int = 0
+    excluded_prefix: Int[Tensor, " prefix"] | None = None
+    """Ids that the template writes before a user's first words, if their tokens are left out."""
     _n_sequences: int = 0
     """Contexts read in this pass over the dataset."""
     _n_skipped: int = 0
@@ -40,13 +42,22 @@ class PairActivationsStore(ActivationsStore):
         """Build SAELens's store from a runner config, with the config's seed and with padding excluded."""
         store: Any = super().from_config(model, cfg, override_dataset=override_dataset)
         store.seed = cfg.seed
-        excluded = excluded_ids(cfg, model.tokenizer)
-        store.exclude_special_tokens = None if excluded is None else excluded.to(store.device)
+        rule = TokenRule.from_config(cfg, model.tokenizer)
+        store.exclude_special_tokens = None if rule.excluded is None else rule.excluded.to(store.device)
+        store.excluded_prefix = rule.prefix
         return store
 
     def token_mask(self, batch_tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """True for tokens whose activations the store serves."""
-        return make_token_mask(batch_tokens, self.seqpos_slice, self.exclude_special_tokens)
+        return TokenRule(self.seqpos_slice, self.exclude_special_tokens, self.excluded_prefix).mask(batch_tokens)
+
+    @override
+    def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> Float[Tensor, "_ d_in"]:
+        """A batch of activations of the tokens in `token_mask`."""
+        tokens = self.get_batch_tokens(raise_at_epoch_end=raise_on_epoch_end)
+        activations = self.get_activations(tokens)
+        mask = self.token_mask(tokens)[:, slice(*self.seqpos_slice)]
+        return activations.to(self.device)[mask.to(self.device)]
 
     @override
     @torch.no_grad()

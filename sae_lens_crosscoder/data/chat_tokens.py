@@ -72,9 +72,27 @@ def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generati
     roles = tuple(message["role"] for message in messages)
     bos_id = tokenizer.bos_token_id
     bos = (message == TEMPLATE) & (ids == bos_id) if bos_id is not None else torch.zeros_like(message, dtype=torch.bool)
-    if bos_id == tokenizer.eos_token_id:  # as in GPT-2: only the first one is a beginning
-        bos[1:] = False
+    bos[1:] = False  # inside a conversation it is a turn marker, as <|im_start|> of ChatML models
     return ChatTokens(ids, message, roles, bos, torch.tensor(n_before))
+
+
+def end_of_turn_ids(tokenizer: Any, conversation: Sequence[dict[str, str]]) -> list[int]:
+    """The token that the template writes after an answer, and the tokenizer's end-of-text token.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    # The answer repeats the user's words, because these are certain to be in the vocabulary.
+    closed = chat_tokens(tokenizer, [*conversation, {"role": "assistant", "content": conversation[-1]["content"]}])
+    closing = closed.input_ids[closed.response & closed.template][-1:].tolist()
+    end_ids = dict.fromkeys([*closing, tokenizer.eos_token_id])
+    end_ids.pop(None, None)
+    if not end_ids:
+        raise ValueError(
+            "The chat template and the tokenizer have no end-of-turn token, so answers would not end: set "
+            "tokenizer.eos_token."
+        )
+    return list(end_ids)
 
 
 def _content_spans(text: str, around: str, marks: Sequence[str], contents: Sequence[str]) -> list[tuple[int, int]]:

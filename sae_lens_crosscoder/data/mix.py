@@ -1,11 +1,11 @@
 """DataMix: the sources of text and conversations that a run trains on, and how they alternate."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from datasets import IterableDataset, interleave_datasets
 
-SourceKind = Literal["text", "conversations", "tokens"]
+SourceKind = Literal["text", "conversations", "tokens", "answers"]
 MixRule = Literal["alternate", "probability"]
 DEFAULT_COLUMNS: dict[str, str] = {"text": "text", "tokens": "input_ids"}
 
@@ -14,15 +14,16 @@ DEFAULT_COLUMNS: dict[str, str] = {"text": "text", "tokens": "input_ids"}
 class MixSource:
     """A dataset, the column to read, and how to read it."""
 
-    path: str
+    path: str = ""
     """A dataset on the Hub; a folder; or a file, or files such as `data/*.jsonl`, ending in .json, .jsonl, .parquet or
     .txt (a document a line), compressed or not."""
     kind: SourceKind = "text"
-    """`text`; `conversations`, rendered with the chat model's template; or `tokens`, contexts of ids made beforehand,
-    as by SAELens's PretokenizeRunner, which are read unchanged."""
+    """`text`; `conversations`, rendered with the chat model's template; `tokens`, contexts of ids made beforehand, as
+    by SAELens's PretokenizeRunner, which are read unchanged; or `answers`: both models answer the source's prompts, and
+    both read every answer."""
     column: str = ""
     """The column to read; by default `text`, `input_ids`, or for conversations the first of `messages`, `conversations`
-    and `conversation` that the source has."""
+    and `conversation` that the source has; for answers also `prompt` and `text`, before and after these."""
     weight: float = 1.0
     """Share of the contexts, relative to the other sources. Contexts that are not padded have equally many tokens, so
     it is also the share of the tokens."""
@@ -39,13 +40,26 @@ class MixSource:
     other role than a template's (`system`, `user`, `assistant`, `tool`, `developer`) is refused until it is mapped."""
     name: str = ""
     """Name of the source in errors and statistics; by default its path."""
+    prompts: list[Any] = field(default_factory=list)
+    """Of `answers`, instead of `path`: texts, or conversations that end with the user."""
+    n_prompts: int = 1000
+    """Of `answers`: the first prompts to read, held-out ones included. A conversation is a prompt up to the user's last
+    message."""
+    max_new_tokens: int = 64
+    """Of `answers`: length at which an answer that does not end is cut off."""
+    temperature: float = 0.0
+    """Of `answers`: 0 for the most likely tokens (greedy); otherwise sampled, with the run's seed."""
 
     def __post_init__(self) -> None:
-        self.name = self.name or self.path
-        if not self.path:
+        self.name = self.name or self.path or ("prompts" if self.prompts else "")
+        if not self.path and not self.prompts:
             raise ValueError("A source of the mix has no path. Name a dataset, a folder or a file.")
         if self.kind not in get_args(SourceKind):
             raise ValueError(f"Source {self.name!r}: kind={self.kind!r} is not one of {get_args(SourceKind)}.")
+        if self.prompts and (self.path or self.kind != "answers"):
+            raise ValueError(f"Source {self.name!r}: prompts need kind='answers' and no path, got {self.path!r}.")
+        if self.n_prompts < 1:
+            raise ValueError(f"Source {self.name!r}: n_prompts={self.n_prompts} must be at least 1.")
         if not self.weight > 0:
             raise ValueError(
                 f"Source {self.name!r}: weight={self.weight} must be positive. Remove the source to leave it out."

@@ -16,12 +16,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 from typing_extensions import override
 
+from sae_lens_crosscoder.data.beginnings import bos_marks_turns
 from sae_lens_crosscoder.data.conversations import COLUMNS, UnknownRoleError, is_empty, messages_of
 from sae_lens_crosscoder.data.mix import MixSource
 from sae_lens_crosscoder.data.packing import Packing
 
 # Rows whose roles are checked before anything is trained; later rows with an unknown role are skipped.
 _N_CHECKED_ROWS = 100
+# Where rows of the kind `answers` have their documents, each a list of ids.
+ANSWERS_COLUMN = "answers"
 _FEATURES = Features({"input_ids": List(Value("int64")), "source": Value("string")})
 _log = logging.getLogger(__name__)
 
@@ -29,8 +32,9 @@ _log = logging.getLogger(__name__)
 def pack_rows(rows: IterableDataset, source: MixSource, packing: Packing, tokenizer: Any) -> IterableDataset:
     """Rows with `input_ids`, one context each, and the name of their `source`; packed as they are read.
 
-    BOS stands only where the packing puts it: the tokenizer adds none, and a template's own is removed. A conversation
-    that the template refuses is skipped with a warning; empty ones are skipped, and one warning counts them.
+    BOS stands only where the packing puts it: the tokenizer adds none, and a template's own is removed, unless it is
+    also the turn marker, which the packing does not double. A conversation that the template refuses is skipped with a
+    warning; empty ones are skipped, and one warning counts them.
 
     Raises:
         ValueError: if the first row lacks the source's column or cannot be tokenized, or one of the first hundred
@@ -47,6 +51,8 @@ def pack_rows(rows: IterableDataset, source: MixSource, packing: Packing, tokeni
 
 
 def _column(source: MixSource, row: dict[str, Any]) -> str:
+    if source.kind == "answers":
+        return ANSWERS_COLUMN
     column = source.column or next((name for name in COLUMNS if name in row), COLUMNS[0])
     if column not in row:
         raise ValueError(
@@ -121,6 +127,7 @@ class _Tokenize:
     def __init__(self, source: MixSource, packing: Packing, tokenizer: Any) -> None:
         self.source, self.packing, self.tokenizer = source, packing, tokenizer
         self._reported = False
+        self._bos_id = None if bos_marks_turns(tokenizer) else getattr(tokenizer, "bos_token_id", None)
         if source.kind == "conversations" and getattr(tokenizer, "chat_template", None) is None:
             raise ValueError(
                 f"Source {source.name!r} contains conversations, but the chat model's tokenizer has no chat template. "
@@ -131,7 +138,7 @@ class _Tokenize:
         """Raise a ValueError if the first row with content cannot be tokenized, or a row has an unknown role."""
         values = [row[self.source.column] for row in rows if not self.is_empty(row)]
         for value in values[:1]:
-            self(value)
+            self._documents(value)
         for value in values[1:]:
             try:
                 messages_of(value, self.source)
@@ -148,11 +155,15 @@ class _Tokenize:
         if self.source.kind == "tokens":
             return [self(value)], []
         try:
-            document = self(value)
+            documents = self._documents(value)
         except ValueError as error:
             _log.warning("Skipped a row: %s", error)
             return [], unfinished
-        return self.packing.add(unfinished, document)
+        contexts: list[Tensor] = []
+        for document in documents:
+            completed, unfinished = self.packing.add(unfinished, document)
+            contexts += completed
+        return contexts, unfinished
 
     def is_empty(self, row: dict[str, Any]) -> bool:
         """True for a row whose conversation has no words; it is skipped."""
@@ -164,17 +175,25 @@ class _Tokenize:
             self._reported = True
             _log.warning("Source %r: skipped %d empty conversations of %d.", self.source.name, n_empty, n_rows)
 
+    def _documents(self, value: Any) -> list[Int[Tensor, "_"]]:
+        return [self(each) for each in value] if self.source.kind == "answers" else [self(value)]
+
     def __call__(self, value: Any) -> Int[Tensor, " pos"]:
-        """The token ids of one row, without BOS; a ValueError for a value that does not fit the source's kind."""
+        """The token ids of one document, without BOS; a ValueError for a value that does not fit the source's kind.
+
+        BOS that the template also writes within conversations is its turn marker, and stays.
+        """
         if self.source.kind == "tokens":
             return self._context(value)
         if self.source.kind == "text":
             if not isinstance(value, str):
                 raise self._error(f"contains {value!r:.60}, which is not text")
             ids = torch.tensor(self.tokenizer(value, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        elif self.source.kind == "answers":
+            ids = torch.tensor(value, dtype=torch.long)
         else:
             ids = self._rendered(value)
-        has_bos = len(ids) > 0 and int(ids[0]) == self.tokenizer.bos_token_id
+        has_bos = len(ids) > 0 and int(ids[0]) == self._bos_id
         return ids[1:] if has_bos else ids
 
     def _rendered(self, value: Any) -> Int[Tensor, " pos"]:

@@ -50,7 +50,8 @@ class Packing:
         if len(document) == 0:
             return [], unfinished
         if self.padding_id is not None:
-            first = torch.tensor([] if self.bos_id is None else [self.bos_id], dtype=torch.long)
+            has_bos = self.bos_id is None or int(document[0]) == self.bos_id
+            first = torch.tensor([] if has_bos else [self.bos_id], dtype=torch.long)
             context = torch.cat([first, document])[: self.context_size]
             return [pad(context, (0, self.context_size - len(context)), value=self.padding_id)], []
         if self.only_long_documents:

@@ -91,7 +91,7 @@ def tokenize_prompts(prompts: Sequence[str | Messages], tokenizer: Any) -> Token
         labels = [(row != tokenizer.bos_token_id).long() for row in rows]
         groups = TokenGroups(pad_sequence(labels, batch_first=True, padding_value=EXCLUDED), names)
     else:
-        chats = [chat_tokens(tokenizer, _request(prompt), add_generation_prompt=True) for prompt in prompts]
+        chats = [chat_tokens(tokenizer, request_of(prompt), add_generation_prompt=True) for prompt in prompts]
         rows, groups = [chat.input_ids for chat in chats], token_groups(chats, tokenizer)
     lengths = torch.tensor([len(row) for row in rows])
     padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
@@ -99,8 +99,12 @@ def tokenize_prompts(prompts: Sequence[str | Messages], tokenizer: Any) -> Token
     return TokenizedPrompts(tokens, torch.arange(tokens.shape[1]) < lengths[:, None], groups)
 
 
-def _request(prompt: str | Messages) -> list[dict[str, str]]:
-    """The messages up to the user's last one."""
+def request_of(prompt: str | Messages) -> list[dict[str, str]]:
+    """The messages up to the user's last one.
+
+    Raises:
+        ValueError: for a conversation without a message of the user.
+    """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
     if last is None:
@@ -110,7 +114,7 @@ def _request(prompt: str | Messages) -> list[dict[str, str]]:
 
 def _plain_ids(prompt: str | Messages, tokenizer: Any) -> Int[Tensor, " pos"]:
     if not isinstance(prompt, str):
-        messages = _request(prompt)
+        messages = request_of(prompt)
         if len(messages) > 1:
             raise ValueError("The tokenizer has no chat template. Pass texts, or load the chat model's tokenizer.")
         prompt = messages[0]["content"]

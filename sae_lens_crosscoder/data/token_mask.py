@@ -1,11 +1,14 @@
 """Token masks: True for the tokens a run uses, False for padding and everything the config leaves out."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from sae_lens.util import get_special_token_ids
 from torch import Tensor
+
+from sae_lens_crosscoder.data.constant_prefix import occurrences, template_prefix
 
 
 def padding_id(cfg: Any, tokenizer: Any) -> int:
@@ -42,17 +45,41 @@ def excluded_ids(cfg: Any, tokenizer: Any) -> Int[Tensor, " excluded"] | None:
     return torch.tensor(sorted(set(excluded))) if excluded else None
 
 
-def make_token_mask(
-    tokens: Int[Tensor, "batch pos"], seqpos_slice: tuple[int | None, ...], excluded: Int[Tensor, " excluded"] | None
-) -> Bool[Tensor, "batch pos"]:
-    """True for tokens inside the slice of positions whose id is not excluded.
+@dataclass(frozen=True)
+class TokenRule:
+    """A runner config's rule for the tokens that it uses.
 
-    >>> make_token_mask(torch.tensor([[1, 5, 6, 0]]), seqpos_slice=(1, None), excluded=torch.tensor([0]))
+    >>> TokenRule((1, None), excluded=torch.tensor([0])).mask(torch.tensor([[1, 5, 6, 0]]))
     tensor([[False,  True,  True, False]])
     """
-    token_mask = torch.zeros_like(tokens, dtype=torch.bool)
-    token_mask[:, slice(*seqpos_slice)] = True
-    return token_mask if excluded is None else token_mask & ~torch.isin(tokens, excluded.to(tokens.device))
+
+    seqpos_slice: tuple[int | None, ...]
+    """The positions of a context to use, as the arguments of `slice`."""
+    excluded: Int[Tensor, " excluded"] | None = None
+    """Ids to leave out."""
+    prefix: Int[Tensor, " prefix"] | None = None
+    """A sequence of ids to leave out wherever it stands: what the chat template writes before a user's first words."""
+
+    @classmethod
+    def from_config(cls, cfg: Any, tokenizer: Any) -> "TokenRule":
+        """The rule of a runner config; SAELens's own configs have no prefix and no padding."""
+        return cls(tuple(cfg.seqpos_slice), excluded_ids(cfg, tokenizer), _excluded_prefix(cfg, tokenizer))
+
+    def mask(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """True for tokens to use: inside the slice, of other ids, and not part of the prefix."""
+        token_mask = torch.zeros_like(tokens, dtype=torch.bool)
+        token_mask[:, slice(*self.seqpos_slice)] = True
+        if self.excluded is not None:
+            token_mask &= ~torch.isin(tokens, self.excluded.to(tokens.device))
+        return token_mask if self.prefix is None else token_mask & ~occurrences(tokens, self.prefix)
+
+
+def _excluded_prefix(cfg: Any, tokenizer: Any) -> Int[Tensor, " prefix"] | None:
+    sources: Any = getattr(getattr(cfg, "mix", None), "sources", ())
+    excludes = getattr(cfg, "exclude_constant_prefix", False)
+    if excludes is None:
+        excludes = any(source.kind == "answers" for source in sources)
+    return template_prefix(tokenizer) if excludes else None
 
 
 def as_token_mask(tokens: Int[Tensor, "batch pos"], token_mask: Tensor | None) -> Bool[Tensor, "batch pos"]:

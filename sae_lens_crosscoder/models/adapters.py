@@ -238,6 +238,16 @@ def _replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., Any]) 
                 vars(block)["forward"] = previous
 
 
+@contextmanager
+def as_running(model: Any) -> Generator[None]:
+    """Context for calls of a model's inner modules: of a view of a shared model, its adapter is on."""
+    if not isinstance(model, AdapterView):
+        yield
+        return
+    with model.shared.running(model):
+        yield
+
+
 def is_reading(model: Any) -> bool:
     """True unless the model is a view of a shared model and another view's pass is in progress."""
     return model.is_running if isinstance(model, AdapterView) else True

@@ -11,17 +11,17 @@ from typing import Any, get_args
 import simple_parsing
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from sae_lens.config import dict_field
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO
-from sae_lens_crosscoder.crosscoders.config import validate_known_keys, validate_metadata
+from sae_lens_crosscoder.crosscoders.config import validate_known_keys
 from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.data.packing import PackingRule
 from sae_lens_crosscoder.storage.field_types import float_or_none, validate_field_types
 from sae_lens_crosscoder.storage.names import validate_folder_name
 from sae_lens_crosscoder.storage.secrets import validate_no_secrets
 from sae_lens_crosscoder.training.devices import same_device
+from sae_lens_crosscoder.training.nested_configs import crosscoder_config, logging_config
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig, default_dead_feature_window
 
 _BATCHES_IN_BUFFER = 16
@@ -83,6 +83,12 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     mix: Any = simple_parsing.field(default=None, type=mix_from)
     """Instead of `dataset_path`: a `DataMix` of several sources of text and conversations. On the command line, and
     wherever a mix is read, JSON of its fields, or the name of a JSON file."""
+    answers_path: str | None = None
+    """Folder for the answers that the models give to sources of the kind `answers`, which later runs read again; None
+    for a folder `answers` beside the checkpoints."""
+    exclude_constant_prefix: bool | None = None
+    """True to leave out the tokens that the chat template writes before a user's first words, such as a fixed system
+    prompt, whose activations are the same in every chat. None: with sources of the kind `answers` only."""
     use_cached_activations: bool = False
     """Train on the activations that `cache` wrote to `cached_activations_path`, without the language models."""
     wait_for_cache: float | int = 0
@@ -257,14 +263,14 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         validate_field_types(cls, cfg_dict)
         saes: Mapping[str, Any] | None = cfg_dict.get("saes")
         if saes is not None:
-            cfg_dict["saes"] = {name: _crosscoder_config(cfg) for name, cfg in saes.items()}
+            cfg_dict["saes"] = {name: crosscoder_config(cfg) for name, cfg in saes.items()}
             cfg_dict["sae"] = None
         elif cfg_dict.get("sae") is not None:
-            cfg_dict["sae"] = _crosscoder_config(cfg_dict["sae"])
+            cfg_dict["sae"] = crosscoder_config(cfg_dict["sae"])
         if "seqpos_slice" in cfg_dict:
             cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])  # JSON has no tuples
         if "logger" in cfg_dict:
-            cfg_dict["logger"] = _logging_config(cfg_dict["logger"])
+            cfg_dict["logger"] = logging_config(cfg_dict["logger"])
         return cls._with_values(cfg_dict)
 
     @classmethod
@@ -273,28 +279,3 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         cfg = cls(**values)
         cfg.checkpoint_path = values.get("checkpoint_path", cfg.checkpoint_path)
         return cfg
-
-
-def _crosscoder_config(fields: Any) -> TrainingSAEConfig:
-    """Build a crosscoder's config with the class of its architecture, which refuses unknown keys."""
-    if isinstance(fields, TrainingSAEConfig):
-        return fields
-    architecture = fields.get("architecture") if isinstance(fields, dict) else fields
-    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
-        raise ValueError(f"sae: architecture={architecture!r:.80} is not one that can be trained.")
-    config_class = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
-    validate_known_keys(fields, config_class)
-    validate_field_types(config_class, fields)
-    if "metadata" in fields:
-        validate_metadata(fields["metadata"])
-    return config_class.from_dict(fields)
-
-
-def _logging_config(fields: Any) -> LoggingConfig:
-    if isinstance(fields, LoggingConfig):
-        return fields
-    if not isinstance(fields, dict):
-        raise ValueError(f"logger={fields!r:.80} must be an object of W&B settings.")
-    validate_known_keys(fields, LoggingConfig)
-    validate_field_types(LoggingConfig, fields)
-    return LoggingConfig(**fields)

@@ -175,10 +175,11 @@ def test_an_end_of_turn_that_shares_its_id_with_bos_is_template():
     assert chat.template.tolist() == [False, False, True, False, True]
 
 
-def test_a_template_that_begins_every_turn_with_bos_has_as_many():
+def test_bos_that_a_template_repeats_is_a_turn_marker_after_the_start():
     tok = byte_level("{% for m in messages %}{{ bos_token + m['content'] + eos_token }}{% endfor %}")
     chat = slc.data.chat_tokens(tok, conversation("a", "b"))
-    assert chat.bos.tolist() == [True, False, False, True, False, False]
+    assert chat.bos.tolist() == [True, False, False, False, False, False]
+    assert chat.template.tolist() == [False, False, True, True, False, True]
 
 
 def test_marks_do_not_mix_up_ten_messages_and_more():

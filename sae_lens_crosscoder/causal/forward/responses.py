@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
-from transformer_lens.model_bridge import TransformerBridge
 
-from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens
-from sae_lens_crosscoder.models.hook_access import device_of
+from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens, end_of_turn_ids
+from sae_lens_crosscoder.models.generation import context_limit, generate, similar_lengths, validate_room
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 Messages = Sequence[dict[str, str]]
@@ -65,19 +62,17 @@ def given_responses(pair: HookedModelPair, conversations: Sequence[Messages]) ->
         if all(message["role"] != "assistant" for message in messages):
             raise ValueError(f"A conversation has no response to score: {messages}. Drop it, or generate responses.")
     chats = [chat_tokens(pair.tokenizer, messages) for messages in conversations]
-    _validate_lengths(chats, 0, int(pair.chat.cfg.n_ctx))
+    validate_room([chat.input_ids for chat in chats], 0, context_limit(pair.chat))
     columns = ([getattr(chat, name) for chat in chats] for name in ("input_ids", "response", "template"))
     return Responses(*[pad_sequence(column, batch_first=True) for column in columns])
 
 
-@torch.no_grad()
 def generate_responses(
     pair: HookedModelPair, conversations: Sequence[Messages], *, max_new_tokens: int = 64, batch_size: int = 32
 ) -> Responses:
     """Generate the chat model's greedy response to every conversation, with masks of its tokens.
 
-    The host generates with its key/value cache. A batch has prompts of one length only, so nothing is padded during
-    generation and a response does not depend on the other prompts.
+    The chat model generates with its key/value cache.
 
     Args:
         conversations: messages (`role`, `content`), the last one the user's; the chat template is applied.
@@ -89,43 +84,17 @@ def generate_responses(
     """
     model, tokenizer = pair.chat, pair.tokenizer
     _validate_not_empty(conversations)
-    if not isinstance(model, HookedTransformer | TransformerBridge):
-        raise ValueError(
-            f"A {type(model).__name__} cannot generate: load the models with model_class_name='HookedTransformer' or "
-            "'TransformerBridge'."
-        )
     prompts = [chat_tokens(tokenizer, messages, add_generation_prompt=True) for messages in conversations]
-    end_ids = _end_of_turn_ids(tokenizer, conversations[0])
-    _validate_lengths(prompts, max_new_tokens, int(model.cfg.n_ctx))
-    lengths = torch.tensor([len(prompt.input_ids) for prompt in prompts])
+    end_ids = end_of_turn_ids(tokenizer, conversations[0])
+    ids = [prompt.input_ids for prompt in prompts]
+    validate_room(ids, max_new_tokens, context_limit(model))
     texts: dict[int, Tensor] = {}
     with tqdm(total=len(prompts), desc="Generating responses", unit="prompt", leave=False) as bar:
-        for length in lengths.unique():
-            for rows in (lengths == length).nonzero().flatten().split(batch_size):
-                batch = torch.stack([prompts[row].input_ids for row in rows.tolist()])
-                generated = _generate(model, batch, end_ids, max_new_tokens)
-                texts.update(zip(rows.tolist(), generated, strict=True))
-                bar.update(len(rows))
+        for rows in similar_lengths([len(prompt) for prompt in ids], batch_size):
+            generated = generate(model, [ids[row] for row in rows], end_ids, max_new_tokens=max_new_tokens)
+            texts.update(zip(rows, generated, strict=True))
+            bar.update(len(rows))
     return _with_masks(prompts, [texts[row] for row in range(len(prompts))], end_ids)
-
-
-def _generate(model: Any, prompts: Tensor, end_ids: Sequence[int], max_new_tokens: int) -> list[Tensor]:
-    """Each prompt's response, up to and including the first end-of-turn token."""
-    generated = model.generate(
-        prompts.to(device_of(model)),
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(end_ids),
-        do_sample=False,
-        prepend_bos=False,
-        return_type="tokens",
-        verbose=False,
-    )
-    return [_up_to_end(row, end_ids) for row in generated[:, prompts.shape[1] :].cpu()]
-
-
-def _up_to_end(text: Int[Tensor, " pos"], end_ids: Sequence[int]) -> Int[Tensor, " _"]:
-    ends = torch.isin(text, torch.tensor(list(end_ids), dtype=text.dtype)).nonzero().flatten()
-    return text if len(ends) == 0 else text[: int(ends[0]) + 1]
 
 
 def _with_masks(prompts: Sequence[ChatTokens], texts: Sequence[Tensor], end_ids: Sequence[int]) -> Responses:
@@ -141,31 +110,6 @@ def _with_masks(prompts: Sequence[ChatTokens], texts: Sequence[Tensor], end_ids:
     return Responses(tokens, response, template)
 
 
-def _end_of_turn_ids(tokenizer: Any, conversation: Messages) -> list[int]:
-    """The token the template writes after a response, and the tokenizer's end-of-text token."""
-    # The response repeats the user's words, because these are certain to be in the vocabulary.
-    closed = chat_tokens(tokenizer, [*conversation, {"role": "assistant", "content": conversation[-1]["content"]}])
-    closing = closed.input_ids[closed.response & closed.template][-1:].tolist()
-    end_ids = dict.fromkeys([*closing, tokenizer.eos_token_id])
-    end_ids.pop(None, None)
-    if not end_ids:
-        raise ValueError(
-            "The chat template and the tokenizer have no end-of-turn token, so responses would not end: set "
-            "tokenizer.eos_token."
-        )
-    return list(end_ids)
-
-
 def _validate_not_empty(conversations: Sequence[Messages]) -> None:
     if not conversations:
         raise ValueError("`conversations` is empty: pass at least one conversation.")
-
-
-def _validate_lengths(chats: Sequence[ChatTokens], max_new_tokens: int, n_ctx: int) -> None:
-    longest = max(len(chat.input_ids) for chat in chats)
-    if longest + max_new_tokens > n_ctx:
-        generated = f" plus max_new_tokens={max_new_tokens}" if max_new_tokens else ""
-        raise ValueError(
-            f"The longest conversation has {longest} tokens{generated}, but the chat model's context holds only "
-            f"{n_ctx}. Drop long conversations{', or lower max_new_tokens' if max_new_tokens else ''}."
-        )

@@ -13,8 +13,10 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.cache.manifest import MANIFEST_FILENAME, CacheDtype
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.cache.writer import cache_activations, validate_worker
-from sae_lens_crosscoder.data.token_mask import excluded_ids, make_token_mask
+from sae_lens_crosscoder.data.token_mask import TokenRule
+from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.training.data.run_answers import run_answers, sources_of_answers
 from sae_lens_crosscoder.training.data.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
@@ -33,6 +35,7 @@ _DATA_FIELDS = (
     "disable_concat_sequences",
     "seqpos_slice",
     "exclude_special_tokens",
+    "exclude_constant_prefix",
     "n_held_out_rows",
     "seed",
 )
@@ -63,8 +66,6 @@ def write_run_cache(
     validate_worker(worker)
     if in_memory not in get_args(InMemory):
         raise ValueError(f"in_memory={in_memory!r} is not one of {', '.join(get_args(InMemory))}.")
-    rows = RunRows(cfg)
-    excluded = excluded_ids(cfg, rows.tokenizer)
     names = (cfg.model_name, cfg.chat_model_name)
     loading: dict[str, Any] = {
         "device": cfg.llm_device or cfg.device,
@@ -73,8 +74,17 @@ def write_run_cache(
         "token_replacements": cfg.token_replacements,
         **(cfg.model_from_pretrained_kwargs or {}),
     }
+
+    def load_pair() -> HookedModelPair:
+        return HookedModelPair.from_pretrained(*names, chat_device=cfg.chat_device, **loading)
+
+    answers, tokenizer = None, load_tokenizer(cfg.chat_model_name, cfg.model_class_name)
+    if sources_of_answers(cfg):
+        answers = run_answers(cfg, tokenizer, None, load_pair, worker)
+    rows = RunRows(cfg, tokenizer=tokenizer, answers=answers)
+    rule = TokenRule.from_config(cfg, tokenizer)
     at_once = in_memory == "both_models"
-    models = HookedModelPair.from_pretrained(*names, chat_device=cfg.chat_device, **loading) if at_once else names
+    models = load_pair() if at_once else names
     options: dict[str, Any] = {
         "dtype": dtype,
         "dataset": json.dumps(_data_of(cfg)),
@@ -85,7 +95,7 @@ def write_run_cache(
     }
 
     def write(name: str, part: IterableDataset, n_wanted: int | None) -> ActivationCache:
-        tokens, token_mask = _contexts(part, cfg, excluded, n_wanted)
+        tokens, token_mask = _contexts(part, rule, n_wanted)
         folder = Path(str(cfg.cached_activations_path), name)
         return cache_activations(folder, models, tokens, cfg.hook_name, token_mask=token_mask, **options)
 
@@ -126,7 +136,7 @@ def _data_of(cfg: CrosscoderRunnerConfig) -> dict[str, Any]:
 
 
 def _contexts(
-    rows: IterableDataset, cfg: CrosscoderRunnerConfig, excluded: Tensor | None, n_wanted: int | None
+    rows: IterableDataset, rule: TokenRule, n_wanted: int | None
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
     """As many contexts as hold the wanted number of tokens that are kept, and which those are."""
     contexts: list[Tensor] = []
@@ -134,11 +144,11 @@ def _contexts(
     with tqdm(total=n_wanted, desc="Reading tokens", unit="tok", unit_scale=True, leave=False) as bar:
         for row in rows:
             context = torch.tensor(row["input_ids"], dtype=torch.int32)
-            n_here = int(make_token_mask(context[None], cfg.seqpos_slice, excluded).sum())
+            n_here = int(rule.mask(context[None]).sum())
             contexts.append(context)
             n_kept += n_here
             bar.update(n_here)
             if n_wanted is not None and n_kept >= n_wanted:
                 break
     tokens = torch.stack(contexts)
-    return tokens, make_token_mask(tokens, cfg.seqpos_slice, excluded)
+    return tokens, rule.mask(tokens)

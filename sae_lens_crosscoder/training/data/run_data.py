@@ -15,6 +15,7 @@ from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.collectives import Collectives
 from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.training.data.run_answers import run_answers, sources_of_answers
 from sae_lens_crosscoder.training.data.run_cache import load_run_cache
 from sae_lens_crosscoder.training.data.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -119,15 +120,23 @@ class RunData:
     def _read_models(self, override_dataset: HfDataset | None) -> None:
         """Activations as the models make them; everything about the data is checked before they are loaded."""
         cfg = self.cfg
-        self._rows = RunRows(
-            cfg, override_dataset, None if self._pair is None else self._pair.tokenizer, self.collectives
-        )
-        self._pair = self._pair or load_pair(cfg)
-        self._validate_widths(self._pair.layout_at(cfg.hook_name).d_models)
-        self.model_names = self._pair.model_names or (None, None)
+        tokenizer, answers = None if self._pair is None else self._pair.tokenizer, None
+        if override_dataset is None and sources_of_answers(cfg):
+            tokenizer = tokenizer or load_tokenizer(cfg.chat_model_name, cfg.model_class_name)
+            worker = (self.collectives.rank, self.collectives.n_processes)
+            answers = run_answers(cfg, tokenizer, self._pair, self._load_pair, worker)
+        self._rows = RunRows(cfg, override_dataset, tokenizer, self.collectives, answers)
+        pair = self._load_pair()
+        self.model_names = pair.model_names or (None, None)
         self.activations_store = PairActivationsStore.from_config(
-            self._pair, self._share, override_dataset=self._rows.training
+            pair, self._share, override_dataset=self._rows.training
         )
+
+    def _load_pair(self) -> HookedModelPair:
+        if self._pair is None:
+            self._pair = load_pair(self.cfg)
+        self._validate_widths(self._pair.layout_at(self.cfg.hook_name).d_models)
+        return self._pair
 
     def _read_cache(self, override_dataset: HfDataset | None) -> None:
         """Activations from disk, in random order."""

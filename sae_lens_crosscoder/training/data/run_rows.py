@@ -1,5 +1,6 @@
 """The contexts that a run is trained on, and those that it is diagnosed on."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +39,7 @@ class RunRows:
         override_dataset: rows to use in place of what the config names.
         tokenizer: the chat model's; None to load it if it is needed.
         collectives: the processes that train together, of which each has its own rows of every source to train on.
+        answers: by name of a source of the kind `answers`, rows of its prompts' documents (`RunAnswers.rows`).
 
     Attributes:
         training, held_out: datasets with `input_ids` of `context_size` ids and the name of their `source`. They share
@@ -55,8 +57,9 @@ class RunRows:
         override_dataset: HfDataset | None = None,
         tokenizer: Any = None,
         collectives: Collectives = SINGLE_PROCESS,
+        answers: Mapping[str, Dataset] | None = None,
     ) -> None:
-        self._cfg, self._given_tokenizer = cfg, tokenizer
+        self._cfg, self._given_tokenizer, self._answers = cfg, tokenizer, answers or {}
         mix, rows = self._sources(override_dataset)
         parts = [hold_out(each, cfg.n_held_out_rows) for each in rows]
         n, rank = collectives.n_processes, collectives.rank
@@ -71,7 +74,7 @@ class RunRows:
     def _sources(self, override_dataset: Any) -> tuple[DataMix, list[Dataset | IterableDataset]]:
         cfg = self._cfg
         if cfg.mix is not None and override_dataset is None:
-            return cfg.mix, [load_source(source) for source in cfg.mix.sources]
+            return cfg.mix, [self._answers.get(source.name) or load_source(source) for source in cfg.mix.sources]
         rows = override_dataset
         if rows is None:
             rows = load_rows(
