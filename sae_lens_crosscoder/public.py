@@ -37,7 +37,7 @@ from sae_lens_crosscoder.training import (
     CrosscoderTrainerConfig,
     CrosscoderTrainingRunner,
 )
-from sae_lens_crosscoder.workflows import compare, explore, paper_report, push_to_hub
+from sae_lens_crosscoder.workflows import changed, compare, explore, paper_report, push_to_hub
 
 register_architectures()
 
@@ -66,6 +66,7 @@ __all__ = [
     "ReLUCrosscoder",
     "ReLUCrosscoderConfig",
     "cache_activations",
+    "changed",
     "compare",
     "delta_norm",
     "diagnose",

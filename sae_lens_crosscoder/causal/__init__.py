@@ -6,6 +6,7 @@ from sae_lens_crosscoder.causal.experiment.setups import Setup
 from sae_lens_crosscoder.causal.forward.next_tokens import kl_between_models, next_tokens, token_kl
 from sae_lens_crosscoder.causal.forward.responses import Responses, generate_responses, given_responses
 from sae_lens_crosscoder.causal.forward.resume import resume_from
+from sae_lens_crosscoder.causal.ladder.ladder import Ladder, causal_ladder
 from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens, logit_attribution, logit_lens
 from sae_lens_crosscoder.causal.localisation.hooks import residual_hooks
@@ -22,12 +23,14 @@ __all__ = [
     "CausalEffects",
     "EffectSums",
     "Intervention",
+    "Ladder",
     "Localisation",
     "LogitLens",
     "Responses",
     "Setup",
     "SteeringEffects",
     "causal_effects",
+    "causal_ladder",
     "generate_patched",
     "generate_responses",
     "given_responses",

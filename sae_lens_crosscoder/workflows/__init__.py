@@ -1,6 +1,7 @@
 """Run whole analyses: the only layer that joins models, training, analyses and reports."""
 
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, run_causal
+from sae_lens_crosscoder.workflows.changed import changed
 from sae_lens_crosscoder.workflows.compare import compare
 from sae_lens_crosscoder.workflows.demo import DemoConfig, run_demo
 from sae_lens_crosscoder.workflows.difference_sae import train_difference_sae
@@ -12,6 +13,7 @@ __all__ = [
     "CausalConfig",
     "DemoConfig",
     "PaperReportConfig",
+    "changed",
     "compare",
     "explore",
     "push_to_hub",

@@ -29,7 +29,7 @@ class RandomMap:
         left, right = (torch.randn(d_model, rank, generator=generator).to(base) for _ in range(2))
         matrix = left @ right.T / d_model
         moved = torch.linalg.vector_norm(base @ matrix.T, dim=1) / torch.linalg.vector_norm(base, dim=1)
-        return cls(matrix * (size / moved.median()))
+        return cls(matrix * (size / moved.nanmedian()))  # 0 / 0 on rows of zeros
 
     def stack(self, base: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_in"]:
         """Base activations, and the same turned, as the two models of a pair."""
@@ -69,4 +69,4 @@ def size_of_difference(
 
 def _median_size(rows: Tensor, layout: StackedLayout) -> float:
     base, chat = layout.split(rows.float())
-    return float((torch.linalg.vector_norm(chat - base, dim=1) / torch.linalg.vector_norm(base, dim=1)).median())
+    return float((torch.linalg.vector_norm(chat - base, dim=1) / torch.linalg.vector_norm(base, dim=1)).nanmedian())
