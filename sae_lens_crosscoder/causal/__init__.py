@@ -3,6 +3,7 @@
 from sae_lens_crosscoder.causal.experiment.effect_sums import EffectSums
 from sae_lens_crosscoder.causal.experiment.effects import CausalEffects, causal_effects, kl_to_chat
 from sae_lens_crosscoder.causal.experiment.setups import Setup
+from sae_lens_crosscoder.causal.forward.answer_rows import answer_rows
 from sae_lens_crosscoder.causal.forward.next_tokens import kl_between_models, next_tokens, token_kl
 from sae_lens_crosscoder.causal.forward.responses import Responses, generate_responses, given_responses
 from sae_lens_crosscoder.causal.forward.resume import resume_from
@@ -29,6 +30,7 @@ __all__ = [
     "Responses",
     "Setup",
     "SteeringEffects",
+    "answer_rows",
     "causal_effects",
     "causal_ladder",
     "generate_patched",

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.diagnosis.conclusion import Evidence, conclusion, validate_fve_floor
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder
 
@@ -25,15 +26,16 @@ def said(latents, fve=FVE, n_tokens=10_000, **fields):
 def test_no_difference_is_said_with_what_it_rests_on():
     assert said(table()) == (
         "no difference detected: none of 4 judged latents is specific to one model, with chance not accounted for (no "
-        "null runs were given); FVE is 0.97 for base, 0.96 for chat and 0.30 for their difference"
+        "null runs were given); FVE is 0.97 for base, 0.96 for chat and 0.30 for their difference; latents whose "
+        "direction turned were not looked for"
     )
     assert said(table(q_value=0.6), n_null_runs=1) == (
         "no difference detected: none of 4 judged latents is specific to one model (q < 0.1); FVE is 0.97 for base, "
-        "0.96 for chat and 0.30 for their difference"
+        "0.96 for chat and 0.30 for their difference; latents whose direction turned were not looked for"
     )
     unknown = said(table(), FVE | {"difference": NAN})
-    assert unknown.endswith("FVE is 0.97 for base and 0.96 for chat")
-    assert said(table(), FVE | {"difference": -0.001}).endswith("and 0.00 for their difference")
+    assert "FVE is 0.97 for base and 0.96 for chat;" in unknown
+    assert "and 0.00 for their difference;" in said(table(), FVE | {"difference": -0.001})
 
 
 def test_only_latents_that_fire_often_enough_count_as_judged():
@@ -204,3 +206,47 @@ def test_the_options_of_diagnose_reach_the_conclusion():
     assert slc.diagnose(crosscoder, data, fve_floor=low).conclusion.startswith("no difference detected")
     rare = slc.diagnose(crosscoder, data, fve_floor=low, min_active=3999).conclusion
     assert rare.startswith("undecided: none of 2 live latents was judged, as each fires on fewer than 3,999 of 4,000")
+
+
+def turned(named, gate=True):
+    """Four latents of which the first may be named, and one contrast."""
+    latents = pd.DataFrame({"q_rho": [0.001, 0.02, 0.5, 0.9], "written": [0.1, 0.0, 0.0, 0.0]})
+    latents["named"] = [named, False, False, False]
+    contrasts = pd.DataFrame(
+        {"gate": [gate], "p_gate": [0.025 if gate else 0.6], "share_named": [0.8]}, index=["refusal"]
+    )
+    manifest = {"n_decoys": 3, "q_limit": 0.05, "size": 0.06}
+    return Changed(latents, pd.DataFrame(), contrasts, manifest)
+
+
+def test_turned_latents_are_a_difference_although_no_norm_shows_it():
+    text = said(table(), changed=turned(named=True))
+    assert text.startswith(
+        "1 of 2 turned latents carries what fine-tuning changed, on held-out prompts 0.80 of 'refusal' (q < 0.05 "
+        "against 3 decoy pairs whose difference is 0.060 of the norm); 0 latents are specific to the chat model"
+    )
+    assert "below the floor" in said(table(), FVE | {"base": 0.1}, changed=turned(named=True))
+
+
+def test_no_difference_needs_a_gate_that_nothing_passed():
+    text = said(table(), changed=turned(named=False, gate=False))
+    assert text.startswith("no difference detected: none of 4 judged latents is specific to one model")
+    assert text.endswith(
+        "('refusal' p 0.60); 2 latents turned (q < 0.05 against 3 decoy pairs whose difference is 0.060 of the norm)"
+    )
+    assert said(table(), changed=turned(named=False)).startswith("undecided: fine-tuning changed 'refusal' more than")
+
+
+def test_diagnose_joins_what_changed_found_in_the_same_crosscoder():
+    crosscoder, data = random_crosscoder(), slc.EvalData(activations=random_activations(400))
+    found = turned(named=True)
+    latents = pd.DataFrame(
+        {"class": "turned", "q_rho": 0.01, "written": 0.1, "q_written": 0.02, "named": True}, range(6)
+    )
+    weights = slc.diagnose(crosscoder, data).manifest["crosscoder_sha256"]
+    changed = Changed(latents, found.effects, found.contrasts, {**found.manifest, "crosscoder_sha256": weights})
+    diagnosis = slc.diagnose(crosscoder, data, changed=changed)
+    assert (diagnosis.latents["class"] == "turned").all()
+    assert diagnosis.conclusion.startswith("6 of 6 turned latents carry what fine-tuning changed")
+    with pytest.raises(ValueError, match="belongs to another crosscoder"):
+        slc.diagnose(random_crosscoder(seed=1), data, changed=changed)

@@ -7,8 +7,11 @@ from typing import Any
 import pandas as pd
 
 from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
+from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 
 TURNED = "turned"
+CHANGED_COLUMNS = ("class", "q_rho", "written", "q_written", "named")
+"""Columns that a diagnosis takes over."""
 _FILES = {"latents": "changed.parquet", "effects": "changed_effects.parquet", "contrasts": "changed_contrasts.parquet"}
 _INDEX = {"latents": "latent", "effects": "latent", "contrasts": "contrast"}
 
@@ -80,6 +83,14 @@ class Changed:
 
     def __str__(self) -> str:
         return self.conclusion
+
+    def validate_read_from(self, weights: str) -> None:
+        """Raise a ValueError if this was read from a crosscoder with another checksum of its weights."""
+        if self.manifest[CROSSCODER_SHA256] != weights:
+            raise ValueError(
+                "`changed` belongs to another crosscoder than the one to diagnose: to other weights, or to these in "
+                "another precision. Call changed(crosscoder, ...) for this one."
+            )
 
     def save(self, folder: str | Path) -> Path:
         """Save the tables as Parquet files in a folder, such as the crosscoder's."""

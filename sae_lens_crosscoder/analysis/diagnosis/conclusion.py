@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, ONE_SIDED
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT
 
@@ -30,6 +31,8 @@ class Evidence:
     fve_floor: float = FVE_FLOOR
     models_are_identical: bool = False
     """True if both models had exactly equal activations on every token."""
+    changed: Changed | None = None
+    """Turned latents, if they were looked for."""
 
     @property
     def live(self) -> pd.DataFrame:
@@ -55,7 +58,8 @@ class Evidence:
 def conclusion(evidence: Evidence) -> str:
     """Sum up the pair of models in one sentence.
 
-    "No difference detected" is said only if both models are explained, latents were judged, and none is open.
+    "No difference detected" is said only if both models are explained, latents were judged, none is open, and no
+    contrast that fine-tuning changed is left without a latent.
     Otherwise the sentence begins with "undecided", the first reason, and what to do.
 
     >>> latents = pd.DataFrame({"delta_norm": [0.52, 0.47], "label": "shared", "verdict": "shared", "n_active": 500})
@@ -66,7 +70,7 @@ def conclusion(evidence: Evidence) -> str:
     if evidence.models_are_identical:
         return f"undecided: {_identical(evidence)}"
     n_chat, n_base = ((evidence.latents.verdict == f"{side}_specific").sum() for side in ("chat", "base"))
-    if n_chat + n_base > 0:
+    if n_chat + n_base > 0 or (evidence.changed is not None and evidence.changed.named):
         return _difference(evidence, int(n_chat), int(n_base))
     for reason in _REASONS:
         if text := reason(evidence):
@@ -75,7 +79,7 @@ def conclusion(evidence: Evidence) -> str:
     figures = [f"{round(value, 2) + 0:.2f} for {name}" for name, value in explained.items() if not math.isnan(value)]
     return (
         f"no difference detected: none of {_count(len(evidence.judged), 'judged latent')} is specific to one model"
-        f"{_chance(evidence)}; FVE is {_listed(figures)}"
+        f"{_chance(evidence)}; FVE is {_listed(figures)}; {_turned(evidence)}"
     )
 
 
@@ -92,8 +96,16 @@ def _difference(evidence: Evidence, n_chat: int, n_base: int) -> str:
     latents = f"{_count(n_chat, 'latent')} {'is' if n_chat == 1 else 'are'}"
     text = f"{latents} specific to the chat model and {n_base:,} to the base model, of {n_live:,} live"
     text += f" {'one' if n_live == 1 else 'ones'}{_chance(evidence)}"
+    if evidence.changed is not None:
+        text = f"{evidence.changed.conclusion}; {text}" if evidence.changed.named else f"{text}; {_turned(evidence)}"
     low = _too_little_explained(evidence)
     return f"{text}; {low}, so differences may be missed" if low else text
+
+
+def _turned(evidence: Evidence) -> str:
+    if evidence.changed is None:
+        return "latents whose direction turned were not looked for"
+    return evidence.changed.conclusion
 
 
 def _chance(evidence: Evidence) -> str:
@@ -160,6 +172,11 @@ def _one_sided_latents_open(evidence: Evidence) -> str | None:
     )
 
 
+def _changed_but_not_carried(evidence: Evidence) -> str | None:
+    text = "" if evidence.changed is None else evidence.changed.conclusion
+    return text.removeprefix("undecided: ") if text.startswith("undecided: ") else None
+
+
 def _nothing_judged(evidence: Evidence) -> str | None:
     live = evidence.live
     if len(evidence.judged):
@@ -190,6 +207,7 @@ _REASONS: tuple[Callable[[Evidence], str | None], ...] = (
     _one_sided_latents_open,
     _nothing_judged,
     _wide_and_not_judged,
+    _changed_but_not_carried,
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
+from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.diagnosis.conclusion import FVE_FLOOR, validate_fve_floor
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import validate_nulls
@@ -24,6 +25,7 @@ def diagnose(
     data: EvalData,
     *,
     null: Diagnosis | Sequence[Diagnosis] | None = None,
+    changed: Changed | None = None,
     free_directions: Literal["model_specific", "all"] = "model_specific",
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
@@ -38,6 +40,8 @@ def diagnose(
         null: diagnoses of null runs, which give q-values: crosscoders trained in the same way on a pair that does not
             differ, and diagnosed in the same way. Such pairs are a model and itself with jittered weights
             (`chat_model_name="NAME+jitter=0.02"`), or after more pre-training.
+        changed: turned latents of this crosscoder, which join the table and the conclusion. Without it the conclusion
+            says that they were not looked for.
         free_directions: latents whose free directions are measured: those of class chat_only or base_only
             (`model_specific`), or `all`, which takes two float64 numbers per latent and activation coordinate.
         min_active: latents that fire on fewer tokens get the verdict `rare`.
@@ -67,6 +71,8 @@ def diagnose(
     if free_directions not in ("model_specific", "all"):
         raise ValueError(f"free_directions={free_directions!r} must be 'model_specific' or 'all'.")
     nulls = validate_nulls(null, crosscoder)
+    if changed is not None:
+        changed.validate_read_from(named_fingerprint(crosscoder.state_dict()))
     source = data_source(crosscoder, data)
     block_size = shard_block(data)
     sums = DiagnosisSums(crosscoder, block_size, free_directions)
@@ -78,7 +84,7 @@ def diagnose(
             checkpoint_path, "diagnosis", sums.parts, {**origin, "set of options": options}
         )
     _stream(source, crosscoder, sums, checkpoint)
-    diagnosis = sums.diagnosis(nulls, min_active, bounds, fve_floor)
+    diagnosis = sums.diagnosis(nulls, min_active, bounds, fve_floor, changed)
     if checkpoint is not None:
         checkpoint.remove()
     return diagnosis

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from sae_lens_crosscoder.activations.variance import VarianceExplained
+from sae_lens_crosscoder.analysis.changed.changed import CHANGED_COLUMNS, Changed
 from sae_lens_crosscoder.analysis.diagnosis.columns import latent_table, one_sided_latents
 from sae_lens_crosscoder.analysis.diagnosis.conclusion import FVE_FLOOR, Evidence, conclusion
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
@@ -56,14 +57,18 @@ class DiagnosisSums:
         min_active: int = MIN_ACTIVE,
         bounds: NuBounds = "signed",
         fve_floor: float = FVE_FLOOR,
+        changed: Changed | None = None,
     ) -> Diagnosis:
         """Diagnosis of all tokens so far; a ValueError if there are none."""
         if self.scaling.n_tokens == 0:
             raise ValueError("No tokens to diagnose on: the data is empty, or its mask leaves out every token.")
         null_tables = [null.latents for null in nulls]
         latents = latent_table(self.crosscoder, self.scaling, self.free, null_tables, min_active, bounds)
+        if changed is not None:
+            latents = latents.join(changed.latents[[*CHANGED_COLUMNS]])
         n_tokens, fve = self.scaling.n_tokens, self.fve.all_figures()
-        evidence = Evidence(latents, fve, n_tokens, len(nulls), min_active, fve_floor, self.fve.models_are_identical)
+        identical = self.fve.models_are_identical
+        evidence = Evidence(latents, fve, n_tokens, len(nulls), min_active, fve_floor, identical, changed)
         manifest: dict[str, Any] = {
             "conclusion": conclusion(evidence),
             **provenance(self.crosscoder),

@@ -6,10 +6,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.contrast_rows import contrast_rows
+from sae_lens_crosscoder.causal.forward.answer_rows import until_end
 from sae_lens_crosscoder.causal.ladder.edited_answers import answers, kl_at_decision, prompts_by_length
 from sae_lens_crosscoder.causal.ladder.edits import Conditions, Edit, constant
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
@@ -75,7 +76,7 @@ class LadderRun:
         for prompts, answer in zip(groups, self._answers(groups, None, "chat"), strict=True):
             for batch in torch.cat([prompts, answer], dim=1).split(self.batch_size):
                 base, chat = layout.split(self.pair.activations(batch, hook_name)[:, prompts.shape[1] :].cpu().double())
-                is_written = _until_end(batch[:, prompts.shape[1] :], self.pair.tokenizer.eos_token_id)
+                is_written = until_end(batch[:, prompts.shape[1] :], self.pair.tokenizer.eos_token_id)
                 n_places = is_written.shape[1]
                 sums[:n_places] += ((chat - base) * is_written[..., None]).sum(dim=0)
                 n_answers[:n_places] += is_written.sum(dim=0)
@@ -104,9 +105,3 @@ class LadderRun:
 
     def _rate(self, texts: Sequence[str]) -> float:
         return sum(self.shows_behaviour(text) for text in texts) / len(texts)
-
-
-def _until_end(answers: Int[Tensor, "prompt new"], end: int | None) -> Bool[Tensor, "prompt new"]:
-    """True for the tokens of answers up to the one that ends them."""
-    is_end = answers == (-1 if end is None else end)
-    return is_end.long().cumsum(dim=1) - is_end.long() == 0
