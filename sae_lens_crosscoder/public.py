@@ -37,7 +37,7 @@ from sae_lens_crosscoder.training import (
     CrosscoderTrainerConfig,
     CrosscoderTrainingRunner,
 )
-from sae_lens_crosscoder.workflows import changed, compare, explore, paper_report, push_to_hub
+from sae_lens_crosscoder.workflows import changed, compare, explore, first_look, paper_report, push_to_hub
 
 register_architectures()
 
@@ -71,6 +71,7 @@ __all__ = [
     "delta_norm",
     "diagnose",
     "explore",
+    "first_look",
     "latent",
     "load",
     "patched",

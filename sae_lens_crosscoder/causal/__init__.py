@@ -10,9 +10,12 @@ from sae_lens_crosscoder.causal.forward.resume import resume_from
 from sae_lens_crosscoder.causal.ladder.ladder import Ladder, causal_ladder
 from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens, logit_attribution, logit_lens
+from sae_lens_crosscoder.causal.localisation.changed_prompts import ChangedPrompts, changed_prompts
+from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
 from sae_lens_crosscoder.causal.localisation.hooks import residual_hooks
 from sae_lens_crosscoder.causal.localisation.localisation import Localisation, share_brought_back
 from sae_lens_crosscoder.causal.localisation.locate import locate_difference
+from sae_lens_crosscoder.causal.localisation.recommendation import Recommendation, recommend
 from sae_lens_crosscoder.causal.localisation.steering import SteeringEffects, steering_effects
 from sae_lens_crosscoder.causal.patching.generation import generate_patched
 from sae_lens_crosscoder.causal.patching.intervention import Intervention, intervention
@@ -22,17 +25,21 @@ from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 
 __all__ = [
     "CausalEffects",
+    "ChangedPrompts",
     "EffectSums",
+    "FirstLook",
     "Intervention",
     "Ladder",
     "Localisation",
     "LogitLens",
+    "Recommendation",
     "Responses",
     "Setup",
     "SteeringEffects",
     "answer_rows",
     "causal_effects",
     "causal_ladder",
+    "changed_prompts",
     "generate_patched",
     "generate_responses",
     "given_responses",
@@ -47,6 +54,7 @@ __all__ = [
     "logit_lens",
     "next_tokens",
     "patched",
+    "recommend",
     "residual_hooks",
     "resume_from",
     "share_brought_back",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "demo": "Train L1 and BatchTopK on the built-in pair, and report on both: no download, under five minutes.",
+    "look": "Find where and on what two models differ, before training: no crosscoder needed, minutes on a CPU.",
     "plan": "Show what training needs (memory, disk, time), and what would make it fit.",
     "train": "Train crosscoders on a pair of models, and diagnose them on held-out tokens.",
     "cache": "Write a run's activations to disk before training.",

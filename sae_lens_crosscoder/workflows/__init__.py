@@ -6,19 +6,24 @@ from sae_lens_crosscoder.workflows.compare import compare
 from sae_lens_crosscoder.workflows.demo import DemoConfig, run_demo
 from sae_lens_crosscoder.workflows.difference_sae import train_difference_sae
 from sae_lens_crosscoder.workflows.explore import explore
+from sae_lens_crosscoder.workflows.first_look import first_look
+from sae_lens_crosscoder.workflows.look import LookConfig, run_look
 from sae_lens_crosscoder.workflows.paper_report import PaperReportConfig, run_paper_report
 from sae_lens_crosscoder.workflows.publish import push_to_hub, write_model_card
 
 __all__ = [
     "CausalConfig",
     "DemoConfig",
+    "LookConfig",
     "PaperReportConfig",
     "changed",
     "compare",
     "explore",
+    "first_look",
     "push_to_hub",
     "run_causal",
     "run_demo",
+    "run_look",
     "run_paper_report",
     "train_difference_sae",
     "write_model_card",

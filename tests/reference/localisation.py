@@ -26,3 +26,16 @@ def kl_left(base, chat, prompt, hook_name, positions):
 
 def share(left, before):
     return 1 - sum(left) / sum(before)
+
+
+def best_cut(kl):
+    """Number of changed prompts, and the share of the variance of sqrt(KL) between the groups, over all cuts."""
+    values = sorted((math.sqrt(max(x, 0)) for x in kl), reverse=True)
+    mean = sum(values) / len(values)
+    total = sum((x - mean) ** 2 for x in values)
+    best = (0, -1.0)
+    for n in range(2, len(values)):
+        between = sum(len(part) * (sum(part) / len(part) - mean) ** 2 for part in (values[:n], values[n:]))
+        if between / total > best[1] + 1e-12:
+            best = (n, between / total)
+    return best

@@ -3,10 +3,16 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.dominant_tokens import (
+    MAX_NORM_RATIO,
+    NormLimits,
+    token_norms,
+    validate_max_norm_ratio,
+)
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.harvest import validate_activations
 from sae_lens_crosscoder.analysis.inputs import DataSource, GivenActivations, HarvestedActivations
@@ -52,7 +58,11 @@ class DifferenceRows:
 
 @torch.no_grad()
 def difference_rows(
-    data: EvalData, hook_name: str | None = None, *, max_norm_ratio: float | None = 10.0, max_tokens: int = 100_000
+    data: EvalData,
+    hook_name: str | None = None,
+    *,
+    max_norm_ratio: float | None = MAX_NORM_RATIO,
+    max_tokens: int = 100_000,
 ) -> DifferenceRows:
     """Read chat - base from evaluation data, with the groups of `data.groups`.
 
@@ -66,6 +76,7 @@ def difference_rows(
     Raises:
         ValueError: for a missing hook, models of different width, or data without tokens.
     """
+    validate_max_norm_ratio(max_norm_ratio)
     source, layout = _source(data, hook_name)
     labels = _labels(data)
     batches: list[Tensor] = []
@@ -84,16 +95,12 @@ def difference_rows(
         raise ValueError(f"Got {len(labels)} labels for {n_tokens} tokens. Pass groups with one label per token.")
     used = torch.ones(n_tokens, dtype=torch.bool)
     if max_norm_ratio is not None:
-        used = _is_ordinary(base, max_norm_ratio) & _is_ordinary(chat, max_norm_ratio)
+        norms = token_norms(stacked, layout)
+        used = NormLimits.measured(layout, norms, max_norm_ratio).ordinary_norms(norms)
     names = () if data.groups is None else data.groups.names
     return DifferenceRows(
         difference=(chat - base)[used], labels=None if labels is None else labels[:n_tokens][used], names=names
     )
-
-
-def _is_ordinary(activations: Float[Tensor, "token d_model"], ratio: float) -> Bool[Tensor, " token"]:
-    norms = activations.norm(dim=-1)
-    return norms <= ratio * norms.median()
 
 
 def _source(data: EvalData, hook_name: str | None) -> tuple[DataSource, StackedLayout]:

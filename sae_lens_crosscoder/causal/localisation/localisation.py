@@ -74,4 +74,4 @@ def share_brought_back(
     rows, resamples = patched.shape[:-1], weights.shape[:-1]
     left = weights @ patched.double().reshape(-1, patched.shape[-1]).T
     total = weights @ kl.double()
-    return (1 - left / total[..., None]).reshape(*resamples, *rows)
+    return (1 - left / total[..., None]).reshape((*resamples, *rows))
