@@ -18,7 +18,8 @@ from sae_lens_crosscoder.activations import ActivationCache, cache_activations
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis import Diagnosis, delta_norm, diagnose
 from sae_lens_crosscoder.causal import patched
-from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKCrosscoderTrainingConfig, BatchTopKTrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKTrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.crosscoders.inference import (
     JumpReLUCrosscoder,
     JumpReLUCrosscoderConfig,

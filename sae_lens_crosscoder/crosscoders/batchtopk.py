@@ -1,83 +1,30 @@
 """The BatchTopK crosscoder: no penalty on norms, so none of the L1 artifacts."""
 
 import warnings
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAEConfig
+from sae_lens import BatchTopKTrainingSAE
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig
+from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
+from sae_lens_crosscoder.crosscoders.partition import Partition, PartitionedBatchTopK, confine_gradient
 from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode, SparseCode
-from sae_lens_crosscoder.crosscoders.sparse_step.screening import Screening, screening_precision
-from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.sparse_step.screening import Found, Screening, screening_precision
+from sae_lens_crosscoder.crosscoders.sparse_step.two_budgets import TwoBudgetScreening
+from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 
 AUTHORS_THRESHOLD_START = 1000
 # The threshold's average looks back over a thirtieth of training, until that reaches 1 / topk_threshold_lr steps.
 _THRESHOLD_LOOKBACK = 30
-
-
-@dataclass
-class BatchTopKCrosscoderTrainingConfig(CrosscoderTrainingConfigBase, BatchTopKTrainingSAEConfig):
-    """Keeps the `k` largest scores per token on average over the batch. Defaults are the paper's.
-
-    >>> BatchTopKCrosscoderTrainingConfig(d_model=2304, d_sae=73_728, k=100).d_in
-    4608
-    """
-
-    k: float | int = 100  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Latents kept per token, on average over the batch."""
-    k_max: float | int | None = None
-    """With `k_anneal_steps`: the number of latents kept at the first step."""
-    k_anneal_steps: int = 0
-    """Steps over which k falls linearly from `k_max` to exactly `k`; 0 for a constant k."""
-    aux_loss_coefficient: float = 1 / 32
-    """alpha, the weight of the loss that revives dead latents."""
-    threshold_rule: Literal["tracking", "authors"] = "tracking"
-    """Rule of the inference threshold, an average of the smallest selected scores. `tracking` averages over the last
-    thirtieth of training, so that it is right after short runs too; after 30 / `topk_threshold_lr` steps it is the
-    paper's average. `authors` is the paper's code: `tracking` until step 1000, then a new average that starts from one
-    sample."""
-    topk_threshold_lr: float = 0.001
-    """Weight of the newest batch in that average, in the long run."""
-    decoder_bias_init: Literal["geometric_median", "zeros"] = "geometric_median"
-    gradient_clip_norm: float | None = 1.0
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.k <= self.d_sae:
-            raise ValueError(f"k={self.k} must be above 0 and at most d_sae={self.d_sae}, the number of latents.")
-        if (self.k_max is None) != (self.k_anneal_steps == 0):
-            raise ValueError(
-                f"k_max={self.k_max} and k_anneal_steps={self.k_anneal_steps} belong together: set both or neither."
-            )
-        if self.k_max is not None and not self.k <= self.k_max <= self.d_sae:
-            raise ValueError(f"k_max={self.k_max} must lie between k={self.k} and d_sae={self.d_sae}.")
-        if self.threshold_rule not in ("tracking", "authors"):
-            raise ValueError(f"threshold_rule={self.threshold_rule!r} is not one of 'tracking', 'authors'.")
-        if not 0 < self.topk_threshold_lr <= 1:
-            raise ValueError(f"topk_threshold_lr={self.topk_threshold_lr} must lie in (0, 1].")
-        if self.aux_loss_coefficient < 0:
-            raise ValueError(f"aux_loss_coefficient={self.aux_loss_coefficient} must not be negative; 0 turns it off.")
-        if not self.rescale_acts_by_decoder_norm:
-            raise ValueError("rescale_acts_by_decoder_norm=False is not available: use score='none'.")
-        if self.use_sparse_activations:
-            raise ValueError("use_sparse_activations=True is SAELens's option for its own decoder; leave it False.")
-
-    @classmethod
-    @override
-    def architecture(cls) -> str:
-        return "batchtopk_crosscoder"
-
-    @override
-    def get_inference_config_class(self) -> type[SAEConfig]:
-        return JumpReLUCrosscoderConfig
+# The threshold's state. A partitioned crosscoder has it a second time, with this prefix, for its exclusive latents.
+_THRESHOLD_BUFFERS = ("topk_threshold", "n_threshold_samples", "authors_average_begun")
+_EXCLUSIVE = "exclusive_"
 
 
 class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
@@ -91,7 +38,37 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         # Buffers, so that a resumed run continues exactly. With no samples, the threshold was never estimated.
         self.register_buffer("n_threshold_samples", torch.zeros_like(self.topk_threshold, dtype=torch.int64))
         self.register_buffer("authors_average_begun", torch.zeros_like(self.topk_threshold, dtype=torch.bool))
-        self._screening = Screening()
+        self._screening = Screening() if cfg.partition is None else TwoBudgetScreening()
+        if cfg.partition is not None:
+            for name in _THRESHOLD_BUFFERS:
+                self.register_buffer(_EXCLUSIVE + name, getattr(self, name).clone())
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        if (partition := self.partition) is not None:
+            partition.clear(self.W_dec.data, self.layout)
+            partition.clear(self.W_enc.data.T, self.layout)
+
+    @property
+    def partition(self) -> Partition | None:
+        """Partition of the latents of this process; None without exclusive latents."""
+        partition: Partition | None = self.cfg.partition
+        d_sae = self.cfg.d_sae
+        return None if partition is None else partition.of_rows(self.collectives.latent_shard * d_sae, d_sae)
+
+    @override
+    def trainable_rows(self, rows: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
+        partition = self.partition
+        return rows if partition is None else confine_gradient(rows, partition, self.layout)
+
+    @override
+    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
+        """SAELens's selection; for exclusive and shared latents apart if there is a partition."""
+        cfg = self.cfg
+        if cfg.partition is None:
+            return super().get_activation_fn()
+        return PartitionedBatchTopK(cfg.k, cfg.budgets, cfg.partition.n_exclusive)
 
     @override
     def encode_with_hidden_pre(
@@ -101,7 +78,8 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
 
         The selection carries no gradient, and none flows through s_j.
         """
-        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        W_enc = self.trainable_rows(self.W_enc.T).T
+        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ W_enc + self.b_enc)
         acts = hidden_pre.relu()
         with torch.no_grad():
             selected = self.activation_fn(acts * self.score_norms()) > 0
@@ -116,12 +94,20 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
             code = DenseCode(*self.encode_with_hidden_pre(sae_in))
         else:
             x = self.process_sae_in(sae_in)
-            precision = screening_precision(self.cfg.screening, x.device)
-            n_keep = int(k * (self.collectives.n_data * len(x)))
-            found = self._screening.select(x, self.W_enc, self.b_enc, norms, n_keep, precision, self.collectives)
-            code = SparseCode(x, self.W_enc, self.b_enc, *found)
-        self._follow_smallest_score(code.scores(norms), step)
+            code = SparseCode(x, self.trainable_rows(self.W_enc.T).T, self.b_enc, *self._select(x, norms, k))
+        self._follow_smallest_scores(code, norms, step)
         return code
+
+    def _select(self, x: Float[Tensor, "batch d_in"], norms: Float[Tensor, " d_sae"], k: float | int) -> Found:
+        precision = screening_precision(self.cfg.screening, x.device)
+        n_tokens = self.collectives.n_data * len(x)
+        weights = self.W_enc, self.b_enc, norms
+        if isinstance(self._screening, Screening):
+            return self._screening.select(x, *weights, int(k * n_tokens), precision, self.collectives)
+        partition = self.partition
+        assert partition is not None  # as the screening has two budgets
+        n_keep = self.cfg.budgets(k, n_tokens)
+        return self._screening.select(x, *weights, partition.n_exclusive, n_keep, precision, self.collectives)
 
     @override
     def carried_state(self) -> dict[str, float | None]:
@@ -134,20 +120,27 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
 
     @override
     def auxiliary_losses(
-        self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
+        self,
+        code: Code,
+        W_dec: Float[Tensor, "d_sae d_in"],
+        step_input: TrainStepInput,
+        sae_out: Float[Tensor, "batch d_in"],
     ) -> dict[str, Float[Tensor, ""]]:
         dead_mask = step_input.dead_neuron_mask
         dead = None if dead_mask is None else dead_mask.nonzero().squeeze(-1)
         n_dead = 0 if dead is None else self.collectives.sum_int(len(dead), "latents")
         if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
             return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
-        revived = code.pre_of(dead), code.rows_of(self.W_dec, dead)
+        revived = code.pre_of(dead), code.rows_of(W_dec, dead)
         return {"auxiliary_reconstruction_loss": self._revival_loss(step_input.sae_in, sae_out, *revived, n_dead)}
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         output = TrainingCrosscoder.training_forward_pass(self, step_input)
         output.metrics |= {"topk_threshold": self.topk_threshold, "k": float(self.activation_fn.k)}  # pyright: ignore[reportFunctionMemberAccess]
+        if self.cfg.partition is not None:
+            name = f"{_EXCLUSIVE}topk_threshold"
+            output.metrics[name] = getattr(self, name)
         return output
 
     def k_at(self, step: int) -> float | int:
@@ -196,24 +189,41 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         return self.cfg.aux_loss_coefficient * torch.where(total > 0, ratio, torch.zeros_like(ratio))
 
     @torch.no_grad()
-    def _follow_smallest_score(self, scores: Float[Tensor, " pairs"], step: int) -> None:
+    def _follow_smallest_scores(self, code: Code, norms: Float[Tensor, " d_sae"], step: int) -> None:
+        """Update the threshold's average; with a partition, one for shared and one for exclusive latents."""
+        partition = self.partition
+        if partition is None:
+            self._follow_smallest_score(code.scores(norms), step)
+            return
+        exclusive = partition.is_exclusive(len(norms)).to(norms.device)
+        for prefix, members in (("", ~exclusive), (_EXCLUSIVE, exclusive)):
+            scores = code.scores(norms * members)  # selected scores are positive, so zeros are the other group's
+            self._follow_smallest_score(scores[scores > 0], step, prefix)
+
+    def _follow_smallest_score(self, scores: Float[Tensor, " pairs"], step: int, prefix: str = "") -> None:
         smallest = self.collectives.min(scores)
         if smallest is None:
             return
-        smallest = smallest.to(self.topk_threshold.dtype)
-        rate = max(self.cfg.topk_threshold_lr, 1 / (1 + self.n_threshold_samples.item() / _THRESHOLD_LOOKBACK))
+        threshold, n_samples, begun = (getattr(self, prefix + name) for name in _THRESHOLD_BUFFERS)
+        rate = max(self.cfg.topk_threshold_lr, 1 / (1 + n_samples.item() / _THRESHOLD_LOOKBACK))
         if self.cfg.threshold_rule == "authors" and step > AUTHORS_THRESHOLD_START:
-            rate = self.cfg.topk_threshold_lr if self.authors_average_begun else 1.0
-            self.authors_average_begun.fill_(True)
-        self.topk_threshold = (1 - rate) * self.topk_threshold + rate * smallest
-        self.n_threshold_samples += 1
+            rate = self.cfg.topk_threshold_lr if begun else 1.0
+            begun.fill_(True)
+        setattr(self, f"{prefix}topk_threshold", (1 - rate) * threshold + rate * smallest.to(threshold.dtype))
+        n_samples += 1
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        if (partition := self.partition) is not None:
+            partition.validate(state_dict["W_dec"], self.layout, "W_dec")
+            partition.validate(state_dict["W_enc"].T, self.layout, "W_enc")
 
     @override
     @torch.no_grad()
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """The canonical form, with the averaged smallest score as every latent's threshold."""
-        names = ("topk_threshold", "n_threshold_samples", "authors_average_begun")
-        threshold, n_samples, begun = (state_dict.pop(name).item() for name in names)
+        threshold, n_samples, begun = (state_dict.pop(name).item() for name in _THRESHOLD_BUFFERS)
         if n_samples == 0:
             raise ValueError(
                 "The BatchTopK threshold was never estimated, because nothing was trained: an inference crosscoder "
@@ -227,3 +237,10 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
             )
         TrainingCrosscoder.process_state_dict_for_saving_inference(self, state_dict)
         state_dict["threshold"] = torch.full_like(self.b_enc, threshold)
+        if (partition := self.partition) is not None:
+            exclusive, n_samples, _ = (state_dict.pop(_EXCLUSIVE + name).item() for name in _THRESHOLD_BUFFERS)
+            if n_samples == 0:
+                warnings.warn(
+                    "No exclusive latent was ever selected, so their threshold is that of shared latents.", stacklevel=2
+                )
+            state_dict["threshold"][: partition.n_exclusive] = exclusive if n_samples else threshold

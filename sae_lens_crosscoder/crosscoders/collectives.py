@@ -50,6 +50,11 @@ class Collectives(Protocol):
         """True for the process that logs and writes, rank 0."""
         return self.rank == 0
 
+    @property
+    def latent_shard(self) -> int:
+        """Index of this process's shard of the latents."""
+        return self.rank % self.n_latents
+
     # Numbers without gradient
 
     def sum(self, tensor: Tensor, over: Over) -> Tensor:

@@ -11,6 +11,7 @@ from sae_lens import SAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from typing_extensions import override
 
+from sae_lens_crosscoder.crosscoders.partition import Partition
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.names import printable_names
@@ -60,6 +61,11 @@ class CrosscoderConfigBase(SAEConfig, ABC):
     def layout(self) -> StackedLayout:
         assert self.d_models is not None  # set in __post_init__
         return StackedLayout(tuple(self.d_models))
+
+    @property
+    def partition(self) -> Partition | None:
+        """The partition into exclusive and shared latents; None if all latents are shared."""
+        return None
 
     def _validate_fields(self) -> None:
         if self.d_sae < 1:

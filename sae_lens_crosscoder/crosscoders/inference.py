@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.folder import write_checksums
+from sae_lens_crosscoder.crosscoders.partition import PartitionFields
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import pairs_above, screening_precision
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
@@ -56,8 +57,13 @@ class ReLUCrosscoderConfig(InferenceConfigBase, StandardSAEConfig):
 
 
 @dataclass
-class JumpReLUCrosscoderConfig(InferenceConfigBase, JumpReLUSAEConfig):
+class JumpReLUCrosscoderConfig(PartitionFields, InferenceConfigBase, JumpReLUSAEConfig):
     """A crosscoder whose latents are on where their score exceeds a threshold; BatchTopK training saves this."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.validate_partition(self.d_sae, self.layout)
 
     @classmethod
     @override

@@ -85,7 +85,11 @@ class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
 
     @override
     def auxiliary_losses(
-        self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
+        self,
+        code: Code,
+        W_dec: Float[Tensor, "d_sae d_in"],
+        step_input: TrainStepInput,
+        sae_out: Float[Tensor, "batch d_in"],
     ) -> dict[str, Float[Tensor, ""]]:
         """The penalty. Gradients flow through s_j: that is what shrinks a weak latent's base norm to 0."""
         mean_score = self.collectives.sum_over_latents(code.mean_score(self.score_norms()))
@@ -100,4 +104,4 @@ class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
         sae_out: Float[Tensor, "batch d_in"],
     ) -> dict[str, Tensor]:
         """SAELens's name for the same, from dense activations."""
-        return self.auxiliary_losses(DenseCode(feature_acts, hidden_pre), step_input, sae_out)
+        return self.auxiliary_losses(DenseCode(feature_acts, hidden_pre), self.W_dec, step_input, sae_out)

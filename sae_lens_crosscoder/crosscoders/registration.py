@@ -10,10 +10,8 @@ from sae_lens.registry import (
     register_sae_training_class,
 )
 
-from sae_lens_crosscoder.crosscoders.batchtopk import (
-    BatchTopKCrosscoderTrainingConfig,
-    BatchTopKTrainingCrosscoder,
-)
+from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKTrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.crosscoders.inference import (
     JumpReLUCrosscoder,
     JumpReLUCrosscoderConfig,

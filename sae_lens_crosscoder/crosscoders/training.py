@@ -176,14 +176,22 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
             self.b_dec.data = self.layout.stack([geometric_median(part) for part in self.layout.split(scaled)])
         self.has_seen_data.fill_(True)
 
+    def trainable_rows(self, rows: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
+        """Return encoder or decoder rows with gradient wherever training may change them: by default everywhere."""
+        return rows
+
     def encode_batch(self, sae_in: Float[Tensor, "batch d_in"], step: int) -> Code:
         """A training batch's activations, with gradient; densely unless an architecture knows better."""
         return DenseCode(*self.encode_with_hidden_pre(sae_in))
 
     def auxiliary_losses(
-        self, code: Code, step_input: TrainStepInput, sae_out: Float[Tensor, "batch d_in"]
+        self,
+        code: Code,
+        W_dec: Float[Tensor, "d_sae d_in"],
+        step_input: TrainStepInput,
+        sae_out: Float[Tensor, "batch d_in"],
     ) -> dict[str, Float[Tensor, ""]]:
-        """Loss terms beside the reconstruction term, by name."""
+        """Loss terms beside the reconstruction term, by name; `W_dec` are the decoder's `trainable_rows`."""
         raise NotImplementedError
 
     @override
@@ -191,11 +199,12 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         """Loss and activations of one batch; the losses in `losses` add up to `loss`."""
         self.start_from(step_input.sae_in)
         code = self.encode_batch(step_input.sae_in, step_input.n_training_steps)
-        decoded = self.collectives.sum_over_latents(code.decode(self.W_dec)) + self.b_dec
+        W_dec = self.trainable_rows(self.W_dec)
+        decoded = self.collectives.sum_over_latents(code.decode(W_dec)) + self.b_dec
         sae_out = self.run_time_activation_norm_fn_out(self.hook_sae_recons(decoded))
         error = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype) - sae_out)
         losses = {"reconstruction_loss": reconstruction_loss(error, self.layout, self.cfg.reconstruction_loss)}
-        losses |= self.auxiliary_losses(code, step_input, sae_out)
+        losses |= self.auxiliary_losses(code, W_dec, step_input, sae_out)
         metrics: dict[str, Tensor | float | int | Callable[[], Tensor | float | int]] = {}
         feature_acts = code.feature_acts()
         return TrainStepOutput(

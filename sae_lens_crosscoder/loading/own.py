@@ -45,6 +45,7 @@ def load_own(
         shapes = _shapes_described_by(cfg)
         dtype = str_to_dtype(cfg["dtype"])
     _validate_weights(weights_path, state, shapes)
+    _validate_partition(cfg, state)
     remedy = f"Download it again, or delete {CHECKSUMS_FILENAME} if you changed the weights on purpose."
     checksums.validate(SAE_WEIGHTS_FILENAME, remedy)
     checksums.warn_if_edited(SAE_CFG_FILENAME)
@@ -89,3 +90,10 @@ def _validate_weights(path: Path, state: dict[str, Tensor], shapes: dict[str, tu
             raise ValueError(f"{path}: {name} has dtype {tensor.dtype} (expected floating point).")
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{path}: {name} contains NaN or infinity: training diverged, or the file is corrupted.")
+
+
+def _validate_partition(cfg: dict[str, Any], state: dict[str, Tensor]) -> None:
+    described: Any = SAE_CLASS_REGISTRY[cfg["architecture"]][1].from_dict(cfg)
+    if described.partition is not None:
+        described.partition.validate(state["W_dec"], described.layout, "W_dec")
+        described.partition.validate(state["W_enc"].T, described.layout, "W_enc")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from sae_lens.util import str_to_dtype
 
-from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKCrosscoderTrainingConfig
+from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import screening_precision, tile_rows
 from sae_lens_crosscoder.models.adapter_files import share_weights
 from sae_lens_crosscoder.models.devices import device_name
@@ -20,6 +20,7 @@ _DENSE_ARRAYS = {"batchtopk": 6, "l1": 5}  # arrays of (batch, d_sae) when the s
 _REVIVAL_ROWS, _REVIVAL_ARRAYS = 4, 4  # more rows, and arrays of (batch, dead latents), to revive dead latents
 _FRAC_DEAD = 0.1  # of latents; a run with more of them needs more
 _BYTES_PER_PAIR = 60  # two 8-byte indices, a value, a score, their sorted copies, and 1.3 candidates for every pair
+_MERGING_BYTES_PER_PAIR = 48  # of two groups of latents: their pairs in one list, and in the order of tokens
 _SAVING_COPIES = 2  # of the weights: the canonical form, and one on the way to it
 _MLP_ARRAYS = 3  # of (tokens, widest layer) in a language model's block: gate, up and their product
 _ATTENTION_ARRAYS = 3  # of (prompts, heads, position, position): scores, masked, pattern
@@ -96,7 +97,8 @@ def step_bytes(sae: Any, batch: int, device: str) -> int:
     if not isinstance(sae, BatchTopKCrosscoderTrainingConfig):  # L1 is dense until few latents are on
         return rows + _DENSE_ARRAYS["l1"] * dense
     is_dense = sae.training_step == "dense"
-    pairs = 0 if is_dense else int(batch * sae.k * _BYTES_PER_PAIR)
+    pair_bytes = _BYTES_PER_PAIR + _MERGING_BYTES_PER_PAIR * (sae.partition is not None)
+    pairs = 0 if is_dense else int(batch * sae.k * pair_bytes)
     backward = rows + pairs
     if sae.aux_loss_coefficient > 0:
         dead_latents = int(_FRAC_DEAD * sae.d_sae) * sae.d_in * number

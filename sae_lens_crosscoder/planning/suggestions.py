@@ -89,7 +89,9 @@ def _options(cfg: CrosscoderRunnerConfig) -> dict[str, tuple[str, list[Any]]]:
     most_active = max(getattr(sae, "k_max", None) or getattr(sae, "k", 1) for sae in saes)
     dense = any(sae.training_step == "dense" for sae in saes)
     stored_on_gpu = cfg.act_store_device != "cpu" and torch.device(cfg.device).type != "cpu"
-    widths = _halvings(d_sae, _LEAST_LATENTS_PER_ACTIVE * most_active) * all(sae.d_sae == d_sae for sae in saes)
+    most_exclusive = max(0 if sae.partition is None else sae.partition.n_exclusive for sae in saes)
+    least = max(_LEAST_LATENTS_PER_ACTIVE * most_active, 2 * most_exclusive)
+    widths = _halvings(d_sae, least) * all(sae.d_sae == d_sae for sae in saes)
     options: dict[str, tuple[str, list[Any]]] = {
         "training_step": ("nothing: the same step, computed sparsely", ["sparse"] * dense),
         "store_batch_size_prompts": ("slower harvesting", _halvings(cfg.store_batch_size_prompts, 1)),

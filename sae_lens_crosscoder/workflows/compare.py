@@ -15,7 +15,7 @@ from sae_lens_crosscoder.report import Comparison
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
 _EFFECTS = ["kl_change_added", "kl_change_removed", "raises", "lowers"]
-_TABLE_COLUMNS = ["verdict", "user_label", "explanation"]
+_TABLE_COLUMNS = ["exclusive", "verdict", "user_label", "explanation"]
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ import torch
 
 from sae_lens_crosscoder.analysis.baselines.directions import DifferenceDirections, measured_directions
 from sae_lens_crosscoder.analysis.baselines.rows import DifferenceRows
-from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKCrosscoderTrainingConfig, BatchTopKTrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKTrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.training import CrosscoderTrainer, CrosscoderTrainerConfig

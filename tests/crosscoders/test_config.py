@@ -189,8 +189,10 @@ def test_every_training_field_changes_what_is_trained(cls, name, other):
 def test_every_inference_field_is_one_of_the_training_fields():
     """So that saving copies it, instead of falling back to a default; two are fixed while training."""
     shared = {f.name for f in fields(CrosscoderConfigBase)}
-    for cfg_class in (slc.ReLUCrosscoderConfig, slc.JumpReLUCrosscoderConfig):
-        assert {f.name for f in fields(cfg_class)} == shared | {"score_norm", "activation_means"}
+    partition = {"n_base_exclusive", "n_chat_exclusive"}
+    for cfg_class, more in ((slc.ReLUCrosscoderConfig, set()), (slc.JumpReLUCrosscoderConfig, partition)):
+        assert {f.name for f in fields(cfg_class)} == shared | {"score_norm", "activation_means"} | more
+    assert partition <= {f.name for f in fields(slc.BatchTopKCrosscoderTrainingConfig)}
     cfg = L1(d_model=8, d_sae=32, score="l2").get_inference_sae_cfg_dict()
     assert (cfg["score"], cfg["score_norm"], cfg["activation_means"]) == ("l2", "l2", None)
     for cfg_class in (L1, BTK):

@@ -21,6 +21,7 @@ RUNS = {
     "l1": {},
     "batchtopk": {},
     "batchtopk scaled": {"activation_scaling": "per_model", "score": "max", "screening": "bfloat16"},
+    "batchtopk partitioned": {"n_base_exclusive": 3, "n_chat_exclusive": 9, "k_exclusive": 0.7},
 }
 
 

@@ -55,6 +55,8 @@ def latent_table(
     table = pd.DataFrame({name: column.detach().cpu().numpy() for name, column in columns.items()})
     table.index.name = "latent"
     table.insert(1, "label", labels_of(norms))
+    if (partition := crosscoder.cfg.partition) is not None:
+        table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
     table.insert(2, "verdict", [_verdict(row, min_active, bounds) for row in table.to_dict("records")])
     return table

@@ -39,6 +39,10 @@ class Evidence:
         """Latents that fired and have a class."""
         return self.latents[(self.latents.verdict != "dead") & (self.latents.label != "undefined")]
 
+    def learned(self, latents: pd.DataFrame) -> pd.DataFrame:
+        """Latents whose Delta_norm was learned: all but exclusive ones."""
+        return latents[~latents.exclusive] if "exclusive" in latents else latents
+
     @property
     def open(self) -> pd.DataFrame:
         """One-sided live latents that could not be judged."""
@@ -74,12 +78,12 @@ def conclusion(evidence: Evidence) -> str:
         return _difference(evidence, int(n_chat), int(n_base))
     for reason in _REASONS:
         if text := reason(evidence):
-            return f"undecided: {text}"
+            return f"undecided: {text}{_by_construction(evidence)}"
     explained = {**_models(evidence.fve), "their difference": evidence.fve.get("difference", math.nan)}
     figures = [f"{round(value, 2) + 0:.2f} for {name}" for name, value in explained.items() if not math.isnan(value)]
     return (
         f"no difference detected: none of {_count(len(evidence.judged), 'judged latent')} is specific to one model"
-        f"{_chance(evidence)}; FVE is {_listed(figures)}; {_turned(evidence)}"
+        f"{_chance(evidence)}; FVE is {_listed(figures)}; {_turned(evidence)}{_by_construction(evidence)}"
     )
 
 
@@ -99,7 +103,8 @@ def _difference(evidence: Evidence, n_chat: int, n_base: int) -> str:
     if evidence.changed is not None:
         text = f"{evidence.changed.conclusion}; {text}" if evidence.changed.named else f"{text}; {_turned(evidence)}"
     low = _too_little_explained(evidence)
-    return f"{text}; {low}, so differences may be missed" if low else text
+    text = f"{text}; {low}, so differences may be missed" if low else text
+    return text + _by_construction(evidence)
 
 
 def _turned(evidence: Evidence) -> str:
@@ -110,6 +115,18 @@ def _turned(evidence: Evidence) -> str:
 
 def _chance(evidence: Evidence) -> str:
     return f" (q < {Q_LIMIT})" if evidence.n_null_runs else ", with chance not accounted for (no null runs were given)"
+
+
+def _by_construction(evidence: Evidence) -> str:
+    """How many latents were confined to one model by the config, for which Delta_norm says nothing."""
+    if "exclusive" not in evidence.latents:
+        return ""
+    exclusive = evidence.latents[evidence.latents.exclusive]
+    n_specific = int(exclusive.verdict.isin(["chat_specific", "base_specific"]).sum())
+    return (
+        f"; Delta_norm of {_count(len(exclusive), 'exclusive latent')} is 0 or 1 by construction, so only their "
+        f"verdict is evidence ({n_specific:,} specific)"
+    )
 
 
 def _identical(evidence: Evidence) -> str:
@@ -145,8 +162,8 @@ def _low_fve(evidence: Evidence) -> str | None:
 
 
 def _never_trained(evidence: Evidence) -> str | None:
-    furthest = (evidence.live.delta_norm - 0.5).abs().max()
-    if furthest >= _UNTRAINED:
+    learned = evidence.learned(evidence.live)
+    if learned.empty or (learned.delta_norm - 0.5).abs().max() >= _UNTRAINED:
         return None
     return (
         f"Delta_norm never left its start: every live latent is within {_UNTRAINED:g} of 1/2; train longer, and check "
@@ -189,7 +206,7 @@ def _nothing_judged(evidence: Evidence) -> str | None:
 
 
 def _wide_and_not_judged(evidence: Evidence) -> str | None:
-    judged = evidence.judged
+    judged = evidence.learned(evidence.judged)
     n_leaning = int((judged.label == "other").sum())
     if evidence.n_null_runs or judged.label.isin(ONE_SIDED).any() or n_leaning <= len(judged) / 2:
         return None

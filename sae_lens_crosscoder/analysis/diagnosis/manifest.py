@@ -1,5 +1,6 @@
 """Provenance of an analysis's results."""
 
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -10,7 +11,7 @@ from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
 def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
     """Package versions, the checksum of the weights, and the crosscoder's metadata."""
-    metadata = crosscoder.cfg.metadata
+    metadata, partition = crosscoder.cfg.metadata, crosscoder.cfg.partition
     return {
         "versions": {name: version(name) for name in ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch")},
         CROSSCODER_SHA256: named_fingerprint(crosscoder.state_dict()),
@@ -22,5 +23,6 @@ def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
         "space": "raw" if crosscoder.cfg.activation_scales is None else "trained (scaled)",
         "score": crosscoder.cfg.score,
         "score_norm": crosscoder.cfg.score_norm,
+        "partition": None if partition is None else asdict(partition),
         "training": metadata.training_architecture_details,
     }

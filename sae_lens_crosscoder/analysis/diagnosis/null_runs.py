@@ -1,14 +1,15 @@
 """q-values from null runs, which show how one-sided latents get when the models do not differ."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
-from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE
+from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 _NO_SPREAD = 1e-6
@@ -23,6 +24,9 @@ def q_values(
     beyond it (with one added, so that a finite null never promises certainty) over the share of latents beyond it,
     as in target-decoy competition; q is the least rate among all thresholds that keep the latent.
 
+    Exclusive latents are one-sided by construction, on the null pair too. They are compared with the null runs'
+    exclusive latents, by how far the larger of both nu, each over its limit, stays below 1.
+
     Args:
         table: latents of `diagnose`.
         nulls: latent tables of crosscoders that were trained in the same way on pairs that do not differ.
@@ -35,9 +39,41 @@ def q_values(
     >>> q_values(real, [null])[[0, -1]].round(2).tolist()
     [0.05, 1.0]
     """
-    one_sided = _one_sidedness(table)
-    judged = np.flatnonzero(((table.n_active >= min_active) & one_sided.notna()).to_numpy())
-    by_chance = np.concatenate([_one_sidedness(null[null.n_active >= min_active]).dropna() for null in nulls])
+    exclusive = _exclusive(table)
+    q = np.full(len(table), np.nan)
+    judged = (table.n_active >= min_active).to_numpy()
+    scores = _one_sidedness(table)
+    learned = np.flatnonzero(judged & ~exclusive & scores.notna().to_numpy())
+    by_chance = np.concatenate(
+        [_one_sidedness(null[(null.n_active >= min_active) & ~_exclusive(null)]).dropna() for null in nulls]
+    )
+    _validate_chance(by_chance, min_active)
+    q[learned] = _discovery_rates(scores.to_numpy()[learned], by_chance)
+    if exclusive.any():
+        rates = _discovery_rates(
+            _margins(table, min_active)[exclusive],
+            np.concatenate([_margins(null, min_active)[_exclusive(null)] for null in nulls]),
+        )
+        q[exclusive] = np.where(judged[exclusive], rates, np.nan)
+    return q
+
+
+def _discovery_rates(
+    scores: Float[np.ndarray, " latents"], by_chance: Float[np.ndarray, " null_latents"]
+) -> Float[np.ndarray, " latents"]:
+    """q of every score, of which larger ones are discoveries, given the scores of latents that are none."""
+    order = np.argsort(-scores, kind="stable")
+    descending = scores[order]
+    n_beyond = np.searchsorted(-descending, -descending, side="right")
+    n_null_beyond = len(by_chance) - np.searchsorted(np.sort(by_chance), descending)
+    rate = (1 + n_null_beyond) / len(by_chance) / (n_beyond / len(scores))
+    q = np.empty(len(scores))
+    # A lower threshold that does better keeps the latent too.
+    q[order] = np.minimum(1, np.minimum.accumulate(rate[::-1])[::-1])
+    return q
+
+
+def _validate_chance(by_chance: Float[np.ndarray, " null_latents"], min_active: int) -> None:
     if len(by_chance) == 0:
         raise ValueError(
             f"No latent of the null runs fires on {min_active} tokens, so they give no q-values. Diagnose them on more "
@@ -48,15 +84,6 @@ def q_values(
             "All latents of the null runs have a Delta_norm of 1/2, as for two copies of one model. Use a pair that "
             "differs by chance: NAME+jitter=0.02, or more pre-training."
         )
-    q = np.full(len(table), np.nan)
-    descending = judged[np.argsort(-one_sided.to_numpy()[judged], kind="stable")]
-    scores = one_sided.to_numpy()[descending]
-    n_beyond = np.searchsorted(-scores, -scores, side="right")
-    n_null_beyond = len(by_chance) - np.searchsorted(np.sort(by_chance), scores)
-    rate = (1 + n_null_beyond) / len(by_chance) / (n_beyond / len(judged))
-    # A lower threshold that does better keeps the latent too.
-    q[descending] = np.minimum(1, np.minimum.accumulate(rate[::-1])[::-1])
-    return q
 
 
 def validate_nulls(
@@ -67,6 +94,7 @@ def validate_nulls(
     metadata = crosscoder.cfg.metadata
     expected = (crosscoder.cfg.architecture(), crosscoder.cfg.d_sae)
     training: dict[str, Any] = metadata.training_architecture_details or {}
+    partition = None if crosscoder.cfg.partition is None else asdict(crosscoder.cfg.partition)
     models = [metadata.model_name, metadata.chat_model_name]
     for run in nulls:
         if "architecture" not in run.manifest or not {"delta_norm", "n_active"} <= set(run.latents):
@@ -76,6 +104,12 @@ def validate_nulls(
             raise ValueError(
                 f"The null run is a {trained[0]} with {trained[1]:,} latents, but the crosscoder is a {expected[0]} "
                 f"with {expected[1]:,}. Train the null run with the same config on the null pair."
+            )
+        null_partition = run.manifest.get("partition")
+        if null_partition != partition:
+            raise ValueError(
+                f"The null run has the partition {null_partition}, but the crosscoder has {partition}. Train the null "
+                "run with the same config on the null pair."
             )
         null_training: dict[str, Any] = run.manifest.get("training") or {}
         keys = {*null_training, *training}
@@ -90,6 +124,25 @@ def validate_nulls(
                 "do not differ, such as NAME and NAME+jitter=0.02."
             )
     return nulls
+
+
+def _exclusive(table: pd.DataFrame) -> Bool[np.ndarray, " d_sae"]:
+    if "exclusive" not in table:
+        return np.zeros(len(table), dtype=bool)
+    return table.exclusive.to_numpy(dtype=bool)
+
+
+def _margins(table: pd.DataFrame, min_active: int) -> Float[np.ndarray, " d_sae"]:
+    """How clearly both nu acquit a latent, minus infinity where they cannot be judged."""
+    mirrored = table.label == "base_only"
+    worst = pd.concat(
+        [
+            table[f"nu_{target}_base_probe"].where(mirrored, table[f"nu_{target}"]) / limit
+            for target, limit in (("error", NU_ERROR_LIMIT), ("reconstruction", NU_RECONSTRUCTION_LIMIT))
+        ],
+        axis=1,
+    ).max(axis=1, skipna=False)
+    return (-worst).where(table.n_active >= min_active).fillna(-np.inf).to_numpy()
 
 
 def _one_sidedness(table: pd.DataFrame) -> pd.Series:

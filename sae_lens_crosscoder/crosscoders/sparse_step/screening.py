@@ -62,6 +62,9 @@ def pairs_above(
     In bfloat16, the one dense product is a proven upper bound of `pre - bound`, and only pairs for which that is
     positive are computed in full precision: nothing is missed, and the result is that of float32.
     """
+    if len(b_enc) == 0:  # as in a shard that holds none of the exclusive latents
+        nothing = torch.zeros(0, dtype=torch.int64, device=x.device)
+        return Found(ActivePairs(nothing, nothing, len(x), 0), x.new_zeros(0))
     if precision == "bfloat16":
         return _pairs_above_by_bfloat16(x, W_enc, b_enc, bounds)
     indices: list[Tensor] = []

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.partition import BY_CONSTRUCTION
 from sae_lens_crosscoder.report.html.document import render
 from sae_lens_crosscoder.report.html.inert import inert, visible
 
@@ -45,6 +46,7 @@ def model_card(
         base=names[0],
         chat=names[1],
         cfg=cfg,
+        by_construction=BY_CONSTRUCTION,
         widths=str(tuple(cfg.d_models)),
         repo_id=repo_id,
         metrics=[(plain(name), _number(value)) for name, value in shown.items()],

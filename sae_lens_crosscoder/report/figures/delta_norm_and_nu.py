@@ -113,13 +113,18 @@ def _add_histogram(figure: Any, row: int, name: str, table: pd.DataFrame) -> int
     left_out = f"{count(len(table) - len(alive))} dead left out"
     if len(alive) > len(defined):
         left_out += f", {len(alive) - len(defined):,} without Delta_norm left out"
-    panel_title(figure, row, 1, name, [f"{count(len(defined))} drawn, {left_out}"], shift=38)
+    panel_title(figure, row, 1, name, [f"{count(len(defined))} drawn, {left_out}{_by_construction(alive)}"], shift=38)
     for border in CLASS_BORDERS:
         figure.add_vline(x=border, line={"color": "rgba(128,128,128,0.55)", "width": 1, "dash": "dot"}, row=row, col=1)
     _name_regions(figure, row, defined)
     if defined.empty:
         panel_text(figure, row, 1, "live latents: none")
     return int(counts.max())
+
+
+def _by_construction(table: pd.DataFrame) -> str:
+    """How many latents are one-sided by construction, for a panel's title."""
+    return f"; one-sided by construction: {count(int(table['exclusive'].sum()))}" if "exclusive" in table else ""
 
 
 def _name_regions(figure: Any, row: int, defined: pd.DataFrame) -> None:
@@ -160,7 +165,8 @@ def _add_scatter(figure: Any, row: int, col: int, name: str, diagnosis: Diagnosi
                 panel_text(figure, row, col, "chat_only latents with both nu: none")
         summary.append(f"{label}: {drawn}, {count(int((~has_nu).sum()))} without nu")
         beyond.append(f"{count(n_beyond)} {label}")
-    panel_title(figure, row, col, name, [*summary, f"beyond the axes: {', '.join(beyond)}"], shift=6)
+    beyond_axes = f"beyond the axes: {', '.join(beyond)}"
+    panel_title(figure, row, col, name, [*summary, beyond_axes + _by_construction(diagnosis.latents)], shift=6)
     draw_box(figure, row, col, diagnosis)
 
 

@@ -20,7 +20,7 @@ class Fact(NamedTuple):
     """The share of live latents below it, ties counting half; None if a rank has no meaning."""
 
 
-_WRITES = {"delta_norm": ("Delta_norm", 3), "cos_sim": ("decoder cosine", 3), "enc_cos_sim": ("encoder cosine", 3)}
+_WRITES = {"cos_sim": ("decoder cosine", 3), "enc_cos_sim": ("encoder cosine", 3)}
 _FIRES = {
     "n_active": ("active tokens", 0),
     "frequency": ("share of tokens", 4),
@@ -36,7 +36,7 @@ def facts_about(record: LatentRecord, table: pd.DataFrame) -> dict[str, list[Fac
     norms = {f"{c[:3]}_norm_{name}": (f"{c} norm, {name}", 3) for c in ("decoder", "encoder") for name in models}
     contexts = [Fact("contexts", f"{record.n_contexts:,}", None)] if record.n_contexts else []
     facts = {
-        "Where it writes": list(_numbers(record, table, {**_WRITES, **norms})),
+        "Where it writes": list(_numbers(record, table, {**_delta_norm(record), **_WRITES, **norms})),
         "Is it genuine": list(_genuine(record, table)),
         "When it fires": [*_numbers(record, table, _FIRES), *contexts, *_places(record)],
         "Twins": list(_twins(record)),
@@ -56,6 +56,11 @@ def percentile(table: pd.DataFrame, column: str, value: float) -> float:
     if "dead" in table:
         live &= ~table["dead"].to_numpy(dtype=bool)
     return float(((values[live] < value).mean() + (values[live] <= value).mean()) / 2)
+
+
+def _delta_norm(record: LatentRecord) -> dict[str, tuple[str, int]]:
+    is_exclusive = record.numbers.get("exclusive", False)
+    return {"delta_norm": ("Delta_norm, by construction" if is_exclusive else "Delta_norm", 3)}
 
 
 def _numbers(record: LatentRecord, table: pd.DataFrame, titles: dict[str, tuple[str, int]]) -> Iterator[Fact]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.crosscoders.partition import BY_CONSTRUCTION
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import REGIONS, delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.figures.panels import validate_tables
 from sae_lens_crosscoder.report.html.document import render_figure_page, write_document
@@ -60,6 +61,7 @@ def write_report(
         regions=REGIONS,
         region_columns=" ".join(f"minmax(0,{high - low:.2f}fr)" for low, high in pairwise(stops)),
         n_latents_shown=N_LATENTS_SHOWN,
+        by_construction=BY_CONSTRUCTION if any("exclusive" in table for table in tables.values()) else "",
         notes=notes,
     )
     return write_document(page, path)

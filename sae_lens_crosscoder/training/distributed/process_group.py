@@ -73,11 +73,6 @@ class ProcessGroup(Collectives):
         self._sizes: dict[Over, int] = {"data": self.n_data, "latents": n_latents, "all": self.n_processes}
         self._common_error: BaseException | None = None
 
-    @property
-    def latent_shard(self) -> int:
-        """Index of this process's shard of the latents."""
-        return self.rank % self.n_latents
-
     @override
     def sum(self, tensor: Tensor, over: Over) -> Tensor:
         return self._reduced(tensor.detach().clone(), over)

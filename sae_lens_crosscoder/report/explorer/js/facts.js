@@ -15,7 +15,9 @@ const section = (title, ...content) => html("section", {}, html("h3", {}, title)
 function whereItWrites(c, j) {
   const [base, chat] = c.models;
   const delta = c.value("delta_norm", j);
-  const rows = [fact(c, "delta_norm", "Delta_norm", decimal(delta, 3), j)];
+  const isExclusive = c.has("exclusive") && c.value("exclusive", j) === 1;
+  const shown = isExclusive ? `${decimal(delta, 3)}, by construction` : decimal(delta, 3);
+  const rows = [fact(c, "delta_norm", "Delta_norm", shown, j)];
   const add = (name, title, format) => c.has(name) && rows.push(fact(c, name, title, format(c.value(name, j)), j));
   for (const [coder, prefix, cosine] of [["decoder", "dec", "cos_sim"], ["encoder", "enc", "enc_cos_sim"]]) {
     for (const model of c.models) {
