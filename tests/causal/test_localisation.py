@@ -22,6 +22,13 @@ def prompts(d_vocab=50, seed=3):
     return tokens, mask
 
 
+def with_system_prompt(n=5):
+    """The prompts after the same first tokens."""
+    tokens, mask = prompts()
+    shared = torch.arange(2, 2 + n).expand(len(tokens), n)
+    return torch.cat([shared, tokens], dim=1), torch.cat([torch.ones_like(shared, dtype=torch.bool), mask], dim=1)
+
+
 def changed_block(model, block):
     """A copy of the model with other weights in one block's MLP."""
     chat = copy.deepcopy(model)
@@ -58,6 +65,21 @@ def test_kl_and_what_patches_leave_are_those_of_plain_hooks(pair, found):
             at_last = reference.kl_left(pair.base, pair.chat, prompt, hook, [length - 1])
             assert found.patched_last[h, i].item() == pytest.approx(at_last[-1], abs=1e-5)
     assert found.kl_sum.tolist() == pytest.approx(found.kl.nan_to_num(0).sum(dim=1).tolist())
+
+
+@pytest.mark.parametrize("leave_out", [0, 1])
+def test_what_all_prompts_begin_with_runs_once_and_changes_nothing(pair, leave_out):
+    tokens, mask = with_system_prompt()
+    mask[:, :leave_out] = False
+    together = locate_difference(pair, tokens, mask, HOOKS, batch_size=3)
+    alone = locate_difference(pair, tokens, mask, HOOKS, batch_size=1)
+    for name in ("kl", "patched_last", "patched_all", "patched_sum"):
+        first, second = (torch.nan_to_num(getattr(each, name), 7.0) for each in (together, alone))
+        assert torch.allclose(first, second, atol=1e-4), name
+    prompt = tokens[1:2, : 5 + LENGTHS[1]]
+    if leave_out == 0:
+        everywhere = reference.kl_left(pair.base, pair.chat, prompt, HOOKS[2], range(prompt.shape[1]))
+        assert together.patched_sum[2, 1].item() == pytest.approx(sum(everywhere), abs=1e-4)
 
 
 def test_shares_are_the_references(found):
@@ -114,7 +136,7 @@ def test_every_host_gives_the_shares_of_full_passes(kind):
 
         models = [HookedProxyLM(model, tokenizer) for model in models]
     pair = slc.HookedModelPair(*models, tokenizer=tokenizer)
-    tokens, mask = prompts()
+    tokens, mask = with_system_prompt()
     hooks = residual_hooks(pair)
     assert len(hooks) == 3
     found = locate_difference(pair, tokens, mask, hooks)
@@ -125,11 +147,17 @@ def test_every_host_gives_the_shares_of_full_passes(kind):
         left = [
             reference.kl(p, q)
             for p, q in zip(
-                pair.chat(tokens, return_type="logits")[0, :7].tolist(), patched[0, :7].tolist(), strict=True
+                pair.chat(tokens, return_type="logits")[0, :12].tolist(), patched[0, :12].tolist(), strict=True
             )
         ]
         assert found.patched_all[h, 0].item() == pytest.approx(left[-1], abs=1e-5)
         assert found.patched_sum[h, 0].item() == pytest.approx(sum(left), abs=1e-4)
+        base = pair.base.run_with_cache(tokens, names_filter=[hook])[1][hook].clone()
+        base[0, 11] = chat[0, 11]
+        with slc_replaced(pair.base, hook, base):
+            at_last = pair.base(tokens, return_type="logits")[0, 11].tolist()
+        expected = reference.kl(pair.chat(tokens, return_type="logits")[0, 11].tolist(), at_last)
+        assert found.patched_last[h, 0].item() == pytest.approx(expected, abs=1e-5)
 
 
 def slc_replaced(model, hook_name, value):

@@ -46,7 +46,7 @@ def resume_from(
     Raises:
         ValueError: for another kind of model or hook, or shapes that do not match.
     """
-    later = later_layers_of(model, _first_layer(model, hook_name))
+    later = later_layers_of(model, first_layer(model, hook_name))
     positions = torch.ones_like(tokens, dtype=torch.bool) if positions is None else positions
     _validate_shapes(residual, tokens, positions)
     device = device_of(model)
@@ -91,7 +91,7 @@ def _resumed(
     return rearrange(torch.cat(logits), "(edit selected) d_vocab -> edit selected d_vocab", edit=len(residual))
 
 
-def _first_layer(model: Any, hook_name: str) -> int:
+def first_layer(model: Any, hook_name: str) -> int:
     """The first layer that reads what was written at the hook."""
     validate_hook_name(hook_name, model.hook_dict)
     match = _RESIDUAL_STREAM.fullmatch(hook_name)

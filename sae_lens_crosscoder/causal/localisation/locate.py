@@ -1,18 +1,18 @@
 """Runs both models once per batch, then base again from each hook with chat's activation there."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.causal.forward.resume import can_resume, resume_from
+from sae_lens_crosscoder.causal.forward.resume import can_resume
+from sae_lens_crosscoder.causal.localisation.continuing import EMBEDDED, Continuation
 from sae_lens_crosscoder.causal.localisation.hooks import validate_hooks
 from sae_lens_crosscoder.causal.localisation.localisation import Localisation
 from sae_lens_crosscoder.data.token_mask import validate_padding
-from sae_lens_crosscoder.models.hook_access import device_of, replaced_activations
+from sae_lens_crosscoder.models.hook_access import device_of
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import validate_embedded
@@ -36,8 +36,8 @@ def locate_difference(
     """Measure the difference of two models on prompts, hook by hook.
 
     Both models run once. Base then continues from each hook with chat's activation, at the last token and at all
-    tokens. A hook at which the activations are equal needs no run. Blocks below the hook run again only for models
-    that cannot resume (`HookedProxyLM`).
+    tokens; tokens that all prompts begin with run once. A hook at which the activations are equal needs no run. Blocks
+    below the hook run again only for models that cannot resume (`HookedProxyLM`).
 
     Args:
         token_mask: the tokens to measure. The last one of each row is the prompt's last token; padding is on the right.
@@ -92,57 +92,27 @@ def _measure_batch(
     layout: StackedLayout,
     sums: "_Sums",
 ) -> None:
-    logits, cache = pair.run_with_cache(tokens, names_filter=list(hook_names))
+    resumes = EMBEDDED in pair.hook_dict and all(can_resume(pair.base, hook_name) for hook_name in hook_names)
+    names = [*hook_names, EMBEDDED] if resumes else list(hook_names)
+    logits, cache = pair.run_with_cache(tokens, names_filter=list(dict.fromkeys(names)))
     selected = mask.to(logits.device)
     base_log, chat_log = (log_probs(logits[..., m, :][selected]) for m in (0, -1))
     del logits
-    kl = kl_divergence(chat_log, base_log)
+    kl = kl_divergence(chat_log, base_log).cpu()
     sums.add_predictions(rows, mask, kl, base_log, chat_log)
     is_last = torch.zeros_like(mask)
     is_last[torch.arange(len(rows)), sums.last[rows]] = True
-    among_selected = is_last[mask].to(kl.device)
+    embedded = layout.split(cache[EMBEDDED])[0] if resumes else None
+    continuation = Continuation(pair.base, tokens, mask, is_last, chat_log, embedded)
     for h, hook_name in enumerate(hook_names):
         base, *_, chat = layout.split(cache[hook_name])
         sums.add_activations(h, rows, mask, base, chat)
         if torch.equal(base[selected], chat[selected]):
-            sums.add_patched(h, rows, mask, kl, kl[among_selected])
+            sums.add_patched(h, rows, mask, kl, kl[is_last[mask]])
             continue
-        everywhere = torch.where(selected[..., None], chat, base)
+        everywhere = continuation.left_everywhere(hook_name, torch.where(selected[..., None], chat, base))
         at_last = torch.where(is_last.to(base.device)[..., None], chat, base)
-        left = [
-            kl_divergence(log, patched_logs(pair.base, edited[None], hook_name, tokens, positions, log)[0])
-            for edited, positions, log in (
-                (everywhere, mask, chat_log),
-                (at_last, is_last, chat_log[among_selected]),
-            )
-        ]
-        sums.add_patched(h, rows, mask, *left)
-
-
-def patched_logs(
-    model: Any,
-    residual: Float[Tensor, "edit prompt pos d_model"],
-    hook_name: str,
-    tokens: Int[Tensor, "prompt pos"],
-    positions: Bool[Tensor, "prompt pos"],
-    like: Float[Tensor, "selected d_vocab"],
-) -> Float[Tensor, "edit selected d_vocab"]:
-    """Log-probabilities of a model that continues from each given residual stream.
-
-    Args:
-        positions: mask of the positions to predict after, prompt by prompt.
-        like: log-probabilities to compare with; the result is over their ids, on their device.
-    """
-    if can_resume(model, hook_name):
-        logits = resume_from(model, residual, hook_name, tokens, positions, progress=False)
-    else:  # by full passes
-        device = device_of(model)
-        edits: list[Tensor] = []
-        for edited in residual:
-            with replaced_activations(model, {hook_name: edited.to(device)}):
-                edits.append(model(tokens.to(device), return_type="logits")[positions.to(device)])
-        logits = torch.stack(edits)
-    return log_probs(logits[..., : like.shape[-1]]).to(like.device)
+        sums.add_patched(h, rows, mask, everywhere, continuation.left_at_last(hook_name, at_last))
 
 
 class _Sums:
