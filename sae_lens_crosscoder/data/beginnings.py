@@ -20,8 +20,13 @@ def bos_marks_turns(tokenizer: Any) -> bool:
     return bos_id in tokenizer(text, add_special_tokens=False)["input_ids"][1:]
 
 
+def document_start_id(tokenizer: Any) -> int | None:
+    """The id that begins every document, also within a row; None if there is none, or if it also marks turns."""
+    return None if bos_marks_turns(tokenizer) else getattr(tokenizer, "bos_token_id", None)
+
+
 def is_bos(tokens: Int[Tensor, "*batch pos"], tokenizer: Any) -> Bool[Tensor, "*batch pos"]:
-    """True for BOS tokens: anywhere, or only at the start of a row if the same token also marks turns or ends texts."""
+    """True for BOS tokens: anywhere, or only at the start of a row if the same token also marks turns."""
     bos_id = getattr(tokenizer, "bos_token_id", None)
     if bos_id is None:
         return torch.zeros_like(tokens, dtype=torch.bool)

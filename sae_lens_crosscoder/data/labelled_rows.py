@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sae_lens_crosscoder.data.beginnings import is_bos
 from sae_lens_crosscoder.data.chat_tokens import chat_tokens
 from sae_lens_crosscoder.data.token_groups import (
     BOS_GROUP,
@@ -59,8 +60,7 @@ def labelled_rows(
     ids = [chat.input_ids for chat in conversations]
     for text in texts:
         ids.append(torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64))
-        is_bos = ids[-1] == tokenizer.bos_token_id
-        labels.append(torch.where(is_bos, names.index(BOS_GROUP), names.index(TEXT_GROUP)))
+        labels.append(torch.where(is_bos(ids[-1], tokenizer), names.index(BOS_GROUP), names.index(TEXT_GROUP)))
     tokens = pad_sequence(ids, batch_first=True)[:, :max_length]
     groups = TokenGroups(pad_sequence(labels, batch_first=True, padding_value=EXCLUDED)[:, :max_length], names)
     return LabelledRows(tokens, groups, [_CHAT] * len(chats) + [_WEB] * len(texts))
@@ -73,9 +73,9 @@ def tiny_labelled_rows(n_rows: int, seed: int = 0) -> LabelledRows:
     """
     rows = tiny_dataset(n_rows, seed, split="held_out").with_format("torch")[:]
     tokens, role = rows["input_ids"], rows["role"]
-    is_bos = tokens == tiny_tokenizer().bos_token_id
+    begins = is_bos(tokens, tiny_tokenizer())
     names = (TEXT_GROUP, "user", "assistant", TEMPLATE_GROUP, BOS_GROUP)  # the first four in the order of the roles
-    groups = TokenGroups(torch.where(is_bos, names.index(BOS_GROUP), role), names)
+    groups = TokenGroups(torch.where(begins, names.index(BOS_GROUP), role), names)
     # A beginning belongs to the document after it.
-    is_text = torch.where(is_bos, role.roll(-1, dims=1), role) == names.index(TEXT_GROUP)
+    is_text = torch.where(begins, role.roll(-1, dims=1), role) == names.index(TEXT_GROUP)
     return LabelledRows(tokens, groups, TokenGroups(is_text.long(), (_CHAT, _WEB)))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from typing_extensions import override
 
-from sae_lens_crosscoder.data.beginnings import bos_marks_turns
+from sae_lens_crosscoder.data.beginnings import document_start_id
 from sae_lens_crosscoder.data.conversations import COLUMNS, UnknownRoleError, is_empty, messages_of
 from sae_lens_crosscoder.data.mix import MixSource
 from sae_lens_crosscoder.data.packing import Packing
@@ -127,7 +127,7 @@ class _Tokenize:
     def __init__(self, source: MixSource, packing: Packing, tokenizer: Any) -> None:
         self.source, self.packing, self.tokenizer = source, packing, tokenizer
         self._reported = False
-        self._bos_id = None if bos_marks_turns(tokenizer) else getattr(tokenizer, "bos_token_id", None)
+        self._bos_id = document_start_id(tokenizer)
         if source.kind == "conversations" and getattr(tokenizer, "chat_template", None) is None:
             raise ValueError(
                 f"Source {source.name!r} contains conversations, but the chat model's tokenizer has no chat template. "

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sae_lens_crosscoder.data.beginnings import document_start_id, is_bos
 from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens
 from sae_lens_crosscoder.data.token_mask import as_token_mask
 
@@ -131,11 +132,12 @@ def packed_token_groups(
         ValueError: for a tokenizer without a chat template, or a mask of another shape.
     """
     token_mask = as_token_mask(tokens, token_mask)
-    pieces = _template_pieces(tokenizer)
+    pieces, bos_id = _template_pieces(tokenizer), document_start_id(tokenizer)
     labels = torch.full(tokens.shape, EXCLUDED)
     for i, (row, mask) in enumerate(zip(tokens, token_mask, strict=True)):
         n_read = len(mask) - int(mask.flip(0).long().argmax()) if mask.any() else 0
-        labels[i, :n_read] = torch.tensor(_packed_labels(row[:n_read].tolist(), pieces, tokenizer.bos_token_id))
+        labels[i, :n_read] = torch.tensor(_packed_labels(row[:n_read].tolist(), pieces, bos_id))
+        labels[i, :1] = torch.where(is_bos(row[:1], tokenizer).cpu(), _BOS, labels[i, :1])
     return TokenGroups(labels.masked_fill(~token_mask.cpu(), EXCLUDED), PACKED_GROUPS)
 
 

@@ -14,6 +14,7 @@ from sae_lens_crosscoder.analysis.inputs import PromptSource
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
+from sae_lens_crosscoder.data.beginnings import document_start_id
 
 TokenIds = tuple[int, ...]
 
@@ -45,7 +46,7 @@ def draw_windows(
     """
     source = PromptSource(crosscoder, data)
     tokens = source.tokens
-    spans = TokenSpans(tokens, data.documents, getattr(data.tokenizer, "bos_token_id", None), source.token_mask)
+    spans = TokenSpans(tokens, data.documents, document_start_id(data.tokenizer), source.token_mask)
     drawn = torch.randperm(len(spans.place), generator=torch.Generator().manual_seed(seed))
     drawn = spans.place[drawn[spans.is_text[drawn]][:n_windows].sort().values]
     start = torch.maximum(drawn - window[0], spans.first[drawn])

@@ -83,6 +83,28 @@ def load_lora_adapter(source: str) -> LoraAdapter:
     return LoraAdapter(source, config, load_peft_weights(source, device="cpu"))
 
 
+def loaded_lora_adapter(model: Any) -> LoraAdapter:
+    """The active adapter of a loaded `PeftModel`.
+
+    Raises:
+        ValueError: for several active or merged adapters, or one that is not plain LoRA on inner layers.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    active = list(getattr(model, "active_adapters", ()) or ())
+    if len(active) != 1:
+        raise ValueError(f"The PeftModel has the active adapters {active}, expected one. Call set_adapter(name).")
+    if any(layer.merged for layer in model.modules() if isinstance(layer, BaseTunerLayer)):
+        raise ValueError("The PeftModel's adapter is merged into its base. Call unmerge_adapter() before pairing it.")
+    config = model.peft_config[active[0]]
+    _validate_config(active[0], config)
+    weights = get_peft_model_state_dict(model, adapter_name=active[0], save_embedding_layers=False)
+    adapter = LoraAdapter(active[0], config, weights)
+    _validate_inner(adapter, model.get_base_model())
+    return adapter
+
+
 def _validate_config(source: str, config: Any) -> None:
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
@@ -110,13 +132,7 @@ def _validate_config(source: str, config: Any) -> None:
 def validate_fits(adapter: LoraAdapter, base_name: str, model: Any) -> None:
     """Raise a ValueError unless the adapter's matrices fit linear layers of the model, embeddings excluded."""
     present = dict(model.named_modules())
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    for name in [name for name, module in present.items() if any(module is embedding for embedding in embeddings)]:
-        if any(key.startswith(f"base_model.model.{name}.") for key in adapter.weights):
-            raise ValueError(
-                f"Adapter {adapter.source!r} adapts {name!r}, an embedding or unembedding, which both models share. "
-                f"{_MERGE}."
-            )
+    _validate_inner(adapter, model)
     for name, sides in adapter.modules.items():
         module = present.get(name)
         if module is None:
@@ -133,6 +149,18 @@ def validate_fits(adapter: LoraAdapter, base_name: str, model: Any) -> None:
                 f"Adapter {adapter.source!r} maps {widths[0]} to {widths[1]} features at {name!r}, but {base_name!r} "
                 f"maps {expected[0]} to {expected[1]} there: it was trained on another model, "
                 f"{adapter.config.base_model_name_or_path!r}. Load it on that one."
+            )
+
+
+def _validate_inner(adapter: LoraAdapter, model: Any) -> None:
+    """Raise a ValueError for an adapter of the embedding or unembedding."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    for name, module in model.named_modules():
+        is_embedding = any(module is embedding for embedding in embeddings)
+        if is_embedding and any(key.startswith(f"base_model.model.{name}.") for key in adapter.weights):
+            raise ValueError(
+                f"Adapter {adapter.source!r} adapts {name!r}, an embedding or unembedding, which both models share. "
+                f"{_MERGE}."
             )
 
 

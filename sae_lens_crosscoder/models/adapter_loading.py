@@ -8,7 +8,12 @@ from sae_lens.load_model import HookedProxyLM
 from sae_lens.util import extract_layer_from_tlens_hook_name, str_to_dtype
 from torch import Tensor, nn
 
-from sae_lens_crosscoder.models.adapter_files import LoraAdapter, load_lora_adapter, validate_fits
+from sae_lens_crosscoder.models.adapter_files import (
+    LoraAdapter,
+    load_lora_adapter,
+    loaded_lora_adapter,
+    validate_fits,
+)
 from sae_lens_crosscoder.models.adapters import SharedModel
 
 _PROBE_TOKENS = 8
@@ -54,7 +59,43 @@ def load_with_adapters(
     views = {source: shared.view(names.get(source) if source else None) for source in (None, *sources)}
     for name, adapter in files.items():
         _validate_adapted(adapter, before[None], before[name], views[None], views[adapter.source])
+    for source in sources:
+        vars(views[source])["adapter_tokenizer"] = tokenizer_of_adapter(source)
     return [views[source] for source in adapters]
+
+
+def views_of_peft_model(peft_model: Any, tokenizer: Any, as_proxy: bool) -> tuple[Any, Any]:
+    """A loaded `PeftModel` as two hooked models on one copy of its weights: with its adapter off, and on.
+
+    Raises:
+        ValueError: for an adapter that cannot be switched off, or that the host does not run.
+    """
+    adapter = loaded_lora_adapter(peft_model)
+    model = peft_model.get_base_model().eval()
+    names = [name for name, _ in model.named_modules() if name]
+    inside = tuple(f"{name}." for name in adapter.modules)
+    parameters = {adapter.source: [p for name, p in model.named_parameters() if f".{adapter.source}." in name]}
+    before = {name: _probe_logits(model, name) for name in (None, adapter.source)}
+    if as_proxy:
+        host: Any = HookedProxyLM(model, tokenizer, hook_names=[name for name in names if not name.startswith(inside)])
+    else:
+        host = _bridge(model.name_or_path or type(model).__name__, model, str(model.device), tokenizer)
+    shared = SharedModel(host, model, _blocks(host, model), parameters, _first_block(adapter))
+    views = shared.view(None), shared.view(adapter.source)
+    _validate_adapted(adapter, before[None], before[adapter.source], *views)
+    return views
+
+
+def tokenizer_of_adapter(source: str) -> Any:
+    """The tokenizer that comes with an adapter; None if none does."""
+    from transformers import AutoTokenizer
+    from transformers.utils.hub import cached_file
+
+    options: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+    options["_raise_exceptions_for_connection_errors"] = False
+    if cached_file(source, "tokenizer_config.json", **options) is None:
+        return None
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def _with_adapters(model: Any, files: dict[str, LoraAdapter]) -> tuple[Any, dict[str, list[nn.Parameter]]]:
@@ -83,10 +124,12 @@ def _first_block(adapter: LoraAdapter) -> int:
     return min(0 if layer is None else layer for layer in layers)
 
 
-def _bridge(base_name: str, model: Any, device: str) -> Any:
+def _bridge(base_name: str, model: Any, device: str, tokenizer: Any = None) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(base_name, hf_model=model, device=device, dtype=model.dtype)
+    return TransformerBridge.boot_transformers(
+        base_name, hf_model=model, tokenizer=tokenizer, device=device, dtype=model.dtype
+    )
 
 
 def _proxy(base_name: str, model: Any, hook_names: list[str]) -> Any:

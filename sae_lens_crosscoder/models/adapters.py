@@ -105,6 +105,12 @@ class AdapterView:
     def context_level(self, level: int) -> None:
         self.shared.context_level = level
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that came with the adapter, or else the base model's."""
+        own = vars(self).get("adapter_tokenizer")
+        return self.shared.host.tokenizer if own is None else own
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The host's forward pass with the view's adapter."""
         with self.shared.running(self):
@@ -165,7 +171,7 @@ class _BridgeView(AdapterView, TransformerBridge):  # pyright: ignore[reportInco
         return dict(self.shared.hook_points)
 
 
-class _ProxyView(AdapterView, HookedProxyLM):  # pyright: ignore[reportIncompatibleMethodOverride]
+class _ProxyView(AdapterView, HookedProxyLM):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
     pass
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformer_lens.loading_from_pretrained import NEED_REMOTE_CODE_MODELS, get_official_model_name
 
 from sae_lens_crosscoder.models.adapter_files import share_weights, split_adapter
-from sae_lens_crosscoder.models.adapter_loading import load_with_adapters
+from sae_lens_crosscoder.models.adapter_loading import load_with_adapters, tokenizer_of_adapter
 from sae_lens_crosscoder.models.tiny import TINY_MODELS, load_tiny_model, tiny_tokenizer
 
 MODEL_CLASSES = ("HookedTransformer", "TransformerBridge", "AutoModelForCausalLM")
@@ -91,10 +91,14 @@ def load_models(
 def load_tokenizer(name: str, model_class_name: str) -> Any:
     """Load the tokenizer of the model that `load_model` would load, without the model."""
     model_class_name = usable_model_class([name], model_class_name)
-    name, _ = split_jitter(split_adapter(name)[0])
+    name, adapter = split_adapter(name)
+    name, _ = split_jitter(name)
     validate_loadable(name, model_class_name)
     if name in TINY_MODELS:
         return tiny_tokenizer()
+    tokenizer = None if adapter is None else tokenizer_of_adapter(adapter)
+    if tokenizer is not None:
+        return tokenizer
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(official_name(name), trust_remote_code=False)

@@ -45,7 +45,8 @@ class HookedModelPair(HookedRootModule):
 
     Args:
         models: the base and the chat model, in this order; HookedTransformer, TransformerBridge, HookedProxyLM or
-            Hugging Face models, which are wrapped in place. They may differ in width and device.
+            Hugging Face models, which are wrapped in place, or PeftModels, whose base model (or None) may be the base.
+            They may differ in width and device.
         model_names: names stored in saved crosscoders, so that a crosscoder of another pair is refused.
         token_replacements: control tokens of the chat model and the tokens that the other models read instead, for
             base models that lack them or never learned them; `models.TOKEN_REPLACEMENTS` has some. It changes the given

@@ -1,12 +1,15 @@
 """Wrapping Hugging Face models so that they have hooks, and refusing objects that are no language model."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from sae_lens.load_model import HookedProxyLM
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
+
+from sae_lens_crosscoder.models.adapter_loading import views_of_peft_model
 
 
 def validate_names(*models: Any) -> tuple[str, ...]:
@@ -24,6 +27,7 @@ def hooked_models(models: Sequence[Any], tokenizer: Any = None) -> tuple[nn.Modu
     """Models with hooks: Hugging Face models are wrapped in place and put in evaluation mode, others stay as they are.
 
     All get TransformerBridge if it supports them, for TransformerLens's hook names; otherwise SAELens's HookedProxyLM.
+    A `PeftModel` shares its weights with its base model, which may be given as None.
 
     Args:
         tokenizer: the Hugging Face models' tokenizer; None to load it from where the model was loaded from.
@@ -31,10 +35,20 @@ def hooked_models(models: Sequence[Any], tokenizer: Any = None) -> tuple[nn.Modu
     Raises:
         ValueError: for an object that cannot be used, or a Hugging Face model without a tokenizer.
     """
+    adapted = [model for model in models if _is_peft(model)]
+    models = [adapted[-1].get_base_model() if model is None and adapted else model for model in models]
     for model in models:
-        validate_usable(model)
-    unwrapped = [model for model in models if isinstance(model, PreTrainedModel)]
-    as_proxy = any(isinstance(model, HookedProxyLM) for model in models) or not all(map(_has_bridge, unwrapped))
+        if not _is_peft(model):
+            validate_usable(model)
+    inner = {id(model.get_base_model()): model for model in adapted}
+    if len(inner) < len({id(model) for model in adapted}):
+        raise ValueError(
+            "Two PeftModels wrap the same base model, which has both adapters now. Load them by name: "
+            "HookedModelPair.from_pretrained('my-base+adapter=first', 'my-base+adapter=second')."
+        )
+    unwrapped = [model for model in models if isinstance(model, PreTrainedModel) and id(model) not in inner]
+    plain = [*unwrapped, *(model.get_base_model() for model in adapted)]
+    as_proxy = any(isinstance(model, HookedProxyLM) for model in models) or not all(map(_has_bridge, plain))
     wrapped: dict[int, Any] = {}  # by identity: a model that is passed twice is wrapped once
     for model in unwrapped:
         if id(model) not in wrapped:
@@ -42,7 +56,16 @@ def hooked_models(models: Sequence[Any], tokenizer: Any = None) -> tuple[nn.Modu
             wrapped[id(model)] = (
                 HookedProxyLM(model, its_tokenizer) if as_proxy else _bridge(model, its_tokenizer)
             ).eval()
+    for base_id, model in inner.items():
+        views = views_of_peft_model(model, tokenizer or _tokenizer_of(model.get_base_model()), as_proxy)
+        wrapped[base_id], wrapped[id(model)] = views
     return tuple(wrapped.get(id(model), model) for model in models)
+
+
+def _is_peft(model: Any) -> bool:
+    """True for peft's models; without peft imported there are none."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def validate_usable(model: Any) -> None:
@@ -62,8 +85,8 @@ def validate_usable(model: Any) -> None:
             raise ValueError(f"A {kind} gives no logits. Load the model with AutoModelForCausalLM.")
     elif not (isinstance(model, nn.Module) and hasattr(model, "run_with_cache")):
         raise ValueError(
-            f"A {kind} cannot be a member of a pair. Pass a HookedTransformer, TransformerBridge, HookedProxyLM or "
-            "Hugging Face model. Wrap other PyTorch models: sae_lens.load_model.HookedProxyLM(model, tokenizer)."
+            f"A {kind} cannot be a member of a pair. Pass a HookedTransformer, TransformerBridge, HookedProxyLM, "
+            "Hugging Face or PEFT model. Wrap other models: sae_lens.load_model.HookedProxyLM(model, tokenizer)."
         )
 
 

@@ -12,6 +12,7 @@ from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, Exampl
 from sae_lens_crosscoder.analysis.examples.windows import ExampleWindows, TokenSpans
 from sae_lens_crosscoder.analysis.inputs import PromptSource
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.data.beginnings import document_start_id
 from sae_lens_crosscoder.storage.checksums import fingerprint
 
 
@@ -39,8 +40,8 @@ def collect_examples(
 
     Args:
         data: held-out tokens with a pair, or a cache. Masked tokens are no peaks and have no score; they are shown
-            inside a window, but not at its ends. Without `documents`, a document begins at the tokenizer's BOS token
-            and at each prompt.
+            inside a window, but not at its ends. Without `documents`, a document begins at the tokenizer's BOS token,
+            unless that also marks turns, and at each prompt.
         path: the file to write; an existing file is replaced when the new one is complete.
         window: tokens shown before and after the highest score. A window never leaves its document or prompt.
         seed: of the sample.
@@ -63,7 +64,7 @@ def collect_examples(
             "document id per token."
         )
     windows = ExampleWindows(crosscoder, n_top, n_quantiles * n_per_quantile, window, seed)
-    bos_id: int | None = getattr(data.tokenizer, "bos_token_id", None)
+    bos_id = document_start_id(data.tokenizer)
     device = crosscoder.W_enc.device
     for rows, batch in tqdm(source, desc="Examples", unit="batch", leave=False):
         batch = batch.to(crosscoder.W_dec)
