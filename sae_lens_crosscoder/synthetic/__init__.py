@@ -9,7 +9,7 @@ from sae_lens_crosscoder.synthetic.scoring import (
     score_card,
     truth_table,
 )
-from sae_lens_crosscoder.synthetic.worlds import null_world, world_a
+from sae_lens_crosscoder.synthetic.worlds import background_world, null_world, world_a
 
 __all__ = [
     "Attribution",
@@ -18,6 +18,7 @@ __all__ = [
     "PlantedTokens",
     "PlantedWorld",
     "ScoreCard",
+    "background_world",
     "concept_recovery",
     "null_activations",
     "null_world",

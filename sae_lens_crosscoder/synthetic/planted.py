@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -38,12 +38,20 @@ class Concept:
     size: float = 1.0
     """Multiplies the coefficients of both models."""
     fires_with: int | None = None
-    """Index of another concept. This concept then fires on exactly its tokens, and `firing_probability` is ignored."""
+    """Index of another concept. This concept then fires on its tokens only, and `firing_probability` is ignored."""
+    share_of_lead: float = 1.0
+    """Share of the tokens of the concept it fires with on which it fires; 1 is exactly its tokens."""
+    is_place: bool = False
+    """The concept fires on all tokens of one place, such as a position of the chat template; places are disjoint."""
+    near: int | None = None
+    """Index of another concept, itself near none, that this concept's direction leans towards in both models."""
+    cosine: float = 0.0
+    """Cosine between this concept's direction and that of the concept `near`."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ConceptKind):
             raise ValueError(f"kind={self.kind!r} is invalid: choose one of {get_args(ConceptKind)}.")
-        for name in ("firing_probability", "rho", "q"):
+        for name in ("firing_probability", "rho", "q", "share_of_lead", "cosine"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is invalid: expected a number in [0, 1].")
         if self.angle_degrees and self.kind != "rotated":
@@ -59,6 +67,8 @@ class PlantedTokens:
     activations: Float[Tensor, "token d_in"]
     coefficients: Float[Tensor, "token concept model"]
     is_sink: Bool[Tensor, " token"]
+    places: Int[Tensor, " token"]
+    """Index into `PlantedWorld.place_names`; 0 for tokens at no place."""
 
 
 class PlantedWorld:
@@ -110,6 +120,10 @@ class PlantedWorld:
             chat = angles.cos() * base + angles.sin() * _orthogonal_to(base, generator)
         else:
             chat = draw(len(concepts), d_models[1], generator)
+        for index, concept in enumerate(concepts):
+            if concept.near is not None:
+                for part in (base, chat):
+                    part[index] = _leaning(part[index], part[concept.near], concept.cosine)
         self.directions: tuple[Tensor, Tensor] = (base, chat)
         """Unit direction of every concept in base and chat, (concept, d_model) each."""
         self.offset = self.layout.stack([offset_norm * _unit_directions(1, d, generator)[0] for d in d_models])
@@ -121,8 +135,15 @@ class PlantedWorld:
 
     def firing_probability(self, index: int) -> float:
         """Return the share of tokens on which a concept fires in either model."""
-        lead = self.concepts[index].fires_with
-        return self.concepts[index if lead is None else lead].firing_probability
+        concept = self.concepts[index]
+        if concept.fires_with is None:
+            return concept.firing_probability
+        return concept.share_of_lead * self.concepts[concept.fires_with].firing_probability
+
+    @property
+    def place_names(self) -> tuple[str, ...]:
+        """Name of each token group: `elsewhere`, then one per place."""
+        return ("elsewhere", *(f"place {index}" for index, concept in enumerate(self.concepts) if concept.is_place))
 
     def indices(self, kind: ConceptKind) -> list[int]:
         """Return the indices of all concepts of one kind."""
@@ -134,17 +155,39 @@ class PlantedWorld:
         shape = (n_tokens, len(self.concepts))
         p = torch.tensor([concept.firing_probability for concept in self.concepts])
         fires = torch.rand(shape, generator=generator) < p
+        places = self._places(n_tokens, generator)
+        at_place = [index for index, concept in enumerate(self.concepts) if concept.is_place]
+        fires[:, at_place] = places[:, None] == torch.arange(1, 1 + len(at_place))
         leads = [index if c.fires_with is None else c.fires_with for index, c in enumerate(self.concepts)]
         sizes = torch.tensor([concept.size for concept in self.concepts])
         magnitude = (1 + self.magnitude_cv * torch.randn(shape, generator=generator)).clamp(min=0.1) * sizes
-        coefficients = (magnitude * fires[:, leads])[..., None] * self._shares(shape, generator)
+        fires = self._with_leads(fires[:, leads], generator)
+        coefficients = (magnitude * fires)[..., None] * self._shares(shape, generator)
         parts = [coefficients[..., m] @ directions for m, directions in enumerate(self.directions)]
         clean = self.layout.stack(parts) + self.offset
         noisy = clean + self.noise * torch.randn(clean.shape, generator=generator)
         activations = noisy * self.layout.expand(self.gains)
         is_sink = torch.rand(n_tokens, generator=generator) < self.frac_sinks
         activations[is_sink] *= self.layout.expand(self.sink_gains)
-        return PlantedTokens(activations, coefficients, is_sink)
+        return PlantedTokens(activations, coefficients, is_sink, places)
+
+    def _places(self, n_tokens: int, generator: torch.Generator) -> Int[Tensor, " token"]:
+        """Draw the place of each token; 0 is none. Worlds without places draw nothing."""
+        borders = torch.tensor([concept.firing_probability for concept in self.concepts if concept.is_place])
+        if len(borders) == 0:
+            return torch.zeros(n_tokens, dtype=torch.int64)
+        draws = torch.rand(n_tokens, generator=generator)
+        place = torch.searchsorted(borders.cumsum(dim=0), draws, right=True) + 1
+        return torch.where(place <= len(borders), place, 0)
+
+    def _with_leads(
+        self, fires: Bool[Tensor, "token concept"], generator: torch.Generator
+    ) -> Bool[Tensor, "token concept"]:
+        """Drop firings of concepts that fire on a share of the tokens of another one."""
+        shares = torch.tensor([1.0 if c.fires_with is None else c.share_of_lead for c in self.concepts])
+        if bool((shares == 1).all()):
+            return fires
+        return fires & (torch.rand(fires.shape, generator=generator) < shares)
 
     def _shares(self, shape: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "token concept model"]:
         """Return the share of a firing that reaches each model."""
@@ -181,6 +224,14 @@ def spread_directions(n: int, d_model: int, generator: torch.Generator) -> Float
 
 def _unit_directions(n: int, d_model: int, generator: torch.Generator) -> Float[Tensor, "concept d_model"]:
     return torch.nn.functional.normalize(torch.randn(n, d_model, generator=generator), dim=-1)
+
+
+def _leaning(
+    direction: Float[Tensor, " d_model"], towards: Float[Tensor, " d_model"], cosine: float
+) -> Float[Tensor, " d_model"]:
+    """Return a unit direction in the plane of both that has this cosine to the second."""
+    across = torch.nn.functional.normalize(direction - (direction @ towards) * towards, dim=-1)
+    return cosine * towards + (1 - cosine**2) ** 0.5 * across
 
 
 def _orthogonal_to(

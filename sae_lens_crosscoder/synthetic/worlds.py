@@ -66,6 +66,36 @@ def null_world(seed: int, *, d_models: tuple[int, int] = (64, 64), **world: Any)
     return PlantedWorld(concepts, d_models, seed, **world)
 
 
+N_PLACES = 8
+PLACE_PROBABILITY = 0.03
+BACKGROUND_SIZE = 3.0
+
+
+def background_world(seed: int, *, null: bool = False, **world: Any) -> PlantedWorld:
+    """Build the standard world with a background: 8 places, on all tokens of which a shared concept fires strongly.
+
+    Half of the chat-only and half of the base-only concepts fire at one place only, on 0.3 to 0.7 of its tokens. Their
+    direction has cosine 0.5 to 0.8 to that of the shared concept. Latent Scaling through the origin takes the
+    background for the concept.
+
+    Args:
+        null: the same places in the null world, in which nothing differs and these concepts are shared.
+        world: further arguments of `PlantedWorld`.
+    """
+    standard = null_world(seed) if null else world_a(seed)
+    concepts = list(standard.concepts)
+    first = len(concepts)
+    concepts += [Concept("shared", PLACE_PROBABILITY, size=BACKGROUND_SIZE, is_place=True) for _ in range(N_PLACES)]
+    draws = iter(torch.rand(2 * N_CONCEPTS, generator=_generator(seed + 20_000)).tolist())
+    lead = first
+    for index in (*range(96, 112, 2), *range(112, 120, 2)):
+        changes = {"fires_with": lead, "near": lead, "share_of_lead": 0.3 + 0.4 * next(draws)}
+        concepts[index] = replace(concepts[index], **changes, cosine=0.5 + 0.3 * next(draws))
+        lead = first + (lead - first + 1) % N_PLACES
+    world.setdefault("noise", standard.noise)
+    return PlantedWorld(concepts, seed=seed, **world)
+
+
 def _probabilities(seed: int, low: float, high: float) -> list[float]:
     places = torch.rand(N_CONCEPTS, generator=_generator(seed + 10_000), dtype=torch.float64)
     return [math.exp(math.log(low) + (math.log(high) - math.log(low)) * place) for place in places.tolist()]

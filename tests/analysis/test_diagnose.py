@@ -333,7 +333,7 @@ def test_a_context_is_never_spread_over_shards(context_size, block, monkeypatch)
 
     monkeypatch.setattr(slc.analysis.LatentScaling, "__init__", watched)
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
-    monkeypatch.setattr(data_source, "harvest", lambda *_: [random_activations(600)])
+    monkeypatch.setattr(data_source, "harvest", lambda *_: [random_activations(2 * context_size)])
     crosscoder = random_crosscoder()
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
     slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=torch.zeros(2, context_size, dtype=torch.long)))

@@ -13,6 +13,7 @@ from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED, delta_norm
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds, nu_free_of_other, verdict
+from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT, LatentScaling
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
@@ -25,13 +26,14 @@ def one_sided_latents(crosscoder: InferenceCrosscoder) -> Int[Tensor, " chosen"]
 
 def latent_table(
     crosscoder: InferenceCrosscoder,
-    scaling: LatentScaling,
+    centred: CentredScaling,
     free: FreeDirections,
     nulls: Sequence[pd.DataFrame],
     min_active: int,
     bounds: NuBounds,
 ) -> pd.DataFrame:
     """Build the table of `diagnose` from accumulated sums."""
+    scaling = centred.scaling
     norms = crosscoder.decoder_norms.detach().double()
     n_active = scaling.n_active
     columns: dict[str, Tensor] = {"delta_norm": delta_norm(norms)}
@@ -46,7 +48,7 @@ def latent_table(
         "mean_activation": scaling.f1.sum(dim=0) / n_active,
         "dead": n_active == 0,
     }
-    columns |= _scaling_columns(scaling)
+    columns |= _scaling_columns(scaling) | _centred_columns(centred)
     columns |= free.columns()
     if len(set(crosscoder.activation_scales.tolist())) > 1 or crosscoder.cfg.activation_means is not None:
         columns["delta_norm_raw"] = delta_norm(crosscoder.layout.norms(crosscoder.W_dec.detach().double()))
@@ -59,6 +61,7 @@ def latent_table(
         table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
     table.insert(2, "verdict", [_verdict(row, min_active, bounds) for row in table.to_dict("records")])
+    table.insert(3, "probe", table.label.map({"chat_only": "chat", "base_only": "base"}))
     return table
 
 
@@ -76,6 +79,7 @@ def _verdict(row: Mapping[Any, Any], min_active: int, bounds: NuBounds) -> str:
         q_value=row["q_value"],
         min_active=min_active,
         bounds=bounds,
+        nu_reconstruction_centred=row[f"nu_reconstruction_centred{probe}"],
     )
 
 
@@ -91,6 +95,15 @@ def _scaling_columns(scaling: LatentScaling) -> dict[str, Tensor]:
     for target in ("activation", "reconstruction", "error"):
         for name, model in (("base", BASE), ("chat", CHAT)):
             columns[f"beta_{target}_{name}"] = scaling.beta(target, model)
+    return columns
+
+
+def _centred_columns(centred: CentredScaling) -> dict[str, Tensor]:
+    columns: dict[str, Tensor] = {}
+    for probe, suffix in ((CHAT, ""), (BASE, "_base_probe")):
+        columns[f"presence{suffix}"] = centred.nu("activation", probe)
+        for target in ("error", "reconstruction"):
+            columns[f"nu_{target}_centred{suffix}"] = centred.nu(target, probe)
     return columns
 
 

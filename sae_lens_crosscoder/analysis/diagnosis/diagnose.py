@@ -14,7 +14,8 @@ from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import validate_nulls
 from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds, validate_bounds
-from sae_lens_crosscoder.analysis.inputs import DataSource, data_source, encoded, shard_block
+from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, data_source, encoded, shard_block
+from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
@@ -57,13 +58,18 @@ def diagnose(
         data prefer in both models, `rho` is how far its decoders differ (0 equal, 1 one-sided), and `q_value` is the
         false discovery rate of latents as one-sided as this one.
         `rho_limit` (L1 only) is how weak the latent may be in the other model and still get a decoder norm of 0.
+        `presence` estimates how much of the latent base has (0 none, 1 as much as chat) from deviations within groups
+        of tokens, which leave out what both models have on all tokens of a kind; `nu_error_centred` and
+        `nu_reconstruction_centred` are nu from such deviations. Groups are frequent token ids, split by the groups of
+        the data; the manifest says which. `probe` is the model whose decoder judged: chat, or base for a base-only
+        latent.
         Columns ending in `_base_probe` mirror nu for base-only latents, those in `_unfiltered` keep nu where its
         denominator may be 0, and those in `_raw` (if models were scaled differently, or centred) are in the space of
         raw activations.
 
     Raises:
         ValueError: for a training crosscoder, a pair it was not trained on, a null run that was trained differently,
-            activations that are NaN, no data, or a checkpoint of another diagnosis.
+            activations that are NaN, groups that do not fit the tokens, no data, or a checkpoint of another diagnosis.
     """
     crosscoder = validate_inference(crosscoder, "diagnose")
     validate_bounds(bounds)
@@ -75,10 +81,12 @@ def diagnose(
         changed.validate_read_from(named_fingerprint(crosscoder.state_dict()))
     source = data_source(crosscoder, data)
     block_size = shard_block(data)
-    sums = DiagnosisSums(crosscoder, block_size, free_directions)
+    background = BackgroundGroups.of(data)
+    background.validate_count(source.n_tokens)
+    sums = DiagnosisSums(crosscoder, block_size, background, free_directions)
     checkpoint = None
     if checkpoint_path is not None:
-        options = f"block_size={block_size}, free_directions={free_directions}"
+        options = f"block_size={block_size}, free_directions={free_directions}, groups={background.fingerprint()}"
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "data source": source.fingerprint()}
         checkpoint = AccumulatorCheckpoint(
             checkpoint_path, "diagnosis", sums.parts, {**origin, "set of options": options}
@@ -99,8 +107,10 @@ def _stream(
     total, seen = source.n_tokens, sums.scaling.n_tokens
     with tqdm(total=total, initial=seen, desc="Diagnosing", unit="token", unit_scale=True, leave=False) as bar:
         for n_batches, batch in enumerate(source.after(n_seen), start=n_seen + 1):
-            for part in encoded(crosscoder, batch, sums.scaling.n_tokens):
-                sums.add(part)
+            places = torch.arange(seen, seen + len(batch)).split(BATCH_TOKENS)
+            seen += len(batch)
+            for part, place in zip(encoded(crosscoder, batch, sums.scaling.n_tokens), places, strict=True):
+                sums.add(part, place)
                 bar.update(len(part.activations))
             if checkpoint is not None:
                 checkpoint.save_if_due(n_batches)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.changed.changed import CHANGED_COLUMNS, Changed
@@ -14,6 +16,8 @@ from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds
 from sae_lens_crosscoder.analysis.inputs import Encoded
+from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
+from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.storage.accumulators import ResumableAccumulator
@@ -24,24 +28,29 @@ class DiagnosisSums:
 
     Args:
         block_size: consecutive tokens that the bootstrap keeps together.
+        background: groups of the tokens, within which centred nu is measured.
     """
 
     def __init__(
         self,
         crosscoder: InferenceCrosscoder,
         block_size: int,
+        background: BackgroundGroups,
         free_directions: Literal["model_specific", "all"] = "model_specific",
     ) -> None:
         everything = torch.arange(crosscoder.cfg.d_sae)
         self.crosscoder = crosscoder
         self.scaling = LatentScaling(crosscoder, block_size=block_size)
+        self.background = background
+        self.centred = CentredScaling(self.scaling, background.n_groups)
         self.free = FreeDirections(
             crosscoder, everything if free_directions == "all" else one_sided_latents(crosscoder)
         )
         self.fve = VarianceExplained(crosscoder.layout)
 
-    def add(self, part: Encoded) -> None:
-        """Add tokens."""
+    def add(self, part: Encoded, places: Int[Tensor, " token"]) -> None:
+        """Add tokens, with the place of each in the stream that `background` labels."""
+        self.centred.add(*part, self.background.at(places))
         self.scaling.add(*part)
         self.free.add(*part)
         self.fve.add(part.activations, part.reconstruction)
@@ -49,7 +58,7 @@ class DiagnosisSums:
     @property
     def parts(self) -> Mapping[str, ResumableAccumulator]:
         """Accumulators to save in a checkpoint, by name."""
-        return {"scaling": self.scaling, "free": self.free, "fve": self.fve}
+        return {"scaling": self.scaling, "centred": self.centred, "free": self.free, "fve": self.fve}
 
     def diagnosis(
         self,
@@ -63,7 +72,7 @@ class DiagnosisSums:
         if self.scaling.n_tokens == 0:
             raise ValueError("No tokens to diagnose on: the data is empty, or its mask leaves out every token.")
         null_tables = [null.latents for null in nulls]
-        latents = latent_table(self.crosscoder, self.scaling, self.free, null_tables, min_active, bounds)
+        latents = latent_table(self.crosscoder, self.centred, self.free, null_tables, min_active, bounds)
         if changed is not None:
             latents = latents.join(changed.latents[[*CHANGED_COLUMNS]])
         n_tokens, fve = self.scaling.n_tokens, self.fve.all_figures()
@@ -79,5 +88,6 @@ class DiagnosisSums:
             "fve_floor": fve_floor,
             "l0": float(self.scaling.n_active.sum()) / n_tokens,
             "n_null_runs": len(nulls),
+            **self.background.manifest(),
         }
         return Diagnosis(latents, manifest)

@@ -35,15 +35,16 @@ def verdict(
     q_value: float = float("nan"),
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
+    nu_reconstruction_centred: float = float("nan"),
 ) -> str:
     """Verdict on one latent: the first of these that holds.
 
     `dead`: never fired on the data. `rare`: fired on fewer than `min_active` tokens. For a chat-only or base-only
     latent: `undetermined` when a nu is nan; `complete_shrinkage` when nu_error >= 0.2 (the other model has it too, its
-    decoder norm was shrunk away); `latent_decoupling` when nu_reconstruction >= 0.5 (other latents write it into the
-    other model); `rotated` when nu_free > 0.5 (the other model has it along another direction); `undetermined` when
-    q_value >= 0.1 (null runs have latents as one-sided); else `chat_specific` or `base_specific`. Anything else is its
-    class.
+    decoder norm was shrunk away); `latent_decoupling` when nu_reconstruction >= 0.5 and the centred one is not below
+    0.5 (other latents write it into the other model); `rotated` when nu_free > 0.5 (the other model has it along
+    another direction); `undetermined` when q_value >= 0.1 (null runs have latents as one-sided); else `chat_specific`
+    or `base_specific`. Anything else is its class.
 
     Args:
         nu_error, nu_reconstruction: probed with the decoder of the model that the latent is specific to.
@@ -52,11 +53,15 @@ def verdict(
         bounds: `signed`, as the paper's figure has it, or `absolute`, which also rejects negative nu. A negative nu
             means that the other model points away from the latent, often because of a background that both models
             share, and so is no sign of either artifact.
+        nu_reconstruction_centred: the same within groups of tokens, without what both models have on all tokens of a
+            group. nan, if undefined, leaves the decision to nu_reconstruction.
 
     >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.1)
     'chat_specific'
     >>> verdict("chat_only", 500, nu_error=0.4, nu_reconstruction=0.1)
     'complete_shrinkage'
+    >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.9, nu_reconstruction_centred=0.1)
+    'chat_specific'
     """
     validate_bounds(bounds)
     if n_active == 0:
@@ -69,9 +74,11 @@ def verdict(
         return "undetermined"
     if bounds == "absolute":
         nu_error, nu_reconstruction = abs(nu_error), abs(nu_reconstruction)
+        nu_reconstruction_centred = abs(nu_reconstruction_centred)
     if nu_error >= NU_ERROR_LIMIT:
         return "complete_shrinkage"
-    if nu_reconstruction >= NU_RECONSTRUCTION_LIMIT:
+    is_background = nu_reconstruction_centred < NU_RECONSTRUCTION_LIMIT  # False where nan
+    if nu_reconstruction >= NU_RECONSTRUCTION_LIMIT and not is_background:
         return "latent_decoupling"
     if nu_free > NU_FREE_LIMIT:
         return "rotated"

@@ -54,7 +54,7 @@ class LatentScaling(Accumulator):
         self.crosscoder = crosscoder
         self.is_control = probes is not None
         """True if directions other than the decoders are probed."""
-        self._probes = [probe.detach() for probe in (crosscoder.decoders if probes is None else probes)]
+        self.probes = [probe.detach() for probe in (crosscoder.decoders if probes is None else probes)]
         self.comparable = crosscoder.layout.same_width and crosscoder.layout.n_models == 2
         self.n_tokens = 0
         self._block_size = block_size
@@ -66,20 +66,25 @@ class LatentScaling(Accumulator):
         self.max_activation = torch.zeros_like(zeros[0])
         self._dots = zeros.new_zeros(2, 2, 2, n_shards, d_sae)
         """sum f <d^probe, y^model>: (probe, model, activation or reconstruction, shard, d_sae)."""
-        self._products = zeros.new_full((2, 2, d_sae), torch.nan)
+        self.products = zeros.new_full((2, 2, d_sae), torch.nan)
         """<d^probe, d^model>: (probe, model, d_sae)."""
-        self._probe_squares = self._products[0].clone()
+        self.probe_squares = self.products[0].clone()
         """|d^probe|^2: (probe, d_sae)."""
-        self._mean_products = self._products.clone()
+        self._mean_products = self.products.clone()
         """<d^probe, mean^model>, of what was subtracted from the activations in training."""
         if self.comparable:
             decoders = crosscoder.layout.split(crosscoder.W_dec.detach().double())
             means = crosscoder.layout.split(crosscoder.activation_means.double())
-            for probe, direction in enumerate(direction.double() for direction in self._probes):
-                self._probe_squares[probe] = direction.square().sum(dim=-1)
+            for probe, direction in enumerate(direction.double() for direction in self.probes):
+                self.probe_squares[probe] = direction.square().sum(dim=-1)
                 for model, (decoder, mean) in enumerate(zip(decoders, means, strict=True)):
-                    self._products[probe, model] = (direction * decoder).sum(dim=-1)
+                    self.products[probe, model] = (direction * decoder).sum(dim=-1)
                     self._mean_products[probe, model] = direction @ mean
+
+    @property
+    def dots(self) -> Float[Tensor, "probe model target d_sae"]:
+        """`sum f <d^probe, y^model>` over all tokens, in raw units; the targets are activation and reconstruction."""
+        return self._dots.sum(dim=-2)
 
     @torch.no_grad()
     def add(
@@ -107,7 +112,7 @@ class LatentScaling(Accumulator):
             return
         # Dot products of half-precision numbers lose digits.
         precision = torch.promote_types(torch.promote_types(activations.dtype, self.crosscoder.dtype), torch.float32)
-        probes = [direction.to(precision) for direction in self._probes]
+        probes = [direction.to(precision) for direction in self.probes]
         for t, target in enumerate((activations, reconstruction)):
             for model, part in enumerate(self.crosscoder.layout.split(target.to(precision))):
                 for probe, direction in enumerate(probes):
@@ -177,7 +182,7 @@ class LatentScaling(Accumulator):
         space: Space,
     ) -> Float[Tensor, "latent resample"]:
         """beta of resampled shards; 0 / 0 is nan, as it should be."""
-        energy = self.f2[:, latents].T @ counts.T * self._probe_squares[probe, latents, None]
+        energy = self.f2[:, latents].T @ counts.T * self.probe_squares[probe, latents, None]
         numerator = self._numerators(target, model, probe, latents, space).T @ counts.T
         return self._space_factor(model, probe, space) * numerator / energy
 
@@ -195,7 +200,7 @@ class LatentScaling(Accumulator):
             case "reconstruction":
                 return reconstruction
             case "error":
-                put_back = self.f2[:, latents] * self._products[probe, model, latents]
+                put_back = self.f2[:, latents] * self.products[probe, model, latents]
                 return activation - reconstruction + put_back
 
     def _space_factor(self, model: int, probe: int, space: Space) -> float:

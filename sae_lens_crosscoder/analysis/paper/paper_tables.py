@@ -14,7 +14,8 @@ from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pair
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
-from sae_lens_crosscoder.analysis.inputs import data_source, shard_block
+from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, data_source, shard_block
+from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.latent_scaling.mse_improvement import TargetEnergies, mse_improvement
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, encoded_with_labels, labelled_batches
@@ -67,10 +68,11 @@ def paper_tables(crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData)
             "of batches or an ActivationCache."
         )
     source, cells = data_source(lead, data), Cells.of(data)
-    sums = {name: _Sums(crosscoder, cells, shard_block(data)) for name, crosscoder in crosscoders.items()}
-    for batch, labels, n_seen in labelled_batches(source, cells.labels, "Measuring"):
+    background, block = BackgroundGroups.of(data), shard_block(data)
+    sums = {name: _Sums(crosscoder, cells, block, background) for name, crosscoder in crosscoders.items()}
+    for batch, labels, places, n_seen in labelled_batches(source, cells.labels, "Measuring"):
         for accumulator in sums.values():
-            accumulator.add(batch, labels, n_seen)
+            accumulator.add(batch, labels, places, n_seen)
     tables: dict[str, PaperTables] = {}
     for name, crosscoder in crosscoders.items():
         diagnosis = sums[name].diagnosis(data.groups)
@@ -85,19 +87,24 @@ def paper_tables(crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData)
 class _Sums:
     """Accumulators of one crosscoder."""
 
-    def __init__(self, crosscoder: InferenceCrosscoder, cells: Cells, block_size: int) -> None:
+    def __init__(
+        self, crosscoder: InferenceCrosscoder, cells: Cells, block_size: int, background: BackgroundGroups
+    ) -> None:
         self.crosscoder = crosscoder
-        self._diagnosis = DiagnosisSums(crosscoder, block_size)
+        self._diagnosis = DiagnosisSums(crosscoder, block_size, background)
         self.statistics = StatisticsSums(crosscoder, cells)
         self.fitted, self.evaluated = LatentScaling(crosscoder, n_shards=1), LatentScaling(crosscoder, n_shards=1)
         self.energies = TargetEnergies(crosscoder)
         self._n_batches = 0
 
     @torch.no_grad()
-    def add(self, batch: Float[Tensor, "_ d_in"], labels: Int[Tensor, " _"], n_seen: int) -> None:
+    def add(
+        self, batch: Float[Tensor, "_ d_in"], labels: Int[Tensor, " _"], places: Int[Tensor, " _"], n_seen: int
+    ) -> None:
         is_evaluated = self._n_batches % 2 == 1
-        for part, cell in encoded_with_labels(self.crosscoder, batch, labels, n_seen):
-            self._diagnosis.add(part)
+        parts = encoded_with_labels(self.crosscoder, batch, labels, n_seen)
+        for (part, cell), place in zip(parts, places.split(BATCH_TOKENS), strict=True):
+            self._diagnosis.add(part, place)
             self.statistics.add(part, cell)
             (self.evaluated if is_evaluated else self.fitted).add(*part)
             if is_evaluated:

@@ -85,8 +85,8 @@ def _labels(
 
 def labelled_batches(
     source: DataSource, labels: Int[Tensor, " token"] | None, description: str
-) -> Iterator[tuple[Float[Tensor, "_ d_in"], Int[Tensor, " _"], int]]:
-    """Batches without the tokens labelled -1, their labels, and the number of tokens before the batch.
+) -> Iterator[tuple[Float[Tensor, "_ d_in"], Int[Tensor, " _"], Int[Tensor, " _"], int]]:
+    """Batches without the tokens labelled -1, their labels, their places, and the number of tokens before the batch.
 
     Labels None stand for 0 everywhere.
 
@@ -103,7 +103,7 @@ def labelled_batches(
             if len(batch_labels) < len(batch):
                 raise ValueError(f"Got {n + len(batch_labels)} labels for more tokens. Pass one label per token.")
             rows = indices_of(batch_labels != EXCLUDED)
-            yield batch[rows.to(batch.device)], batch_labels[rows], n
+            yield batch[rows.to(batch.device)], batch_labels[rows], n + rows, n
             n += len(batch)
             bar.update(len(batch))
     _validate_count(n, labels)
@@ -122,7 +122,7 @@ def labelled_parts(
     source: DataSource, crosscoder: InferenceCrosscoder, labels: Int[Tensor, " token"] | None, description: str
 ) -> Iterator[tuple[Encoded, Int[Tensor, " token"]]]:
     """Encode the tokens of `labelled_batches` part by part, with their labels."""
-    for batch, batch_labels, n_seen in labelled_batches(source, labels, description):
+    for batch, batch_labels, _, n_seen in labelled_batches(source, labels, description):
         yield from encoded_with_labels(crosscoder, batch, batch_labels, n_seen)
 
 
