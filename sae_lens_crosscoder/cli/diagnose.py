@@ -10,6 +10,7 @@ from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.cli.flags import parse
 from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.storage.field_types import validate_config
 from sae_lens_crosscoder.training.saved_run import held_out_run
 
 
@@ -27,6 +28,9 @@ class DiagnoseConfig:
     """The conclusion is never "no difference detected" if the FVE of a model is below this."""
     output_path: str | None = None
     """Folder for latents.parquet; by default the crosscoder's."""
+
+    def __post_init__(self) -> None:
+        validate_config(self)
 
 
 def run(args: Sequence[str]) -> None:

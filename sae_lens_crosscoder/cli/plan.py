@@ -6,6 +6,7 @@ from typing import Any
 
 from sae_lens_crosscoder.cli.train_flags import run_parser, train_parser, with_sweep
 from sae_lens_crosscoder.planning import plan
+from sae_lens_crosscoder.storage.field_types import validate_config
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import load_runner_config
 
@@ -20,6 +21,9 @@ class PlanOptions:
     """A folder with a transformers config.json, for models whose config cannot be downloaded."""
     sweep: str | None = None
     """Plan a run with one crosscoder per value of a field: `k=50,100,200`."""
+
+    def __post_init__(self) -> None:
+        validate_config(self)
 
 
 def run(args: Sequence[str]) -> None:

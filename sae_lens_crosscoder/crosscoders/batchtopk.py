@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
+from sae_lens_crosscoder.crosscoders.inference import threshold_dtype
 from sae_lens_crosscoder.crosscoders.partition import Partition, PartitionedBatchTopK, confine_gradient
 from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode, SparseCode
@@ -25,6 +26,10 @@ _THRESHOLD_LOOKBACK = 30
 # The threshold's state. A partitioned crosscoder has it a second time, with this prefix, for its exclusive latents.
 _THRESHOLD_BUFFERS = ("topk_threshold", "n_threshold_samples", "authors_average_begun")
 _EXCLUSIVE = "exclusive_"
+
+
+class NothingSelectedError(ValueError):
+    """A training step selected no latent on any token, so nothing can be learned any more."""
 
 
 class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
@@ -193,17 +198,24 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         """Update the threshold's average; with a partition, one for shared and one for exclusive latents."""
         partition = self.partition
         if partition is None:
-            self._follow_smallest_score(code.scores(norms), step)
-            return
-        exclusive = partition.is_exclusive(len(norms)).to(norms.device)
-        for prefix, members in (("", ~exclusive), (_EXCLUSIVE, exclusive)):
-            scores = code.scores(norms * members)  # selected scores are positive, so zeros are the other group's
-            self._follow_smallest_score(scores[scores > 0], step, prefix)
+            selected = [self._follow_smallest_score(code.scores(norms), step)]
+        else:
+            selected = []
+            exclusive = partition.is_exclusive(len(norms)).to(norms.device)
+            for prefix, members in (("", ~exclusive), (_EXCLUSIVE, exclusive)):
+                scores = code.scores(norms * members)  # selected scores are positive, so zeros are the other group's
+                selected.append(self._follow_smallest_score(scores[scores > 0], step, prefix))
+        if not any(selected):
+            raise NothingSelectedError(
+                f"Step {step} selected no latent: no token has a positive score. Check that the activations are not "
+                "all zero, and lower the learning rate if earlier steps did select some."
+            )
 
-    def _follow_smallest_score(self, scores: Float[Tensor, " pairs"], step: int, prefix: str = "") -> None:
+    def _follow_smallest_score(self, scores: Float[Tensor, " pairs"], step: int, prefix: str = "") -> bool:
+        """Update one average; False if nothing was selected."""
         smallest = self.collectives.min(scores)
         if smallest is None:
-            return
+            return False
         threshold, n_samples, begun = (getattr(self, prefix + name) for name in _THRESHOLD_BUFFERS)
         rate = max(self.cfg.topk_threshold_lr, 1 / (1 + n_samples.item() / _THRESHOLD_LOOKBACK))
         if self.cfg.threshold_rule == "authors" and step > AUTHORS_THRESHOLD_START:
@@ -211,6 +223,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
             begun.fill_(True)
         setattr(self, f"{prefix}topk_threshold", (1 - rate) * threshold + rate * smallest.to(threshold.dtype))
         n_samples += 1
+        return True
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
@@ -236,7 +249,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
                 stacklevel=2,
             )
         TrainingCrosscoder.process_state_dict_for_saving_inference(self, state_dict)
-        state_dict["threshold"] = torch.full_like(self.b_enc, threshold)
+        state_dict["threshold"] = torch.full_like(self.b_enc, threshold, dtype=threshold_dtype(self.dtype))
         if (partition := self.partition) is not None:
             exclusive, n_samples, _ = (state_dict.pop(_EXCLUSIVE + name).item() for name in _THRESHOLD_BUFFERS)
             if n_samples == 0:

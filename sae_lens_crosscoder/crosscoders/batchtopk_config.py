@@ -1,5 +1,6 @@
 """Config of the BatchTopK crosscoder."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.partition import PartitionFields
 from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase
+from sae_lens_crosscoder.storage.field_types import validate_minimums
 
 
 @dataclass
@@ -47,6 +49,7 @@ class BatchTopKCrosscoderTrainingConfig(PartitionFields, CrosscoderTrainingConfi
         super().__post_init__()
         if not 0 < self.k <= self.d_sae:
             raise ValueError(f"k={self.k} must be above 0 and at most d_sae={self.d_sae}, the number of latents.")
+        validate_minimums(self, k_anneal_steps=0)
         if (self.k_max is None) != (self.k_anneal_steps == 0):
             raise ValueError(
                 f"k_max={self.k_max} and k_anneal_steps={self.k_anneal_steps} belong together: set both or neither."
@@ -71,6 +74,20 @@ class BatchTopKCrosscoderTrainingConfig(PartitionFields, CrosscoderTrainingConfi
             raise ValueError("rescale_acts_by_decoder_norm=False is not available: use score='none'.")
         if self.use_sparse_activations:
             raise ValueError("use_sparse_activations=True is SAELens's option for its own decoder; leave it False.")
+
+    @override
+    def validate_run(self, n_steps: int, batch_size: int) -> None:
+        if int(self.k * batch_size) < 1:
+            raise ValueError(
+                f"k={self.k} selects nothing from a batch of {batch_size} tokens: k times the batch size must be at "
+                "least 1."
+            )
+        if self.k_anneal_steps > n_steps:
+            warnings.warn(
+                f"k_anneal_steps={self.k_anneal_steps} exceeds the {n_steps} steps of this run: k={self.k} will not be "
+                "reached. Shorten it, train on more tokens, or resume this run as a longer one.",
+                stacklevel=2,
+            )
 
     def budgets(self, k: float | int, n_tokens: int) -> tuple[int, int]:
         """Scores to select among exclusive and among shared latents, where `k` is that of the step.

@@ -14,6 +14,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.crosscoders.partition import Partition
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.storage.field_types import validate_config
 from sae_lens_crosscoder.storage.names import printable_names
 
 HOST_NORMALISERS = ("none", "expected_average_only_in")
@@ -48,6 +49,7 @@ class CrosscoderConfigBase(SAEConfig, ABC):
 
     @override
     def __post_init__(self) -> None:
+        validate_config(self)
         # JSON knows no tuples, and SAELens's loaders hand us what JSON gave them.
         self.d_models = resolve_widths(self.d_model, self.d_models, self.d_in)
         self.d_in = self.layout.d_in

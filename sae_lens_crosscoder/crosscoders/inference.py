@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
@@ -138,8 +139,31 @@ class ReLUCrosscoder(InferenceCrosscoder, StandardSAE):
     """`f_j = ReLU(sum_m <e_j^m, h^m> + b_j)`."""
 
 
+def threshold_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision of the thresholds: at least float32, because rounding one of them changes which latents are on.
+
+    >>> threshold_dtype(torch.bfloat16), threshold_dtype(torch.float64)
+    (torch.float32, torch.float64)
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
 class JumpReLUCrosscoder(InferenceCrosscoder, JumpReLUSAE):
     """As `ReLUCrosscoder`, with every score that is not above `threshold` set to 0."""
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.threshold = nn.Parameter(self.threshold.data.to(threshold_dtype(self.dtype)))
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "JumpReLUCrosscoder":
+        """Move or convert the weights as torch does, but never round the thresholds below float32."""
+        exact = self.threshold.data
+        moved = super()._apply(fn, recurse)
+        now = self.threshold
+        self.threshold = nn.Parameter(exact.to(now.device, threshold_dtype(now.dtype)), requires_grad=now.requires_grad)
+        return moved
 
     @property
     @override

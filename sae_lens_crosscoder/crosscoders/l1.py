@@ -1,5 +1,6 @@
 """The L1 crosscoder: the paper's baseline, whose chat-only latents may be artifacts."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from sae_lens_crosscoder.crosscoders.inference import ReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode, SparseCode
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import pairs_above, screening_precision
 from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
+from sae_lens_crosscoder.storage.field_types import validate_minimums
 
 # Share of active pairs below which sums over them beat matrix products.
 _SPARSE_BELOW = 0.03
@@ -41,6 +43,16 @@ class L1CrosscoderTrainingConfig(CrosscoderTrainingConfigBase, StandardTrainingS
             raise ValueError(f"lp_norm={self.lp_norm}: the crosscoder's penalty is an L1 norm; leave lp_norm at 1.")
         if self.l1_coefficient < 0:
             raise ValueError(f"l1_coefficient={self.l1_coefficient} must not be negative; the paper uses 4.1e-2.")
+        validate_minimums(self, l1_warm_up_steps=0)
+
+    @override
+    def validate_run(self, n_steps: int, batch_size: int) -> None:
+        if self.l1_warm_up_steps > n_steps:
+            warnings.warn(
+                f"l1_warm_up_steps={self.l1_warm_up_steps} exceeds the {n_steps} steps of this run: l1_coefficient "
+                "will not be reached. Shorten it, train on more tokens, or resume this run as a longer one.",
+                stacklevel=2,
+            )
 
     @classmethod
     @override

@@ -27,6 +27,7 @@ from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 from sae_lens_crosscoder.stacking import StackedLayout
 
 ReconstructionLoss = Literal["l2_norm", "mse"]
+TRAINING_DTYPES = ("float32", "bfloat16", "float64")
 
 
 @dataclass(kw_only=True)
@@ -54,6 +55,11 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dtype.removeprefix("torch.") not in TRAINING_DTYPES:
+            raise ValueError(
+                f"dtype={self.dtype!r} cannot be trained: Adam's second moments need the range of one of "
+                f"{TRAINING_DTYPES}. Use 'bfloat16' to save memory."
+            )
         for name, options in (
             ("initialisation", get_args(Initialisation)),
             ("decoder_bias_init", ("geometric_median", "zeros")),
@@ -68,6 +74,9 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
             raise ValueError(f"decoder_init_norm={self.decoder_init_norm} must be a positive number.")
         if self.gradient_clip_norm is not None and self.gradient_clip_norm <= 0:
             raise ValueError(f"gradient_clip_norm={self.gradient_clip_norm} must be positive, or None.")
+
+    def validate_run(self, n_steps: int, batch_size: int) -> None:
+        """Raise a ValueError, or warn, about settings that do not fit `n_steps` steps of `batch_size` tokens."""
 
     # SAELens copies every field of the inference config from here.
 

@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args
 
 from datasets import IterableDataset, interleave_datasets
 
+from sae_lens_crosscoder.storage.field_types import validate_config
+
 SourceKind = Literal["text", "conversations", "tokens", "answers"]
 MixRule = Literal["alternate", "probability"]
 DEFAULT_COLUMNS: dict[str, str] = {"text": "text", "tokens": "input_ids"}
@@ -51,6 +53,7 @@ class MixSource:
     """Of `answers`: 0 for the most likely tokens (greedy); otherwise sampled, with the run's seed."""
 
     def __post_init__(self) -> None:
+        validate_config(self)
         self.name = self.name or self.path or ("prompts" if self.prompts else "")
         if not self.path and not self.prompts:
             raise ValueError("A source of the mix has no path. Name a dataset, a folder or a file.")
@@ -82,6 +85,7 @@ class DataMix:
     with the weights as probabilities, from the run's seed."""
 
     def __post_init__(self) -> None:
+        validate_config(self)
         if self.rule not in get_args(MixRule):
             raise ValueError(f"rule={self.rule!r} of the mix is not one of {get_args(MixRule)}.")
         if not self.sources:

@@ -10,7 +10,7 @@ from sae_lens.util import str_to_dtype
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.config import validate_known_keys, validate_metadata
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, threshold_dtype
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME, FolderChecksums
 from sae_lens_crosscoder.storage.field_types import naming_file, validate_field_types
 from sae_lens_crosscoder.storage.json_files import load_json
@@ -49,7 +49,8 @@ def load_own(
     remedy = f"Download it again, or delete {CHECKSUMS_FILENAME} if you changed the weights on purpose."
     checksums.validate(SAE_WEIGHTS_FILENAME, remedy)
     checksums.warn_if_edited(SAE_CFG_FILENAME)
-    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    dtypes = {"threshold": threshold_dtype(dtype)}
+    state = {name: tensor.to(dtypes.get(name, dtype)) for name, tensor in state.items()}
     # SAELens converts to the precision of the overrides in the end.
     return {**cfg, "device": device, **(cfg_overrides or {})}, state
 

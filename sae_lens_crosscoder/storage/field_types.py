@@ -1,10 +1,13 @@
-"""Checks the values in JSON files against the types of the dataclass fields that they fill."""
+"""Checks the values of configs, and those in JSON files, against the types of the dataclass fields that they fill."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 _MAX_INT = 2**63
 
@@ -36,11 +39,41 @@ def validate_field_types(cls: type, values: Mapping[str, Any]) -> None:
             expected = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
             if get_args(hints[field.name]):
                 expected = str(hints[field.name]).replace("typing.", "")
-            raise ValueError(f"invalid value: `{field.name}={values[field.name]!r:.80}` (expected {expected})")
+            finite = ", finite" if "float" in expected else ""
+            raise ValueError(f"invalid value: `{field.name}={values[field.name]!r:.80}` (expected {expected}{finite})")
+
+
+def validate_config(config: Any) -> None:
+    """Raise a ValueError naming the first field of a config whose value has a wrong type, or is not finite.
+
+    Numbers of numpy, which JSON cannot hold, become Python's. Options (Literals) are left to the config, whose message
+    says what they mean.
+    """
+    hints = get_type_hints(type(config))
+    checked = [field.name for field in dataclasses.fields(config) if not _is_option(hints[field.name])]
+    values = {name: getattr(config, name) for name in checked}
+    for name, value in values.items():
+        if isinstance(value, np.generic):
+            values[name] = value.item()
+            object.__setattr__(config, name, values[name])  # also on a frozen one
+    validate_field_types(type(config), values)
+
+
+def _is_option(hint: Any) -> bool:
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return all(part is type(None) or get_origin(part) is Literal for part in parts)
+
+
+def validate_minimums(config: object, **minimums: int) -> None:
+    """Raise a ValueError naming the first field that is below its smallest value; None passes."""
+    for name, minimum in minimums.items():
+        value = getattr(config, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name}={value} must be at least {minimum}.")
 
 
 def matches_type(value: Any, hint: Any) -> bool:
-    """True if a JSON value can fill a field of this type; a list fills a tuple.
+    """True if a JSON value can fill a field of this type; a list fills a tuple, and numbers are finite.
 
     >>> matches_type([1, 2], tuple[int, ...]), matches_type(True, int), matches_type(None, str | None)
     (True, False, True)
@@ -57,7 +90,7 @@ def matches_type(value: Any, hint: Any) -> bool:
     if hint is int:
         return type(value) is int and abs(value) < _MAX_INT
     if hint is float:
-        return type(value) is float or (type(value) is int and abs(value) < _MAX_INT)
+        return (type(value) is float and math.isfinite(value)) or matches_type(value, int)
     if hint is type(None):
         return value is None
     if hint in (bool, str, list, tuple, dict):

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.storage.field_types import validate_config
 
 ConceptKind = Literal["shared", "chat_only", "base_only", "weak", "weakened", "decoupled", "rotated"]
 
@@ -49,6 +50,7 @@ class Concept:
     """Cosine between this concept's direction and that of the concept `near`."""
 
     def __post_init__(self) -> None:
+        validate_config(self)
         if self.kind not in get_args(ConceptKind):
             raise ValueError(f"kind={self.kind!r} is invalid: choose one of {get_args(ConceptKind)}.")
         for name in ("firing_probability", "rho", "q", "share_of_lead", "cosine"):

@@ -24,8 +24,8 @@ class CrosscoderTrainer(StepTrainer):
     """Trains one crosscoder with `fit`; `train_together` trains several on one stream.
 
     `history` is a pandas table with a row every `cfg.log_frequency` steps: losses, `fve_base`, `fve_chat`,
-    `fve_pooled` and `fve_difference` (of chat - base), all of that batch, `l0`, `n_dead`, the threshold if the
-    architecture has one, the learning rate.
+    `fve_pooled` and `fve_difference` (of chat - base), all of that batch, `l0`, `n_dead` (after the step), the
+    threshold if the architecture has one, the learning rate of the step.
 
     Args:
         cfg: length, learning rate, logging.

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from sae_lens import SAE
 from sae_lens.config import HfDataset
-from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import Evaluator
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.storage.checksums import FolderChecksums
+from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME, FolderChecksums
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, load_training_crosscoder
 from sae_lens_crosscoder.training.data.pair_check import inspect_run
@@ -35,9 +35,13 @@ from sae_lens_crosscoder.training.interruption import interruptible
 from sae_lens_crosscoder.training.loop import CrosscoderTrainer, train_together
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
-from sae_lens_crosscoder.training.validation import validate_writable
+from sae_lens_crosscoder.training.validation import validate_no_folder_at, validate_writable
 
 METRICS_FILENAME = "metrics.jsonl"
+_WRITTEN_FILES = (
+    *(SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, RUNNER_CFG_FILENAME),
+    *(METRICS_FILENAME, CHECKSUMS_FILENAME, "latents.parquet"),
+)
 
 
 class CrosscoderTrainingRunner(RunData):
@@ -65,6 +69,9 @@ class CrosscoderTrainingRunner(RunData):
         cfg.checkpoint_path = collectives.broadcast(cfg.checkpoint_path)  # to which each appended another random id
         for folder in (cfg.output_path, cfg.checkpoint_path):
             validate_writable(folder)
+        if cfg.output_path is not None:
+            for name in cfg.crosscoder_configs:
+                validate_no_folder_at(*(Path(cfg.output_path, name, file) for file in _WRITTEN_FILES))
         if cfg.resume_from_checkpoint is not None:
             _resume_from(cfg.resume_from_checkpoint, cfg)
         _seed_everything(cfg.seed)
@@ -101,6 +108,8 @@ class CrosscoderTrainingRunner(RunData):
                 crosscoders = {name: self._save(name) for name in self.trainers if is_lead}
         except (OSError, SafetensorError, StoppedElsewhereError) as error:
             checkpoints.save_because_of(error)
+            if cfg.checkpoint_path is None and is_lead:
+                self._save_elsewhere(error)
             raise
         if not is_lead:
             return None
@@ -180,6 +189,17 @@ class CrosscoderTrainingRunner(RunData):
     def _write_config(self, checkpoint_path: Path | None) -> None:
         assert checkpoint_path is not None  # SAELens has no checkpoint without a path, and we call it for no other
         (checkpoint_path / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict(), indent=1))
+
+    def _save_elsewhere(self, error: BaseException) -> None:
+        """Save the training crosscoders in a temporary folder, and add its name to the error's notes."""
+        folder = tempfile.mkdtemp(prefix="crosscoders-")
+        try:
+            for name, crosscoder in self.training_crosscoders.items():
+                crosscoder.save_model(Path(folder, name))
+        except (OSError, SafetensorError) as unsaved:
+            error.add_note(f"The crosscoders could not be saved in {folder} either: {unsaved}")
+            return
+        error.add_note(f"The trained crosscoders are saved in training form in {folder}: move them from there.")
 
     def _save(self, name: str) -> InferenceCrosscoder:
         crosscoder = self.training_crosscoders[name]

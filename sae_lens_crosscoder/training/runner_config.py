@@ -1,11 +1,9 @@
 """A SAELens runner config for a pair of models."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 import simple_parsing
@@ -15,46 +13,22 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO
 from sae_lens_crosscoder.crosscoders.config import validate_known_keys
-from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.data.packing import PackingRule
-from sae_lens_crosscoder.storage.field_types import float_or_none, validate_field_types
+from sae_lens_crosscoder.storage.field_types import (
+    float_or_none,
+    validate_config,
+    validate_field_types,
+    validate_minimums,
+)
 from sae_lens_crosscoder.storage.names import validate_folder_name
 from sae_lens_crosscoder.storage.secrets import validate_no_secrets
+from sae_lens_crosscoder.training.data.mix_settings import mix_from
 from sae_lens_crosscoder.training.devices import same_device
 from sae_lens_crosscoder.training.nested_configs import crosscoder_config, logging_config
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig, default_dead_feature_window
+from sae_lens_crosscoder.training.validation import validate_dtype
 
 _BATCHES_IN_BUFFER = 16
-
-
-def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
-    """Return a mix given as itself, as a dictionary of its fields, as JSON text, or as the name of a JSON file.
-
-    >>> mix_from('{"sources": [{"path": "web.jsonl"}, {"path": "chats.jsonl", "kind": "conversations"}]}').rule
-    'alternate'
-    """
-    if given is None or isinstance(given, DataMix):
-        return given
-    if isinstance(given, str):
-        try:
-            given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"The mix is not valid JSON ({error}): give its fields as JSON, or the name of a JSON file."
-            ) from error
-    sources: list[Any] = [None]
-    if isinstance(given, Mapping) and isinstance(given.get("sources"), list):
-        sources = given["sources"]
-    if not isinstance(given, Mapping) or not all(isinstance(source, Mapping) for source in sources):
-        raise ValueError(f"invalid mix {given!r:.200}: expected an object with a list of `sources`, each an object.")
-    validate_known_keys(given, DataMix)
-    validate_field_types(DataMix, given)
-    for source in sources:
-        validate_known_keys(source, MixSource)
-        validate_field_types(MixSource, source)
-    settings: list[dict[str, Any]] = [{"path": "", **source} for source in sources]
-    fields: dict[str, Any] = {**given, "sources": [MixSource(**each) for each in settings]}
-    return DataMix(**fields)
 
 
 @dataclass
@@ -131,6 +105,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
 
     @override
     def __post_init__(self) -> None:
+        validate_config(self)
         if (self.sae is None) == (self.saes is None):
             raise ValueError("Pass exactly one of `sae` (one crosscoder) and `saes` (several by name).")
         if self.saes is not None:
@@ -165,9 +140,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             )
 
     def _validate_settings(self) -> None:
-        for name in ("training_tokens", "train_batch_size_tokens", "context_size", "store_batch_size_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        validate_minimums(self, training_tokens=1, train_batch_size_tokens=1, context_size=1)
+        validate_minimums(self, store_batch_size_prompts=1, n_eval_batches=1, eval_batch_size_prompts=1)
+        validate_dtype("dtype", self.dtype)
+        validate_dtype("model_dtype", self.model_dtype)
         if self.dataset_trust_remote_code:
             raise ValueError("dataset_trust_remote_code=True would run a dataset's own code; it is not supported.")
         if self.compile_llm or self.compile_sae:
@@ -199,7 +175,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                     f"latent_shards={self.latent_shards} must divide d_sae={cfg.d_sae} of crosscoder {name!r}: all "
                     "processes hold equally many latents."
                 )
-        self.to_sae_trainer_config()  # checks the schedule and max_norm_ratio
+        trainer_cfg = self.to_sae_trainer_config()  # checks the schedule and max_norm_ratio
+        configs: list[Any] = list(self.crosscoder_configs.values())  # all crosscoders', as checked above
+        for cfg in configs:
+            cfg.validate_run(trainer_cfg.total_training_steps, self.train_batch_size_tokens)
 
     def share_of_stream(self, n_processes: int) -> "CrosscoderRunnerConfig":
         """Return one process's share of the run: an n-th of every batch and of the buffer."""

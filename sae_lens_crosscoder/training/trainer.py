@@ -45,7 +45,7 @@ class StepTrainer(SAETrainer[Any, Any]):
 
     `history` is a pandas table with a row every `cfg.log_frequency` steps: losses, `fve_base`, `fve_chat`,
     `fve_pooled` and `fve_difference` (of chat - base), all of that batch, `l0`, `n_dead`, the threshold where there is
-    one, the learning rate.
+    one, the learning rate of the step. `n_dead` counts after the step.
     """
 
     cfg: CrosscoderTrainerConfig
@@ -66,8 +66,10 @@ class StepTrainer(SAETrainer[Any, Any]):
                 "slc.BatchTopKTrainingCrosscoder(slc.BatchTopKCrosscoderTrainingConfig(...)); an inference crosscoder "
                 "cannot be trained on."
             )
+        crosscoder.cfg.validate_run(cfg.total_training_steps, cfg.train_batch_size_samples)
         super().__init__(cfg, crosscoder, activations, evaluator, save_checkpoint_fn)
         self.collectives = crosscoder.collectives
+        self._lr_of_step = cfg.lr
         self._use_fused_adam()
         self.name = name
         # As they are now: what training finds out, such as activation scales, enters the crosscoder's config.
@@ -123,6 +125,7 @@ class StepTrainer(SAETrainer[Any, Any]):
         with self.collectives.fail_together():
             self._validate_finite_step(output, gradient_norm)
         self._count_firing(output.feature_acts)  # nothing can fail any more
+        self._lr_of_step = self.optimizer.param_groups[0]["lr"]
         self._clip_gradients(gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -238,7 +241,7 @@ class StepTrainer(SAETrainer[Any, Any]):
             **{f"fve_{name}": value for name, value in fve.all_figures().items()},
             "l0": n_firings.item() / (collectives.n_data * len(output.feature_acts)),
             "n_dead": float(collectives.sum(self.dead_neurons.sum(), "latents")),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._lr_of_step,
         }
         for name, value in output.metrics.items():
             assert not callable(value)  # ours are numbers

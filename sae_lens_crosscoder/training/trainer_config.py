@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from sae_lens.config import SAETrainerConfig
 
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, validate_max_norm_ratio
+from sae_lens_crosscoder.storage.field_types import validate_config, validate_minimums
 
+# SAELens's schedules.
+LR_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 DEAD_AFTER_TOKENS = 10_000_000
 
 
@@ -41,6 +44,8 @@ class CrosscoderTrainerConfig(SAETrainerConfig):
     """A file such as `run/metrics.jsonl` that metrics are appended to; None to keep them in memory only."""
 
     def __post_init__(self) -> None:
+        validate_config(self)
+        self._validate_numbers()
         validate_max_norm_ratio(self.max_norm_ratio)
         if self.dead_feature_window == 0:
             self.dead_feature_window = default_dead_feature_window(self.train_batch_size_samples)
@@ -57,7 +62,23 @@ class CrosscoderTrainerConfig(SAETrainerConfig):
                 f"lr_warm_up_steps={self.lr_warm_up_steps} plus lr_decay_steps={self.lr_decay_steps} exceed the "
                 f"{self.total_training_steps} steps of this run: shorten them or train on more tokens."
             )
-        if self.n_checkpoints_kept is not None and self.n_checkpoints_kept < 1:
-            raise ValueError(f"n_checkpoints_kept={self.n_checkpoints_kept} must be at least 1, or None to keep all.")
-        if self.log_frequency < 1:
-            raise ValueError(f"log_frequency={self.log_frequency} must be at least 1 step.")
+        n_between = self.total_training_steps - n_scheduled
+        if self.lr_scheduler_name.lower() != "constant" and n_between < self.n_restart_cycles:
+            raise ValueError(
+                f"lr_scheduler_name={self.lr_scheduler_name!r} has {n_between} steps between warm-up and decay for "
+                f"{self.n_restart_cycles} cycles: shorten lr_warm_up_steps or lr_decay_steps."
+            )
+
+    def _validate_numbers(self) -> None:
+        validate_minimums(self, train_batch_size_samples=1, log_frequency=1, n_checkpoints_kept=1, n_checkpoints=0)
+        validate_minimums(self, lr_warm_up_steps=0, lr_decay_steps=0, n_restart_cycles=1, n_batches_for_norm_estimate=1)
+        validate_minimums(self, dead_feature_window=0, feature_sampling_window=1, lr_end=0)
+        validate_config(self.logger)
+        validate_minimums(self.logger, wandb_log_frequency=1, eval_every_n_wandb_logs=1)
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr} must be positive.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        if self.lr_scheduler_name.lower() not in LR_SCHEDULERS:
+            raise ValueError(f"lr_scheduler_name={self.lr_scheduler_name!r} is not one of {LR_SCHEDULERS}.")

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from sae_lens.constants import DTYPE_MAP
 
 
 def validate_writable(folder: str | None) -> None:
@@ -19,6 +20,19 @@ def validate_writable(folder: str | None) -> None:
         raise ValueError(
             f"Cannot write to {folder!r}: {nearest} is not a writable folder ({error.strerror})."
         ) from error
+
+
+def validate_no_folder_at(*files: Path) -> None:
+    """Raise a ValueError if a folder has the name of a file that will be written."""
+    for file in files:
+        if file.is_dir():
+            raise ValueError(f"Cannot write {str(file)!r}: it is a folder. Remove it, or give another output_path.")
+
+
+def validate_dtype(name: str, dtype: str) -> None:
+    """Raise a ValueError if a field is not the name of a floating-point precision."""
+    if dtype not in DTYPE_MAP:
+        raise ValueError(f"{name}={dtype!r} is not one of {tuple(DTYPE_MAP)[:4]}.")
 
 
 def validate_device(device: str | None) -> None:

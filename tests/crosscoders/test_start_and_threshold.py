@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.crosscoders.batchtopk import NothingSelectedError
 from sae_lens_crosscoder.crosscoders.initialisation import geometric_median
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step
 
@@ -139,13 +140,14 @@ def test_a_short_run_under_the_authors_rule_is_saved_with_a_warning(tmp_path):
         crosscoder.save_inference_model(tmp_path)
 
 
-def test_a_batch_with_nothing_selected_leaves_the_threshold_alone():
+def test_a_batch_with_nothing_selected_is_refused_and_leaves_the_threshold_alone():
     crosscoder = batchtopk_crosscoder()
     crosscoder.training_forward_pass(step(stacked_batch()))
     before = crosscoder.topk_threshold.clone()
     with torch.no_grad():
         crosscoder.b_enc.fill_(-1e6)
-    crosscoder.training_forward_pass(step(stacked_batch()))
+    with pytest.raises(NothingSelectedError, match="Step 0 selected no latent"):
+        crosscoder.training_forward_pass(step(stacked_batch()))
     assert torch.equal(crosscoder.topk_threshold, before)
 
 

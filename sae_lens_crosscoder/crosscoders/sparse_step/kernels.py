@@ -63,11 +63,13 @@ def gather_dot(
 
         return triton_kernels.gather_dot(rows, table, row, column)
     _announce_sparse_csr()
+    dtype = torch.promote_types(table.dtype, torch.float32)  # torch has no such product in half precision on a CPU
+    rows, table_wide = rows.to(dtype), table.to(dtype)
     starts = run_starts(row, len(rows) + 1)
     pattern = torch.sparse_csr_tensor(
         starts, column, rows.new_zeros(len(row)), size=(len(rows), len(table)), check_invariants=False
     )
-    return torch.sparse.sampled_addmm(pattern, rows, table.T, beta=0.0).values()
+    return torch.sparse.sampled_addmm(pattern, rows, table_wide.T, beta=0.0).values().to(table.dtype)
 
 
 @cache

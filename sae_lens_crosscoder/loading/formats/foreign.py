@@ -15,6 +15,7 @@ from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_s
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig, ReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
 from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.storage.field_types import validate_config
 from sae_lens_crosscoder.storage.names import printable_names
 
 ForeignFormat = Literal["dictionary_learning", "kissane", "crosscode"]
@@ -41,6 +42,7 @@ class ForeignOptions:
     """Load a BatchTopK crosscoder without an estimated threshold as a ReLU crosscoder."""
 
     def __post_init__(self) -> None:
+        validate_config(self)
         if self.format is not None and self.format not in get_args(ForeignFormat):
             raise ValueError(f"format={self.format!r} is not one of {get_args(ForeignFormat)}.")
         if self.theta is not None and not 0 <= self.theta < float("inf"):

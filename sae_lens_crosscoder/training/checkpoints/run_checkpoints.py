@@ -2,14 +2,18 @@
 
 import logging
 import random
-from collections.abc import Mapping
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from sae_lens import TrainingSAE, TrainingSAEConfig
 from sae_lens.constants import SAE_CFG_FILENAME
+from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.training_batches import TrainingBatches
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
@@ -103,9 +107,17 @@ class RunCheckpoints:
         if n_processes == self._collectives.n_processes:
             state = _read_state(folder, self._collectives.rank)
         for name, trainer in self._trainers.items():
-            load_trainer(trainer, folder / name)
+            with _naming_unreadable(folder / name):
+                load_trainer(trainer, folder / name)
             trainer.sae.load_carried_state(state["crosscoders"][name]["carried"])
             trainer.metrics_log.start_from(state["crosscoders"][name]["metrics"])
+        if self._collectives.is_lead:
+            lead = next(iter(self._trainers.values()))
+            tqdm.write(
+                f"Resuming from {folder}: {self.n_tokens} of {self._cfg.total_training_samples} tokens are trained "
+                f"(step {lead.n_training_steps} of {self._cfg.total_training_steps}).",
+                file=sys.stderr,
+            )
         if n_processes == self._collectives.n_processes:
             self._batches.load_state_dict(state["batches"])
         else:
@@ -127,8 +139,21 @@ class RunCheckpoints:
 
 def _read_state(folder: Path, rank: int) -> dict[str, Any]:
     path = folder / RUN_STATE_FILENAME.format(rank=rank)
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    with _naming_unreadable(path):
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+@contextmanager
+def _naming_unreadable(path: Path) -> Generator[None]:
+    """Turn torch's error about a file with other objects than tensors, and its unsafe advice, into ours."""
+    try:
+        yield
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} contains Python objects that a checkpoint of this package does not have, and loading them could "
+            "run code. Resume from a checkpoint that you made."
+        ) from error
 
 
 def find_checkpoint(requested: str, runs: list[Path] | None, settings: Mapping[str, Any]) -> Path:
