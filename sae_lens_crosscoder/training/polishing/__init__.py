@@ -1,0 +1,1 @@
+"""Polish: improve a trained dictionary by matching pursuit."""
