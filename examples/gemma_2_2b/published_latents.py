@@ -79,7 +79,7 @@ def _on_conversations(
     groups = slc.data.token_groups(chats, pair.tokenizer)
     groups = slc.data.TokenGroups(groups.labels[:, : cfg.context_size], groups.names)
     tokens = pad_sequence([chat.input_ids for chat in chats], batch_first=True)[:, : cfg.context_size]
-    data = slc.EvalData(pair=pair, tokens=tokens, groups=groups, batch_size=cfg.batch_size)
+    data = slc.EvalData(pair=pair, tokens=tokens, groups=groups, batch_size=cfg.batch_size, max_norm_ratio=None)
     statistics = slc.analysis.latent_statistics(crosscoder, data).table
     # One group of everything but padding: the paper's nu are over all tokens.
     everything = slc.data.TokenGroups(groups.labels.clamp(max=0), ("tokens",))

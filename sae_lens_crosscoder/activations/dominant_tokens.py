@@ -16,6 +16,7 @@ from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 MAX_NORM_RATIO = 10.0
 """Norm, relative to the model's median, above which a token is left out."""
+_LARGEST_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,20 @@ class NormLimits:
     def measured(
         cls, layout: StackedLayout, norms: Float[Tensor, "token model"], max_norm_ratio: float
     ) -> "NormLimits":
-        """Limits of `max_norm_ratio` times each model's median norm, over tokens whose activation is not zero."""
-        medians = [column[column > 0].median() if (column > 0).any() else column.new_zeros(()) for column in norms.T]
-        return cls(layout, tuple(max_norm_ratio * float(median) for median in medians))
+        """Limits of `max_norm_ratio` times each model's median norm, over tokens whose activation is not zero.
+
+        Raises:
+            ValueError: if they would leave out more than a quarter of the tokens, which then are no exceptions.
+        """
+        known = [column[(column > 0) & column.isfinite()] for column in norms.unbind(dim=-1)]
+        limits = cls(layout, tuple(max_norm_ratio * float(part.median()) if len(part) else 0.0 for part in known))
+        n_left_out = int((~limits.ordinary_norms(norms)).sum())
+        if n_left_out > _LARGEST_SHARE * len(norms):
+            raise ValueError(
+                f"max_norm_ratio={max_norm_ratio:g} would leave out {n_left_out} of {len(norms)} tokens, so the median "
+                "norm is no measure of these activations. Use None to keep all tokens, or a larger ratio."
+            )
+        return limits
 
     def ordinary(self, stacked: Float[Tensor, "*rows d_in"]) -> Bool[Tensor, "*rows"]:
         """True for the tokens that are used; NaN and infinity are left for `validate_activations` to name."""

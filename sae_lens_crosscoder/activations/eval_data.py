@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, validate_max_norm_ratio
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 from sae_lens_crosscoder.data.token_mask import as_token_mask, validate_padding
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -46,8 +47,12 @@ class EvalData:
     """Tokenizer of the tokens; by default the pair's."""
     batch_size: int = 32
     """Prompts per forward pass."""
+    max_norm_ratio: float | None = MAX_NORM_RATIO
+    """Tokens whose norm exceeds this many times the median norm of any model are left out. The median is that of the
+    crosscoder's training; if the crosscoder does not know it, of the first 2048 tokens. None keeps all tokens."""
 
     def __post_init__(self) -> None:
+        validate_max_norm_ratio(self.max_norm_ratio)
         if self.activations is None:
             if self.pair is None or self.tokens is None:
                 raise ValueError("Pass either pair and tokens, or activations.")

@@ -50,6 +50,17 @@ class VarianceExplained(Accumulator):
         self._sums += sums.cpu()
         self.n_tokens += len(activations)
 
+    def joined(self, other: "VarianceExplained") -> "VarianceExplained":
+        """Sums over the tokens of both."""
+        joined = VarianceExplained(self.layout)
+        first, second = (self, other) if self.n_tokens else (other, self)
+        joined.n_tokens, joined._origin = first.n_tokens + second.n_tokens, first._origin
+        shift, n = (second._origin - first._origin).repeat_interleave(2, dim=0), second.n_tokens  # of x, x^2, r, r^2
+        moved = second._sums + n * shift
+        moved[1::2] = second._sums[1::2] + 2 * shift[1::2] * second._sums[0::2] + n * shift[1::2].square()
+        joined._sums = first._sums + moved
+        return joined
+
     def per_model(self) -> dict[str, float]:
         """FVE of each model, by the layout's names; nan for a model whose activations do not vary."""
         total, unexplained = (self.layout.split(part[: self.layout.d_in]) for part in self._variances())

@@ -1,14 +1,15 @@
 """Batches of activations from EvalData for one crosscoder, and their encodings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.dominant_tokens import DominantTokens, NormLimits, token_norms
 from sae_lens_crosscoder.activations.eval_data import Activations, Batches, EvalData
 from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
@@ -30,13 +31,25 @@ class HarvestedActivations:
         self._pair, self._tokens, self._hook_name, self._batch_size = pair, tokens, hook_name, batch_size
         self._token_mask = as_token_mask(tokens, token_mask)
         self.n_tokens = int(self._token_mask.sum())
+        self._begun: Iterator[Tensor] | None = None
+        """The stream, if its start was read to measure limits."""
 
     def fingerprint(self) -> str:
         """Digest of the tokens, the mask and the batch size."""
         return fingerprint([self._tokens, self._token_mask, torch.tensor(self._batch_size)])
 
+    def first(self, n_tokens: int) -> list[Float[Tensor, "_ d_in"]]:
+        """The first `n_tokens` tokens; the models do not run again for them."""
+        stream = iter(self.after(0))
+        read, first = _read_first(stream, n_tokens)
+        self._begun = chain(read, stream)
+        return first
+
     def after(self, n_batches: int) -> Batches:
         """All batches but the first `n_batches`, for which the models do not run."""
+        begun, self._begun = self._begun, None
+        if begun is not None and n_batches == 0:
+            return begun
         rows = slice(n_batches * self._batch_size, None)
         tokens, token_mask = self._tokens[rows], self._token_mask[rows]
         if n_batches > 0 and len(tokens) == 0:
@@ -55,6 +68,12 @@ class GivenActivations:
         self.n_tokens = len(activations) if isinstance(activations, Tensor | ActivationCache) else None
         self._batches = iter(activations.split(batch_size) if isinstance(activations, Tensor) else activations)
 
+    def first(self, n_tokens: int) -> list[Float[Tensor, "_ d_in"]]:
+        """The first `n_tokens` tokens; they are not used up."""
+        read, first = _read_first(self._batches, n_tokens)
+        self._batches = chain(read, self._batches)
+        return first
+
     def fingerprint(self) -> str:
         """Number of tokens and digest of the first batch: the rest is not read for it."""
         first = list(islice(self._batches, 1))
@@ -72,7 +91,95 @@ class GivenActivations:
         return self._batches
 
 
-DataSource = HarvestedActivations | GivenActivations
+def _read_first(batches: Iterator[Tensor], n_tokens: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Batches with at least `n_tokens` tokens, and these tokens, however they are cut into batches."""
+    read: list[Tensor] = []
+    first: list[Tensor] = []
+    while n_tokens > 0 and (batch := next(batches, None)) is not None:
+        read.append(batch)
+        first.append(batch[:n_tokens])
+        n_tokens -= len(first[-1])
+    return read, first
+
+
+RawSource = HarvestedActivations | GivenActivations
+
+
+class TokenBatch(NamedTuple):
+    """A batch of activations, and True for the tokens that are used: those that do not dominate."""
+
+    activations: Float[Tensor, "_ d_in"]
+    ordinary: Bool[Tensor, " _"]
+
+    @property
+    def used(self) -> Float[Tensor, "_ d_in"]:
+        """The ordinary tokens."""
+        return self.activations if bool(self.ordinary.all()) else self.activations[self.ordinary]
+
+    @property
+    def left_out(self) -> Float[Tensor, "_ d_in"]:
+        """The tokens that dominate."""
+        return self.activations[~self.ordinary]
+
+
+class DataSource:
+    """Activations of evaluation data, in which the tokens that dominate are told apart.
+
+    A resumable accumulator: its state is the limits, and the counts of the tokens read so far (`dominant`).
+    """
+
+    def __init__(self, raw: RawSource, crosscoder: InferenceCrosscoder, max_norm_ratio: float | None) -> None:
+        self._raw, self._layout = raw, crosscoder.layout
+        self.n_tokens = raw.n_tokens
+        """Number of tokens, those that dominate included; None if unknown."""
+        self.max_norm_ratio = max_norm_ratio
+        self._limits = crosscoder.norm_limits(max_norm_ratio)
+        self.dominant = DominantTokens(crosscoder.layout)
+
+    @property
+    def limits(self) -> NormLimits:
+        """Those of the crosscoder's training, for the ratio of the data.
+
+        If the crosscoder knows none, they are measured on the first 2048 tokens.
+        """
+        if self._limits is None:
+            assert self.max_norm_ratio is not None  # or the crosscoder would have limits that keep all tokens
+            first = [token_norms(part, self._layout) for part in self._raw.first(BATCH_TOKENS)]
+            norms = torch.cat(first) if first else torch.zeros(0, self._layout.n_models)
+            self._limits = NormLimits.measured(self._layout, norms, self.max_norm_ratio)
+        return self._limits
+
+    def fingerprint(self) -> str:
+        """Digest of the data, the ratio and the limits that training measured."""
+        return f"{self._raw.fingerprint()} {self.max_norm_ratio} {self._limits}"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The limits and the counts."""
+        max_norms = torch.tensor(self.limits.max_norms or (), dtype=torch.float64)
+        return {**self.dominant.state_dict(), "max_norms": max_norms}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue with the limits and counts of a state; the models do not run to measure them again."""
+        self._limits = NormLimits(self._layout, tuple(state["max_norms"].tolist()) or None)
+        self.dominant.load_state_dict(state)
+
+    def batches(self, n_skipped: int = 0) -> Iterator[TokenBatch]:
+        """All batches but the first `n_skipped`, for which the models do not run."""
+        limits = self.limits  # before the stream is read from
+        for batch in self._raw.after(n_skipped):
+            norms = token_norms(batch, self._layout)
+            ordinary = limits.ordinary_norms(norms)
+            self.dominant.add(norms, ordinary)
+            yield TokenBatch(batch, ordinary)
+
+    def manifest(self) -> dict[str, Any]:
+        """Entries for a manifest: the ratio, the limits, and how much was left out."""
+        limits = self.limits.max_norms
+        return {
+            "max_norm_ratio": self.max_norm_ratio,
+            "max_norms": None if limits is None else list(limits),
+            "dominant_tokens": None if limits is None else self.dominant.summary(),
+        }
 
 
 def data_source(crosscoder: InferenceCrosscoder, data: EvalData) -> DataSource:
@@ -81,6 +188,10 @@ def data_source(crosscoder: InferenceCrosscoder, data: EvalData) -> DataSource:
     Raises:
         ValueError: for another pair or hook than the crosscoder was trained on.
     """
+    return DataSource(_raw_source(crosscoder, data), crosscoder, data.max_norm_ratio)
+
+
+def _raw_source(crosscoder: InferenceCrosscoder, data: EvalData) -> RawSource:
     metadata = crosscoder.cfg.metadata
     if data.activations is not None:
         if isinstance(data.activations, ActivationCache):
@@ -95,7 +206,8 @@ def data_source(crosscoder: InferenceCrosscoder, data: EvalData) -> DataSource:
 class PromptSource:
     """Activations of whole prompts, for analyses that need to know the neighbours of each token.
 
-    Iterating gives slices of rows of `tokens`, in order, and the activations of the masked tokens in these rows.
+    Iterating gives, in order, slices of rows of `tokens` with the mask and the activations of their used tokens: those
+    of `token_mask` that do not dominate.
     """
 
     def __init__(self, crosscoder: InferenceCrosscoder, data: EvalData) -> None:
@@ -103,23 +215,31 @@ class PromptSource:
         self.tokens, self.token_mask = data.contexts
         self._batch_size = data.batch_size
 
+    @property
+    def limits(self) -> NormLimits:
+        """Limits that tell the tokens that dominate apart."""
+        return self._source.limits
+
     def __len__(self) -> int:
         """Number of slices."""
         return -(-len(self.tokens) // self._batch_size)
 
-    def __iter__(self) -> Iterator[tuple[slice, Float[Tensor, "_ d_in"]]]:
-        stream = iter(self._source.after(0))
+    def __iter__(self) -> Iterator[tuple[slice, Bool[Tensor, "batch pos"], Float[Tensor, "_ d_in"]]]:
+        stream = self._source.batches()
         rest = next(stream)
         for start in range(0, len(self.tokens), self._batch_size):
             rows = slice(start, start + self._batch_size)
-            n_tokens = int(self.token_mask[rows].sum())
+            used = self.token_mask[rows].clone()
+            n_tokens = int(used.sum())
             parts = [rest]
-            while sum(map(len, parts)) < n_tokens:
+            while sum(len(part.activations) for part in parts) < n_tokens:
                 parts.append(next(stream))
-            parts = [part for part in parts if len(part)] or parts[:1]
-            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-            yield rows, joined[:n_tokens]
-            rest = joined[n_tokens:]
+            parts = [part for part in parts if len(part.activations)] or parts[:1]
+            joined = parts[0] if len(parts) == 1 else TokenBatch(*map(torch.cat, zip(*parts, strict=True)))
+            batch = TokenBatch(joined.activations[:n_tokens], joined.ordinary[:n_tokens])
+            used[used.clone()] = batch.ordinary.to(used.device)
+            yield rows, used, batch.used
+            rest = TokenBatch(joined.activations[n_tokens:], joined.ordinary[n_tokens:])
 
 
 class Encoded(NamedTuple):
@@ -138,7 +258,7 @@ def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_s
         ValueError: for activations that are NaN or infinite; `n_seen` tokens before them were not.
     """
     validate_activations(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {n_seen}")
-    for part in batch.split(BATCH_TOKENS):
+    for part in batch.split(BATCH_TOKENS) if len(batch) else ():
         part = part.to(crosscoder.W_dec)  # which may overflow
         feature_acts = crosscoder.encode_sparse(part)
         yield Encoded(part, feature_acts, crosscoder.decode(feature_acts))

@@ -14,7 +14,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.crosscoders.partition import Partition
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.field_types import validate_config
+from sae_lens_crosscoder.storage.field_types import matches_type, validate_config
 from sae_lens_crosscoder.storage.names import printable_names
 
 HOST_NORMALISERS = ("none", "expected_average_only_in")
@@ -152,3 +152,8 @@ def validate_metadata(metadata: Any) -> None:
             raise ValueError(f"metadata.{name}={metadata[name]!r:.80} must be a string.")
     if not isinstance(metadata.get("training_architecture_details"), dict | None):
         raise ValueError("metadata.training_architecture_details must be an object.")
+    max_norms, ratio = metadata.get("max_norms"), metadata.get("max_norm_ratio")
+    if not matches_type(max_norms, list[float] | None) or not matches_type(ratio, float | None):
+        raise ValueError(
+            f"metadata.max_norms={max_norms!r:.80} must be a list of numbers, max_norm_ratio={ratio!r:.80} a number."
+        )

@@ -13,6 +13,7 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAECon
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, NormLimits
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.folder import write_checksums
 from sae_lens_crosscoder.crosscoders.partition import PartitionFields
@@ -94,6 +95,25 @@ class InferenceCrosscoder(CrosscoderViews):
             return torch.zeros_like(self.b_dec)
         means = [torch.tensor(mean, dtype=torch.float64).to(self.b_dec) for mean in self.cfg.activation_means]
         return self.layout.stack(means)
+
+    def norm_limits(self, max_norm_ratio: float | None = MAX_NORM_RATIO) -> NormLimits | None:
+        """Limits that leave out the tokens that dominate, from those that training measured (`metadata.max_norms`).
+
+        Args:
+            max_norm_ratio: None for limits that keep all tokens.
+
+        Returns:
+            The limits; None if the metadata have none, as of a crosscoder that was trained elsewhere.
+
+        Raises:
+            ValueError: for metadata that are not one number per model.
+        """
+        if max_norm_ratio is None:
+            return NormLimits(self.layout, None)
+        max_norms, ratio = self.cfg.metadata.max_norms, self.cfg.metadata.max_norm_ratio
+        if max_norms is None:
+            return None
+        return NormLimits(self.layout, tuple(max_norm_ratio / (ratio or max_norm_ratio) * norm for norm in max_norms))
 
     @override
     @torch.no_grad()

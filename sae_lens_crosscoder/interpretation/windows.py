@@ -56,7 +56,11 @@ def draw_windows(
     if data.pair is not None:
         rows = prompt.unique()
         part = EvalData(
-            pair=data.pair, tokens=tokens[rows], token_mask=source.token_mask[rows], batch_size=data.batch_size
+            pair=data.pair,
+            tokens=tokens[rows],
+            token_mask=source.token_mask[rows],
+            batch_size=data.batch_size,
+            max_norm_ratio=data.max_norm_ratio,
         )
         source = PromptSource(crosscoder, part)
     active = _active_in(crosscoder, source, rows, prompt, latent_ids, start, stop)
@@ -83,8 +87,8 @@ def _active_in(
     column = torch.full((crosscoder.cfg.d_sae,), -1)
     column[latent_ids] = torch.arange(len(latent_ids))
     active = torch.zeros(len(start), len(latent_ids), dtype=torch.bool)
-    for batch, activations in tqdm(source, desc="Windows", unit="batch", leave=False):
-        part, place = rows[batch], indices_of(source.token_mask[batch].flatten())
+    for batch, used, activations in tqdm(source, desc="Windows", unit="batch", leave=False):
+        part, place = rows[batch], indices_of(used.flatten())
         token, columns = _active_pairs(crosscoder, activations, column)
         token = place[token]
         flat = part[token // context_size] * context_size + token % context_size  # ascending

@@ -35,12 +35,12 @@ def served(given, limits, n_ahead=0):
 
 
 class TestRule:
-    @pytest.mark.parametrize("ratio", [1.1, 3.0, 10.0])
+    @pytest.mark.parametrize("ratio", [2.5, 3.0, 10.0])
     @pytest.mark.parametrize("seed", range(5))
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_limits_and_tokens_are_those_of_a_loop(self, seed, ratio, dtype):
         generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randn(15, LAYOUT.d_in, generator=generator, dtype=torch.float64).exp().pow(2).to(dtype)
+        tokens = (torch.randn(15, LAYOUT.d_in, generator=generator, dtype=torch.float64) / 2).exp().to(dtype)
         tokens[seed] = 0
         limits = NormLimits.measured(LAYOUT, token_norms(tokens, LAYOUT), ratio)
         assert limits.max_norms == pytest.approx(reference.limits_of(tokens.tolist(), (3, 2), ratio), rel=1e-5)
@@ -53,6 +53,14 @@ class TestRule:
         masks = [NormLimits.measured(LAYOUT, token_norms(x, LAYOUT), 10.0).ordinary(x) for x in (tokens, louder)]
         assert torch.equal(*masks)
         assert (~masks[0]).nonzero().flatten().tolist() == [3, 8, 9, 10, 50, 77]
+
+    def test_limits_that_leave_out_more_than_a_quarter_are_refused(self):
+        tokens = torch.ones(20, 5)
+        tokens[:5] = 100
+        assert int((~NormLimits.measured(LAYOUT, token_norms(tokens, LAYOUT), 10.0).ordinary(tokens)).sum()) == 5
+        tokens[5] = 100
+        with pytest.raises(ValueError, match=r"max_norm_ratio=10 would leave out 6 of 20 tokens.* Use None to keep"):
+            NormLimits.measured(LAYOUT, token_norms(tokens, LAYOUT), 10.0)
 
     @pytest.mark.parametrize("models", [(0,), (1,)])
     def test_one_model_is_enough(self, models):

@@ -29,6 +29,13 @@ def until_power_cut(batches, n):
     raise PowerCutError
 
 
+def limited_crosscoder(seed=0):
+    """A crosscoder that knows the largest norms, so that nothing is read to measure them."""
+    crosscoder = random_crosscoder(seed)
+    crosscoder.cfg.metadata.max_norms = [100.0, 100.0]
+    return crosscoder
+
+
 def batches_of_all_sizes():
     return list(random_activations(3000).split([700, 100, 1, 0, 1000, 300, 899]))
 
@@ -36,7 +43,7 @@ def batches_of_all_sizes():
 @pytest.mark.parametrize("free_directions", ["model_specific", "all"])
 @pytest.mark.parametrize("cuts", [(1,), (2, 3, 5), (7,), (4, 7, 7)])
 def test_an_interrupted_diagnosis_gives_the_unbroken_table_bit_for_bit(cuts, free_directions, tmp_path):
-    crosscoder, batches, path = random_crosscoder(), batches_of_all_sizes(), tmp_path / "sums"
+    crosscoder, batches, path = limited_crosscoder(), batches_of_all_sizes(), tmp_path / "sums"
     options = {"free_directions": free_directions, "min_active": 1}
     unbroken = slc.diagnose(crosscoder, slc.EvalData(activations=batches), **options)
     for cut in cuts:
@@ -56,6 +63,7 @@ def test_models_run_only_on_prompts_that_the_checkpoint_lacks(monkeypatch, tmp_p
     rows = torch.randn(8, 192, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     crosscoder = relu_crosscoder(rows, d_models=(96, 96))
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
+    crosscoder.cfg.metadata.max_norms = [1000.0, 1000.0]
     tokens, path, seen = torch.arange(160).view(8, 20), tmp_path / "sums", []
 
     def watched(pair, prompts, *args):
@@ -97,12 +105,12 @@ def test_one_tensor_goes_on_as_well(monkeypatch, tmp_path):
 
 
 def test_sums_of_anything_else_are_refused(tmp_path):
-    crosscoder, batches, path = random_crosscoder(), batches_of_all_sizes(), tmp_path / "sums"
+    crosscoder, batches, path = limited_crosscoder(), batches_of_all_sizes(), tmp_path / "sums"
     with pytest.raises(PowerCutError):
         slc.diagnose(crosscoder, slc.EvalData(activations=until_power_cut(batches, 3)), checkpoint_path=path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="written by a diagnosis with another crosscoder"):
-        slc.diagnose(random_crosscoder(seed=1), slc.EvalData(activations=batches), checkpoint_path=path)
+        slc.diagnose(limited_crosscoder(seed=1), slc.EvalData(activations=batches), checkpoint_path=path)
     with pytest.raises(ValueError, match="another data source"):
         slc.diagnose(crosscoder, slc.EvalData(activations=batches[1:]), checkpoint_path=path)
     with pytest.raises(ValueError, match="another set of options"):
@@ -118,7 +126,7 @@ def test_sums_of_anything_else_are_refused(tmp_path):
 
 
 def test_a_cut_while_writing_leaves_the_last_whole_checkpoint(monkeypatch, tmp_path):
-    crosscoder, batches, path = random_crosscoder(), batches_of_all_sizes(), tmp_path / "sums"
+    crosscoder, batches, path = limited_crosscoder(), batches_of_all_sizes(), tmp_path / "sums"
     fsync, n_saves = os.fsync, []
 
     def failing(descriptor):

@@ -59,7 +59,7 @@ def faulty_world(n=40_000):
 
 def test_every_fault_gets_its_verdict():
     crosscoder, x = faulty_world()
-    table = slc.diagnose(crosscoder, slc.EvalData(activations=x.split(4096))).latents
+    table = slc.diagnose(crosscoder, slc.EvalData(activations=x.split(4096), max_norm_ratio=None)).latents
     assert table.verdict.tolist() == [
         "chat_specific",
         "complete_shrinkage",
@@ -83,8 +83,8 @@ def test_swapping_the_models_mirrors_the_table():
     mirrored = relu_crosscoder(
         crosscoder.W_dec[:, swap], crosscoder.b_dec[swap], crosscoder.W_enc[swap], crosscoder.b_enc, d_models=(8, 8)
     )
-    table = slc.diagnose(crosscoder, slc.EvalData(activations=[x])).latents
-    other = slc.diagnose(mirrored, slc.EvalData(activations=[x[:, swap]])).latents
+    table = slc.diagnose(crosscoder, slc.EvalData(activations=[x], max_norm_ratio=None)).latents
+    other = slc.diagnose(mirrored, slc.EvalData(activations=[x[:, swap]], max_norm_ratio=None)).latents
     pd.testing.assert_series_equal(other.delta_norm, 1 - table.delta_norm)
     mirror = {"chat_specific": "base_specific", "base_specific": "chat_specific"}
     assert other.verdict.tolist() == [mirror.get(name, name) for name in table.verdict]
@@ -179,7 +179,7 @@ def test_activations_that_overflow_in_the_crosscoders_precision_are_refused():
     x = random_activations()
     x[0, 0] = 1e6
     with pytest.raises(ValueError, match="The base model's activations are NaN or infinite on 1 of 40"):
-        slc.diagnose(crosscoder, slc.EvalData(activations=[x]))
+        slc.diagnose(crosscoder, slc.EvalData(activations=[x], max_norm_ratio=None))
 
 
 def test_unflattened_activations_are_refused_with_the_way_out():
@@ -298,12 +298,12 @@ def test_cosines_do_not_depend_on_how_short_a_decoder_is():
 def test_the_options_reach_the_verdict_and_the_manifest():
     crosscoder, x = faulty_world()
     x[:, 0] -= 0.4 * x[:, 8]  # the base model points away from latent 0, less than half as far
-    data = slc.EvalData(activations=[x])
+    data = slc.EvalData(activations=[x], max_norm_ratio=None)
     both = [slc.diagnose(crosscoder, data, min_active=3, bounds=bounds) for bounds in ("signed", "absolute")]
     signed, absolute = (diagnosis.latents for diagnosis in both)
     assert signed.nu_error[0] < -0.2
     assert (signed.verdict[0], absolute.verdict[0]) == ("chat_specific", "complete_shrinkage")
-    assert slc.diagnose(crosscoder, slc.EvalData(activations=[x])).latents.verdict[6] == "rare"
+    assert slc.diagnose(crosscoder, slc.EvalData(activations=[x], max_norm_ratio=None)).latents.verdict[6] == "rare"
     assert signed.verdict[6] == "undetermined"  # all its tokens are in one block
     assert [diagnosis.bounds for diagnosis in both] == ["signed", "absolute"]
     assert both[0].manifest["min_active"] == 3

@@ -15,7 +15,7 @@ from sae_lens_crosscoder.activations.dominant_tokens import (
 )
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.harvest import validate_activations
-from sae_lens_crosscoder.analysis.inputs import DataSource, GivenActivations, HarvestedActivations
+from sae_lens_crosscoder.analysis.inputs import GivenActivations, HarvestedActivations, RawSource
 from sae_lens_crosscoder.data.token_groups import EXCLUDED
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -103,14 +103,14 @@ def difference_rows(
     )
 
 
-def _source(data: EvalData, hook_name: str | None) -> tuple[DataSource, StackedLayout]:
+def _source(data: EvalData, hook_name: str | None) -> tuple[RawSource, StackedLayout]:
     """Batches of activations, and the widths of the two models."""
     if data.activations is None:
         if hook_name is None:
             raise ValueError("hook_name is missing: name the hook to compare the models at.")
         assert data.pair is not None  # EvalData validates itself
         assert data.tokens is not None
-        source: DataSource = HarvestedActivations(data.pair, data.tokens, data.token_mask, hook_name, data.batch_size)
+        source: RawSource = HarvestedActivations(data.pair, data.tokens, data.token_mask, hook_name, data.batch_size)
         layout = data.pair.layout_at(hook_name)
     else:
         source = GivenActivations(data.activations)

@@ -37,7 +37,8 @@ def diagnose(
 
     Args:
         crosscoder: an inference crosscoder, as `CrosscoderTrainingRunner.run()` returns or `slc.load` loads.
-        data: held-out data, such as `runner.held_out_data()`.
+        data: held-out data, such as `runner.held_out_data()`. Tokens that dominate are left out of everything, and
+            the manifest says how many; see `EvalData.max_norm_ratio`.
         null: diagnoses of null runs, which give q-values: crosscoders trained in the same way on a pair that does not
             differ, and diagnosed in the same way. Such pairs are a model and itself with jittered weights
             (`chat_model_name="NAME+jitter=0.02"`), or after more pre-training.
@@ -88,11 +89,10 @@ def diagnose(
     if checkpoint_path is not None:
         options = f"block_size={block_size}, free_directions={free_directions}, groups={background.fingerprint()}"
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "data source": source.fingerprint()}
-        checkpoint = AccumulatorCheckpoint(
-            checkpoint_path, "diagnosis", sums.parts, {**origin, "set of options": options}
-        )
+        parts = {**sums.parts, "source": source}
+        checkpoint = AccumulatorCheckpoint(checkpoint_path, "diagnosis", parts, {**origin, "set of options": options})
     _stream(source, crosscoder, sums, checkpoint)
-    diagnosis = sums.diagnosis(nulls, min_active, bounds, fve_floor, changed)
+    diagnosis = sums.diagnosis(source.manifest(), nulls, min_active, bounds, fve_floor, changed)
     if checkpoint is not None:
         checkpoint.remove()
     return diagnosis
@@ -104,13 +104,15 @@ def _stream(
 ) -> None:
     """Add all tokens, or those that are not in the checkpoint."""
     n_seen = 0 if checkpoint is None else checkpoint.resume()
-    total, seen = source.n_tokens, sums.scaling.n_tokens
+    total, seen = source.n_tokens, source.dominant.n_tokens
     with tqdm(total=total, initial=seen, desc="Diagnosing", unit="token", unit_scale=True, leave=False) as bar:
-        for n_batches, batch in enumerate(source.after(n_seen), start=n_seen + 1):
-            places = torch.arange(seen, seen + len(batch)).split(BATCH_TOKENS)
-            seen += len(batch)
-            for part, place in zip(encoded(crosscoder, batch, sums.scaling.n_tokens), places, strict=True):
+        for n_batches, batch in enumerate(source.batches(n_seen), start=n_seen + 1):
+            places = torch.arange(seen, seen + len(batch.activations))[batch.ordinary.cpu()].split(BATCH_TOKENS)
+            seen += len(batch.activations)
+            for part, place in zip(encoded(crosscoder, batch.used, sums.scaling.n_tokens), places, strict=False):
                 sums.add(part, place)
-                bar.update(len(part.activations))
+            for part in encoded(crosscoder, batch.left_out, sums.scaling.n_tokens):
+                sums.add_left_out(part)
+            bar.update(len(batch.activations))
             if checkpoint is not None:
                 checkpoint.save_if_due(n_batches)

@@ -46,7 +46,7 @@ class DiagnosisSums:
         self.free = FreeDirections(
             crosscoder, everything if free_directions == "all" else one_sided_latents(crosscoder)
         )
-        self.fve = VarianceExplained(crosscoder.layout)
+        self.fve, self.fve_left_out = VarianceExplained(crosscoder.layout), VarianceExplained(crosscoder.layout)
 
     def add(self, part: Encoded, places: Int[Tensor, " token"]) -> None:
         """Add tokens, with the place of each in the stream that `background` labels."""
@@ -55,22 +55,40 @@ class DiagnosisSums:
         self.free.add(*part)
         self.fve.add(part.activations, part.reconstruction)
 
+    def add_left_out(self, part: Encoded) -> None:
+        """Add tokens that dominate, which only the FVE over all tokens includes."""
+        self.fve_left_out.add(part.activations, part.reconstruction)
+
     @property
     def parts(self) -> Mapping[str, ResumableAccumulator]:
         """Accumulators to save in a checkpoint, by name."""
-        return {"scaling": self.scaling, "centred": self.centred, "free": self.free, "fve": self.fve}
+        return {
+            "scaling": self.scaling,
+            "centred": self.centred,
+            "free": self.free,
+            "fve": self.fve,
+            "fve_left_out": self.fve_left_out,
+        }
 
     def diagnosis(
         self,
+        dominant: Mapping[str, Any],
         nulls: Sequence[Diagnosis] = (),
         min_active: int = MIN_ACTIVE,
         bounds: NuBounds = "signed",
         fve_floor: float = FVE_FLOOR,
         changed: Changed | None = None,
     ) -> Diagnosis:
-        """Diagnosis of all tokens so far; a ValueError if there are none."""
+        """Diagnosis of all tokens so far; a ValueError if there are none.
+
+        Args:
+            dominant: manifest entries on the tokens that were left out, see `DataSource.manifest`.
+        """
         if self.scaling.n_tokens == 0:
-            raise ValueError("No tokens to diagnose on: the data is empty, or its mask leaves out every token.")
+            raise ValueError(
+                "No tokens to diagnose on: the data is empty, its mask leaves out every token, or all of them dominate "
+                "(see EvalData.max_norm_ratio)."
+            )
         null_tables = [null.latents for null in nulls]
         latents = latent_table(self.crosscoder, self.centred, self.free, null_tables, min_active, bounds)
         if changed is not None:
@@ -85,6 +103,8 @@ class DiagnosisSums:
             "min_active": min_active,
             "bounds": bounds,
             "fve": fve,
+            "fve_all_tokens": self.fve.joined(self.fve_left_out).all_figures(),
+            **dominant,
             "fve_floor": fve_floor,
             "l0": float(self.scaling.n_active.sum()) / n_tokens,
             "n_null_runs": len(nulls),

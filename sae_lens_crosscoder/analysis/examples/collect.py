@@ -39,9 +39,9 @@ def collect_examples(
     number of tokens. The same arguments give the same examples, in batches of any size.
 
     Args:
-        data: held-out tokens with a pair, or a cache. Masked tokens are no peaks and have no score; they are shown
-            inside a window, but not at its ends. Without `documents`, a document begins at the tokenizer's BOS token,
-            unless that also marks turns, and at each prompt.
+        data: held-out tokens with a pair, or a cache. Masked tokens, and those that dominate, are no peaks and have no
+            score; they are shown inside a window, but not at its ends. Without `documents`, a document begins at the
+            tokenizer's BOS token, unless that also marks turns, and at each prompt.
         path: the file to write; an existing file is replaced when the new one is complete.
         window: tokens shown before and after the highest score. A window never leaves its document or prompt.
         seed: of the sample.
@@ -66,11 +66,11 @@ def collect_examples(
     windows = ExampleWindows(crosscoder, n_top, n_quantiles * n_per_quantile, window, seed)
     bos_id = document_start_id(data.tokenizer)
     device = crosscoder.W_enc.device
-    for rows, batch in tqdm(source, desc="Examples", unit="batch", leave=False):
+    for rows, used, batch in tqdm(source, desc="Examples", unit="batch", leave=False):
         batch = batch.to(crosscoder.W_dec)
         validate_activations(batch, crosscoder.layout, f"after the first {windows.n_tokens}")
         ids = None if documents is None else documents[rows].to(device)
-        windows.add(batch, TokenSpans(tokens[rows].to(device), ids, bos_id, token_mask[rows].to(device)))
+        windows.add(batch, TokenSpans(tokens[rows].to(device), ids, bos_id, used.to(device)))
     manifest = {
         **provenance(crosscoder),
         **sizes,
@@ -79,6 +79,7 @@ def collect_examples(
         "d_models": list(crosscoder.layout.d_models),
         "context_size": tokens.shape[1],
         "n_tokens": windows.n_tokens,
+        "max_norms": None if source.limits.max_norms is None else list(source.limits.max_norms),
         **tokens_sha256(tokens, token_mask),
         "documents_sha256": None if documents is None else fingerprint([documents]),
     }

@@ -49,11 +49,11 @@ def nu_controls(
     }
     source = data_source(crosscoder, data)
     with tqdm(total=source.n_tokens, desc="Nu controls", unit="token", unit_scale=True, leave=False) as bar:
-        for batch in source.after(0):
-            for part, feature_acts, reconstruction in encoded(crosscoder, batch, scalings[""].n_tokens):
+        for batch in source.batches():
+            for part, feature_acts, reconstruction in encoded(crosscoder, batch.used, scalings[""].n_tokens):
                 for scaling in scalings.values():
                     scaling.add(part, feature_acts, reconstruction)
-                bar.update(len(part))
+            bar.update(len(batch.activations))
     if scalings[""].n_tokens == 0:
         raise ValueError("No tokens to measure nu on: the data is empty, or its mask leaves out every token.")
     columns: dict[str, Tensor] = {}

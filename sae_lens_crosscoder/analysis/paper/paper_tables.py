@@ -6,19 +6,22 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
-from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, data_source, shard_block
+from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, data_source, encoded, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.latent_scaling.mse_improvement import TargetEnergies, mse_improvement
-from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, encoded_with_labels, labelled_batches
+from sae_lens_crosscoder.analysis.statistics.labelled_tokens import (
+    Cells,
+    LabelledBatch,
+    encoded_with_labels,
+    labelled_batches,
+)
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import StatisticsSums
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.token_groups import TokenGroups
@@ -70,12 +73,12 @@ def paper_tables(crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData)
     source, cells = data_source(lead, data), Cells.of(data)
     background, block = BackgroundGroups.of(data), shard_block(data)
     sums = {name: _Sums(crosscoder, cells, block, background) for name, crosscoder in crosscoders.items()}
-    for batch, labels, places, n_seen in labelled_batches(source, cells.labels, "Measuring"):
+    for batch in labelled_batches(source, cells.labels, "Measuring"):
         for accumulator in sums.values():
-            accumulator.add(batch, labels, places, n_seen)
+            accumulator.add(batch)
     tables: dict[str, PaperTables] = {}
     for name, crosscoder in crosscoders.items():
-        diagnosis = sums[name].diagnosis(data.groups)
+        diagnosis = sums[name].diagnosis(data.groups, source.manifest())
         pairs = _pairs(crosscoder, diagnosis.latents)
         if len(pairs):
             highest = diagnosis.latents.max_activation
@@ -98,12 +101,12 @@ class _Sums:
         self._n_batches = 0
 
     @torch.no_grad()
-    def add(
-        self, batch: Float[Tensor, "_ d_in"], labels: Int[Tensor, " _"], places: Int[Tensor, " _"], n_seen: int
-    ) -> None:
+    def add(self, batch: LabelledBatch) -> None:
         is_evaluated = self._n_batches % 2 == 1
-        parts = encoded_with_labels(self.crosscoder, batch, labels, n_seen)
-        for (part, cell), place in zip(parts, places.split(BATCH_TOKENS), strict=True):
+        for part in encoded(self.crosscoder, batch.left_out, batch.n_seen):
+            self._diagnosis.add_left_out(part)
+        parts = encoded_with_labels(self.crosscoder, batch.activations, batch.labels, batch.n_seen)
+        for (part, cell), place in zip(parts, batch.places.split(BATCH_TOKENS), strict=False):
             self._diagnosis.add(part, place)
             self.statistics.add(part, cell)
             (self.evaluated if is_evaluated else self.fitted).add(*part)
@@ -111,8 +114,8 @@ class _Sums:
                 self.energies.add(part.activations, part.reconstruction)
         self._n_batches += 1
 
-    def diagnosis(self, groups: TokenGroups | None) -> Diagnosis:
-        diagnosis, statistics = self._diagnosis.diagnosis(), self.statistics.statistics(groups)
+    def diagnosis(self, groups: TokenGroups | None, dominant: Mapping[str, Any]) -> Diagnosis:
+        diagnosis, statistics = self._diagnosis.diagnosis(dominant), self.statistics.statistics(groups)
         improvement = mse_improvement(self.fitted, self.evaluated, self.energies).add_prefix(MSE_PREFIX)
         latents = pd.concat([diagnosis.latents, statistics.table, improvement], axis=1)
         return Diagnosis(latents, {**diagnosis.manifest, "n_tokens_per_place": statistics.n_tokens})

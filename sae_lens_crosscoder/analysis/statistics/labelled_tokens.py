@@ -1,7 +1,8 @@
-"""Encoded tokens with a label each; tokens labelled -1 are left out."""
+"""Encoded tokens with a label each; tokens labelled -1, and those that dominate, are left out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -83,12 +84,23 @@ def _labels(
     return torch.where(left_out, EXCLUDED, group + n_groups * source).flatten()
 
 
+class LabelledBatch(NamedTuple):
+    """Tokens of a batch that are neither labelled -1 nor dominant, with their labels."""
+
+    activations: Float[Tensor, "_ d_in"]
+    labels: Int[Tensor, " _"]
+    places: Int[Tensor, " _"]
+    """Place of each token in the stream."""
+    n_seen: int
+    """Tokens before the batch."""
+    left_out: Float[Tensor, "_ d_in"]
+    """The tokens that dominate."""
+
+
 def labelled_batches(
     source: DataSource, labels: Int[Tensor, " token"] | None, description: str
-) -> Iterator[tuple[Float[Tensor, "_ d_in"], Int[Tensor, " _"], Int[Tensor, " _"], int]]:
-    """Batches without the tokens labelled -1, their labels, their places, and the number of tokens before the batch.
-
-    Labels None stand for 0 everywhere.
+) -> Iterator[LabelledBatch]:
+    """Batches with labels; labels None stand for 0 everywhere.
 
     Raises:
         ValueError: unless there are as many labels as tokens; before the models run, if the source knows its length.
@@ -97,13 +109,16 @@ def labelled_batches(
     if source.n_tokens is not None:
         _validate_count(source.n_tokens, labels)
     with tqdm(total=source.n_tokens, desc=description, unit="token", unit_scale=True, leave=False) as bar:
-        for batch in source.after(0):
+        for batch, ordinary in source.batches():
             zeros = batch.new_zeros(len(batch), dtype=torch.int64)
             batch_labels = zeros if labels is None else labels[n : n + len(batch)]
             if len(batch_labels) < len(batch):
                 raise ValueError(f"Got {n + len(batch_labels)} labels for more tokens. Pass one label per token.")
-            rows = indices_of(batch_labels != EXCLUDED)
-            yield batch[rows.to(batch.device)], batch_labels[rows], n + rows, n
+            labelled, used = batch_labels != EXCLUDED, ordinary.to(batch_labels.device)
+            rows, left_out = indices_of(labelled & used), indices_of(labelled & ~used)
+            yield LabelledBatch(
+                batch[rows.to(batch.device)], batch_labels[rows], n + rows, n, batch[left_out.to(batch.device)]
+            )
             n += len(batch)
             bar.update(len(batch))
     _validate_count(n, labels)
@@ -113,7 +128,7 @@ def encoded_with_labels(
     crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], labels: Int[Tensor, " _"], n_seen: int
 ) -> Iterator[tuple[Encoded, Int[Tensor, " token"]]]:
     """Encode a batch part by part, with its labels on the crosscoder's device."""
-    parts = labels.to(crosscoder.W_dec.device).split(BATCH_TOKENS)
+    parts = labels.to(crosscoder.W_dec.device).split(BATCH_TOKENS) if len(labels) else ()
     return zip(encoded(crosscoder, batch, n_seen), parts, strict=True)
 
 
@@ -122,8 +137,8 @@ def labelled_parts(
     source: DataSource, crosscoder: InferenceCrosscoder, labels: Int[Tensor, " token"] | None, description: str
 ) -> Iterator[tuple[Encoded, Int[Tensor, " token"]]]:
     """Encode the tokens of `labelled_batches` part by part, with their labels."""
-    for batch, batch_labels, _, n_seen in labelled_batches(source, labels, description):
-        yield from encoded_with_labels(crosscoder, batch, batch_labels, n_seen)
+    for batch in labelled_batches(source, labels, description):
+        yield from encoded_with_labels(crosscoder, batch.activations, batch.labels, batch.n_seen)
 
 
 def _validate_count(n_tokens: int, labels: Int[Tensor, " token"] | None) -> None:

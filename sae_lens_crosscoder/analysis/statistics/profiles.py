@@ -65,18 +65,20 @@ def activation_profiles(
     band_of = torch.arange(n_positions, device=device) * n_bands // n_positions
     histogram = torch.zeros(d_sae * n_bins, dtype=torch.int64, device=device)
     on_in_band = torch.zeros(d_sae * n_bands, dtype=torch.int64, device=device)
+    n_in_band = torch.zeros(n_bands, dtype=torch.int64, device=device)
     n_seen = 0
     with tqdm(total=source.n_tokens, desc="Profiles", unit="token", unit_scale=True, leave=False) as bar:
-        for batch in source.after(0):
-            for part in encoded(crosscoder, batch, n_seen):
+        for batch in source.batches():
+            bands = band_of[position[n_seen : n_seen + len(batch.ordinary)][batch.ordinary.to(device)]]
+            n_in_band += bands.bincount(minlength=n_bands)
+            for part in encoded(crosscoder, batch.used, n_seen):
                 active, scores = pairs_of(part.feature_acts)
                 bins = (scores.double() / highest[active.latent] * n_bins).clamp(max=n_bins - 1).long()
                 histogram += (active.latent * n_bins + bins).bincount(minlength=len(histogram))
-                band = band_of[position[n_seen + active.token]]
-                on_in_band += (active.latent * n_bands + band).bincount(minlength=len(on_in_band))
-                n_seen += len(part.activations)
-                bar.update(len(part.activations))
-    n_in_band = band_of[position].bincount(minlength=n_bands)
+                on_in_band += (active.latent * n_bands + bands[active.token]).bincount(minlength=len(on_in_band))
+                bands = bands[len(part.activations) :]
+            n_seen += len(batch.activations)
+            bar.update(len(batch.activations))
     first = torch.searchsorted(band_of, torch.arange(n_bands, device=device))
     return ActivationProfiles(
         histogram.view(d_sae, n_bins).cpu(),

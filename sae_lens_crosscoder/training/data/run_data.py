@@ -103,13 +103,14 @@ class RunData:
         """
         if self._held_out_cache is None:
             mask = self.held_out_kept[:n_rows]
-            return EvalData(pair=self.pair, tokens=self.held_out_tokens[:n_rows], token_mask=mask)
+            tokens = self.held_out_tokens[:n_rows]
+            return EvalData(pair=self.pair, tokens=tokens, token_mask=mask, max_norm_ratio=self.cfg.max_norm_ratio)
         if n_rows is not None:
             raise ValueError(
                 f"n_rows={n_rows} applies to tokens, but this run reads a cache, which is used completely. Leave "
                 "n_rows out."
             )
-        return EvalData(activations=self._held_out_cache)
+        return EvalData(activations=self._held_out_cache, max_norm_ratio=self.cfg.max_norm_ratio)
 
     @property
     def held_out_store(self) -> PairActivationsStore:
