@@ -163,13 +163,20 @@ class DataSource:
         self._limits = NormLimits(self._layout, tuple(state["max_norms"].tolist()) or None)
         self.dominant.load_state_dict(state)
 
-    def batches(self, n_skipped: int = 0) -> Iterator[TokenBatch]:
-        """All batches but the first `n_skipped`, for which the models do not run."""
+    def batches(self, n_skipped: int = 0, counted: Bool[Tensor, " token"] | None = None) -> Iterator[TokenBatch]:
+        """All batches but the first `n_skipped`, for which the models do not run.
+
+        Args:
+            counted: True for the tokens to count in `dominant`; None for all.
+        """
         limits = self.limits  # before the stream is read from
+        n = 0
         for batch in self._raw.after(n_skipped):
             norms = token_norms(batch, self._layout)
             ordinary = limits.ordinary_norms(norms)
-            self.dominant.add(norms, ordinary)
+            rows = slice(None) if counted is None else counted[n : n + len(batch)].nonzero().flatten().to(norms.device)
+            self.dominant.add(norms[rows], ordinary[rows])
+            n += len(batch)
             yield TokenBatch(batch, ordinary)
 
     def manifest(self) -> dict[str, Any]:

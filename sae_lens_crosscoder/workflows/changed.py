@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +11,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
-from sae_lens_crosscoder.activations.dominant_tokens import NormLimits
 from sae_lens_crosscoder.activations.drawn_batches import DrawnBatches
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.changed.changed import Changed
@@ -136,20 +134,19 @@ def _rows(
     crosscoder: InferenceCrosscoder, data: EvalData, max_rows: int
 ) -> tuple[Float[Tensor, "row d_in"], Bool[Tensor, " _"]]:
     """The first rows of the data without tokens that dominate, and which of the rows read these are."""
-    max_norms: Any = getattr(crosscoder.cfg.metadata, "max_norms", None)
-    limits = NormLimits(crosscoder.layout, None if max_norms is None else tuple(max_norms))
     parts: list[Tensor] = []
+    masks: list[Tensor] = []
     n_read = 0
-    for batch in data_source(crosscoder, data).after(0):
+    for batch, ordinary in data_source(crosscoder, data).batches():
         parts.append(batch[: max_rows - n_read].cpu())
+        masks.append(ordinary[: max_rows - n_read].cpu())
         n_read += len(parts[-1])
         if n_read >= max_rows:
             break
     if not parts:
         raise ValueError("The data have no rows. Pass activations or tokens like those of the training.")
-    rows = torch.cat(parts)
-    used = limits.ordinary(rows)
-    return rows[used], used
+    used = torch.cat(masks)
+    return torch.cat(parts)[used], used
 
 
 def _of_used_rows(weights: Float[Tensor, " _"], used: Bool[Tensor, " _"]) -> Float[Tensor, " row"]:

@@ -109,7 +109,7 @@ def labelled_batches(
     if source.n_tokens is not None:
         _validate_count(source.n_tokens, labels)
     with tqdm(total=source.n_tokens, desc=description, unit="token", unit_scale=True, leave=False) as bar:
-        for batch, ordinary in source.batches():
+        for batch, ordinary in source.batches(counted=None if labels is None else labels != EXCLUDED):
             zeros = batch.new_zeros(len(batch), dtype=torch.int64)
             batch_labels = zeros if labels is None else labels[n : n + len(batch)]
             if len(batch_labels) < len(batch):
