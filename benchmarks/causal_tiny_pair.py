@@ -30,7 +30,9 @@ import torch
 from results_file import write_results
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.statistics.concepts import auroc, concept_table
+from sae_lens_crosscoder.analysis.contrasts.auroc import auroc
+from sae_lens_crosscoder.analysis.contrasts.concepts import concepts
+from sae_lens_crosscoder.data import tiny_contrasts
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, dialogues, matched_prompts
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig
 from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders
@@ -67,13 +69,13 @@ def groups(pair: Any, crosscoder: Any, latents: pd.DataFrame) -> dict[str, list[
     replies = torch.tensor(latents.delta_norm <= BASE_LEANING) & (strength > 0.01 * strength.max())
     refusal, harm, reply = (mask.nonzero().flatten().tolist() for mask in (decides, decides | sees_harm, replies))
     living = latents.index[~latents.dead & ~latents.index.isin([*harm, *reply])]
-    concept = concept_table(crosscoder, pair, latents, {"refusal": CHOOSE})
+    carriers = concepts(crosscoder, pair, tiny_contrasts(N_PROMPTS, seed=1, names=["refusal"]), latents).table
     return {
         "refusal": refusal,
         "harm": harm,
         "reply": reply,
         "random": living.to_series().sample(len(harm), random_state=0).tolist(),
-        "best_by_concept": concept.latent.tolist(),
+        "best_by_concept": carriers.latent.dropna().tolist(),
         "all": list(range(len(latents))),
     }
 

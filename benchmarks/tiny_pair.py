@@ -7,7 +7,7 @@ python benchmarks/tiny_pair.py --suite convergence --seeds 0 --output benchmarks
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -16,16 +16,19 @@ from results_file import write_results
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAETrainer
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.harvest import harvest
-from sae_lens_crosscoder.analysis.statistics.concepts import auroc, concept_table
-from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_HOOK, matched_prompts, oracle_table, tiny_dataset
+from sae_lens_crosscoder.activations import contrast_rows, harvest
+from sae_lens_crosscoder.analysis.contrasts.auroc import auroc
+from sae_lens_crosscoder.analysis.contrasts.concepts import concepts
+from sae_lens_crosscoder.analysis.contrasts.shares import shares
+from sae_lens_crosscoder.data import tiny_contrasts
+from sae_lens_crosscoder.models.tiny import TINY_HOOK, oracle_table, tiny_dataset
 from sae_lens_crosscoder.synthetic import shuffled_batches
 from sae_lens_crosscoder.workflows.demo import D_MODEL, DemoConfig, demo_runner_config
 
 BATCH, STEPS, D_SAE, K = DemoConfig.batch_size, DemoConfig.training_steps, DemoConfig.d_sae, 8
 POOL_ROWS, HELD_OUT_ROWS, N_PAIRS = 20_000, 1024, 256
 JITTER = 0.02
-CONTRASTS = {concept: matched_prompts(concept, n_pairs=N_PAIRS, seed=1) for concept in CONCEPTS}
+CONTRASTS = tiny_contrasts(N_PAIRS, seed=1)
 
 
 class Data:
@@ -35,6 +38,7 @@ class Data:
         self.pair = slc.HookedModelPair.from_pretrained("tiny-base", chat)
         rows = torch.tensor(tiny_dataset(POOL_ROWS + HELD_OUT_ROWS, seed=0)["input_ids"])
         self.held_out = rows[:HELD_OUT_ROWS]
+        self.contrasts = [contrast_rows(self.pair, contrast, TINY_HOOK) for contrast in CONTRASTS]
         self.pool = torch.cat(list(harvest(self.pair, rows[HELD_OUT_ROWS:], TINY_HOOK, batch_size=256)))
 
     def batches(self, seed: int) -> Iterator[torch.Tensor]:
@@ -78,8 +82,8 @@ def rows_of(
 ) -> list[dict]:
     """Build a row per concept, with the figures of the whole crosscoder beside it."""
     table, manifest = diagnosis.latents, diagnosis.manifest
-    concepts = concept_table(crosscoder, data.pair, table, CONTRASTS)
-    found = concepts.join(oracle)
+    carriers = concepts(crosscoder, None, data.contrasts, table).table
+    found = carriers.join(oracle)
     scores = {s: found[s].rank().corr(found.oracle.rank()) for s in ("delta_norm", "nu_error", "nu_free")}
     live = table[~table.dead]
     whole = {
@@ -93,36 +97,35 @@ def rows_of(
         **{f"n_{label}": int((live.label == label).sum()) for label in ("chat_only", "base_only")},
         **{f"spearman_{score}": value for score, value in scores.items()},
     }
-    probes = ["nu_error_base_probe", "nu_reconstruction_base_probe", "q_value"]
-    beside = table.loc[concepts.latent, probes].set_index(concepts.index)
-    return [{**whole, "concept": concept, **row.to_dict()} for concept, row in found.join(beside).iterrows()]
+    return [{**whole, "concept": concept, **row.dropna().to_dict()} for concept, row in found.iterrows()]
 
 
 def baseline_rows(data: Data, seed: int) -> list[dict[str, Any]]:
-    """Train simpler methods on the same tokens, and build a row for the best unit of each for every concept."""
+    """Train simpler methods on the same tokens, and build a row for the unit of each that carries a concept."""
     difference = difference_of(data.pool)
     centre = difference.mean(dim=0)
     components = torch.linalg.svd(difference[:100_000] - centre, full_matrices=False).Vh
-    both_signs = torch.cat([components, -components])
     stack_sae, difference_sae = (train_sae(pool, seed) for pool in (data.pool, difference))
-    methods: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "SAE on the stack": stack_sae.encode,
-        "SAE on the difference": lambda x: difference_sae.encode(difference_of(x)),
-        "PCA of the difference": lambda x: (difference_of(x) - centre) @ both_signs.T,
+    methods: dict[str, tuple[Any, torch.Tensor, Any]] = {
+        "SAE on the stack": (stack_sae.encode, stack_sae.W_dec, lambda x: x),
+        "SAE on the difference": (difference_sae.encode, difference_sae.W_dec, difference_of),
+        "PCA of the difference": (lambda d: (d - centre) @ components.T, components, difference_of),
     }
     rows: list[dict[str, Any]] = []
-    for name, encode in methods.items():
-        for concept, contrast in CONTRASTS.items():
+    for name, (encode, directions, target_of) in methods.items():
+        for contrast in data.contrasts:
+            (on, off), (held_on, held_off) = (map(target_of, contrast.part(held)) for held in (False, True))
             with torch.no_grad():
-                on, off = (
-                    encode(data.pair.activations(prompts, TINY_HOOK)[:, contrast.decision_position])
-                    for prompts in (contrast.positive, contrast.negative)
-                )
-            half = len(on) // 2
-            unit = int(auroc(on[:half], off[:half]).argmax())
-            score = auroc(on[half:, [unit]], off[half:, [unit]]).item()
-            rows.append({"crosscoder": name, "seed": seed, "concept": concept, "latent": unit, "auroc": score})
+                unit = int(unit_shares(encode, directions, on, off).argmax())
+                area = auroc(encode(held_on)[:, [unit]], encode(held_off)[:, [unit]]).item()
+                share = unit_shares(encode, directions, held_on, held_off)[unit].item()
+            row = {"crosscoder": name, "seed": seed, "concept": contrast.name, "latent": unit}
+            rows.append({**row, "share": share, "auroc": max(area, 1 - area)})
     return rows
+
+
+def unit_shares(encode: Any, directions: torch.Tensor, on: torch.Tensor, off: torch.Tensor) -> torch.Tensor:
+    return shares(encode(on).mean(dim=0) - encode(off).mean(dim=0), directions, on.mean(dim=0) - off.mean(dim=0))
 
 
 def difference_of(stacked: torch.Tensor) -> torch.Tensor:

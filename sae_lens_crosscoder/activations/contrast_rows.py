@@ -28,6 +28,8 @@ class ContrastRows:
     """True for prompts that nothing is chosen on."""
     model: str = "chat"
     """The model that must have the concept."""
+    kind_of_change: str | None = None
+    """What fine-tuning did to the concept, if it is known: `chat_only`, `shared` or `base_only`."""
 
     def __post_init__(self) -> None:
         sizes = (len(self.activations), len(self.positive), len(self.held_out))
@@ -62,4 +64,5 @@ def contrast_rows(pair: HookedModelPair, contrast: Contrast, hook_name: str, bat
         positive=contrast.positive,
         held_out=contrast.held_out,
         model=contrast.model,
+        kind_of_change=contrast.kind_of_change,
     )

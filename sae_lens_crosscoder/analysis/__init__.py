@@ -20,7 +20,6 @@ from sae_lens_crosscoder.analysis.latent_scaling.nu_controls import nu_controls
 from sae_lens_crosscoder.analysis.paper.paper_tables import PaperTables, paper_tables
 from sae_lens_crosscoder.analysis.statistics.agreement import agreement
 from sae_lens_crosscoder.analysis.statistics.artifacts import counts_below, overlap_with_shared, rank_overlap
-from sae_lens_crosscoder.analysis.statistics.concepts import concept_table
 from sae_lens_crosscoder.analysis.statistics.correlations import correlations
 from sae_lens_crosscoder.analysis.statistics.difference import DifferenceShares, difference_shares
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics, latent_statistics
@@ -46,7 +45,6 @@ __all__ = [
     "activation_profiles",
     "agreement",
     "collect_examples",
-    "concept_table",
     "concepts",
     "correlations",
     "counts_below",

@@ -7,6 +7,7 @@ from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.data.labelled_rows import LabelledRows, labelled_rows, tiny_labelled_rows
 from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.data.prompts import TokenizedPrompts, load_prompts, tokenize_prompts
+from sae_lens_crosscoder.data.tiny_contrasts import tiny_contrasts
 from sae_lens_crosscoder.data.token_groups import TokenGroups, token_groups
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "generate_answers",
     "labelled_rows",
     "load_prompts",
+    "tiny_contrasts",
     "tiny_labelled_rows",
     "token_groups",
     "tokenize_prompts",

@@ -35,6 +35,8 @@ class Contrast:
     """True for prompts that nothing is chosen on."""
     model: str = "chat"
     """`base` or `chat`, the model that must have the concept: `base` for what fine-tuning removed."""
+    kind_of_change: str | None = None
+    """What fine-tuning did to the concept, if it is known: `chat_only`, `shared` or `base_only`."""
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
@@ -60,6 +62,7 @@ class Contrast:
         positions: Sequence[int] | None = None,
         held_out: Bool[Tensor, " prompt"] | None = None,
         model: str = "chat",
+        kind_of_change: str | None = None,
         padding_id: int = 0,
     ) -> "Contrast":
         """Build a contrast from token ids, matched pairs or two groups of any sizes.
@@ -68,6 +71,7 @@ class Contrast:
             positive, negative: token ids of each prompt, of any lengths.
             positions: decision position of each prompt, the positive ones first; None for the last token.
             held_out: one entry per prompt, the positive ones first; None holds out the second half of each group.
+            model, kind_of_change: see the class.
             padding_id: fills up shorter prompts on the right.
 
         >>> contrast = Contrast.from_tokens("refusal", [[5, 6], [5, 7], [5, 6], [5, 7]], [[5, 8, 9]] * 4)
@@ -88,6 +92,7 @@ class Contrast:
             positive=is_positive,
             held_out=held_out,
             model=model,
+            kind_of_change=kind_of_change,
         )
 
     @classmethod

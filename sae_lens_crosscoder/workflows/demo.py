@@ -10,18 +10,17 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lens_crosscoder.analysis.contrasts.concepts import concepts
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
-from sae_lens_crosscoder.analysis.statistics.concepts import concept_table
 from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig
+from sae_lens_crosscoder.data.tiny_contrasts import tiny_contrasts
 from sae_lens_crosscoder.models.tiny import (
-    CONCEPTS,
     TINY_CONTEXT_SIZE,
     TINY_DATASET,
     TINY_HOOK,
-    matched_prompts,
 )
 from sae_lens_crosscoder.report import write_report
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
@@ -30,6 +29,10 @@ from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 D_MODEL = 96
 SUMMARY_FILENAME = "summary.json"
 REPORT_FILENAME = "report.html"
+_CONCEPT_COLUMNS = (
+    *("kind_of_change", "latent", "share", "coverage", "delta_contrast", "auroc", "on_positive", "on_negative"),
+    *("delta_norm", "nu_error", "nu_reconstruction", "probe", "verdict"),
+)
 
 
 @dataclass
@@ -109,15 +112,15 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
     diagnoses = {name: diagnose(crosscoder, data) for name, crosscoder in crosscoders.items()}
     for name, diagnosis in diagnoses.items():
         diagnosis.save(output_path / name)
-    contrasts = {concept: matched_prompts(concept, n_pairs=256, seed=cfg.seed) for concept in CONCEPTS}
-    concepts = pd.concat(
+    contrasts = tiny_contrasts(n_pairs=256, seed=cfg.seed)
+    carriers = pd.concat(
         {
-            name: concept_table(crosscoders[name], runner.pair, diagnosis.latents, contrasts)
+            name: concepts(crosscoders[name], runner.pair, contrasts, diagnosis.latents).table[[*_CONCEPT_COLUMNS]]
             for name, diagnosis in diagnoses.items()
         },
         names=["crosscoder"],
     ).swaplevel()
-    concepts = concepts.loc[list(contrasts)]
+    carriers = carriers.loc[[contrast.name for contrast in contrasts]]
     comparison = compare_diagnoses(diagnoses)
     summary = _summary(diagnoses, seconds)
     (output_path / SUMMARY_FILENAME).write_text(json.dumps(summary, indent=1))
@@ -125,13 +128,13 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
         diagnoses,
         output_path / REPORT_FILENAME,
         comparison,
-        concepts.reset_index(),
+        carriers.reset_index(),
         title="What chat tuning changed in the built-in tiny pair",
         notes=[
             f"Both crosscoders trained on the same {cfg.training_steps * cfg.batch_size:,} tokens in {seconds:.0f} s."
         ],
     )
-    return DemoResult(diagnoses, comparison, concepts, summary, output_path)
+    return DemoResult(diagnoses, comparison, carriers, summary, output_path)
 
 
 def compare_diagnoses(diagnoses: dict[str, Diagnosis]) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Explore a crosscoder's latents with a pair of models and held-out tokens, or a cache of activations."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,18 @@ from typing import Any
 import pandas as pd
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
+from sae_lens_crosscoder.analysis.contrasts.concepts import concepts
 from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.examples.collect import collect_examples, validate_examples
 from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
-from sae_lens_crosscoder.analysis.statistics.concepts import MatchedContrast, concept_table
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics, latent_statistics
 from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
 from sae_lens_crosscoder.causal import LogitLens, Responses, kl_between_models, latent_effects, logit_lens
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.data.token_groups import packed_token_groups
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.explorer.records import Exploration
@@ -33,7 +34,7 @@ def explore(
     diagnosis: Diagnosis | None = None,
     *,
     examples: ExamplesFile | None = None,
-    contrasts: Mapping[str, MatchedContrast] | None = None,
+    contrasts: Sequence[Contrast] = (),
     responses: Responses | None = None,
     n_random: int = 40,
     seed: int = 0,
@@ -46,7 +47,7 @@ def explore(
         data: held-out tokens with a pair, or a cache. Without a tokenizer, tokens are shown as numbers.
         diagnosis: of this crosscoder; None runs `diagnose`.
         examples: of these tokens, from `collect_examples`; None runs it.
-        contrasts: known concepts, as `concept_table` takes them.
+        contrasts: known concepts; the latents that carry them are marked.
         responses: answered conversations, as `generate_responses` returns. The causal effects of the latents that are
             specific to a model, and of random ones, are measured on them.
         n_random: live latents of neither model to draw, as the band to compare these effects with.
@@ -89,7 +90,7 @@ def explore(
         exploration,
         lenses=_lenses(crosscoder, data.pair),
         kl=kl_between_models(data.pair, tokens, batch_size=data.batch_size),
-        concepts=concept_table(crosscoder, data.pair, table, contrasts) if contrasts else None,
+        concepts=concepts(crosscoder, data, contrasts, table).table if contrasts else None,
     )
     if responses is None:
         return exploration

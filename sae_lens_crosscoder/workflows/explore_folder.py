@@ -10,9 +10,10 @@ from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME, D
 from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, load_examples
 from sae_lens_crosscoder.causal import Responses, generate_responses
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.data.tiny_contrasts import tiny_contrasts
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_MODELS, matched_prompts
+from sae_lens_crosscoder.models.tiny import TINY_MODELS
 from sae_lens_crosscoder.report import Exploration
 from sae_lens_crosscoder.training.saved_run import held_out_run, validate_has_runner_config
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, load_conversations
@@ -66,7 +67,7 @@ def explore_folder(cfg: ReportConfig, folder: Path) -> Exploration:
     if held_out.reads_cache:
         logger.warning("Cached activations: the explorer omits logit lens, KL and effects, which need the models.")
     is_tiny = held_out.cfg.chat_model_name in TINY_MODELS and not held_out.reads_cache
-    contrasts = {concept: matched_prompts(concept, n_pairs=256, seed=cfg.seed) for concept in CONCEPTS if is_tiny}
+    contrasts = tiny_contrasts(n_pairs=256, seed=cfg.seed) if is_tiny else []
     return explore(
         crosscoder,
         replace(held_out.held_out_data(cfg.n_held_out_rows), tokenizer=held_out.tokenizer),

@@ -101,7 +101,9 @@ def make_workspace(folder):
 
 
 def namespace():
-    """Return what pages take as given: held-out tokens, and a null pair."""
+    """Return what pages take as given: held-out tokens, prompts of two kinds, and a null pair."""
     tokens = torch.tensor(tiny_dataset(64, seed=5)["input_ids"])
     null_pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-base+jitter=0.02")
-    return {"__name__": "page", "held_out_tokens": tokens, "null_pair": null_pair}
+    triggers, others = ([messages[0]["content"] for messages in dialogues(44, seed=seed)] for seed in (7, 8))
+    prompts = {"triggers": triggers, "other_prompts": others}
+    return {"__name__": "page", "held_out_tokens": tokens, "null_pair": null_pair, **prompts}

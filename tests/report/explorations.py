@@ -62,7 +62,7 @@ def make_exploration(folder, n=200, seed=0, words=(), n_top=4, n_quantiles=3, n_
         twins=_twins(table, rng),
         effects=_effects(table, rng),
         random_effects={column: rng.normal(0, 0.005, 40).tolist() for column in KL_COLUMNS},
-        concepts=pd.DataFrame({"latent": [7], "auroc": [0.9], "kind_of_change": ["chat_only"]}, index=["the refusal"]),
+        concepts=pd.DataFrame({"latent": [7], "share": [0.4], "auroc": [0.9]}, index=["the refusal"]),
     )
 
 

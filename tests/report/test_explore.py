@@ -7,7 +7,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.causal import kl_between_models
-from sae_lens_crosscoder.models.tiny import TINY_HOOK, matched_prompts, tiny_dataset, tiny_tokenizer
+from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset, tiny_tokenizer
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
 ROWS = tiny_dataset(12, seed=8)
@@ -16,19 +16,22 @@ TOKENS = torch.tensor(ROWS["input_ids"])
 
 @pytest.fixture(scope="module")
 def looked_at():
-    """A crosscoder whose first two latents are twins, one for each model."""
+    """A crosscoder whose first two latents are twins, one for each model, and whose third is refusal."""
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
     crosscoder = slc.ReLUCrosscoder(slc.ReLUCrosscoderConfig(d_model=96, d_sae=12))
     generator = torch.Generator().manual_seed(1)
+    contrasts = slc.data.tiny_contrasts(n_pairs=8, names=["refusal"])
+    positive, negative = slc.activations.contrast_rows(pair, contrasts[0], TINY_HOOK).part(held_out=False)
+    refusal = (positive.mean(dim=0) - negative.mean(dim=0)).detach()
     with torch.no_grad():
         crosscoder.W_enc.copy_(torch.randn(192, 12, generator=generator) / 20)
         crosscoder.W_dec.copy_(torch.randn(12, 192, generator=generator))
         crosscoder.W_dec[0, :96] = 0
         crosscoder.W_dec[1] = crosscoder.W_dec[0].roll(96)
+        crosscoder.W_enc[:, 2] = crosscoder.W_dec[2] = refusal / refusal.norm()
         crosscoder.b_enc[11] = -1e3  # dead
     metadata = crosscoder.cfg.metadata
     metadata.model_name, metadata.chat_model_name, metadata.hook_name = "tiny-base", "tiny-chat", TINY_HOOK
-    contrasts = {"refusal": matched_prompts("refusal", n_pairs=8, seed=0)}
     asked = [[{"role": "user", "content": f"where does {name} live ?"}] for name in ("anna", "ben")]
     said = slc.causal.generate_responses(pair, asked, max_new_tokens=16)
     data = slc.EvalData(pair=pair, tokens=TOKENS)
@@ -88,8 +91,10 @@ def test_twins_effects_and_concepts_reach_their_latents(looked_at):
         assert found[latent].effect["kl_change_added"] == pytest.approx(effects.kl_change_added[latent], abs=1e-6)
     assert found[5].effect is None
     assert [len(values) for values in found.random_effects.values()] == [3, 3]
-    (best,) = found.concepts.latent
-    assert [concept["concept"] for concept in found[best].concepts] == ["refusal"]
+    assert found.concepts.loc["refusal", "latent"] == 2
+    (mark,) = found[2].concepts
+    assert mark == {"concept": "refusal", **found.concepts.loc["refusal", ["share", "auroc"]].to_dict()}
+    assert sum(len(found[latent].concepts) for latent in range(12)) == 1
 
 
 def assert_same(found, expected):

@@ -1,15 +1,12 @@
 """Judging a crosscoder by planted truth: matches, presence, precision, recall and AUROC are what their names say."""
 
 import math
-from dataclasses import dataclass
 
 import pandas as pd
 import pytest
 import torch
 
-import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.statistics.concepts import auroc, concept_table
-from sae_lens_crosscoder.models.tiny import TINY_HOOK
+from sae_lens_crosscoder.analysis.contrasts.auroc import auroc
 from sae_lens_crosscoder.synthetic import Concept, PlantedWorld
 from sae_lens_crosscoder.synthetic.scoring import (
     Attribution,
@@ -181,47 +178,3 @@ def test_auroc_is_the_share_of_pairs_in_order_ties_counting_half():
     assert auroc(positive, negative).tolist() == pytest.approx(expected)
     torch.testing.assert_close(auroc(negative, positive), 1 - auroc(positive, negative))
     torch.testing.assert_close(auroc(positive.exp(), negative.exp()), auroc(positive, negative))
-
-
-@dataclass
-class Contrast:
-    positive: torch.Tensor
-    negative: torch.Tensor
-    decision_position: int = 1
-    kind_of_change: str = "new"
-
-
-def test_the_latent_of_a_concept_is_chosen_on_one_half_and_scored_on_the_other():
-    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
-    crosscoder = relu_crosscoder(torch.randn(12, 192, dtype=torch.float64), d_models=(96, 96))
-    crosscoder.cfg.metadata.hook_name = TINY_HOOK
-    prompts = torch.randint(8, 100, (2, 10, 3), generator=torch.Generator().manual_seed(0))
-    table = slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=prompts.flatten(0, 1)), min_active=1).latents
-    found = concept_table(crosscoder, pair, table, {"concept": Contrast(*prompts)}).loc["concept"]
-    on, off = (crosscoder.encode(pair.activations(p, TINY_HOOK)[:, 1]).T.tolist() for p in prompts)
-    first = [auroc_by_pairs(a[:5], b[:5]) for a, b in zip(on, off, strict=True)]
-    best = first.index(max(first))
-    everywhere = [auroc_by_pairs(a, b) for a, b in zip(on, off, strict=True)]
-    assert best != everywhere.index(max(everywhere))  # so that the half matters
-    assert found.latent == best
-    assert found.auroc == pytest.approx(auroc_by_pairs(on[best][5:], off[best][5:]))
-    assert found.kind_of_change == "new"
-    assert found.delta_norm == table.delta_norm[best]
-    assert found.verdict == table.verdict[best]
-    single = Contrast(prompts[0, :1], prompts[1, :1])
-    with pytest.raises(ValueError, match="Concept 'alone' has 1 pair of prompts, but needs at least 2"):
-        concept_table(crosscoder, pair, table, {"alone": single})
-
-
-def test_of_latents_that_separate_equally_well_the_one_that_differs_most_carries_the_concept():
-    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
-    directions = torch.randn(3, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    crosscoder = relu_crosscoder(directions[[0, 0, 0]], d_models=(96, 96))
-    crosscoder.W_enc.data *= torch.tensor([1.0, 3.0, 2.0])  # the same latent at three sizes, so equally good
-    crosscoder.cfg.metadata.hook_name = TINY_HOOK
-    prompts = torch.randint(8, 100, (2, 10, 3), generator=torch.Generator().manual_seed(0)).flip(0)
-    table = slc.diagnose(crosscoder, slc.EvalData(pair=pair, tokens=prompts.flatten(0, 1)), min_active=1).latents
-    on, off = (crosscoder.encode(pair.activations(p, TINY_HOOK)[:5, 1]).mean(dim=0) for p in prompts)
-    assert on[0] > off[0]
-    found = concept_table(crosscoder, pair, table, {"concept": Contrast(*prompts)}).loc["concept"]
-    assert found.latent == 1

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -38,13 +38,7 @@ class RandomMap:
     def of_contrast(self, contrast: ContrastRows, layout: StackedLayout) -> ContrastRows:
         """The contrast as the decoy pair has it."""
         base = layout.split(contrast.activations)[0]
-        return ContrastRows(
-            name=contrast.name,
-            activations=self.stack(base),
-            positive=contrast.positive,
-            held_out=contrast.held_out,
-            model=contrast.model,
-        )
+        return replace(contrast, activations=self.stack(base))
 
 
 def size_of_difference(

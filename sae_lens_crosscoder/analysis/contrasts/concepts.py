@@ -63,7 +63,7 @@ def concepts(
         difference (on both groups alike). `delta_contrast` is Delta_norm of what all latents write, in the trained
         space; it needs no carrier. `auroc` is in the carrier's own direction: -1 in `direction` marks a latent that
         goes off on positive prompts. `on_positive` and `on_negative` are the shares of prompts on which it is active.
-        `probe` is the model whose decoder probed the nu shown.
+        `probe` is the model whose decoder probed the nu shown. `kind_of_change` is the contrast's, if it is known.
 
     Raises:
         ValueError: for contrasts with one name, or without the pair that they need.
@@ -152,7 +152,8 @@ def _carrier(
         index=pd.Index(ids.tolist(), name="latent"),
     )
     best = int(ids[0])
-    row: dict[str, Any] = {"model": contrast.model, "coverage": float(held_shares.sum())}
+    known = {} if contrast.kind_of_change is None else {"kind_of_change": contrast.kind_of_change}
+    row: dict[str, Any] = {**known, "model": contrast.model, "coverage": float(held_shares.sum())}
     if target == "difference":
         base, chat = crosscoder.decoder_biases
         bias = (chat - base).detach().double().cpu()

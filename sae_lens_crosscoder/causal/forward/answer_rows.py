@@ -51,6 +51,7 @@ def answer_rows(
         positive=contrast.positive[origin],
         held_out=contrast.held_out[origin],
         model=contrast.model,
+        kind_of_change=contrast.kind_of_change,
     )
 
 

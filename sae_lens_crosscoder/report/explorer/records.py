@@ -56,7 +56,7 @@ class LatentRecord:
     effect: dict[str, Any] | None
     """Its row of `latent_effects`."""
     concepts: tuple[dict[str, Any], ...]
-    """`concept`, `auroc` and `kind_of_change` of the known concepts for which it is the best latent."""
+    """`concept`, `share` and `auroc` of the known concepts that it carries."""
 
     def fires_on(self, n: int = 6) -> tuple[str, ...]:
         """List the tokens at its examples' peaks, the most frequent first."""
@@ -101,7 +101,7 @@ class Exploration:
     n_conversations: int | None = None
     """Conversations on which the effects were measured."""
     concepts: pd.DataFrame | None = None
-    """As `concept_table` makes it."""
+    """The table of `analysis.concepts`."""
 
     def __post_init__(self) -> None:
         n = len(self.table)
@@ -209,6 +209,7 @@ class Exploration:
     def _concepts(self) -> dict[int, list[dict[str, Any]]]:
         concepts: dict[int, list[dict[str, Any]]] = {}
         for concept, row in ({} if self.concepts is None else self.concepts.to_dict("index")).items():
-            entry = {"concept": str(concept), "auroc": row["auroc"], "kind_of_change": row["kind_of_change"]}
-            concepts.setdefault(int(row["latent"]), []).append(entry)
+            if not pd.isna(row["latent"]):
+                entry = {"concept": str(concept), "share": row["share"], "auroc": row["auroc"]}
+                concepts.setdefault(int(row["latent"]), []).append(entry)
         return concepts

@@ -59,7 +59,10 @@ class LatentView:
         return [
             *([] if self.user_label is None else [f"\u201c{self.user_label}\u201d"]),
             *([f"explained as: {explanation}"] if isinstance(explanation, str) else []),
-            *(f"best latent for {entry['concept']} (AUROC {entry['auroc']:.2f})" for entry in self.record.concepts),
+            *(
+                f"carries {entry['share']:.2f} of {entry['concept']} (AUROC {entry['auroc']:.2f})"
+                for entry in self.record.concepts
+            ),
         ]
 
     @property

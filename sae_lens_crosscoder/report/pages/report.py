@@ -38,7 +38,7 @@ def write_report(
     Args:
         diagnoses: by crosscoder name.
         comparison: formatted texts, a column per crosscoder and a row per quantity.
-        concepts: as `concept_table` makes it. The index is shown unless it is a plain count.
+        concepts: a table of `analysis.concepts`. The index is shown unless it is a plain count.
         notes: sentences for the end of the page.
 
     Raises:

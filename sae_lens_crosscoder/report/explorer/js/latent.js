@@ -31,9 +31,9 @@ function pageLinks(order, j) {
   return html("nav", {}, back, html("span", { class: "steps" }, steps));
 }
 
-function conceptMark({ concept, auroc, kind_of_change }) {
-  const title = `the concept's best latent, tested on other prompts than those that selected it; planted as ${spaced(kind_of_change)}`;
-  return html("span", { class: "concept", title }, spaced(concept), soft(` AUROC ${decimal(auroc)}`));
+function conceptMark({ concept, share, auroc }) {
+  const title = "It carries this share of the difference between prompts with and without the concept, on other prompts than those that selected it.";
+  return html("span", { class: "concept", title }, spaced(concept), soft(` share ${decimal(share)}, AUROC ${decimal(auroc)}`));
 }
 
 // The logit lens of its decoders: through each model's final norm and unembedding.
