@@ -130,6 +130,9 @@ def test_the_nu_shown_is_that_of_the_probe_that_judged():
     assert (row["probe"], row["nu_error"], row["nu_reconstruction"]) == ("base", 0.1, 0.2)
     row = concepts(crosscoder, None, [rows], latents.assign(label="chat_only")).table.loc["a"]
     assert (row["probe"], row["nu_error"]) == ("chat", 1.0)
+    crosscoder.W_dec.data[:, 3:] = 0  # nothing is carried any more
+    row = concepts(crosscoder, None, [rows], latents).table.loc["a"]
+    assert row[["latent", "probe", "nu_error", "verdict"]].isna().all()
 
 
 def test_the_biases_share_of_the_difference():

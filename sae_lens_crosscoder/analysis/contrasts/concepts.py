@@ -163,8 +163,9 @@ def _carrier(
         row["delta_contrast"] = delta_contrast(held_out.feature_acts, *crosscoder.layout.split(scaled.cpu()))
     is_carried = bool(table["share"].iloc[0] > LEAST_SHARE)
     row |= {"latent": best if is_carried else pd.NA, **table.to_dict("records")[0]}  # pyright: ignore[reportAssignmentType]
-    if latents is not None and is_carried:
-        row |= _diagnosed(latents.loc[best].to_dict())
+    if latents is not None:
+        diagnosed = _diagnosed(latents.loc[best].to_dict())
+        row |= diagnosed if is_carried else dict.fromkeys(diagnosed, float("nan"))
     row["summary"] = _summary(row, best, is_carried)
     return row, table
 
