@@ -42,7 +42,9 @@ def measured():
 def test_the_columns_are_those_of_diagnose_and_of_the_statistics(measured, name):
     crosscoders, x, tables = measured
     latents, manifest = tables[name].latents, tables[name].manifest
-    diagnosis = slc.diagnose(crosscoders[name], slc.EvalData(activations=x[GROUPS.labels.flatten() >= 0]))
+    kept = GROUPS.labels.flatten() >= 0
+    kept_groups = slc.data.TokenGroups(GROUPS.labels.flatten()[kept][:, None], GROUPS.names)
+    diagnosis = slc.diagnose(crosscoders[name], slc.EvalData(activations=x[kept], groups=kept_groups))
     pd.testing.assert_frame_equal(latents[diagnosis.latents.columns], diagnosis.latents, check_like=True)
     for key, value in diagnosis.manifest.items():
         assert manifest[key] == (pytest.approx(value) if key.startswith("fve") else value), key

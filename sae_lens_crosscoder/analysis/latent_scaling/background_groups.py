@@ -31,7 +31,8 @@ class BackgroundGroups:
         """Groups of the data: one per token id, or per id and group of `data.groups`, such as a template's place.
 
         Only the 255 most frequent ones with at least 100 tokens are kept apart. All other tokens form one group.
-        Activations without tokens are told apart by `data.groups` alone, and form one group without them.
+        Activations without tokens are told apart by `data.groups` alone, where tokens labelled -1 are among the others.
+        Without groups they form one group.
 
         Raises:
             ValueError: for groups that do not fit the tokens.
@@ -87,10 +88,10 @@ def _token_ids(data: EvalData) -> Int[Tensor, " token"] | None:
 
 
 def _frequent(keys: Int[Tensor, " token"]) -> tuple[Int[Tensor, " token"], int]:
-    """Number the most frequent keys from 1 on, in order of frequency; 0 stands for all others."""
-    _, index, counts = keys.unique(return_inverse=True, return_counts=True)
+    """Number the most frequent keys from 1 on, in order of frequency; 0 stands for all others and for keys below 0."""
+    values, index, counts = keys.unique(return_inverse=True, return_counts=True)
     order = counts.argsort(descending=True, stable=True)[: MAX_GROUPS - 1]
-    kept = order[counts[order] >= MIN_GROUP_TOKENS]
+    kept = order[(counts[order] >= MIN_GROUP_TOKENS) & (values[order] >= 0)]
     numbers = torch.zeros_like(counts)
     numbers[kept] = torch.arange(1, len(kept) + 1)
     return numbers[index], len(kept) + 1

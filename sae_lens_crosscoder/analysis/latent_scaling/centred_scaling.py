@@ -42,7 +42,7 @@ class CentredScaling(Accumulator):
         self.scaling = scaling
         crosscoder = scaling.crosscoder
         zeros = torch.zeros(n_groups, crosscoder.cfg.d_sae, dtype=torch.float64, device=crosscoder.W_dec.device)
-        self._n = torch.zeros_like(zeros[:, 0])
+        self._n = zeros.new_zeros(n_groups)
         self._f1 = zeros
         self._targets = zeros.new_zeros(2, n_groups, crosscoder.cfg.d_in if scaling.comparable else 0)
         """Sums of activations and of reconstructions, (2, group, d_in)."""
