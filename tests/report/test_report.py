@@ -138,3 +138,16 @@ def test_tables_show_the_numbers_of_the_frame(tables, tmp_path):
         assert row[10] == f"{latent.n_active:,}"
     deltas = [float(row[1]) for row in top]
     assert deltas == sorted(deltas, reverse=True)
+
+
+def test_named_latents_have_a_section_only_where_they_were_looked_for(tables, tmp_path):
+    comparison = pd.DataFrame({"l1": ["1"]})
+    rows = {"class": "turned", "rho": 0.31, "q_rho": 0.01, "q_written": 0.02, "written": 0.0, "named": False}
+    table = tables["l1"].assign(**rows)
+    table.loc[[3, 5], "named"], table.loc[[3, 5], "written"] = True, [0.01, 0.02]
+    title = "Turned latents that carry what changed"
+    text = write_report(diagnoses({"l1": table}), tmp_path / "r.html", comparison).read_text()
+    section = text.split(title)[1].split("<h2>")[0]
+    assert section.index(">5</th>") < section.index(">3</th>")
+    assert section.count("turned</td>") == 2
+    assert title not in write_report(diagnoses({"l1": tables["l1"]}), tmp_path / "r.html", comparison).read_text()

@@ -55,6 +55,7 @@ def write_report(
         manifests={name: diagnosis.manifest for name, diagnosis in diagnoses.items()},
         comparison=comparison,
         concepts=concepts,
+        turned={name: _named(table) for name, table in tables.items() if "named" in table},
         most_chat_only={name: _most_chat_only(table) for name, table in tables.items()},
         histogram=delta_norm_histogram(diagnoses),
         scatter=nu_scatter(diagnoses),
@@ -65,6 +66,12 @@ def write_report(
         notes=notes,
     )
     return write_document(page, path)
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """Latents that `changed` named, the one that writes most first."""
+    named = table[table["named"].astype(bool)].sort_values("written", ascending=False, kind="stable")
+    return named[["class", "delta_norm", "rho", "q_rho", "written", "q_written", "n_active"]].head(N_LATENTS_SHOWN)
 
 
 def _most_chat_only(table: pd.DataFrame) -> list[dict[Hashable, Any]]:

@@ -63,6 +63,9 @@ function whetherGenuine(c, j) {
   };
   add("angle_degrees", "angle of free directions", (angle) => `${decimal(angle, 0)}\u00b0`);
   add("q_value", "q value", (value) => decimal(value, 3));
+  add("rho", "rho, distance of its decoders", decimal);
+  add("q_rho", "q value of rho", (value) => decimal(value, 3));
+  add("q_written", "q value of what it writes of the change", (value) => decimal(value, 3));
   add("rho_limit", "rho limit", (value) => decimal(value, 3));
   if (known.length === 0 && more.length === 0) return null;
   const forest = known.length ? html("div", { class: "forest" }, known.map(forestRow)) : null;

@@ -18,6 +18,7 @@ const COLUMNS = [
     "0: writes into base only, 1: into chat only"],
   ["label", "class", 8, "t", (c, j) => named(c.category("label", j)), "by Delta_norm alone"],
   ["verdict", "verdict", 11.5, "t", (c, j) => named(c.category("verdict", j)), "the verdict of Latent Scaling"],
+  ["rho", "rho", 4.4, "n", numbers("rho", decimal), "0: the same decoder in both models, 1: in one model only; between, it turned"],
   ["frequency", "active", 5, "n", numbers("frequency", percent), "share of active tokens"],
   ["max_activation", "max", 4.4, "n", numbers("max_activation", (score) => decimal(score, 1)), "highest activation"],
   ["nu_error", "nu error", 5.2, "n", numbers("nu_error", decimal), "near 0: the error on base has nothing of it"],
@@ -34,7 +35,7 @@ const conceptsOf = (c, j) => Array.from(c.concepts(j), (id) => html("b", { class
 
 // Whether there is anything to show in a column.
 function isThere(c, { name, head }) {
-  if (name === null) return head === "fires on" ? c.examples : c.lenses || c.hasConcepts;
+  if (name === null) return head === "active on" ? c.examples : c.lenses || c.hasConcepts;
   if (name === "label") return !c.has("verdict");
   return name === "latent" || c.has(name);
 }
