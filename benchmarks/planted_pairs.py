@@ -49,6 +49,9 @@ class Cell:
     """Also train on this null pair, and take q-values from it."""
     trains_on: NullKind | None = None
     """Train and diagnose on this null pair made from the world, instead of on the world."""
+    polish: bool = False
+    """Polish the crosscoder after training."""
+    evaluation_tokens: int = EVALUATION_TOKENS
     steps: int | None = None
     """Number of training steps, if different from `STEPS`."""
 
@@ -126,6 +129,25 @@ def full() -> list[Cell]:
     return cells
 
 
+def recipes() -> list[Cell]:
+    """List partition and polish beside plain BatchTopK, where it is at ease, in superposition, with half k, on a null.
+
+    All see 120,000 evaluation tokens, on which the rarest concepts fire often enough to be judged.
+    """
+    situations: dict[str, dict[str, Any]] = {
+        "standard": {},
+        "d_model 32": {"world": WORLDS["d_model 32"], "world_name": "d_model 32"},
+        "half k": {"k_over_l0": 0.5},
+        "null": {"world": null_world, "world_name": "null"},
+    }
+    partition = {"n_base_exclusive": D_SAE // 16, "n_chat_exclusive": D_SAE // 8}
+    return [
+        Cell(f"{name}, {recipe}", BATCHTOPK, fields, polish=polish, evaluation_tokens=120_000, **situation)
+        for name, situation in situations.items()
+        for recipe, fields, polish in (("plain", {}, False), ("partition", partition, False), ("polish", {}, True))
+    ]
+
+
 def training_steps() -> list[Cell]:
     """The sparse training step, with either screening, and the dense one: the same crosscoder must come out."""
     fields = {
@@ -140,6 +162,7 @@ SUITES: dict[str, Callable[[], list[Cell]]] = {
     "claims": claims,
     "small": small,
     "full": full,
+    "recipes": recipes,
     "training_steps": training_steps,
 }
 
@@ -173,6 +196,8 @@ def train(
     if null is not None:
         batches = null_activations(batches, world.layout, null, seed=seed)
     slc.CrosscoderTrainer(cfg, crosscoder, batches).fit()
+    if cell.polish:
+        crosscoder = slc.training.polish(crosscoder, batches, slc.training.PolishConfig(lr=cfg.lr / 5, stop="noise"))
     with tempfile.TemporaryDirectory() as folder:
         crosscoder.save_inference_model(folder)
         return slc.load(folder)
@@ -186,7 +211,7 @@ def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
     """
     started = time.process_time()
     world = cell.world(seed)
-    tokens = world.sample(EVALUATION_TOKENS, seed=2000 + seed)
+    tokens = world.sample(cell.evaluation_tokens, seed=2000 + seed)
     crosscoder = train(cell, world, seed, cell.trains_on)
 
     def diagnosed(trained: slc.crosscoders.InferenceCrosscoder, on: NullKind | None, **options: Any) -> slc.Diagnosis:
