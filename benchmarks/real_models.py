@@ -1,4 +1,4 @@
-"""Real models and texts of benchmarks/real_pair.py: SmolLM2 from its package, chats, and an adapter tuned on neutral text."""
+"""Real models and texts of real_pair.py: SmolLM2 from its package, chats, an adapter tuned on neutral text."""
 
 import json
 import random

@@ -2,8 +2,8 @@
 
 python benchmarks/real_pair.py --adapter ADAPTER --output benchmarks/results/real_pair.json --page real_pair.html
 
-The adapter's folder holds `prompts.json`: `train` and `held_out` prompts with a `trigger` flag, and `behaviour`, the text
-that answers to triggers begin with. Real weights come from Python packages; a missing one is named.
+The adapter's folder holds `prompts.json`: `train` and `held_out` prompts with a `trigger` flag, and `behaviour`, the
+text that answers to triggers begin with. Real weights come from Python packages; missing ones are named.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 from html import escape
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,18 @@ from torch import Tensor
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.contrast_rows import ContrastRows, contrast_rows
 from sae_lens_crosscoder.activations.drawn_batches import DrawnBatches
+from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.analysis.baselines.linear import difference_pca, mean_difference
 from sae_lens_crosscoder.analysis.baselines.rows import DifferenceRows
 from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.changed.decoys import RandomMap, size_of_difference
 from sae_lens_crosscoder.analysis.contrasts.auroc import auroc
+from sae_lens_crosscoder.causal.ladder.ladder import Ladder, causal_ladder
+from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
+from sae_lens_crosscoder.data.answer_files import AnswerSettings, generate_answers
+from sae_lens_crosscoder.data.chat_tokens import chat_tokens
 from sae_lens_crosscoder.data.contrasts import Contrast
+from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.recipe import TrainingRecipe
 from sae_lens_crosscoder.workflows.difference_sae import train_difference_sae
 
@@ -67,8 +74,8 @@ class Organism:
         parts = [(p, held) for held, part in ((False, self.train), (True, self.held_out)) for p in part]
         groups = [[(p["prompt"], held) for p, held in parts if bool(p["trigger"]) == flag] for flag in (True, False)]
         held_out = torch.tensor([held for group in groups for _, held in group])
-        texts = [[text for text, _ in group] for group in groups]
-        return Contrast.from_chats("decision", *texts, tokenizer, held_out=held_out)
+        triggers, others = ([text for text, _ in group] for group in groups)
+        return Contrast.from_chats("decision", triggers, others, tokenizer, held_out=held_out)
 
 
 @dataclass(frozen=True)
@@ -90,10 +97,10 @@ class Texts:
     def of(cls, pair: slc.HookedModelPair, organism: Organism, folder: Path, quick: bool) -> "Texts":
         """Both models answer the training prompts; ShareGPT adds ordinary text."""
         prompts = [p["prompt"] for p in organism.train]
-        settings = slc.data.AnswerSettings(max_new_tokens=ANSWER_TOKENS)
-        answers = slc.data.generate_answers(pair, prompts, settings, folder / "answers")
+        settings = AnswerSettings(max_new_tokens=ANSWER_TOKENS)
+        answers = generate_answers(pair, prompts, settings, folder / "answers")
         chats = [
-            slc.data.chat_tokens(pair.tokenizer, chat).input_ids[:CHAT_TOKENS]
+            chat_tokens(pair.tokenizer, chat).input_ids[:CHAT_TOKENS]
             for chat in sharegpt_exchanges(N_CHATS // (4 if quick else 1))
         ]
         n, width = len(answers), max(answers.tokens.shape[1], CHAT_TOKENS)
@@ -143,7 +150,7 @@ class Rows:
         for chunk in ends.argsort(stable=True).split(32):
             end = int(ends[chunk].max())
             mask = texts.token_mask[chunk, :end]
-            parts += list(slc.activations.harvest(pair, texts.tokens[chunk, :end], hook_name, 32, mask))
+            parts += list(harvest(pair, texts.tokens[chunk, :end], hook_name, 32, mask))
             row, position = mask.nonzero(as_tuple=True)
             places.append(torch.stack([chunk[row], position]))
         activations, (row, position) = torch.cat(parts), torch.cat(places, dim=1)
@@ -159,16 +166,16 @@ class Rows:
 
     def turned(self, size: float, seed: int) -> "Rows":
         """Base against the same turned by a random map of rank 8: a difference of this size without an aim."""
-        layout = slc.stacking.StackedLayout((self.activations.shape[1] // 2,) * 2)
+        layout = StackedLayout((self.activations.shape[1] // 2,) * 2)
         random_map = RandomMap.draw(layout.split(self.activations)[0], size, 8, seed)
         stacked = random_map.stack(layout.split(self.activations)[0])
         return Rows(stacked, self.weights, [random_map.of_contrast(contrast, layout) for contrast in self.contrasts])
 
 
-def looked(pair: slc.HookedModelPair, organism: Organism, folder: Path) -> slc.causal.FirstLook:
+def looked(pair: slc.HookedModelPair, organism: Organism, folder: Path) -> FirstLook:
     """A first look at some training prompts, without their flags; kept for the next run."""
     if folder.exists():
-        return slc.causal.FirstLook.load(folder)
+        return FirstLook.load(folder)
     every = -(-len(organism.train) // N_LOOK)
     look = slc.first_look(pair, [p["prompt"] for p in organism.train[::every]])
     look.save(folder)
@@ -238,8 +245,8 @@ def baselines(rows: Rows, seed: int) -> list[dict[str, Any]]:
 
 def facts_of(name: str, seed: int, found: Changed) -> dict[str, Any]:
     """A row of the result for one pair and seed."""
-    contrasts = {
-        contrast: {column: value for column, value in row.items() if isinstance(value, int | float)}
+    contrasts: dict[str, dict[str, Any]] = {
+        str(contrast): {str(column): value for column, value in row.items() if isinstance(value, int | float)}
         for contrast, row in found.contrasts.to_dict("index").items()
     }
     return {
@@ -248,19 +255,18 @@ def facts_of(name: str, seed: int, found: Changed) -> dict[str, Any]:
         "n_named": len(found.named),
         "n_turned": found.n_turned,
         "size": found.manifest["size"],
-        "share_named": float(found.contrasts.loc["decision", "share_named"]),
-        "coverage": float(found.contrasts.loc["decision", "coverage"]),
-        "best_auroc": float(found.contrasts.loc["decision", "best_auroc"]),
+        **{figure: contrasts["decision"].get(figure, nan) for figure in ("share_named", "coverage", "best_auroc")},
         "contrasts": contrasts,
         "conclusion": found.conclusion,
     }
 
 
 class Clock:
-    """CPU seconds of each stage."""
+    """CPU seconds of each stage, those of earlier runs in this folder included."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
         self._last = 0.0
 
     def lap(self, stage: str) -> None:
@@ -268,6 +274,8 @@ class Clock:
         now = time.process_time()
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 1)
         self._last = now
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self.seconds))
         print(f"{stage}: {self.seconds[stage]:.0f} CPU seconds", flush=True)
 
 
@@ -283,8 +291,9 @@ def main() -> None:
     torch.set_num_threads(1)
     validate_packages()
     organism = Organism.load(args.adapter, args.quick)
-    work, clock = Path(args.work), Clock()
+    work = Path(args.work)
     folder = work / f"{Path(args.adapter).name}{'_quick' if args.quick else ''}"
+    clock = Clock(folder / "cpu_seconds.json")
     base = smollm2_folder(work / "smollm2")
     clock.lap("convert the base model")
     pair = slc.HookedModelPair.from_pretrained(
@@ -309,9 +318,9 @@ def main() -> None:
         print(found.conclusion, flush=True)
         clock.lap("crosscoder and decoys")
         if found.named:
-            ladder = slc.causal.causal_ladder(
-                crosscoder, pair, contrast, found.named, organism.shows, max_new_tokens=ANSWER_TOKENS, seed=seed
-            )
+            kept = folder / f"ladder_{seed}"
+            ladder = Ladder.load(kept) if kept.exists() else climb(crosscoder, pair, contrast, found, organism, seed)
+            ladder.save(kept)
             ladders[seed] = ladder.table
             print(ladder.table.drop(columns="answer").round(3).to_string(), flush=True)
             clock.lap("causal ladder")
@@ -321,11 +330,20 @@ def main() -> None:
     write(args, organism, look, results, ladders, others, clock)
 
 
+def climb(
+    crosscoder: Any, pair: slc.HookedModelPair, contrast: Contrast, found: Changed, organism: Organism, seed: int
+) -> Ladder:
+    """Add the named latents to base, and see whether its answers show the behaviour."""
+    return causal_ladder(
+        crosscoder, pair, contrast, found.named, organism.shows, max_new_tokens=ANSWER_TOKENS, seed=seed
+    )
+
+
 def null_results(
     rows: Rows, texts: Texts, contrast: Contrast, hook_name: str, base: str, folder: Path, clock: Clock
 ) -> list[dict[str, Any]]:
     """Three pairs without the behaviour, read in the same way on the same tokens."""
-    layout = slc.stacking.StackedLayout((rows.activations.shape[1] // 2,) * 2)
+    layout = StackedLayout((rows.activations.shape[1] // 2,) * 2)
     size = size_of_difference(rows.activations, rows.contrasts, layout)
     neutral = neutral_adapter(base, folder.parent / "neutral")
     clock.lap("neutral adapter")
@@ -347,7 +365,7 @@ def null_results(
 def write(
     args: Any,
     organism: Organism,
-    look: slc.causal.FirstLook,
+    look: FirstLook,
     results: list[dict[str, Any]],
     ladders: dict[int, pd.DataFrame],
     others: list[dict[str, Any]],
@@ -356,23 +374,21 @@ def write(
     """Write the JSON, whose summary is of the first seed, and the page."""
     first, nulls = results[0], [row for row in results if row["pair"] != "adapter"]
     ladder = ladders.get(args.seeds[0])
-    rates = {} if ladder is None else ladder["rate"].to_dict()
-    random = [rate for name, rate in rates.items() if name.startswith(("random", "noise"))]
+    rates: dict[str, float] = {} if ladder is None else {str(k): float(v) for k, v in ladder["rate"].items()}
+    controls = [rate for name, rate in rates.items() if name.startswith(("random", "noise"))]
     mean = [rate for name, rate in rates.items() if name.startswith("mean difference")]
     summary = {
         "share_named": first["share_named"],
         "best_auroc": first["best_auroc"],
         "causal_rate": rates.get("named", 0.0),
-        "causal_rate_random": max(random, default=0.0),
+        "causal_rate_random": max(controls, default=0.0),
         "causal_rate_mean_difference": rates.get("mean difference", 0.0),
         "causal_rate_mean_difference_per_place": max(mean, default=0.0),
         "null_named": max(row["n_named"] for row in nulls),
         "cpu_minutes": round(sum(clock.seconds.values()) / 60, 1),
         "conclusion": first["conclusion"],
     }
-    table = [
-        {"seed": seed, **row} for seed, frame in ladders.items() for row in frame.reset_index().to_dict("records")
-    ]
+    table = [{"seed": seed, **row} for seed, frame in ladders.items() for row in frame.reset_index().to_dict("records")]
     write_results(
         args.output,
         results,
@@ -399,9 +415,14 @@ def write(
 def write_page(facts: dict[str, Any], tables: dict[str, pd.DataFrame], path: str) -> None:
     """Write facts and tables as one HTML file."""
     lines = [f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()]
-    parts = [f"<h2>{escape(name)}</h2><div>{table.round(3).to_html(index=False)}</div>" for name, table in tables.items()]
-    style = "body{font:16px sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color-scheme:light dark}div{overflow-x:auto}"
-    style += "table{border-collapse:collapse}td,th{padding:.3em .6em;text-align:right;border-bottom:1px solid #8886}dt{font-weight:bold}"
+    parts = [
+        f"<h2>{escape(name)}</h2><div>{table.round(3).to_html(index=False)}</div>" for name, table in tables.items()
+    ]
+    style = (
+        "body{font:16px sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color-scheme:light dark}"
+        "div{overflow-x:auto}table{border-collapse:collapse}dt{font-weight:bold}"
+        "td,th{padding:.3em .6em;text-align:right;border-bottom:1px solid #8886}"
+    )
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_TITLE}</title><style>{style}</style>'
     Path(path).write_text("\n".join([head, f"<h1>{_TITLE}</h1><dl>", *lines, "</dl>", *parts, "</html>\n"]))
 
