@@ -154,7 +154,7 @@ class TestPatched:
         prompt = case.tokens[:, :5]
         with slc.patched(case.pair, case.crosscoder, LATENTS, "ablate", coefficient=3.0):
             expected = slc.causal.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1)
-            monkeypatch.setattr(generation, "_with_caches", lambda pair: None)
+            monkeypatch.setattr(generation, "with_caches", lambda pair: None)
             assert torch.equal(slc.causal.generate_patched(case.pair, prompt, max_new_tokens=4, end=-1), expected)
 
     def test_an_error_while_generating_leaves_no_state_behind(self, case):

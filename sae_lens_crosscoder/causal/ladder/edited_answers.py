@@ -6,10 +6,12 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.hook_points import HookPoint
 
 from sae_lens_crosscoder.causal.ladder.edits import Edit
-from sae_lens_crosscoder.causal.patching.generation import generate_patched
+from sae_lens_crosscoder.causal.patching.generation import with_caches
 from sae_lens_crosscoder.causal.patching.intervention import ModelName
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
@@ -19,19 +21,23 @@ from sae_lens_crosscoder.stacking import StackedLayout
 
 @contextmanager
 def apply_edit(
-    pair: HookedModelPair, hook_name: str, layout: StackedLayout, edit: Edit | None, n_prompt: int
+    pair: HookedModelPair, hook_name: str, layout: StackedLayout, edit: Edit | None, lengths: Int[Tensor, " row"]
 ) -> Generator[None]:
-    """Run the pair with the base model's activation edited from the last of `n_prompt` tokens on."""
+    """Run the pair with the base model's activation edited from the last token of each row's prompt on."""
     if edit is None:
         yield
         return
 
     def edit_base(stacked: Tensor, hook: HookPoint) -> Tensor:
-        places = pair.patch_state.n_tokens_read + torch.arange(stacked.shape[1]) - (n_prompt - 1)
+        positions = pair.patch_state.n_tokens_read + torch.arange(stacked.shape[1])
+        places = positions - (lengths[:, None] - 1)
         base, *others = layout.split(stacked)
-        delta = edit(stacked, places.clamp(min=0)).to(base)
-        from_decision = (places >= 0).to(base.device)[:, None]
-        return layout.stack([base + torch.where(from_decision, delta, 0), *others])
+        edited = (places >= 0).to(base.device)
+        if not bool(edited.any()):
+            return stacked
+        delta = torch.zeros_like(base)
+        delta[edited] = edit(stacked[edited], places[edited.cpu()]).to(base)
+        return layout.stack([base + delta, *others])
 
     with pair.hooks(fwd_hooks=[(hook_name, edit_base)]):
         yield
@@ -58,16 +64,47 @@ def answers(
     batch_size: int,
 ) -> list[Int[Tensor, "_ _"]]:
     """Greedy answers to groups of prompts of one length each."""
+    prompts = [prompt for group in groups for prompt in group]
     written: list[Tensor] = []
-    for prompts in groups:
-        parts: list[Tensor] = []
-        for batch in prompts.split(batch_size):
-            with apply_edit(pair, hook_name, layout, edit, prompts.shape[1]):
-                parts.append(generate_patched(pair, batch, writer, max_new_tokens=max_new_tokens).cpu())
-        longest = max(part.shape[1] for part in parts)
-        end = getattr(pair.tokenizer, "eos_token_id", None) or 0
-        padded = [torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=end) for part in parts]
-        written.append(torch.cat(padded))
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        lengths = torch.tensor([len(prompt) for prompt in batch])
+        with apply_edit(pair, hook_name, layout, edit, lengths):
+            written += _answer_together(pair, batch, lengths, 0 if writer == "base" else -1, max_new_tokens)
+    ends = torch.tensor([len(group) for group in groups]).cumsum(dim=0).tolist()
+    starts = [0, *ends[:-1]]
+    return [torch.stack(written[start:end]) for start, end in zip(starts, ends, strict=True)]
+
+
+def _answer_together(
+    pair: HookedModelPair, prompts: Sequence[Int[Tensor, "_"]], lengths: Int[Tensor, " row"], m: int, n_new: int
+) -> list[Int[Tensor, "_"]]:
+    """Answers of one batch, filled up with the end token.
+
+    All prompts are read together up to the length of the shortest; then each step reads one more token of every row,
+    its prompt's or its answer's, so that none is padded.
+    """
+    end = getattr(pair.tokenizer, "eos_token_id", None)
+    tokens = pad(pad_sequence(list(prompts), batch_first=True), (0, n_new), value=0 if end is None else end)
+    stops = lengths + n_new
+    cached, state = with_caches(pair), pair.patch_state
+    try:
+        for position in range(int(lengths.min()), int(stops.max())):
+            logits = (pair if cached is None else cached)(tokens[:, state.n_tokens_read : position])[:, -1, m]
+            state.n_tokens_read = 0 if cached is None else position
+            following = logits.argmax(dim=-1).to(tokens)
+            is_new = (position >= lengths) & (position < stops)
+            tokens[:, position] = torch.where(is_new, following, tokens[:, position])
+            stops = torch.where(is_new & (following == end), position + 1, stops)
+            if bool((position + 1 >= stops).all()):
+                break
+    finally:
+        state.n_tokens_read = 0
+    written: list[Tensor] = []
+    for row, length, stop in zip(tokens, lengths.tolist(), stops.tolist(), strict=True):
+        answer = row[length : length + n_new].clone()
+        answer[stop - length :] = 0 if end is None else end
+        written.append(answer)
     return written
 
 
@@ -84,7 +121,7 @@ def kl_at_decision(
     kl: list[Tensor] = []
     for prompts in groups:
         for batch in prompts.split(batch_size):
-            with apply_edit(pair, hook_name, layout, edit, prompts.shape[1]):
+            with apply_edit(pair, hook_name, layout, edit, torch.full((len(batch),), batch.shape[1])):
                 logits = pair(batch)[:, -1]
             kl.append(kl_divergence(log_probs(logits[:, -1]), log_probs(logits[:, 0])).cpu())
     return torch.cat(kl)

@@ -9,7 +9,7 @@ from torch import Tensor
 from sae_lens_crosscoder.causal.patching.intervention import intervention
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
-Edit = Callable[[Float[Tensor, "prompt pos d_in"], Int[Tensor, " pos"]], Float[Tensor, "prompt pos d_model"]]
+Edit = Callable[[Float[Tensor, "row d_in"], Int[Tensor, " row"]], Float[Tensor, "row d_model"]]
 """From both models' unedited activations, and the place of each in the answer (0 for the decision token), to what is
 added to the base model's."""
 Conditions = Mapping[str, tuple[Edit, int]]
@@ -40,8 +40,7 @@ def constant(vectors: Float[Tensor, "place d_model"]) -> Edit:
     """Edit by one vector per place of the answer; later places get the last one."""
 
     def edit(stacked: Tensor, places: Tensor) -> Tensor:
-        chosen = vectors[places.clamp(max=len(vectors) - 1).to(vectors.device)]
-        return chosen.to(stacked).expand(len(stacked), -1, -1)
+        return vectors[places.clamp(max=len(vectors) - 1).to(vectors.device)].to(stacked)
 
     return edit
 
@@ -85,6 +84,6 @@ def noise(crosscoder: InferenceCrosscoder, seed: int) -> Edit:
     width = crosscoder.layout.d_models[0]
 
     def edit(stacked: Tensor, places: Tensor) -> Tensor:
-        return torch.randn(*stacked.shape[:2], width, generator=generator).to(stacked)
+        return torch.randn(len(stacked), width, generator=generator).to(stacked)
 
     return edit

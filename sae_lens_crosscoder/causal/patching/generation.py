@@ -38,7 +38,7 @@ def generate_patched(
     if end is None:
         end = getattr(pair.tokenizer, "eos_token_id", None)
     m = 0 if writer == "base" else -1
-    cached_pair = _with_caches(pair)
+    cached_pair = with_caches(pair)
     reader = pair if cached_pair is None else cached_pair
     n_prompt, ended = tokens.shape[1], torch.zeros(len(tokens), dtype=torch.bool)
     state = pair.patch_state
@@ -57,7 +57,7 @@ def generate_patched(
     return tokens[:, n_prompt:]
 
 
-def _with_caches(pair: HookedModelPair) -> HookedModelPair | None:
+def with_caches(pair: HookedModelPair) -> HookedModelPair | None:
     """The pair under the same hooks, with each forward pass continuing from the last; None if a host has no cache."""
     members = [with_activations(model) for model in pair.members]
     if any(model is None for model in members):
