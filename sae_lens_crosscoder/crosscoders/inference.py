@@ -115,6 +115,12 @@ class InferenceCrosscoder(CrosscoderViews):
             return None
         return NormLimits(self.layout, tuple(max_norm_ratio / (ratio or max_norm_ratio) * norm for norm in max_norms))
 
+    @property
+    def trained_limits(self) -> NormLimits:
+        """Limits that training applied; they keep all tokens if it applied none, or is unknown."""
+        max_norms = self.cfg.metadata.max_norms
+        return NormLimits(self.layout, None if max_norms is None else tuple(float(norm) for norm in max_norms))
+
     @override
     @torch.no_grad()
     def get_W_dec_norm(self) -> Float[Tensor, " d_sae"]:

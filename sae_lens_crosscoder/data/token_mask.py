@@ -121,3 +121,26 @@ def validate_padding(tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, 
             f"Row {row} of tokens starts with padding (id {int(tokens[row, 0])}). Padding on the left changes the "
             "positions and activations of all later tokens, masked or not: pad on the right."
         )
+
+
+def right_padding(tokens: Int[Tensor, "batch pos"], tokenizer: Any) -> Bool[Tensor, "batch pos"]:
+    """True for padding: the tokenizer's padding id, repeated up to the end of a row.
+
+    Where that id also ends documents, the first of these tokens is the document's end.
+
+    >>> from types import SimpleNamespace
+    >>> tokens = torch.tensor([[5, 0, 7, 0, 0]])
+    >>> right_padding(tokens, SimpleNamespace(pad_token_id=0, eos_token_id=1)).tolist()
+    [[False, False, False, True, True]]
+    >>> right_padding(tokens, SimpleNamespace(pad_token_id=0, eos_token_id=0)).tolist()
+    [[False, False, False, False, True]]
+    """
+    padding = getattr(tokenizer, "pad_token_id", None)
+    if padding is None:
+        return torch.zeros_like(tokens, dtype=torch.bool)
+    trailing = (tokens == padding).flip(1).long().cumprod(dim=1).flip(1).bool()
+    if padding in (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")):
+        before = torch.zeros_like(trailing)
+        before[:, 1:] = trailing[:, :-1]
+        return trailing & before
+    return trailing

@@ -175,10 +175,12 @@ def _origin(
 def carried_energy(
     crosscoder: InferenceCrosscoder, pair: HookedModelPair, tokens: Tensor, batch_size: int
 ) -> Float[Tensor, " d_sae"]:
-    """Mean over tokens of `|f_j (d_j^chat - d_j^base)|^2` per latent."""
-    total = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.float64)
+    """Mean over tokens of `|f_j (d_j^chat - d_j^base)|^2` per latent, without tokens that dominate."""
+    total, n_tokens = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.float64), 0
     batches = harvest(pair, tokens, hook_name_of(crosscoder), batch_size)
     for batch in tqdm(batches, "Energies", -(-len(tokens) // batch_size), unit="batch", leave=False):
-        total += crosscoder.encode(batch.to(crosscoder.W_dec)).double().square().sum(dim=0).cpu()
+        used = batch[crosscoder.trained_limits.ordinary(batch)]
+        total += crosscoder.encode(used.to(crosscoder.W_dec)).double().square().sum(dim=0).cpu()
+        n_tokens += len(used)
     base, chat = crosscoder.decoders
-    return total / tokens.numel() * (chat - base).double().square().sum(dim=-1).cpu()
+    return total / max(1, n_tokens) * (chat - base).double().square().sum(dim=-1).cpu()

@@ -33,7 +33,7 @@ class ResponseBatch:
     stacked: Float[Tensor, "row pos d_in"]
     """Both models' activations at the hook."""
     parts: tuple[Float[Tensor, "row pos d_model"], ...]
-    """Each model's activation, base first."""
+    """Each model's activation, base first; at tokens that dominate, every model has the chat model's."""
 
     @property
     def targets(self) -> Int[Tensor, " selected"]:
@@ -65,13 +65,19 @@ class ResponseBatch:
 def response_batches(
     crosscoder: InferenceCrosscoder, pair: HookedModelPair, responses: Responses, batch_size: int, n_skipped: int = 0
 ) -> Iterator[ResponseBatch]:
-    """Batches in order, with each model run once up to the hook; the first `n_skipped` batches are left out."""
-    hook_name, device = hook_name_of(crosscoder), device_of(pair.chat)
+    """Batches in order, with each model run once up to the hook; the first `n_skipped` batches are left out.
+
+    Tokens that dominate are not handed over: the difference there is no latent's, and would decide every setup.
+    """
+    hook_name, device, limits = hook_name_of(crosscoder), device_of(pair.chat), crosscoder.trained_limits
     validate_padding(responses.tokens, None, pair.tokenizer)
     for rows in torch.arange(len(responses)).split(batch_size)[n_skipped:]:
         tokens = responses.tokens[rows.to(responses.tokens.device)]
         stacked = pair.activations(tokens, hook_name)
-        parts = tuple(part.to(device) for part in crosscoder.layout.split(stacked))
+        parts = [part.to(device) for part in crosscoder.layout.split(stacked)]
+        if crosscoder.layout.same_width and limits.max_norms is not None:
+            used = limits.ordinary(stacked)[..., None].to(device)
+            parts = [torch.where(used, part, parts[-1]) for part in parts]
         response = responses.response[rows.to(responses.response.device)]
         predicts = response.roll(-1, dims=1)  # the first token is never scored, so nothing wraps around
-        yield ResponseBatch(pair.chat, hook_name, rows, tokens.to(device), predicts.to(device), stacked, parts)
+        yield ResponseBatch(pair.chat, hook_name, rows, tokens.to(device), predicts.to(device), stacked, tuple(parts))

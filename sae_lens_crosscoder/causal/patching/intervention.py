@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.activations.dominant_tokens import NormLimits
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -36,6 +37,8 @@ class Intervention:
     directions: tuple[Float[Tensor, "latent _"] | None, ...]
     constants: tuple[Float[Tensor, " _"] | None, ...]
     input_factors: tuple[float, ...]
+    limits: NormLimits
+    """Tokens beyond them dominate: latents are not read there, so an edit that reads activations leaves them alone."""
 
     @property
     def reads_activations(self) -> bool:
@@ -45,7 +48,8 @@ class Intervention:
     def feature_acts(self, stacked: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
         """Activations of the chosen latents, equal to `crosscoder.encode` at their ids."""
         hidden_pre = stacked.to(self.W_enc) @ self.W_enc + self.b_enc
-        return hidden_pre.relu() * (hidden_pre > self.threshold)
+        used = self.limits.ordinary(stacked)[..., None].to(hidden_pre.device)
+        return hidden_pre.relu() * (hidden_pre > self.threshold) * used
 
     def deltas(self, stacked: Float[Tensor, "*batch d_in"] | None) -> tuple[Float[Tensor, "*_ _"] | None, ...]:
         """The edit added to each model's activation; a single vector where it is the same at every position.
@@ -61,12 +65,23 @@ class Intervention:
             for m, part in enumerate(self.layout.split(stacked)):
                 if self.input_factors[m] != 0:
                     written[m] = _sum_present(written[m], self.input_factors[m] * part.to(f))
-        return tuple(_sum_present(*parts) for parts in zip(written, self.constants, strict=True))
+        deltas = [_sum_present(*parts) for parts in zip(written, self.constants, strict=True)]
+        if stacked is not None and self.reads_activations and self.limits.max_norms is not None:
+            used = self.limits.ordinary(stacked)[..., None]
+            deltas = [None if delta is None else torch.where(used.to(delta.device), delta, 0) for delta in deltas]
+        return tuple(deltas)
 
     def tensors(self) -> list[Tensor]:
         """All tensors the intervention consists of."""
         optional = [*self.directions, *self.constants]
-        return [self.W_enc, self.b_enc, self.threshold, *(tensor for tensor in optional if tensor is not None)]
+        max_norms = torch.tensor(self.limits.max_norms or (), dtype=torch.float64)
+        return [
+            self.W_enc,
+            self.b_enc,
+            self.threshold,
+            max_norms,
+            *(tensor for tensor in optional if tensor is not None),
+        ]
 
 
 def intervention(
@@ -135,6 +150,7 @@ def intervention(
         directions=tuple(directions),
         constants=tuple(constants),
         input_factors=tuple(input_factor if m in targets else 0.0 for m in range(len(W_dec))),
+        limits=crosscoder.trained_limits,
     )
 
 

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.harvest import validate_tokens
 from sae_lens_crosscoder.causal.patching.validation import validate_pair
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.data.token_mask import right_padding, validate_padding
 from sae_lens_crosscoder.models.hook_access import device_of, replaced_activations
 from sae_lens_crosscoder.models.kl import kl_terms, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -27,13 +28,14 @@ def splice_evals(
 ) -> pd.DataFrame:
     """Measure each model on its own reconstructed activation, against a zero and a mean activation.
 
-    The activation is replaced at every position. SAELens's `run_evals` takes the pair too, but averages over models and
+    The activation is replaced at every position but those of tokens that dominate, after which nothing is scored.
+    SAELens's `run_evals` takes the pair too, but averages over models and
     compares with zero only.
 
     Args:
         tokens: held-out prompts, padded on the right if at all.
         scored: mask of the tokens whose prediction counts, such as `chat_tokens(...).response`; None means all but the
-            first.
+            first and padding.
 
     Returns:
         A row per model. `ce_nats` is the unpatched model's cross-entropy per token, `ce_nats_reconstruction`, `_zero`
@@ -48,20 +50,26 @@ def splice_evals(
     crosscoder = validate_inference(crosscoder, "splice_evals")
     hook_name = validate_pair(crosscoder, pair)
     validate_tokens(tokens)
-    predicts = _predicting(tokens, scored)
-    layout = crosscoder.layout
+    validate_padding(tokens, None, pair.tokenizer)
+    predicts = _predicting(tokens, ~right_padding(tokens, pair.tokenizer) if scored is None else scored)
+    layout, limits = crosscoder.layout, crosscoder.trained_limits
     batches = [rows for rows in torch.arange(len(tokens)).split(batch_size) if predicts[rows].any()]
-    n_scored = int(predicts.sum())
     total = torch.zeros(layout.d_in, dtype=torch.float64)
     for rows in batches:
-        total += pair.activations(tokens[rows], hook_name).cpu()[predicts[rows]].double().sum(dim=0)
+        stacked = pair.activations(tokens[rows], hook_name).cpu()
+        predicts[rows] &= limits.ordinary(stacked)
+        total += stacked[predicts[rows]].double().sum(dim=0)
+    n_scored = int(predicts.sum())
+    if n_scored == 0:
+        raise ValueError("No prediction can be scored: every token that predicts a scored one dominates. Mark others.")
     mean = (total / n_scored).to(crosscoder.W_dec)
     sums = torch.zeros(layout.n_models, 1 + len(_SPLICED), 2, dtype=torch.float64)
     for rows in tqdm(batches, desc="Splicing", unit="batch", leave=False):
         batch, selected = tokens[rows], predicts[rows]
         stacked = pair.activations(batch, hook_name).to(crosscoder.W_dec)
         spliced = [crosscoder.decode(crosscoder.encode(stacked)), torch.zeros_like(stacked), mean.expand_as(stacked)]
-        parts = [layout.split(activation) for activation in spliced]
+        used = limits.ordinary(stacked)[..., None]
+        parts = [layout.split(torch.where(used, activation, stacked)) for activation in spliced]
         for m, model in enumerate(pair.members):
             sums[m] += _sums(model, batch, selected, hook_name, [by_model[m] for by_model in parts])
     return pd.DataFrame([_row(per_token) for per_token in (sums / n_scored).unbind()], index=list(layout.names)).assign(
@@ -69,10 +77,8 @@ def splice_evals(
     )
 
 
-def _predicting(tokens: Tensor, scored: Tensor | None) -> Bool[Tensor, "prompt pos"]:
+def _predicting(tokens: Tensor, scored: Tensor) -> Bool[Tensor, "prompt pos"]:
     """The positions that predict a scored token."""
-    if scored is None:
-        scored = torch.ones_like(tokens, dtype=torch.bool)
     if scored.shape != tokens.shape:
         raise ValueError(
             f"scored has shape {tuple(scored.shape)}, but tokens has shape {tuple(tokens.shape)}: mark every token."
