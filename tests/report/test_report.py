@@ -151,3 +151,20 @@ def test_named_latents_have_a_section_only_where_they_were_looked_for(tables, tm
     assert section.index(">5</th>") < section.index(">3</th>")
     assert section.count("turned</td>") == 2
     assert title not in write_report(diagnoses({"l1": tables["l1"]}), tmp_path / "r.html", comparison).read_text()
+
+
+def test_it_says_what_was_left_out_as_dominant_and_the_fve_with_it(tables, tmp_path):
+    made = diagnoses(tables)
+    name, diagnosis = next(iter(made.items()))
+    shares = {"base": 0.9, "chat": 0.91}
+    fve = {"base": 0.99, "chat": 0.98, "pooled": 0.985, "difference": 0.5}
+    manifest = {
+        "max_norms": [5.0, 7.0],
+        "dominant_tokens": {"n_tokens": 2000, "n_left_out": 2, "frac_energy": shares},
+        "fve_all_tokens": fve,
+    }
+    made[name] = Diagnosis(diagnosis.latents, {**diagnosis.manifest, **manifest})
+    page = write_report(made, tmp_path / "r.html", pd.DataFrame({"l1": {"L0": "8"}})).read_text("utf-8")
+    assert "left out 2 of 2,000 (0.1 %)" in page
+    assert "FVE with them: 0.990 (base), 0.980 (chat)" in page
+    assert page.count("Tokens that dominate") == 1  # nothing is said of the others

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lens_crosscoder.activations.dominant_tokens import describe_dominant_tokens
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.crosscoders.partition import BY_CONSTRUCTION
@@ -39,7 +40,7 @@ def write_report(
         diagnoses: by crosscoder name.
         comparison: formatted texts, a column per crosscoder and a row per quantity.
         concepts: a table of `analysis.concepts`. The index is shown unless it is a plain count.
-        notes: sentences for the end of the page.
+        notes: sentences for the end of the page. One per crosscoder on the tokens that dominate follows them.
 
     Raises:
         ValueError: if `diagnoses` is empty, or a table lacks a column that is shown.
@@ -63,9 +64,21 @@ def write_report(
         region_columns=" ".join(f"minmax(0,{high - low:.2f}fr)" for low, high in pairwise(stops)),
         n_latents_shown=N_LATENTS_SHOWN,
         by_construction=BY_CONSTRUCTION if any("exclusive" in table for table in tables.values()) else "",
-        notes=notes,
+        notes=[*notes, *(note for name, each in diagnoses.items() for note in _dominant_tokens(name, each.manifest))],
     )
     return write_document(page, path)
+
+
+def _dominant_tokens(name: str, manifest: Mapping[str, Any]) -> list[str]:
+    """The tokens that a diagnosis left out, and the FVE with them; nothing if it kept all tokens."""
+    summary = manifest.get("dominant_tokens")
+    if summary is None:
+        return []
+    text = f"{name}: {describe_dominant_tokens(summary, manifest['max_norms'])}"
+    if summary["n_left_out"] == 0:
+        return [text]
+    both = [f"{value:.3f} ({model})" for model, value in manifest["fve_all_tokens"].items()]
+    return [f"{text} FVE with them: {', '.join(both)}."]
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
