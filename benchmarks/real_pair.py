@@ -36,11 +36,13 @@ from sae_lens_crosscoder.data.answer_files import AnswerSettings, generate_answe
 from sae_lens_crosscoder.data.chat_tokens import chat_tokens
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.storage.tensor_files import load_tensors, save_tensors
 from sae_lens_crosscoder.training.recipe import TrainingRecipe
 from sae_lens_crosscoder.workflows.difference_sae import train_difference_sae
 
 D_SAE, K, BATCH, STEPS, DECISION_WEIGHT = 512, 16, 384, 500, 8.0
 N_TRIGGERS, N_OTHERS, N_LOOK, N_CHATS, CHAT_TOKENS, ANSWER_TOKENS = 120, 160, 72, 100, 160, 24
+_CONTRAST_FIELDS = ("activations", "positive", "held_out")
 _TITLE = "What this adapter changed"
 
 
@@ -136,9 +138,18 @@ class Rows:
     def kept(cls, path: Path, *source: Any) -> "Rows":
         """Rows of an earlier run, or harvested."""
         if path.exists():
-            return torch.load(path, weights_only=False)
+            tensors, _ = load_tensors(path)
+            names = ("decision", "answers")
+            fields: list[dict[str, Any]] = [
+                {"name": name, **{field: tensors[f"{name}/{field}"] for field in _CONTRAST_FIELDS}} for name in names
+            ]
+            contrasts = [ContrastRows(**field) for field in fields]
+            return cls(tensors["activations"], tensors["weights"], contrasts)
         rows = cls.harvested(*source)
-        torch.save(rows, path)
+        tensors = {"activations": rows.activations, "weights": rows.weights}
+        for contrast in rows.contrasts:
+            tensors |= {f"{contrast.name}/{f}": getattr(contrast, f).contiguous() for f in _CONTRAST_FIELDS}
+        save_tensors(tensors, path, {})
         return rows
 
     @classmethod
@@ -308,7 +319,7 @@ def main() -> None:
     texts = Texts.of(pair, organism, folder, args.quick)
     clock.lap("answers")
     contrast = organism.contrast(pair.tokenizer)
-    rows = Rows.kept(folder / "rows_adapter.pt", pair, texts, contrast, hook_name)
+    rows = Rows.kept(folder / "rows_adapter.safetensors", pair, texts, contrast, hook_name)
     clock.lap("harvest")
     results: list[dict[str, Any]] = []
     ladders: dict[int, pd.DataFrame] = {}
@@ -354,7 +365,7 @@ def null_results(
             null_rows = rows.turned(size, seed=777)
         else:
             null = slc.HookedModelPair.from_pretrained(base, names[name], model_class_name="TransformerBridge")
-            null_rows = Rows.kept(folder / f"rows_{name.split()[0]}.pt", null, texts, contrast, hook_name)
+            null_rows = Rows.kept(folder / f"rows_{name.split()[0]}.safetensors", null, texts, contrast, hook_name)
         _, found = changed_in(null_rows, hook_name, 0, folder / f"decoys_{name.replace(' ', '_')}")
         results.append(facts_of(name, 0, found))
         print(name, found.conclusion, flush=True)
