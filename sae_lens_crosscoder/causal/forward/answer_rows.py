@@ -1,12 +1,11 @@
 """answer_rows: a contrast read at the tokens of the chat model's own answers, instead of at the decision."""
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
-from sae_lens_crosscoder.causal.patching.generation import generate_patched
+from sae_lens_crosscoder.causal.patching.generation import generate_patched, until_end
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -53,14 +52,3 @@ def answer_rows(
         model=contrast.model,
         kind_of_change=contrast.kind_of_change,
     )
-
-
-def until_end(answers: Int[Tensor, "prompt new"], end: int | None) -> Bool[Tensor, "prompt new"]:
-    """True for the tokens of answers up to and with the one that ends them.
-
-    >>> until_end(torch.tensor([[5, 0, 0], [5, 6, 7]]), end=0)
-    tensor([[ True,  True, False],
-            [ True,  True,  True]])
-    """
-    is_end = (answers == (-1 if end is None else end)).long()
-    return is_end.cumsum(dim=1) - is_end == 0

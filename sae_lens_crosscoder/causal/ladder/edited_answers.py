@@ -6,12 +6,10 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.hook_points import HookPoint
 
 from sae_lens_crosscoder.causal.ladder.edits import Edit
-from sae_lens_crosscoder.causal.patching.generation import with_caches
+from sae_lens_crosscoder.causal.patching.generation import answer_prompts
 from sae_lens_crosscoder.causal.patching.intervention import ModelName
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
@@ -70,42 +68,10 @@ def answers(
         batch = prompts[start : start + batch_size]
         lengths = torch.tensor([len(prompt) for prompt in batch])
         with apply_edit(pair, hook_name, layout, edit, lengths):
-            written += _answer_together(pair, batch, lengths, 0 if writer == "base" else -1, max_new_tokens)
+            written += answer_prompts(pair, batch, writer, max_new_tokens=max_new_tokens)
     ends = torch.tensor([len(group) for group in groups]).cumsum(dim=0).tolist()
     starts = [0, *ends[:-1]]
     return [torch.stack(written[start:end]) for start, end in zip(starts, ends, strict=True)]
-
-
-def _answer_together(
-    pair: HookedModelPair, prompts: Sequence[Int[Tensor, "_"]], lengths: Int[Tensor, " row"], m: int, n_new: int
-) -> list[Int[Tensor, "_"]]:
-    """Answers of one batch, filled up with the end token.
-
-    All prompts are read together up to the length of the shortest; then each step reads one more token of every row,
-    its prompt's or its answer's, so that none is padded.
-    """
-    end = getattr(pair.tokenizer, "eos_token_id", None)
-    tokens = pad(pad_sequence(list(prompts), batch_first=True), (0, n_new), value=0 if end is None else end)
-    stops = lengths + n_new
-    cached, state = with_caches(pair), pair.patch_state
-    try:
-        for position in range(int(lengths.min()), int(stops.max())):
-            logits = (pair if cached is None else cached)(tokens[:, state.n_tokens_read : position])[:, -1, m]
-            state.n_tokens_read = 0 if cached is None else position
-            following = logits.argmax(dim=-1).to(tokens)
-            is_new = (position >= lengths) & (position < stops)
-            tokens[:, position] = torch.where(is_new, following, tokens[:, position])
-            stops = torch.where(is_new & (following == end), position + 1, stops)
-            if bool((position + 1 >= stops).all()):
-                break
-    finally:
-        state.n_tokens_read = 0
-    written: list[Tensor] = []
-    for row, length, stop in zip(tokens, lengths.tolist(), stops.tolist(), strict=True):
-        answer = row[length : length + n_new].clone()
-        answer[stop - length :] = 0 if end is None else end
-        written.append(answer)
-    return written
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.contrast_rows import contrast_rows
-from sae_lens_crosscoder.causal.forward.answer_rows import until_end
 from sae_lens_crosscoder.causal.ladder.edited_answers import answers, kl_at_decision, prompts_by_length
 from sae_lens_crosscoder.causal.ladder.edits import Conditions, Edit, constant
+from sae_lens_crosscoder.causal.patching.generation import until_end
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
