@@ -204,3 +204,17 @@ def _refusals(document: dict[str, dict[str, dict[str, list[int]]]], names: list[
         f"because the base model's own plan is still in it. Replacing all latents does: "
         f"{refused('all replaced', reader)}."
     )
+
+
+def recipes() -> str:
+    """Verdicts of plain BatchTopK, of a partition and after polishing, in planted worlds."""
+    frame, source = load_results("planted_recipes.json")
+    table = [["world, recipe", "chat: precision / recall", "base: precision / recall", "verdicts, chat and base"]]
+    for row in frame.to_dict("records"):
+        sides = [
+            f"{two_decimals(row[f'precision_{side}_verdict'])} / {two_decimals(row[f'recall_{side}_verdict'])}"
+            for side in ("chat", "base")
+        ]
+        table.append([row["cell"], *sides, f"{row['n_chat_verdict']}, {row['n_base_verdict']}"])
+    seeds = ", ".join(str(seed) for seed in sorted(frame.seed.unique()))
+    return f"{markdown_table(table)}\n\nSeeds: {seeds}. {source}"

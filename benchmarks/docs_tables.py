@@ -19,6 +19,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "tiny pair": docs_accuracy.tiny_pair,
     "convergence": docs_accuracy.convergence,
     "intervals": docs_accuracy.intervals,
+    "recipes": docs_accuracy.recipes,
     "causal": docs_accuracy.causal,
     "speed": speed,
     "processes": docs_runs.processes,
