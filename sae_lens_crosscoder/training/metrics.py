@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -30,12 +31,18 @@ class MetricsLog:
             self.write(row)
 
     def write(self, row: Mapping[str, float | int]) -> None:
+        """Keep a row; a file that cannot be written ends no training, so that a warning says so once."""
         self.rows.append(row)
-        if self.path is not None:
+        if self.path is None:
+            return
+        strict = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            strict = {name: value if math.isfinite(value) else None for name, value in row.items()}
             with self.path.open("a") as file:
                 file.write(json.dumps(strict) + "\n")
+        except OSError as error:
+            warnings.warn(f"{self.path} cannot be written ({error}). The rows stay in `history`.", stacklevel=2)
+            self.path = None
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)

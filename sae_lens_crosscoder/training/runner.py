@@ -107,8 +107,9 @@ class CrosscoderTrainingRunner(RunData):
             with interruptible(self.collectives), self.collectives.fail_together():
                 crosscoders = {name: self._save(name) for name in self.trainers if is_lead}
         except (OSError, SafetensorError, StoppedElsewhereError) as error:
-            checkpoints.save_because_of(error)
-            if cfg.checkpoint_path is None and is_lead:
+            if cfg.checkpoint_path is not None:
+                checkpoints.save_because_of(error)
+            elif is_lead:
                 self._save_elsewhere(error)
             raise
         if not is_lead:
