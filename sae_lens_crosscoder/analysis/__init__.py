@@ -11,6 +11,7 @@ from sae_lens_crosscoder.analysis.decoupling.divergence import activation_diverg
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, delta_norm
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
 from sae_lens_crosscoder.analysis.examples.collect import collect_examples
 from sae_lens_crosscoder.analysis.examples.file import load_examples
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
@@ -67,4 +68,5 @@ __all__ = [
     "rho",
     "save_interpretations",
     "save_label",
+    "with_own_probe",
 ]

@@ -91,6 +91,34 @@ def test_swapping_the_models_mirrors_the_table():
     pd.testing.assert_series_equal(other.nu_error, table.nu_error_base_probe, check_names=False)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e3])
+def test_a_latent_that_writes_next_to_nothing_is_negligible_in_any_units(unit):
+    crosscoder, x = faulty_world()
+    with torch.no_grad():
+        for name, factor in (("W_dec", unit), ("W_enc", 1 / unit), ("b_enc", 1 / unit)):
+            crosscoder.get_parameter(name).mul_(factor)
+        crosscoder.W_dec[2] *= 5e-4
+    table = slc.diagnose(crosscoder, slc.EvalData(activations=x.split(4096), max_norm_ratio=None)).latents
+    assert table.verdict[2] == "negligible"
+    assert (table.verdict == "negligible").sum() == 1
+
+
+def test_nu_beside_a_verdict_is_that_of_the_probe_that_judged():
+    crosscoder, x = faulty_world()
+    table = slc.diagnose(crosscoder, slc.EvalData(activations=[x], max_norm_ratio=None)).latents
+    own = slc.analysis.with_own_probe(table)
+    base_only = table.label == "base_only"
+    assert base_only.any()
+    for name in ("nu_error", "nu_error_low", "nu_error_high", "nu_reconstruction", "nu_reconstruction_centred"):
+        end = next((end for end in ("_low", "_high") if name.endswith(end)), "")
+        mirrored = f"{name.removesuffix(end)}_base_probe{end}"
+        pd.testing.assert_series_equal(own[name][base_only], table[mirrored][base_only], check_names=False)
+        pd.testing.assert_series_equal(own[name][~base_only], table[name][~base_only])
+    pd.testing.assert_frame_equal(slc.analysis.with_own_probe(own)[own.columns], own)
+    with pytest.raises(ValueError, match="latents has no column 'label'"):
+        slc.analysis.with_own_probe(table.drop(columns="label"))
+
+
 CUTS = {"base": slice(0, 3), "chat": slice(3, 6), "pooled": slice(0, 6)}
 
 

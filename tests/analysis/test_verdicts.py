@@ -149,3 +149,12 @@ def test_unknown_bounds_are_refused():
     unchecked = getattr(verdict, "__wrapped__", verdict)
     with pytest.raises(ValueError, match=r"bounds='abs' must be one of \('signed', 'absolute'\)"):
         unchecked("chat_only", 500, 0.0, 0.0, bounds="abs")
+
+
+def test_what_writes_next_to_nothing_is_negligible_whatever_its_nu():
+    for name in LABELS:
+        expected = "undefined" if name == "undefined" else "negligible"
+        assert verdict(name, 100, 0.0, 3.0, share_of_median=9.9e-4) == expected
+        assert verdict(name, 100, 0.0, 3.0, share_of_median=1e-3) == verdict(name, 100, 0.0, 3.0)
+    assert verdict("chat_only", 99, 0.0, 0.0, share_of_median=0.0) == "rare"
+    assert verdict("chat_only", 0, 0.0, 0.0, share_of_median=0.0) == "dead"

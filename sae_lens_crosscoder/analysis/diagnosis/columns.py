@@ -60,12 +60,20 @@ def latent_table(
     if (partition := crosscoder.cfg.partition) is not None:
         table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
-    table.insert(2, "verdict", [_verdict(row, min_active, bounds) for row in table.to_dict("records")])
+    shares = _shares_of_median(table.max_activation, norms)
+    rows = zip(table.to_dict("records"), shares, strict=True)
+    table.insert(2, "verdict", [_verdict(row, min_active, bounds, share) for row, share in rows])
     table.insert(3, "probe", table.label.map({"chat_only": "chat", "base_only": "base"}))
     return table
 
 
-def _verdict(row: Mapping[Any, Any], min_active: int, bounds: NuBounds) -> str:
+def _shares_of_median(max_activation: pd.Series, norms: Tensor) -> pd.Series:
+    """The most that each latent writes on a token, in decoder norms, over the median of all that fire."""
+    written = max_activation * norms.sum(dim=-1).cpu().numpy()
+    return written / written[written > 0].median()
+
+
+def _verdict(row: Mapping[Any, Any], min_active: int, bounds: NuBounds, share_of_median: float) -> str:
     own, other, probe = ("base", "chat", "_base_probe") if row["label"] == "base_only" else ("chat", "base", "")
     nu_free = float("nan")
     if f"free_norm_{own}" in row:  # as for every pair of models
@@ -80,6 +88,7 @@ def _verdict(row: Mapping[Any, Any], min_active: int, bounds: NuBounds) -> str:
         min_active=min_active,
         bounds=bounds,
         nu_reconstruction_centred=row[f"nu_reconstruction_centred{probe}"],
+        share_of_median=share_of_median,
     )
 
 

@@ -56,7 +56,7 @@ class Evidence:
     def judged(self) -> pd.DataFrame:
         """Live latents that fire often enough for their verdict to count."""
         live = self.live
-        return live[(live.verdict != "rare") & ~live.index.isin(self.open.index)]
+        return live[~live.verdict.isin(["rare", "negligible"]) & ~live.index.isin(self.open.index)]
 
 
 def conclusion(evidence: Evidence) -> str:

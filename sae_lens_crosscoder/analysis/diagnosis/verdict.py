@@ -15,6 +15,7 @@ VERDICTS = (
     "shared",
     "other",
     "rare",
+    "negligible",
     "dead",
     "undefined",
 )
@@ -24,6 +25,8 @@ NU_RECONSTRUCTION_LIMIT = 0.5
 NU_FREE_LIMIT = 0.5
 Q_LIMIT = 0.1
 MIN_ACTIVE = 100
+NEGLIGIBLE_SHARE = 1e-3
+"""A latent that never writes more than this share of what the median latent writes at most is negligible."""
 
 
 def verdict(
@@ -36,15 +39,17 @@ def verdict(
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
     nu_reconstruction_centred: float = float("nan"),
+    share_of_median: float = float("nan"),
 ) -> str:
     """Verdict on one latent: the first of these that holds.
 
-    `dead`: never fired on the data. `rare`: fired on fewer than `min_active` tokens. For a chat-only or base-only
-    latent: `undetermined` when a nu is nan; `complete_shrinkage` when nu_error >= 0.2 (the other model has it too, its
-    decoder norm was shrunk away); `latent_decoupling` when nu_reconstruction >= 0.5 and the centred one is not below
-    0.5 (other latents write it into the other model); `rotated` when nu_free > 0.5 (the other model has it along
-    another direction); `undetermined` when q_value >= 0.1 (null runs have latents as one-sided); else `chat_specific`
-    or `base_specific`. Anything else is its class.
+    `dead`: never fired on the data. `rare`: fired on fewer than `min_active` tokens. `negligible`: at its strongest it
+    writes less than 1/1000 of what the median latent does. For a chat-only or base-only latent: `undetermined` when a
+    nu is nan; `complete_shrinkage` when nu_error >= 0.2 (the other model has it too, its decoder norm was shrunk away);
+    `latent_decoupling` when nu_reconstruction >= 0.5 and the centred one is not below 0.5 (other latents write it into
+    the other model); `rotated` when nu_free > 0.5 (the other model has it along another direction); `undetermined` when
+    q_value >= 0.1 (null runs have latents as one-sided); else `chat_specific` or `base_specific`. Anything else is its
+    class.
 
     Args:
         nu_error, nu_reconstruction: probed with the decoder of the model that the latent is specific to.
@@ -55,6 +60,7 @@ def verdict(
             share, and so is no sign of either artifact.
         nu_reconstruction_centred: the same within groups of tokens, without what both models have on all tokens of a
             group. nan, if undefined, leaves the decision to nu_reconstruction.
+        share_of_median: the most that the latent writes on a token, over the median live latent's; nan if unknown.
 
     >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.1)
     'chat_specific'
@@ -68,6 +74,8 @@ def verdict(
         return "dead"
     if n_active < min_active:
         return "rare"
+    if share_of_median < NEGLIGIBLE_SHARE and label != "undefined":
+        return "negligible"
     if label not in ONE_SIDED:
         return label
     if nu_error != nu_error or nu_reconstruction != nu_reconstruction:

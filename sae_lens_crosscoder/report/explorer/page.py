@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_FREE_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.report.explorer.packing import (
     KL_STEP,
@@ -110,7 +111,7 @@ def _crosscoder(
         writes.append([texts(text) for text in record.writes()])
         concepts.append([texts(concept["concept"]) for concept in record.concepts])
     starts, pool_blocks = pool.packed()
-    described, columns = columns_block(table)
+    described, columns = columns_block(with_own_probe(table))
     about = {
         "key": key,
         "name": visible(name),

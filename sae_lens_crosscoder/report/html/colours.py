@@ -11,6 +11,7 @@ COLOURS = {
     "latent_decoupling": "#1b9a83",
     "rotated": "#b03a6b",
     "rare": "#c9a227",
+    "negligible": "rgba(141,148,158,0.5)",
     "undetermined": "rgba(141,148,158,0.5)",
     "undefined": "rgba(141,148,158,0.5)",
     "dead": "rgba(141,148,158,0.5)",

@@ -10,6 +10,7 @@ import pandas as pd
 from sae_lens_crosscoder.activations.dominant_tokens import describe_dominant_tokens
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
 from sae_lens_crosscoder.crosscoders.partition import BY_CONSTRUCTION
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import REGIONS, delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.figures.panels import validate_tables
@@ -89,6 +90,7 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 def _most_chat_only(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     """Rows of the live latents with the highest Delta_norm; ties are broken by n_active."""
+    table = with_own_probe(table)
     alive = table[~table["dead"].astype(bool)].rename_axis("latent").reset_index()
     top = alive.sort_values(["delta_norm", "n_active"], ascending=False, kind="stable").head(N_LATENTS_SHOWN)
     return top.to_dict("records")

@@ -55,7 +55,7 @@ function firstAbove(sorted, value, orEqual) {
 
 const VERDICTS = [
   "chat_specific", "base_specific", "complete_shrinkage", "latent_decoupling", "rotated", "undetermined",
-  "shared", "other", "rare", "dead", "undefined",
+  "shared", "other", "rare", "negligible", "dead", "undefined",
 ];
 
 // Explains the verdict on a latent that writes into `model` and hardly into `otherModel`.
@@ -70,6 +70,7 @@ function meaning(verdict, model, otherModel) {
     shared: "Writes into both models equally.",
     other: "Writes into both models, more into one of them.",
     rare: "Active on too few tokens to be judged.",
+    negligible: "Writes almost nothing: at its strongest less than 1/1000 of the median latent.",
     dead: "Never active on these tokens.",
   }[verdict];
 }
