@@ -5,11 +5,12 @@ import math
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch", "numpy")
+from sae_lens_crosscoder.storage.versions import RECORDED, package_versions
+
+PACKAGES = (*RECORDED, "numpy")
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,7 +29,7 @@ def write_results(path: str | Path, rows: list[dict[str, Any]], **extra: Any) ->
         "command": "python " + " ".join([Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]),
         "commit": COMMIT,
         "machine": {"processor": platform.machine(), "system": platform.system(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": package_versions(PACKAGES),
         **extra,
         "rows": rows,
     }

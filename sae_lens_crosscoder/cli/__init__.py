@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     if args[0] == "--version":
-        from importlib.metadata import version
+        from sae_lens_crosscoder.storage.versions import package_versions
 
-        print(version("sae-lens-crosscoder"))
+        print(package_versions(("sae-lens-crosscoder",))["sae-lens-crosscoder"])
         return 0
     if args[0] not in COMMANDS:
         from difflib import get_close_matches

@@ -4,7 +4,6 @@ import json
 import time
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from sae_lens_crosscoder.models.tiny import (
     TINY_HOOK,
 )
 from sae_lens_crosscoder.report import write_report
+from sae_lens_crosscoder.storage.versions import package_versions
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
@@ -153,7 +153,7 @@ def _column(diagnosis: Diagnosis) -> dict[str, str]:
         f"{name} (without dead)": _count(int((table.label == name).sum()), int((alive.label == name).sum()))
         for name in ("base_only", "shared", "chat_only", "other")
     }
-    judged = alive[(alive.label == "chat_only") & ~alive.verdict.isin(["rare", "undetermined"])]
+    judged = alive[(alive.label == "chat_only") & ~alive.verdict.isin(["rare", "negligible", "undetermined"])]
     genuine = int((judged.verdict == "chat_specific").sum())
     column["chat_only that is genuine"] = f"{genuine} of {len(judged)} judged" if len(judged) else "none to judge"
     for artifact in ("complete_shrinkage", "latent_decoupling", "rotated"):
@@ -179,5 +179,4 @@ def _summary(diagnoses: dict[str, Diagnosis], seconds: float) -> dict[str, Any]:
         }
         for name, diagnosis in diagnoses.items()
     }
-    names = ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch")
-    return {"crosscoders": crosscoders, "versions": {name: version(name) for name in names}}
+    return {"crosscoders": crosscoders, "versions": package_versions()}

@@ -49,7 +49,12 @@ def next_command(findings: list[Finding]) -> str:
 
 
 def _packages() -> Iterator[Finding]:
-    for line in requires(DISTRIBUTION) or []:
+    try:
+        required = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
+        yield Finding("note", DISTRIBUTION, "not installed, runs from its source tree", "pip install -e .")
+        return
+    for line in required:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue  # belongs to an extra

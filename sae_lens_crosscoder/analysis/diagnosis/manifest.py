@@ -1,23 +1,24 @@
 """Provenance of an analysis's results."""
 
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
+from sae_lens_crosscoder.storage.versions import package_versions
 
 
 def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
     """Package versions, the checksum of the weights, and the crosscoder's metadata."""
     metadata, partition = crosscoder.cfg.metadata, crosscoder.cfg.partition
     return {
-        "versions": {name: version(name) for name in ("sae-lens-crosscoder", "sae-lens", "transformer-lens", "torch")},
+        "versions": package_versions(),
         CROSSCODER_SHA256: named_fingerprint(crosscoder.state_dict()),
         "architecture": crosscoder.cfg.architecture(),
         "models": [metadata.model_name, metadata.chat_model_name],
         "hook_name": metadata.hook_name,
+        **({"assumptions": list(metadata.assumptions)} if metadata.assumptions else {}),
         "dataset_path": metadata.dataset_path,
         "seed": metadata.seed,
         "space": "raw" if crosscoder.cfg.activation_scales is None else "trained (scaled)",

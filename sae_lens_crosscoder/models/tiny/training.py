@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import importlib.metadata
 import json
 import statistics
 import time
@@ -24,6 +23,7 @@ from sae_lens_crosscoder.models.tiny.models import (
     new_tiny_model,
     save_tiny_weights,
 )
+from sae_lens_crosscoder.storage.versions import package_versions
 
 BATCH_ROWS: Final = 32
 EVALUATION_SEED: Final = 1_000_000
@@ -106,7 +106,7 @@ def train_tiny_pair(
         "stages": {name: asdict(stage) for name, stage in zip(losses, (BASE, CHAT, NULL), strict=True)},
         "final_loss_nats": {name: statistics.fmean(values[-20:]) for name, values in losses.items()},
         "training_cpu_seconds": round(training_seconds),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformer-lens")},
+        "versions": package_versions(("torch", "transformer-lens")),
         **evaluate(folder, n_prompts),
     }
     (folder / "behaviour.json").write_text(json.dumps(record, indent=1) + "\n")
