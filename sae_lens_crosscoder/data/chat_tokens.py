@@ -1,6 +1,6 @@
 """Chat tokens: for every token of a conversation, the message it belongs to, from the tokenizer's chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,12 +57,18 @@ def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generati
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("This tokenizer has no chat template. Load the chat model's tokenizer, or set one.")
-    marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
-    marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-    around: str = tokenizer.apply_chat_template(marked, **options)
-    text: str = tokenizer.apply_chat_template(list(messages), **options)
-    spans = _content_spans(text, around, marks, [message["content"] for message in messages])
+    contents = [message["content"] for message in messages]
+    marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
+
+    def render(contents: Sequence[str]) -> str:
+        filled = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+        return tokenizer.apply_chat_template(filled, **options)
+
+    around, text = render(marks), render(contents)
+    spans = _content_spans(text, around, marks, contents)
+    if spans is None:
+        raise ValueError(_rewritten(render, around, marks, contents))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = torch.tensor(encoded["input_ids"])
     # Byte-level tokenizers trim a space from the start of a token's offsets, so that a lone space looks empty.
@@ -95,8 +101,33 @@ def end_of_turn_ids(tokenizer: Any, conversation: Sequence[dict[str, str]]) -> l
     return list(end_ids)
 
 
-def _content_spans(text: str, around: str, marks: Sequence[str], contents: Sequence[str]) -> list[tuple[int, int]]:
-    """Start and end of each content in the rendered text."""
+def _forms(content: str) -> tuple[str, ...]:
+    """A content as it stands, and without white space at its ends, as many templates write it."""
+    return (content, content.rstrip(), content.lstrip(), content.strip())
+
+
+def _rewritten(
+    render: Callable[[Sequence[str]], str], around: str, marks: Sequence[str], contents: Sequence[str]
+) -> str:
+    """Describe the message that the template rewrites: the one that changes more than its own place in the text."""
+    for index, (mark, content) in enumerate(zip(marks, contents, strict=True)):
+        alone = render([*marks[:index], content, *marks[index + 1 :]])
+        if around.count(mark) != 1 or all(around.replace(mark, form) != alone for form in _forms(content)):
+            return (
+                f"The chat template does not write the message {content[:40]!r} unchanged, so its tokens cannot be "
+                "told from the template's own. Leave out what it moves or drops, such as a thought, or use a template "
+                "without hidden or rewritten contents."
+            )
+    return (
+        "The chat template's text around the messages depends on several contents at once. Use a template that only "
+        "adds fixed text, so that the contents' tokens can be told from its own."
+    )
+
+
+def _content_spans(
+    text: str, around: str, marks: Sequence[str], contents: Sequence[str]
+) -> list[tuple[int, int]] | None:
+    """Start and end of each content in the rendered text; None if the template changes more than the contents."""
     pieces: list[str] = []
     for mark in marks:
         piece, _, around = around.partition(mark)
@@ -105,21 +136,12 @@ def _content_spans(text: str, around: str, marks: Sequence[str], contents: Seque
     spans: list[tuple[int, int]] = []
     position = len(before)
     for content, following in zip(contents, after, strict=True):
-        forms = (content, content.rstrip(), content.lstrip(), content.strip())
-        written = next((form for form in forms if text[position:].startswith(form + following)), None)
+        written = next((form for form in _forms(content) if text[position:].startswith(form + following)), None)
         if written is None:
-            raise ValueError(
-                f"The chat template does not write the message {content[:40]!r} unchanged, so its tokens cannot be "
-                "told from the template's own. Use a template without hidden or rewritten contents."
-            )
+            return None
         spans.append((position, position + len(written)))
         position += len(written) + len(following)
-    if not text.startswith(before) or position != len(text):
-        raise ValueError(
-            "The chat template's text before the first or after the last message depends on the contents. Use a "
-            "template that only adds fixed text, so that the contents' tokens can be told from its own."
-        )
-    return spans
+    return spans if text.startswith(before) and position == len(text) else None
 
 
 def _message_at(start: int, end: int, spans: Sequence[tuple[int, int]]) -> int:

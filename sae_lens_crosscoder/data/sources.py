@@ -15,6 +15,8 @@ Rows = Dataset | IterableDataset
 
 _READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 _COMPRESSION = {".gz", ".zst", ".xz", ".bz2"}
+# Endings of files of other types, which are no names of datasets on the Hub either.
+_OTHER_ENDINGS = {".csv", ".tsv", ".arrow", ".feather", ".md", ".zip", ".tar", ".pkl", ".pt", ".npy", ".xlsx"}
 
 
 def load_rows(dataset_path: str, *, streaming: bool, n_tokens: int, n_held_out_rows: int, seed: int) -> Rows:
@@ -83,8 +85,11 @@ def _files(source: MixSource) -> list[str]:
 
 
 def _is_path(name: str) -> bool:
-    """True for a name that can only be a file or folder, not a dataset on the Hub."""
-    return name.startswith((".", "~")) or Path(name).is_absolute() or _suffix(name) in _READERS
+    """True for a name that can only be a file or folder, not a dataset on the Hub, `name` or `owner/name`."""
+    if "://" in name:
+        return False
+    is_local = name.startswith((".", "~")) or name.endswith("/") or Path(name).is_absolute() or name.count("/") > 1
+    return is_local or _suffix(name) in {*_READERS, *_OTHER_ENDINGS}
 
 
 def _reader(source: MixSource, files: list[str]) -> str:

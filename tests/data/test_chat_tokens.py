@@ -188,15 +188,29 @@ def test_marks_do_not_mix_up_ten_messages_and_more():
     assert contents(tok, slc.data.chat_tokens(tok, conversation(*texts))) == texts
 
 
+# As Qwen 3's: it moves the thought of the last answer in front of it, into a block that is there even if empty.
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if loop.last %}{{ '<think>\n' +"
+    " ('' if '\ue000' in m['content'] else 'hm') + '\n</think>\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+)
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
         (CHATML.replace("m['content']", "m['content'] | upper"), "does not write the message 'ab' unchanged"),
         ("{{ messages[1]['content'] }}", "does not write the message 'ab' unchanged"),
         (CHATML.replace("m['content']", "m['content'] + m['content']"), "does not write the message 'ab' unchanged"),
-        ("{{ messages[0]['content'] | length }}" + CHATML, "before the first or after the last message depends"),
-        (CHATML + "{{ messages[0]['content'][0] }}", "does not write the message 'c' unchanged"),
-        (CHATML + "{% if 'ab' in messages[0]['content'] %}!{% endif %}", "after the last message depends"),
+        ("{{ messages[0]['content'] | length }}" + CHATML, "does not write the message 'ab' unchanged"),
+        ("{{ messages[1]['content'] | length }}" + CHATML, "does not write the message 'c' unchanged"),
+        (CHATML + "{{ messages[0]['content'][0] }}", "does not write the message 'ab' unchanged"),
+        (CHATML + "{% if 'ab' in messages[0]['content'] %}!{% endif %}", "does not write the message 'ab' unchanged"),
+        (
+            CHATML + "{% if messages[0]['content'] == 'ab' and messages[1]['content'] == 'c' %}!{% endif %}",
+            "depends on several contents at once",
+        ),
+        (THINKING, "does not write the message 'c' unchanged"),
     ],
 )
 def test_a_template_whose_text_depends_on_the_contents_is_refused(template, message):

@@ -191,7 +191,10 @@ class TestFiles:
         rows = load_source(slc.MixSource(str(tmp_path / "web-*.jsonl")))
         assert len(list(rows)) == 200
 
-    @pytest.mark.parametrize("path", ["web.jsonl", "data/web.json.gz", "./web", "a/b.parquet", "~/chats"])
+    @pytest.mark.parametrize(
+        "path",
+        ["web.jsonl", "data/web.json.gz", "./web", "a/b.parquet", "~/chats", "my/own/chats", "my/chats.csv", "chats/"],
+    )
     def test_a_missing_file_is_not_looked_for_on_the_hub(self, tmp_path, monkeypatch, path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(
