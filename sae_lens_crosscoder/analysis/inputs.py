@@ -12,7 +12,8 @@ from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.dominant_tokens import DominantTokens, NormLimits, token_norms
 from sae_lens_crosscoder.activations.eval_data import Activations, Batches, EvalData
 from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.origin import validate_trained_on
 from sae_lens_crosscoder.data.token_mask import as_token_mask
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import fingerprint
@@ -206,8 +207,8 @@ def _raw_source(crosscoder: InferenceCrosscoder, data: EvalData) -> RawSource:
         return GivenActivations(data.activations)
     assert data.pair is not None  # EvalData validates itself
     assert data.tokens is not None
-    data.pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
-    return HarvestedActivations(data.pair, data.tokens, data.token_mask, hook_name_of(crosscoder), data.batch_size)
+    hook_name = validate_trained_on(crosscoder, data.pair)
+    return HarvestedActivations(data.pair, data.tokens, data.token_mask, hook_name, data.batch_size)
 
 
 class PromptSource:

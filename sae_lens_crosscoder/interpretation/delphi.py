@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.origin import validate_trained_on
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -47,9 +48,7 @@ def write_delphi_cache(
     d_sae = crosscoder.cfg.d_sae
     if not 1 <= n_splits <= d_sae:
         raise ValueError(f"n_splits={n_splits} must be between 1 and {d_sae}, the number of latents.")
-    metadata = crosscoder.cfg.metadata
-    pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
-    hook_name = hook_name_of(crosscoder)
+    metadata, hook_name = crosscoder.cfg.metadata, validate_trained_on(crosscoder, pair)
     locations, activations = _active(crosscoder, pair, tokens, hook_name, batch_size)
     target = Path(folder) / hook_name
     target.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ from sae_lens_crosscoder.activations.contrast_rows import ContrastRows, contrast
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.contrasts.group_differences import GroupDifferences, group_differences, separation
 from sae_lens_crosscoder.analysis.contrasts.shares import delta_contrast, shares
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.origin import validate_trained_on
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -98,14 +99,12 @@ def harvested_rows(
         raise ValueError(f"The contrasts are named {names}. Pass at least one, each with a name of its own.")
     pair = data.pair if isinstance(data, EvalData) else data
     batch_size = data.batch_size if isinstance(data, EvalData) else 32
-    metadata = crosscoder.cfg.metadata
     harvested: list[ContrastRows] = []
     for contrast in contrasts:
         if isinstance(contrast, Contrast):
             if pair is None:
                 raise ValueError(f"Contrast {contrast.name!r} needs the models. Pass the pair, or ContrastRows.")
-            pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
-            contrast = contrast_rows(pair, contrast, hook_name_of(crosscoder), batch_size)
+            contrast = contrast_rows(pair, contrast, validate_trained_on(crosscoder, pair), batch_size)
         crosscoder.layout.split(contrast.activations)  # raises for another width
         harvested.append(contrast)
     return harvested

@@ -1,6 +1,7 @@
 """Checks before models run: the crosscoder belongs to the pair, and the chat model can read the base activation."""
 
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.origin import validate_trained_on
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -9,9 +10,8 @@ def validate_pair(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> str
 
     Compares model names and widths; the widths are found by running one token.
     """
-    metadata, d_models = crosscoder.cfg.metadata, crosscoder.layout.d_models
-    hook_name = hook_name_of(crosscoder)
-    pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
+    d_models = crosscoder.layout.d_models
+    hook_name = validate_trained_on(crosscoder, pair)
     pair_d_models = pair.layout_at(hook_name).d_models
     if pair_d_models != d_models:
         raise ValueError(
