@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, beside whi
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
+import jaxtyping
 import pytest
 import torch
 
@@ -15,3 +16,9 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked_types(monkeypatch):
+    """Refusals are the package's own, as users see them, and not those of the type checker that the tests run under."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -8,6 +8,7 @@ from torch import Tensor
 from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm, labels_of
 from sae_lens_crosscoder.analysis.statistics.difference import DifferenceShares, difference_shares
 from sae_lens_crosscoder.causal import Responses, latent_effects, next_tokens, token_kl
+from sae_lens_crosscoder.causal.forward.prompt import Prompt, prompt_tokens
 from sae_lens_crosscoder.causal.patching.validation import validate_pair
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -22,7 +23,7 @@ _TABLE_COLUMNS = ["exclusive", "verdict", "user_label", "explanation"]
 def compare(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair,
-    prompt: str | Int[Tensor, "1 pos"],
+    prompt: Prompt,
     *,
     position: int = -1,
     k: int = 6,
@@ -32,8 +33,8 @@ def compare(
     """Compare both models on a prompt, and rank the latents behind their difference at one position.
 
     Args:
-        prompt: a text, tokenized with BOS by the pair's tokenizer, or one row of token ids, such as `chat_tokens` makes
-            of a conversation.
+        prompt: messages, to which the chat template is applied; a text, which gets BOS and no template; or one row of
+            token ids, such as `chat_tokens` makes of a conversation.
         position: the token after which the models are compared.
         k: number of next tokens shown per model.
         n_latents: number of latents shown. Each costs two passes through the chat model's later layers to measure its
@@ -46,7 +47,7 @@ def compare(
     """
     crosscoder = validate_inference(crosscoder, "compare")
     hook_name = validate_pair(crosscoder, pair)
-    tokens = pair.to_tokens(prompt) if isinstance(prompt, str) else prompt
+    tokens = prompt_tokens(pair, prompt)
     n = tokens.shape[-1]
     if not -n <= position < n:
         raise ValueError(f"position={position} is outside the prompt of {n} tokens: expected {-n} to {n - 1}.")

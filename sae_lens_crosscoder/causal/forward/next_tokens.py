@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.causal.forward.prompt import Prompt, prompt_tokens
 from sae_lens_crosscoder.data.token_mask import validate_padding
 from sae_lens_crosscoder.models.hook_access import device_of
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
@@ -16,13 +17,11 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
 @torch.no_grad()
-def next_tokens(
-    pair: HookedModelPair, tokens: Int[Tensor, "1 pos"], k: int = 10, *, position: int = -1
-) -> pd.DataFrame:
+def next_tokens(pair: HookedModelPair, tokens: Prompt, k: int = 10, *, position: int = -1) -> pd.DataFrame:
     """Tabulate the most likely next tokens of both models with their probabilities.
 
     Args:
-        tokens: one prompt.
+        tokens: one prompt: messages, which get the chat template; a text, which does not; or token ids.
         k: the table has each column's k most likely tokens.
         position: the position whose next token is predicted.
 
@@ -31,9 +30,12 @@ def next_tokens(
         and `chat`. Inside `with patched(pair, ...)` these are the unpatched models, and `base_patched` and
         `chat_patched` the patched ones.
     """
-    _validate_prompt(tokens)
+    tokens = prompt_tokens(pair, tokens)
     if k < 1:
         raise ValueError(f"k={k} selects no token: pass at least 1.")
+    n = tokens.shape[1]
+    if not -n <= position < n:
+        raise ValueError(f"position={position} is outside the prompt of {n} tokens: expected {-n} to {n - 1}.")
     columns = {name: logits[position].softmax(dim=-1) for name, logits in _logits(pair, tokens).items()}
     table = pd.DataFrame({name: column.tolist() for name, column in columns.items()})
     top = sorted({int(i) for column in columns.values() for i in column.topk(min(k, len(column))).indices})
@@ -44,15 +46,18 @@ def next_tokens(
 
 
 @torch.no_grad()
-def token_kl(pair: HookedModelPair, tokens: Int[Tensor, "1 pos"]) -> pd.DataFrame:
+def token_kl(pair: HookedModelPair, tokens: Prompt) -> pd.DataFrame:
     """Tabulate the KL between the models' predictions after every token of a prompt, in nats.
+
+    Args:
+        tokens: one prompt, as for `next_tokens`.
 
     Returns:
         A row per position, with the token there. `chat_from_base` is `KL(p_chat || p_base)`. Inside `with patched(pair,
         ...)`, `base_from_patched` and `chat_from_patched` are `KL(p || p_patched)` of each model, and
         `chat_from_patched_base` is the part of `chat_from_base` that is left under the base model's patch.
     """
-    _validate_prompt(tokens)
+    tokens = prompt_tokens(pair, tokens)
     logs = {name: log_probs(logits) for name, logits in _logits(pair, tokens).items()}
     columns = {"chat_from_base": kl_divergence(logs["chat"], logs["base"])}
     if "base_patched" in logs:
@@ -95,10 +100,3 @@ def _logits(pair: HookedModelPair, tokens: Tensor) -> dict[str, Float[Tensor, "p
         edited = pair(tokens)[0].float().cpu()
         logits |= {"base_patched": edited[:, 0], "chat_patched": edited[:, -1]}
     return logits
-
-
-def _validate_prompt(tokens: Tensor) -> None:
-    if tokens.ndim != 2 or tokens.shape[0] != 1 or tokens.shape[1] == 0:
-        raise ValueError(
-            f"tokens must be one prompt of shape (1, pos), but its shape is {tuple(tokens.shape)}: pass tokens[[i]]."
-        )
