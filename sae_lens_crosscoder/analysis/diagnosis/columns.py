@@ -12,7 +12,14 @@ from sae_lens_crosscoder.analysis.changed.rho import rho_of
 from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED, delta_norm, labels_of
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
-from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds, nu_free_of_other, verdict
+from sae_lens_crosscoder.analysis.diagnosis.verdict import (
+    NuBounds,
+    NuKind,
+    judging_nu,
+    nu_free_of_other,
+    verdict,
+)
+from sae_lens_crosscoder.analysis.latent_scaling.basis_free import ReconstructedDirections
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT, LatentScaling
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
@@ -28,11 +35,16 @@ def latent_table(
     crosscoder: InferenceCrosscoder,
     centred: CentredScaling,
     free: FreeDirections,
+    reconstructed: ReconstructedDirections | None,
     nulls: Sequence[pd.DataFrame],
     min_active: int,
     bounds: NuBounds,
 ) -> pd.DataFrame:
-    """Build the table of `diagnose` from accumulated sums."""
+    """Build the table of `diagnose` from accumulated sums.
+
+    Args:
+        reconstructed: sums over the latents of `free`, for models without a common basis.
+    """
     scaling = centred.scaling
     norms = crosscoder.decoder_norms.detach().double()
     n_active = scaling.n_active
@@ -50,6 +62,8 @@ def latent_table(
     }
     columns |= _scaling_columns(scaling) | _centred_columns(centred)
     columns |= free.columns()
+    if reconstructed is not None:
+        columns |= _basis_free_columns(crosscoder, free, reconstructed)
     if len(set(crosscoder.activation_scales.tolist())) > 1 or crosscoder.cfg.activation_means is not None:
         columns["delta_norm_raw"] = delta_norm(crosscoder.layout.norms(crosscoder.W_dec.detach().double()))
         for target in ("error", "reconstruction"):
@@ -57,6 +71,7 @@ def latent_table(
     table = pd.DataFrame({name: column.detach().cpu().numpy() for name, column in columns.items()})
     table.index.name = "latent"
     table.insert(1, "label", labels_of(norms))
+    table["nu_kind"] = nu_kind(crosscoder)
     if (partition := crosscoder.cfg.partition) is not None:
         table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
@@ -73,16 +88,24 @@ def _shares_of_median(max_activation: pd.Series, norms: Tensor) -> pd.Series:
     return written / written[written > 0].median()
 
 
+def nu_kind(crosscoder: InferenceCrosscoder) -> NuKind:
+    """Return how nu is measured for the models of this crosscoder."""
+    if crosscoder.layout.n_models != 2:
+        return "undefined"
+    return "along_decoder" if crosscoder.layout.same_width else "basis_free"
+
+
 def _verdict(row: Mapping[Any, Any], min_active: int, bounds: NuBounds, share_of_median: float) -> str:
     own, other, probe = ("base", "chat", "_base_probe") if row["label"] == "base_only" else ("chat", "base", "")
+    nu_error, nu_reconstruction = judging_nu(row["nu_kind"], row["label"])
     nu_free = float("nan")
     if f"free_norm_{own}" in row:  # as for every pair of models
         nu_free = nu_free_of_other(row[f"free_norm_{other}"], row[f"free_noise_{other}"], row[f"free_norm_{own}"])
     return verdict(
         row["label"],
         row["n_active"],
-        row[f"nu_error{probe}"],
-        row[f"nu_reconstruction{probe}"],
+        row[nu_error],
+        row[nu_reconstruction],
         nu_free=nu_free,
         q_value=row["q_value"],
         min_active=min_active,
@@ -104,6 +127,24 @@ def _scaling_columns(scaling: LatentScaling) -> dict[str, Tensor]:
     for target in ("activation", "reconstruction", "error"):
         for name, model in (("base", BASE), ("chat", CHAT)):
             columns[f"beta_{target}_{name}"] = scaling.beta(target, model)
+    return columns
+
+
+def _basis_free_columns(
+    crosscoder: InferenceCrosscoder, free: FreeDirections, reconstructed: ReconstructedDirections
+) -> dict[str, Tensor]:
+    """The other model's length over that of the latent's own model, the one with the larger decoder norm."""
+    own = crosscoder.decoder_norms[free.latents].argmax(dim=-1).tolist()
+    columns: dict[str, Tensor] = {}
+    for target, sums in (("error", free), ("reconstruction", reconstructed)):
+        lengths, noises = sums.norms().tolist(), sums.noise().tolist()
+        ratios = [
+            nu_free_of_other(length[1 - m], noise[1 - m], length[m]) if length[m] > noise[m] else float("nan")
+            for m, length, noise in zip(own, lengths, noises, strict=True)
+        ]
+        column = torch.full((crosscoder.cfg.d_sae,), torch.nan, dtype=torch.float64)
+        column[free.latents.cpu()] = torch.tensor(ratios, dtype=torch.float64)
+        columns[f"nu_{target}_basis_free"] = column
     return columns
 
 

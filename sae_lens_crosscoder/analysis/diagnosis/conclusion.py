@@ -8,7 +8,7 @@ import pandas as pd
 
 from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, ONE_SIDED
-from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT
+from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT, nu_kind_of
 
 FVE_FLOOR = 0.5
 """A crosscoder that explains less of a model than this supports no claim that nothing differs."""
@@ -78,12 +78,12 @@ def conclusion(evidence: Evidence) -> str:
         return _difference(evidence, int(n_chat), int(n_base))
     for reason in _REASONS:
         if text := reason(evidence):
-            return f"undecided: {text}{_by_construction(evidence)}"
+            return f"undecided: {text}{_caveats(evidence)}"
     explained = {**_models(evidence.fve), "their difference": evidence.fve.get("difference", math.nan)}
     figures = [f"{round(value, 2) + 0:.2f} for {name}" for name, value in explained.items() if not math.isnan(value)]
     return (
         f"no difference detected: none of {_count(len(evidence.judged), 'judged latent')} is specific to one model"
-        f"{_chance(evidence)}; FVE is {_listed(figures)}; {_turned(evidence)}{_by_construction(evidence)}"
+        f"{_chance(evidence)}; FVE is {_listed(figures)}; {_turned(evidence)}{_caveats(evidence)}"
     )
 
 
@@ -104,7 +104,7 @@ def _difference(evidence: Evidence, n_chat: int, n_base: int) -> str:
         text = f"{evidence.changed.conclusion}; {text}" if evidence.changed.named else f"{text}; {_turned(evidence)}"
     low = _too_little_explained(evidence)
     text = f"{text}; {low}, so differences may be missed" if low else text
-    return text + _by_construction(evidence)
+    return text + _caveats(evidence)
 
 
 def _turned(evidence: Evidence) -> str:
@@ -115,6 +115,16 @@ def _turned(evidence: Evidence) -> str:
 
 def _chance(evidence: Evidence) -> str:
     return f" (q < {Q_LIMIT})" if evidence.n_null_runs else ", with chance not accounted for (no null runs were given)"
+
+
+def _caveats(evidence: Evidence) -> str:
+    return _by_construction(evidence) + _basis_free(evidence)
+
+
+def _basis_free(evidence: Evidence) -> str:
+    if nu_kind_of(evidence.latents) != "basis_free":
+        return ""
+    return "; verdicts are basis-free, because the models have different widths"
 
 
 def _by_construction(evidence: Evidence) -> str:

@@ -64,6 +64,9 @@ def diagnose(
         `nu_reconstruction_centred` are nu from such deviations. Groups are frequent token ids, split by the groups of
         the data; the manifest says which. `probe` is the model whose decoder judged: chat, or base for a base-only
         latent.
+        `nu_kind` says how nu is measured. For models of different widths it is `basis_free`: the verdict then rests on
+        `nu_error_basis_free` and `nu_reconstruction_basis_free`, the lengths of the latent's directions in the other
+        model over those in its own, which presume that latents fire independently.
         Columns ending in `_base_probe` mirror nu for base-only latents, those in `_unfiltered` keep nu where its
         denominator may be 0, and those in `_raw` (if models were scaled differently, or centred) are in the space of
         raw activations.

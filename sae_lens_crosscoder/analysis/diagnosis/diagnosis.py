@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from sae_lens.constants import SAE_CFG_FILENAME
 
-from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds
+from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds, judging_nu, nu_kind_of
 from sae_lens_crosscoder.analysis.tables.interpretations import INTERPRETATIONS_FILENAME, Interpretations
 from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
 from sae_lens_crosscoder.analysis.tables.user_labels import LABELS_FILENAME, load_labels
@@ -41,6 +41,11 @@ class Diagnosis:
     def bounds(self) -> NuBounds:
         """Rule that the verdicts apply to nu: see `verdict`."""
         return self.manifest.get("bounds", "signed")
+
+    @property
+    def nu_columns(self) -> tuple[str, str]:
+        """Names of the columns with the nu_error and nu_reconstruction that judge chat-only latents."""
+        return judging_nu(nu_kind_of(self.latents))
 
     def save(self, folder: str | Path) -> Path:
         """Save the table with its manifest as `latents.parquet` in a crosscoder's folder.

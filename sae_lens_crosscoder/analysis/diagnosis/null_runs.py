@@ -10,7 +10,13 @@ from jaxtyping import Bool, Float
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
-from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
+from sae_lens_crosscoder.analysis.diagnosis.verdict import (
+    MIN_ACTIVE,
+    NU_ERROR_LIMIT,
+    NU_RECONSTRUCTION_LIMIT,
+    judging_nu,
+    nu_kind_of,
+)
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 _NO_SPREAD = 1e-6
@@ -135,8 +141,8 @@ def _exclusive(table: pd.DataFrame) -> Bool[np.ndarray, " d_sae"]:
 
 def _margins(table: pd.DataFrame, min_active: int) -> Float[np.ndarray, " d_sae"]:
     """How clearly both nu acquit a latent, minus infinity where they cannot be judged."""
-    own = with_own_probe(table)
-    scaled = [own.nu_error / NU_ERROR_LIMIT, own.nu_reconstruction / NU_RECONSTRUCTION_LIMIT]
+    own, (nu_error, nu_reconstruction) = with_own_probe(table), judging_nu(nu_kind_of(table))
+    scaled = [own[nu_error] / NU_ERROR_LIMIT, own[nu_reconstruction] / NU_RECONSTRUCTION_LIMIT]
     worst = pd.concat(scaled, axis=1).max(axis=1, skipna=False)
     return (-worst).where(table.n_active >= min_active).fillna(-np.inf).to_numpy()
 

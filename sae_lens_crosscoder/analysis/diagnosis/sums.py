@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.changed.changed import CHANGED_COLUMNS, Changed
-from sae_lens_crosscoder.analysis.diagnosis.columns import latent_table, one_sided_latents
+from sae_lens_crosscoder.analysis.diagnosis.columns import latent_table, nu_kind, one_sided_latents
 from sae_lens_crosscoder.analysis.diagnosis.conclusion import FVE_FLOOR, Evidence, conclusion
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
@@ -17,6 +17,7 @@ from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds
 from sae_lens_crosscoder.analysis.inputs import Encoded
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
+from sae_lens_crosscoder.analysis.latent_scaling.basis_free import ReconstructedDirections
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
@@ -46,6 +47,8 @@ class DiagnosisSums:
         self.free = FreeDirections(
             crosscoder, everything if free_directions == "all" else one_sided_latents(crosscoder)
         )
+        is_basis_free = nu_kind(crosscoder) == "basis_free"
+        self.reconstructed = ReconstructedDirections(crosscoder, self.free.latents) if is_basis_free else None
         self.fve, self.fve_left_out = VarianceExplained(crosscoder.layout), VarianceExplained(crosscoder.layout)
 
     def add(self, part: Encoded, places: Int[Tensor, " token"]) -> None:
@@ -53,6 +56,8 @@ class DiagnosisSums:
         self.centred.add(*part, self.background.at(places))
         self.scaling.add(*part)
         self.free.add(*part)
+        if self.reconstructed is not None:
+            self.reconstructed.add(*part)
         self.fve.add(part.activations, part.reconstruction)
 
     def add_left_out(self, part: Encoded) -> None:
@@ -62,13 +67,16 @@ class DiagnosisSums:
     @property
     def parts(self) -> Mapping[str, ResumableAccumulator]:
         """Accumulators to save in a checkpoint, by name."""
-        return {
+        parts: dict[str, ResumableAccumulator] = {
             "scaling": self.scaling,
             "centred": self.centred,
             "free": self.free,
             "fve": self.fve,
             "fve_left_out": self.fve_left_out,
         }
+        if self.reconstructed is not None:
+            parts["reconstructed"] = self.reconstructed
+        return parts
 
     def diagnosis(
         self,
@@ -90,7 +98,9 @@ class DiagnosisSums:
                 "(see EvalData.max_norm_ratio)."
             )
         null_tables = [null.latents for null in nulls]
-        latents = latent_table(self.crosscoder, self.centred, self.free, null_tables, min_active, bounds)
+        latents = latent_table(
+            self.crosscoder, self.centred, self.free, self.reconstructed, null_tables, min_active, bounds
+        )
         if changed is not None:
             latents = latents.join(changed.latents[[*CHANGED_COLUMNS]])
         n_tokens, fve = self.scaling.n_tokens, self.fve.all_figures()
@@ -102,6 +112,7 @@ class DiagnosisSums:
             "n_tokens": n_tokens,
             "min_active": min_active,
             "bounds": bounds,
+            "nu_kind": nu_kind(self.crosscoder),
             "fve": fve,
             "fve_all_tokens": self.fve.joined(self.fve_left_out).all_figures(),
             **dominant,

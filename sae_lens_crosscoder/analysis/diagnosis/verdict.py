@@ -3,6 +3,8 @@
 import math
 from typing import Literal, get_args
 
+import pandas as pd
+
 from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED
 
 VERDICTS = (
@@ -20,6 +22,14 @@ VERDICTS = (
     "undefined",
 )
 NuBounds = Literal["signed", "absolute"]
+NuKind = Literal["along_decoder", "basis_free", "undefined"]
+"""How nu is measured: along the decoders of a pair of equal width, by lengths alone for a pair of different widths, or
+not at all (more than two models)."""
+BASIS_FREE = (
+    "The models have different widths, so no direction of one exists in the other: these verdicts are basis-free. They "
+    "compare the lengths of directions, and presume that latents fire independently of each other."
+)
+"""Sentence that stands wherever basis-free verdicts are shown."""
 NU_ERROR_LIMIT = 0.2
 NU_RECONSTRUCTION_LIMIT = 0.5
 NU_FREE_LIMIT = 0.5
@@ -93,6 +103,23 @@ def verdict(
     if q_value >= Q_LIMIT:
         return "undetermined"
     return "chat_specific" if label == "chat_only" else "base_specific"
+
+
+def nu_kind_of(latents: pd.DataFrame) -> NuKind:
+    """Return how nu of a latent table was measured; tables without the column are of pairs of equal width."""
+    return latents["nu_kind"].iloc[0] if "nu_kind" in latents and len(latents) else "along_decoder"
+
+
+def judging_nu(nu_kind: NuKind, label: str = "chat_only") -> tuple[str, str]:
+    """Return the columns of the nu_error and nu_reconstruction that judge a latent of this class.
+
+    >>> judging_nu("along_decoder"), judging_nu("basis_free", "base_only")
+    (('nu_error', 'nu_reconstruction'), ('nu_error_basis_free', 'nu_reconstruction_basis_free'))
+    """
+    if nu_kind == "basis_free":
+        return "nu_error_basis_free", "nu_reconstruction_basis_free"
+    probe = "_base_probe" if label == "base_only" else ""
+    return f"nu_error{probe}", f"nu_reconstruction{probe}"
 
 
 def validate_bounds(bounds: str) -> None:

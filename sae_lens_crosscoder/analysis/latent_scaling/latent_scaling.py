@@ -37,6 +37,7 @@ class LatentScaling(Accumulator):
 
     Everything is in the space the crosscoder was trained in; `space="raw"` gives that of the raw activations.
     For models of different width, or more than two, every beta and nu is nan: there is no common direction to probe.
+    `ReconstructedDirections` and `FreeDirections` compare lengths instead.
 
     Args:
         probes: directions to probe instead of the decoders, one array per model, as controls do.

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.analysis.diagnosis.verdict import BASIS_FREE, nu_kind_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.partition import BY_CONSTRUCTION
 from sae_lens_crosscoder.report.html.document import render
@@ -47,6 +48,7 @@ def model_card(
         chat=names[1],
         cfg=cfg,
         by_construction=BY_CONSTRUCTION,
+        basis_free=BASIS_FREE if diagnosis is not None and nu_kind_of(diagnosis.latents) == "basis_free" else "",
         widths=str(tuple(cfg.d_models)),
         repo_id=repo_id,
         metrics=[(plain(name), _number(value)) for name, value in shown.items()],

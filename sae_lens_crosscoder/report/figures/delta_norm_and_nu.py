@@ -84,8 +84,11 @@ def nu_scatter(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_objects.Figu
     in_legend: set[str] = set()
     for (row, col), (name, diagnosis) in zip(places, diagnoses.items(), strict=True):
         _add_scatter(figure, row, col, name, diagnosis, in_legend)
-    figure.update_xaxes(range=NU_RANGE, dtick=0.5, zeroline=False, title={"text": "nu_error", "standoff": 8})
-    figure.update_yaxes(range=NU_RANGE, dtick=0.5, zeroline=False, title={"text": "nu_reconstruction", "standoff": 4})
+        nu_error, nu_reconstruction = diagnosis.nu_columns
+        figure.update_xaxes(title={"text": nu_error, "standoff": 8}, row=row, col=col)
+        figure.update_yaxes(title={"text": nu_reconstruction, "standoff": 4}, row=row, col=col)
+    figure.update_xaxes(range=NU_RANGE, dtick=0.5, zeroline=False)
+    figure.update_yaxes(range=NU_RANGE, dtick=0.5, zeroline=False)
     style(figure, **layout)
     return figure
 
@@ -146,10 +149,11 @@ def _add_scatter(figure: Any, row: int, col: int, name: str, diagnosis: Diagnosi
     """Draw one panel. `in_legend` collects the groups that are in the legend already."""
     summary: list[str] = []
     beyond: list[str] = []
+    nus = diagnosis.nu_columns
     for label in ("shared", "chat_only"):
         table = diagnosis.latents
         latents = table.loc[table["label"] == label]
-        nu = latents[["nu_error", "nu_reconstruction"]].to_numpy(dtype=float)
+        nu = latents[[*nus]].to_numpy(dtype=float)
         has_nu: NDArray[np.bool_] = np.asarray(np.isfinite(nu).all(axis=1))
         n_beyond = int(((nu < NU_RANGE[0]) | (nu > NU_RANGE[1]))[has_nu].any(axis=1).sum())
         latents = latents.loc[has_nu]
@@ -157,10 +161,10 @@ def _add_scatter(figure: Any, row: int, col: int, name: str, diagnosis: Diagnosi
         if label == "shared":
             if len(latents) > MAX_SHARED_DRAWN:
                 drawn = f"{MAX_SHARED_DRAWN:,} of {len(latents):,} drawn"
-            add_points(figure, row, col, thinned(latents), "shared", in_legend)
+            add_points(figure, row, col, thinned(latents), "shared", in_legend, nus)
         else:
             for verdict, group in latents.groupby("verdict", dropna=False):
-                add_points(figure, row, col, group, str(verdict), in_legend)
+                add_points(figure, row, col, group, str(verdict), in_legend, nus)
             if latents.empty:
                 panel_text(figure, row, col, "chat_only latents with both nu: none")
         summary.append(f"{label}: {drawn}, {count(int((~has_nu).sum()))} without nu")
@@ -177,7 +181,15 @@ def thinned(latents: pd.DataFrame) -> pd.DataFrame:
     return latents.iloc[np.linspace(0, len(latents) - 1, MAX_SHARED_DRAWN).astype(int)]
 
 
-def add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: str, in_legend: set[str]) -> None:
+def add_points(
+    figure: Any,
+    row: int,
+    col: int,
+    latents: pd.DataFrame,
+    group: str,
+    in_legend: set[str],
+    nus: tuple[str, str],
+) -> None:
     """Draw latents at their nu, with the colour and symbol of a verdict, or as a cloud for `shared`."""
     import plotly.graph_objects as go
 
@@ -191,16 +203,16 @@ def add_points(figure: Any, row: int, col: int, latents: pd.DataFrame, group: st
         "symbol": _SYMBOLS.get(group, "circle"),
     }
     points = go.Scatter(
-        x=latents["nu_error"].to_numpy(dtype=float),
-        y=latents["nu_reconstruction"].to_numpy(dtype=float),
+        x=latents[nus[0]].to_numpy(dtype=float),
+        y=latents[nus[1]].to_numpy(dtype=float),
         mode="markers",
         marker=marker,
         name="shared" if is_cloud else f"chat_only: {group}",
         legendgroup=group,
         showlegend=group not in in_legend,
         customdata=np.column_stack([latents.index, latents["delta_norm"], latents["n_active"]]),
-        hovertemplate=f"latent %{{customdata[0]}} ({group})<br>delta_norm %{{customdata[1]:.3f}}<br>nu_error %{{x:.3f}}"
-        "<br>nu_reconstruction %{y:.3f}<br>n_active %{customdata[2]:,}<extra></extra>",
+        hovertemplate=f"latent %{{customdata[0]}} ({group})<br>delta_norm %{{customdata[1]:.3f}}<br>{nus[0]} %{{x:.3f}}"
+        f"<br>{nus[1]} %{{y:.3f}}<br>n_active %{{customdata[2]:,}}<extra></extra>",
     )
     in_legend.add(group)
     figure.add_trace(points, row=row, col=col)
@@ -212,7 +224,7 @@ def draw_box(figure: Any, row: int, col: int, diagnosis: Diagnosis) -> None:
     chat_only = latents.loc[latents["label"] == "chat_only"]
     corners = {"x0": -NU_ERROR_LIMIT, "y0": -NU_RECONSTRUCTION_LIMIT}
     if diagnosis.bounds == "signed":
-        for corner, nu in (("x0", "nu_error"), ("y0", "nu_reconstruction")):
+        for corner, nu in zip(("x0", "y0"), diagnosis.nu_columns, strict=True):
             corners[corner] = float(np.nanmin([NU_RANGE[0], *chat_only[nu]])) - 0.1
     figure.add_shape(
         type="rect",

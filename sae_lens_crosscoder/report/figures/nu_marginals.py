@@ -23,7 +23,6 @@ from sae_lens_crosscoder.report.html.colours import COLOURS
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-_NUS = ("nu_error", "nu_reconstruction")
 _MAIN, _MARGIN, _INSET, _HEADER, _FOOTER, _LEGEND = 360, 64, 6, 64, 58, 60
 """Heights in pixels: the scatter, the histogram on top, between both, title, axis labels, legend."""
 _COLUMN_GAP, _FRAC_MAIN = 0.09, 0.84
@@ -44,7 +43,7 @@ def nu_marginals(
     from plotly.subplots import make_subplots
 
     tables = {name: diagnosis.latents for name, diagnosis in diagnoses.items()}
-    validate_tables(tables, ("delta_norm", "label", "verdict", "dead", "n_active", *_NUS))
+    validate_tables(tables, ("delta_norm", "label", "verdict", "dead", "n_active"))
     places = panel_places(len(tables))
     n_rows, n_columns = places[-1][0], min(2, len(tables))
     specs: list[Any] = [[{}, None] * n_columns, [{}, {}] * n_columns] * n_rows
@@ -52,13 +51,13 @@ def nu_marginals(
     drawn = n_rows * (_HEADER + _MARGIN + _INSET + _MAIN + _FOOTER) - _HEADER - _FOOTER
     in_legend: set[str] = set()
     for (row, col), (name, diagnosis) in zip(places, diagnoses.items(), strict=True):
-        _place(figure, row, col, n_columns, drawn)
+        _place(figure, row, col, n_columns, drawn, diagnosis.nu_columns)
         _add_panel(figure, 2 * row - 1, 2 * col - 1, name, diagnosis, label, in_legend)
     style(figure, **panel_layout(drawn, _HEADER, _FOOTER, _LEGEND), bargap=0.08)
     return figure
 
 
-def _place(figure: Any, row: int, col: int, n_columns: int, drawn: int) -> None:
+def _place(figure: Any, row: int, col: int, n_columns: int, drawn: int, nus: tuple[str, str]) -> None:
     """Place a scatter and its two histograms, because plotly's grid has only one spacing."""
     width = (1 - _COLUMN_GAP * (n_columns - 1)) / n_columns
     left = (col - 1) * (width + _COLUMN_GAP)
@@ -72,8 +71,8 @@ def _place(figure: Any, row: int, col: int, n_columns: int, drawn: int) -> None:
     above.xaxis.update(domain=main_x, matches=main.yaxis.anchor, showticklabels=False)
     above.yaxis.update(domain=[y[1], y[0]])
     nu = {"range": NU_RANGE, "dtick": 0.5, "zeroline": False}
-    main.xaxis.update(domain=main_x, title={"text": _NUS[0], "standoff": 8}, **nu)
-    main.yaxis.update(domain=[y[3], y[2]], title={"text": _NUS[1], "standoff": 4}, **nu)
+    main.xaxis.update(domain=main_x, title={"text": nus[0], "standoff": 8}, **nu)
+    main.yaxis.update(domain=[y[3], y[2]], title={"text": nus[1], "standoff": 4}, **nu)
     side.xaxis.update(domain=side_x)
     side.yaxis.update(domain=[y[3], y[2]], matches=main.xaxis.anchor, showticklabels=False)
 
@@ -82,24 +81,24 @@ def _add_panel(
     figure: Any, row: int, col: int, name: str, diagnosis: Diagnosis, label: str, in_legend: set[str]
 ) -> None:
     """Draw one block; row and column locate its upper histogram in plotly's grid."""
-    table = diagnosis.latents
+    table, nus = diagnosis.latents, diagnosis.nu_columns
     live = table.loc[(table["label"] == label) & ~table["dead"].astype(bool)]
-    latents = live.dropna(subset=list(_NUS))
-    inside = (latents[list(_NUS)].ge(NU_RANGE[0]) & latents[list(_NUS)].le(NU_RANGE[1])).all(axis=1)
+    latents = live.dropna(subset=[*nus])
+    inside = (latents[[*nus]].ge(NU_RANGE[0]) & latents[[*nus]].le(NU_RANGE[1])).all(axis=1)
     n, n_drawn = len(latents), len(thinned(latents))
     drawn = f"{count(n)} drawn" if n == n_drawn else f"{n_drawn:,} of {n:,} drawn"
     left_out = f"{count(len(live) - n)} without nu, {count(int((~inside).sum()))} beyond the axes"
     panel_title(figure, row, col, name, [f"{label}: {drawn}, {left_out}"], shift=6)
     if label == "shared":
-        add_points(figure, row + 1, col, thinned(latents), "shared", in_legend)
+        add_points(figure, row + 1, col, thinned(latents), "shared", in_legend, nus)
     else:
         for verdict, group in latents.groupby("verdict", dropna=False):
-            add_points(figure, row + 1, col, group, str(verdict), in_legend)
+            add_points(figure, row + 1, col, group, str(verdict), in_legend, nus)
         draw_box(figure, row + 1, col, diagnosis)
     if latents.empty:
         panel_text(figure, row + 1, col, f"live {label} latents with both nu: none")
-    _add_margin(figure, row, col, latents.loc[inside, _NUS[0]], label)
-    _add_margin(figure, row + 1, col + 1, latents.loc[inside, _NUS[1]], label)
+    _add_margin(figure, row, col, latents.loc[inside, nus[0]], label)
+    _add_margin(figure, row + 1, col + 1, latents.loc[inside, nus[1]], label)
 
 
 def _add_margin(figure: Any, row: int, col: int, values: pd.Series, label: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from sae_lens_crosscoder.analysis.diagnosis.verdict import judging_nu, nu_kind_of
 from sae_lens_crosscoder.report.explorer.records import LatentRecord
 from sae_lens_crosscoder.report.html.cells import MISSING, rounded
 
@@ -75,12 +76,11 @@ def _numbers(record: LatentRecord, table: pd.DataFrame, titles: dict[str, tuple[
 def _genuine(record: LatentRecord, table: pd.DataFrame) -> Iterator[Fact]:
     """List the nu with their intervals; for base-only latents, those of the base decoder as probe."""
     numbers = record.numbers
-    probe = "_base_probe" if numbers["label"] == "base_only" else ""
-    for name in ("nu_error", "nu_reconstruction"):
-        value, low, high = (numbers.get(f"{name}{probe}{end}") for end in ("", "_low", "_high"))
+    for column in judging_nu(nu_kind_of(table), numbers["label"]):
+        value, low, high = (numbers.get(f"{column}{end}") for end in ("", "_low", "_high"))
         if _is_defined(value):
             interval = f" [{rounded(low)}, {rounded(high)}]" if _is_defined(low) and _is_defined(high) else ""
-            yield Fact(name, rounded(value) + interval, None)
+            yield Fact(column.removesuffix("_base_probe"), rounded(value) + interval, None)
     rest = {"nu_free": ("nu_free", 2), "angle_degrees": ("angle of free directions", 0), "q_value": ("q value", 3)}
     yield from _numbers(record, table, rest)
 

@@ -11,6 +11,7 @@ from sae_lens_crosscoder.activations.dominant_tokens import describe_dominant_to
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
+from sae_lens_crosscoder.analysis.diagnosis.verdict import BASIS_FREE, nu_kind_of
 from sae_lens_crosscoder.crosscoders.partition import BY_CONSTRUCTION
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import REGIONS, delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.figures.panels import validate_tables
@@ -65,6 +66,9 @@ def write_report(
         region_columns=" ".join(f"minmax(0,{high - low:.2f}fr)" for low, high in pairwise(stops)),
         n_latents_shown=N_LATENTS_SHOWN,
         by_construction=BY_CONSTRUCTION if any("exclusive" in table for table in tables.values()) else "",
+        basis_free=[name for name, table in tables.items() if nu_kind_of(table) == "basis_free"],
+        basis_free_sentence=BASIS_FREE,
+        nus={name: each.nu_columns for name, each in diagnoses.items()},
         notes=[*notes, *(note for name, each in diagnoses.items() for note in _dominant_tokens(name, each.manifest))],
     )
     return write_document(page, path)

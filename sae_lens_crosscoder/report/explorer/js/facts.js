@@ -54,6 +54,8 @@ function whetherGenuine(c, j) {
   const rows = [
     row("nu error", `nu_error${probe}`, error),
     row("nu reconstruction", `nu_reconstruction${probe}`, reconstruction),
+    row("nu error, basis-free", "nu_error_basis_free", error),
+    row("nu reconstruction, basis-free", "nu_reconstruction_basis_free", reconstruction),
     ["nu free", c.value("nu_free", j), NaN, NaN, free],
   ];
   const known = rows.filter(([, value]) => Number.isFinite(value));

@@ -99,7 +99,7 @@ function drawOverview(tests) {
   parts.conclusion.textContent = c.conclusion ? `${c.conclusion}.` : "";
   const live = passing(c, state.all ? {} : { all: tests.all });
   drawHistogram(parts.histogram, c, passing(c, tests), live);
-  const hasNu = c.has("nu_error") && c.has("nu_reconstruction");
+  const hasNu = c.has("nu_error") && c.has("nu_reconstruction") && !c.has("nu_error_basis_free");
   document.getElementById("scatter").hidden = !hasNu;
   if (hasNu) drawScatter(parts.scatter, c, passing(c, tests, ["nu_error", "nu_reconstruction"]), live);
   drawVerdicts(passing(c, tests, ["verdict"]));

@@ -24,6 +24,10 @@ const COLUMNS = [
   ["nu_error", "nu error", 5.2, "n", numbers("nu_error", decimal), "near 0: the error on the other model has nothing of it"],
   ["nu_reconstruction", "nu recon.", 5.6, "n", numbers("nu_reconstruction", decimal),
     "near 0: no other latent writes it into the other model"],
+  ["nu_error_basis_free", "nu error, basis-free", 6.4, "n", numbers("nu_error_basis_free", decimal),
+    "near 0: the error on the other model has no direction of it, by length alone"],
+  ["nu_reconstruction_basis_free", "nu recon., basis-free", 6.8, "n", numbers("nu_reconstruction_basis_free", decimal),
+    "near 0: no other latent writes it into the other model, by length alone"],
   ["frac_template", "template", 5.2, "n", numbers("frac_template", percent),
     "share of template tokens among its active tokens in conversations"],
   [null, "active on", null, "t tokens", (c, j) => tokenList(c.fires(j)), "tokens at the peaks of its examples"],
@@ -37,6 +41,7 @@ const conceptsOf = (c, j) => Array.from(c.concepts(j), (id) => html("b", { class
 function isThere(c, { name, head }) {
   if (name === null) return head === "active on" ? c.examples : c.lenses || c.hasConcepts;
   if (name === "label") return !c.has("verdict");
+  if (["nu_error", "nu_reconstruction"].includes(name) && c.has(`${name}_basis_free`)) return false;
   return name === "latent" || c.has(name);
 }
 
