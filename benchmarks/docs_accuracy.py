@@ -17,8 +17,8 @@ def claims() -> str:
         "batchtopk half k, max": 'BatchTopK, half that k, `score="max"`',
     }
     columns = {
-        "precision": "precision of chat-only",
-        "recall": "recall",
+        "precision_chat_delta_norm": "precision of chat-only",
+        "recall_chat_delta_norm": "recall",
         "frac_weak_flagged": "weak concepts flagged",
         "frac_decoupled_flagged": "decoupled concepts flagged",
         "precision_chat_verdict": "precision of the verdict",
@@ -40,18 +40,19 @@ def claims() -> str:
 def headline() -> str:
     """Three lines of results for the README."""
     frame, _ = load_results("planted_pairs.json")
-    means = frame.groupby("cell")[["precision", "recall", "precision_chat_verdict", "recall_chat_verdict"]].mean()
+    columns = ["precision_chat_delta_norm", "precision_chat_verdict", "recall_chat_verdict"]
+    means = frame.groupby("cell")[columns].mean()
     l1, batchtopk = means.loc["A"], means.loc["batchtopk"]
     null = frame[frame.world == "null"]
     steps, _ = load_results("training_step.json")
     step = steps[(steps.name == "step/base") & (steps.peer == "sae_lens") & (steps.screening == "bfloat16")]
     files, _ = load_results("mutated_files.json")
     return (
-        f"- **It finds the right latents.** In planted worlds {1 - l1.precision:.0%} of L1's chat-only latents are "
-        f"artifacts; Latent Scaling's verdict keeps {l1.recall_chat_verdict:.0%} of the real ones at a precision of "
-        f"{l1.precision_chat_verdict:.2f}, and BatchTopK reaches {batchtopk.precision_chat_verdict:.2f} at a recall of "
-        f"{batchtopk.recall_chat_verdict:.2f}. In {len(null)} worlds without a difference it flags "
-        f"{null.n_flagged_either_side.sum()} latents.\n"
+        f"- **It finds the right latents.** In planted worlds {1 - l1.precision_chat_delta_norm:.0%} of L1's chat-only "
+        f"latents are artifacts; Latent Scaling's verdict keeps {l1.recall_chat_verdict:.0%} of the real ones at a "
+        f"precision of {l1.precision_chat_verdict:.2f}, and BatchTopK reaches "
+        f"{batchtopk.precision_chat_verdict:.2f} at a recall of {batchtopk.recall_chat_verdict:.2f}. "
+        f"In {len(null)} worlds without a difference it flags {null.n_flagged_either_side.sum()} latents.\n"
         f"- **It is fast.** A training step takes {step.ours_ms.iloc[0]:.0f} ms where SAELens's BatchTopK takes "
         f"{step.peer_ms.iloc[0]:.0f} ms (8,192 latents, one CPU thread), with the gradients of the dense step.\n"
         f"- **It survives.** Killed at random moments, runs resume to the same bits. Of {files.n.sum():,} damaged "
@@ -69,7 +70,7 @@ VARIATIONS = {
     "chat-only concepts small and rare (p 0.003)": "rare weak exclusives",
     "chat-only concepts that fire in pairs": "co-occurring exclusives",
     "models of widths 64 and 48": "widths 64 and 48",
-    "chat model 50 times louder": "chat 50 times louder",
+    "chat model 50 times louder (a definition: Delta_norm is in raw activations)": "chat 50 times louder",
     "chat model 50 times louder, each model scaled": (
         "chat 50 times louder, L1, scaled",
         "chat 50 times louder, batchtopk, scaled",
@@ -86,7 +87,8 @@ def limits() -> str:
     rows = [["variation", *measures, "BatchTopK verdict precision", "BatchTopK verdict recall"]]
     for name, cells in VARIATIONS.items():
         l1, batchtopk = (f"{cells}, L1", f"{cells}, batchtopk") if isinstance(cells, str) else cells
-        numbers = [frame.loc[cell, column] for cell in (l1, batchtopk) for column in ("precision", "recall")]
+        by_delta_norm = ("precision_chat_delta_norm", "recall_chat_delta_norm")
+        numbers = [frame.loc[cell, column] for cell in (l1, batchtopk) for column in by_delta_norm]
         numbers += [frame.loc[batchtopk, f"{column}_chat_verdict"] for column in ("precision", "recall")]
         rows.append([name, *(two_decimals(value) for value in numbers)])
     return f"{markdown_table(rows)}\n\nOne seed. {source}"

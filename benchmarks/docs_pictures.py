@@ -27,7 +27,8 @@ def claims_figure() -> Any:
     frame, _ = load_results("planted_full.json")
     frame = frame[frame.world == "A"]
     frame = frame.assign(
-        n_wrong=(frame.n_flagged * (1 - frame.precision)).fillna(0), setting=frame.mu.fillna(frame.k / frame.true_l0)
+        n_wrong=(frame.n_flagged * (1 - frame.precision_chat_delta_norm)).fillna(0),
+        setting=frame.mu.fillna(frame.k / frame.true_l0),
     )
     series = {
         "L1, summed norms": (frame.cell.isin(["mu", "A"]), "#d9601a", "circle"),
@@ -37,7 +38,7 @@ def claims_figure() -> Any:
         "BatchTopK, max": (frame.cell == "k, max", "#1b9a83", "square"),
         "BatchTopK, l2": (frame.cell == "k, l2", "#7aa6d6", "diamond"),
     }
-    panels = {"n_wrong": "wrong latents flagged chat-only", "recall": "recall of chat-only concepts"}
+    panels = {"n_wrong": "wrong latents flagged chat-only", "recall_chat_delta_norm": "recall of chat-only concepts"}
     figure = make_subplots(rows=1, cols=2, subplot_titles=list(panels.values()), horizontal_spacing=0.09)
     for col, column in enumerate(panels, start=1):
         for name, (rows, colour, symbol) in series.items():

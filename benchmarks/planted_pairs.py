@@ -32,7 +32,7 @@ L1, BATCHTOPK = "crosscoder", "batchtopk_crosscoder"
 STEPS = {L1: 3000, BATCHTOPK: 2500}
 LEARNING_RATE = 5e-3
 BATCH, D_SAE = 512, 256
-POOL_TOKENS, EVALUATION_TOKENS = 120_000, 24_000
+POOL_TOKENS = EVALUATION_TOKENS = 120_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ class Cell:
     """Train and diagnose on this null pair made from the world, instead of on the world."""
     polish: bool = False
     """Polish the crosscoder after training."""
-    evaluation_tokens: int = EVALUATION_TOKENS
     steps: int | None = None
     """Number of training steps, if different from `STEPS`."""
 
@@ -130,10 +129,7 @@ def full() -> list[Cell]:
 
 
 def recipes() -> list[Cell]:
-    """List partition and polish beside plain BatchTopK, where it is at ease, in superposition, with half k, on a null.
-
-    All see 120,000 evaluation tokens, on which the rarest concepts fire often enough to be judged.
-    """
+    """List partition and polish beside plain BatchTopK: at ease, in superposition, with half k, on a null."""
     situations: dict[str, dict[str, Any]] = {
         "standard": {},
         "d_model 32": {"world": WORLDS["d_model 32"], "world_name": "d_model 32"},
@@ -142,7 +138,7 @@ def recipes() -> list[Cell]:
     }
     partition = {"n_base_exclusive": D_SAE // 16, "n_chat_exclusive": D_SAE // 8}
     return [
-        Cell(f"{name}, {recipe}", BATCHTOPK, fields, polish=polish, evaluation_tokens=120_000, **situation)
+        Cell(f"{name}, {recipe}", BATCHTOPK, fields, polish=polish, **situation)
         for name, situation in situations.items()
         for recipe, fields, polish in (("plain", {}, False), ("partition", partition, False), ("polish", {}, True))
     ]
@@ -211,7 +207,7 @@ def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
     """
     started = time.process_time()
     world = cell.world(seed)
-    tokens = world.sample(cell.evaluation_tokens, seed=2000 + seed)
+    tokens = world.sample(EVALUATION_TOKENS, seed=2000 + seed)
     crosscoder = train(cell, world, seed, cell.trains_on)
 
     def diagnosed(trained: slc.crosscoders.InferenceCrosscoder, on: NullKind | None, **options: Any) -> slc.Diagnosis:
@@ -232,6 +228,8 @@ def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
         "cell": cell.name,
         "seed": seed,
         "world": cell.world_name,
+        "note": note(cell),
+        "evaluation_tokens": EVALUATION_TOKENS,
         "architecture": cell.architecture,
         "mu": details.get("l1_coefficient"),
         "k": details.get("k"),
@@ -253,15 +251,20 @@ def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
     return row, concept_recovery(world, truth, table)
 
 
+def note(cell: Cell) -> str | None:
+    """Return what the figures of a cell do not mean."""
+    is_scaled = cell.fields.get("activation_scaling") is not None
+    if cell.world_name.endswith("louder") and not is_scaled:
+        return "a definition, not a failure: truth is in coefficients, Delta_norm in raw activations"
+    return None
+
+
 def card_columns(card: dict[str, Any]) -> dict[str, Any]:
-    """Flatten a score card, with precision and recall of the chat-only class under their plain names."""
+    """Flatten a score card into columns such as `precision_chat_verdict`, which say the measure, side and rule."""
     columns = {name: value for name, value in card.items() if not isinstance(value, dict)}
-    short = {"chat_only": "", "chat_after_nu": "_after_nu"}
     for name, attribution in card.items():
         if isinstance(attribution, dict):
-            suffix = short.get(name, f"_{name}")
-            columns |= {f"precision{suffix}": attribution["precision"], f"recall{suffix}": attribution["recall"]}
-            columns[f"n{suffix or '_chat_only'}"] = attribution["n"]
+            columns |= {f"{measure}_{name}": attribution[measure] for measure in ("precision", "recall", "n")}
     return columns
 
 

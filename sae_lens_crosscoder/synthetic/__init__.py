@@ -9,7 +9,7 @@ from sae_lens_crosscoder.synthetic.scoring import (
     score_card,
     truth_table,
 )
-from sae_lens_crosscoder.synthetic.worlds import background_world, null_world, world_a
+from sae_lens_crosscoder.synthetic.worlds import background_world, lora_world, null_world, world_a
 
 __all__ = [
     "Attribution",
@@ -20,6 +20,7 @@ __all__ = [
     "ScoreCard",
     "background_world",
     "concept_recovery",
+    "lora_world",
     "null_activations",
     "null_world",
     "score_card",

@@ -16,7 +16,7 @@ from torch import Tensor
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.field_types import validate_config
 
-ConceptKind = Literal["shared", "chat_only", "base_only", "weak", "weakened", "decoupled", "rotated"]
+ConceptKind = Literal["shared", "chat_only", "base_only", "weak", "weakened", "decoupled", "less_used", "rotated"]
 
 # Far from the small seeds that people pass to torch. Otherwise a crosscoder with the same seed as its world would draw
 # the same numbers and start with the true directions as its decoder.
@@ -33,7 +33,8 @@ class Concept:
     rho: float = 1.0
     """weak: base coefficient divided by chat coefficient. weakened: chat coefficient divided by base coefficient."""
     q: float = 1.0
-    """decoupled: probability that a firing occurs in both models. Otherwise it occurs in one of them, at random."""
+    """decoupled: probability that a firing occurs in both models. Otherwise it occurs in one of them, at random.
+    less_used: probability that the concept fires in base where it fires in chat; it fires nowhere else in base."""
     angle_degrees: float = 0.0
     """rotated: the angle between the models' directions."""
     size: float = 1.0
@@ -90,6 +91,7 @@ class PlantedWorld:
         gains: factor on each model's activation, to make one model louder.
         frac_sinks: share of the tokens that are sinks, with 100 times their activation in `sink_models`. All other
             tokens are those of the same world without sinks.
+        turn_rank: dimension of the subspace in which rotated concepts turn; None lets each turn its own way.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class PlantedWorld:
         gains: tuple[float, float] = (1.0, 1.0),
         frac_sinks: float = 0.0,
         sink_models: Sequence[Literal["base", "chat"]] = ("base", "chat"),
+        turn_rank: int | None = None,
     ) -> None:
         self.concepts = concepts
         self.layout = StackedLayout(d_models)
@@ -119,7 +122,7 @@ class PlantedWorld:
         generator = torch.Generator().manual_seed(_SEEDS + seed)
         base = draw(len(concepts), d_models[0], generator)
         if self.layout.same_width:
-            chat = angles.cos() * base + angles.sin() * _orthogonal_to(base, generator)
+            chat = angles.cos() * base + angles.sin() * _orthogonal_to(base, generator, turn_rank)
         else:
             chat = draw(len(concepts), d_models[1], generator)
         for index, concept in enumerate(concepts):
@@ -134,6 +137,20 @@ class PlantedWorld:
     def l0(self) -> float:
         """Mean number of concepts that fire per token: the k at which a crosscoder can represent all of them."""
         return sum(self.firing_probability(index) for index in range(len(self.concepts)))
+
+    @property
+    def support_groups(self) -> Int[Tensor, " concept"]:
+        """Index of the first concept of the same kind that fires on exactly the same tokens, for every concept.
+
+        Such concepts cannot be told apart: any directions that span the same space explain the activations as well.
+        """
+        first: dict[tuple[str, int], int] = {}
+        groups = []
+        for index, concept in enumerate(self.concepts):
+            lead = concept.fires_with if concept.share_of_lead == 1 else None
+            lead = index if lead is None else lead
+            groups.append(first.setdefault((concept.kind, lead), index))
+        return torch.tensor(groups)
 
     def firing_probability(self, index: int) -> float:
         """Return the share of tokens on which a concept fires in either model."""
@@ -209,6 +226,8 @@ class PlantedWorld:
                     alone = (1 - concept.q) / 2
                     shares[:, index, 0] = (coin[:, index] >= alone).float()
                     shares[:, index, 1] = (coin[:, index] < 1 - alone).float()
+                case "less_used":
+                    shares[:, index, 0] = (coin[:, index] < concept.q).float()
                 case "shared" | "rotated":
                     pass
         return shares
@@ -237,8 +256,12 @@ def _leaning(
 
 
 def _orthogonal_to(
-    directions: Float[Tensor, "concept d_model"], generator: torch.Generator
+    directions: Float[Tensor, "concept d_model"], generator: torch.Generator, rank: int | None
 ) -> Float[Tensor, "concept d_model"]:
-    draws = torch.randn(directions.shape, generator=generator)
+    """Return unit vectors, each orthogonal to its direction, from a random subspace of this rank (None: anywhere)."""
+    n, width = directions.shape
+    draws = torch.randn(n, width if rank is None else rank, generator=generator)
+    if rank is not None:
+        draws = draws @ torch.randn(rank, width, generator=generator)
     across = draws - (draws * directions).sum(dim=-1, keepdim=True) * directions
     return torch.nn.functional.normalize(across, dim=-1)

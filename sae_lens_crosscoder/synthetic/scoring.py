@@ -46,12 +46,12 @@ class ScoreCard:
     """Number of latents that fire but point along no concept."""
     frac_recovered: float
     """Share of all concepts that some latent carries."""
-    chat_only: Attribution
+    chat_delta_norm: Attribution
     """Latents of class chat_only, by Delta_norm alone."""
-    base_only: Attribution
-    chat_after_nu: Attribution
+    base_delta_norm: Attribution
+    chat_absolute_nu: Attribution
     """Latents of class chat_only with |nu_error| < 0.2 and |nu_reconstruction| < 0.5."""
-    base_after_nu: Attribution
+    base_absolute_nu: Attribution
     """The same for class base_only, with the base model's decoder as the probe."""
     chat_verdict: Attribution
     """Latents with the verdict chat_specific."""
@@ -75,9 +75,13 @@ class ScoreCard:
 
 
 def match_concepts(world: PlantedWorld, crosscoder: InferenceCrosscoder) -> Int[Tensor, " d_sae"]:
-    """Return the concept that each latent's longer decoder half points along (cosine above 0.7), or -1."""
+    """Return the concept that each latent's longer decoder half points along (cosine above 0.7), or -1.
+
+    Concepts of equal support match as one, by the cosine to the span of their directions. The result is then the first
+    of them.
+    """
     cosines = [
-        normalize(decoder.detach(), dim=-1) @ directions.T.to(decoder)
+        _cosines(normalize(decoder.detach(), dim=-1), directions.to(decoder), world.support_groups)
         for decoder, directions in zip(crosscoder.decoders, world.directions, strict=True)
     ]
     norms = crosscoder.decoder_norms
@@ -86,16 +90,46 @@ def match_concepts(world: PlantedWorld, crosscoder: InferenceCrosscoder) -> Int[
     return torch.where(best.values > MIN_COSINE, best.indices, -1)
 
 
+def _cosines(
+    decoder: Float[Tensor, "d_sae d_model"],
+    directions: Float[Tensor, "concept d_model"],
+    groups: Int[Tensor, " concept"],
+) -> Float[Tensor, "d_sae concept"]:
+    """Return each unit row's cosine to the span of every group, in the column of the group's first concept.
+
+    Columns of the other members are -1. A row that points away from the sum of a group's directions has a negative
+    cosine, as it has to a single direction.
+    """
+    cosines = decoder @ directions.T
+    for first in groups.unique().tolist():
+        members = (groups == first).nonzero().squeeze(1)
+        if len(members) > 1:
+            basis = torch.linalg.qr(directions[members].T).Q
+            sign = cosines[:, members].sum(dim=1).sign()
+            cosines[:, members] = -1
+            cosines[:, first] = sign * (decoder @ basis).norm(dim=-1)
+    return cosines
+
+
 def base_presence(
-    feature_acts: Float[Tensor, "token d_sae"], tokens: PlantedTokens, concepts: Int[Tensor, " d_sae"]
+    feature_acts: Float[Tensor, "token d_sae"],
+    tokens: PlantedTokens,
+    concepts: Int[Tensor, " d_sae"],
+    groups: Int[Tensor, " concept"],
 ) -> Float[Tensor, " d_sae"]:
     """Return nu*: the amount of a latent's concept in base, relative to chat, while the latent is on.
 
-    `sum_t f_j c^base / sum_t f_j c^chat` from the planted coefficients c. Delta_norm and nu try to estimate it. It is 0
-    for a concept of the chat model alone, infinite for the base model alone, nan for an unmatched or dead latent.
+    `sum_t f_j c^base / sum_t f_j c^chat` from the planted coefficients c, those of concepts with equal support summed.
+    Delta_norm and nu try to estimate it. It is 0 for a concept of the chat model alone, infinite for the base model
+    alone, nan for an unmatched or dead latent.
+
+    Args:
+        concepts: from `match_concepts`.
+        groups: `PlantedWorld.support_groups`.
     """
     coefficients = tokens.coefficients.to(feature_acts.device).double()
-    sums = torch.einsum("tj,tcm->jcm", feature_acts.double(), coefficients)
+    coefficients = torch.zeros_like(coefficients).index_add_(1, groups.to(coefficients.device), coefficients)
+    sums = torch.stack([feature_acts.double().T @ coefficients[..., model] for model in (BASE, CHAT)], dim=-1)
     own = sums[torch.arange(len(concepts)), concepts.clamp(min=0)]
     return torch.where(concepts >= 0, own[:, BASE] / own[:, CHAT], torch.nan)
 
@@ -104,19 +138,20 @@ def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: Pl
     """Build the table of planted truth per latent, with the same index as the table of `diagnose`.
 
     Returns:
-        A frame with `concept` (-1 for none), its `kind`, `base_presence`, and `hit_rate`: the share of the concept's
-        firings, in either model, on which the latent fires.
+        A frame with `concept` (-1 for none; the first of several with equal support, which count as one), its `kind`,
+        `base_presence`, and `hit_rate`: the share of the concept's firings, in either model, on which the latent fires.
     """
     with torch.no_grad():
         feature_acts = crosscoder.encode(tokens.activations.to(crosscoder.W_dec))
     concepts = match_concepts(world, crosscoder)
+    presence = base_presence(feature_acts, tokens, concepts, world.support_groups)
     present = (tokens.coefficients > 0).any(dim=-1).to(feature_acts)
     hits = ((feature_acts > 0).to(feature_acts).T @ present)[torch.arange(len(concepts)), concepts.clamp(min=0)]
     truth = pd.DataFrame(
         {
             "concept": concepts.cpu().numpy(),
             "kind": [world.concepts[index].kind if index >= 0 else "none" for index in concepts.tolist()],
-            "base_presence": base_presence(feature_acts, tokens, concepts).cpu().numpy(),
+            "base_presence": presence.cpu().numpy(),
             "hit_rate": torch.where(concepts >= 0, hits / present.sum(dim=0)[concepts], torch.nan).cpu().numpy(),
         }
     )
@@ -131,7 +166,7 @@ def concept_recovery(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFra
     no latent does. The column `firing_probability` shows how rare a concept can be and still be found.
     """
     carrying = _carrying(truth).sort_values("hit_rate").drop_duplicates("concept", keep="last")
-    latents = carrying.reset_index().set_index("concept").latent.reindex(range(len(world.concepts)), fill_value=-1)
+    latents = carrying.reset_index().set_index("concept").latent.reindex(world.support_groups.tolist(), fill_value=-1)
     diagnosed = table.reindex(latents.to_numpy())
     return pd.DataFrame(
         {
@@ -171,11 +206,11 @@ def score_card(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFrame) ->
     return ScoreCard(
         n_dead=int(frame.dead.sum()),
         n_unmatched=int(((frame.concept < 0) & ~frame.dead).sum()),
-        frac_recovered=_carrying(frame).concept.nunique() / len(world.concepts),
-        chat_only=attribution("chat_only", flagged["chat_only"]),
-        base_only=attribution("base_only", flagged["base_only"]),
-        chat_after_nu=attribution("chat_only", flagged["chat_only"] & (excess["chat_only"] < 1)),
-        base_after_nu=attribution("base_only", flagged["base_only"] & (excess["base_only"] < 1)),
+        frac_recovered=_carrying(frame).concept.nunique() / len(world.support_groups.unique()),
+        chat_delta_norm=attribution("chat_only", flagged["chat_only"]),
+        base_delta_norm=attribution("base_only", flagged["base_only"]),
+        chat_absolute_nu=attribution("chat_only", flagged["chat_only"] & (excess["chat_only"] < 1)),
+        base_absolute_nu=attribution("base_only", flagged["base_only"] & (excess["base_only"] < 1)),
         chat_verdict=attribution("chat_only", frame.verdict == _SIDES["chat_only"]),
         base_verdict=attribution("base_only", frame.verdict == _SIDES["base_only"]),
         frac_weak_flagged=_frac_matched(world, ("weak",), wrong["chat_only"]),
@@ -198,7 +233,8 @@ def _carrying(truth: pd.DataFrame) -> pd.DataFrame:
 
 def _frac_matched(world: PlantedWorld, kinds: Sequence[str], latents: pd.DataFrame) -> float:
     """Return the share of the concepts of these kinds that some of the latents match."""
-    wanted = {index for index, concept in enumerate(world.concepts) if concept.kind in kinds}
+    firsts = world.support_groups.unique().tolist()
+    wanted = {index for index in firsts if world.concepts[index].kind in kinds}
     return len(wanted & set(latents.concept)) / len(wanted) if wanted else float("nan")
 
 

@@ -1,6 +1,7 @@
 """The standard planted world, its variations, and a null world."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ def world_a(
     exclusive_size: float = 1.0,
     co_occurring: bool = False,
     mirrored: bool = False,
+    less_used: bool = False,
     **world: Any,
 ) -> PlantedWorld:
     """Build the standard world: 174 concepts, 16 of them chat-only, with 24 weak and 18 decoupled traps.
@@ -36,6 +38,7 @@ def world_a(
         exclusive_size: factor on the coefficients of the chat-only concepts.
         co_occurring: let every second chat-only concept fire on the tokens of the concept before it.
         mirrored: make the weak concepts strong in base and weak in chat, as after fine-tuning that suppresses them.
+        less_used: let 16 of the shared concepts fire in base on 0.2 to 0.8 of the tokens on which they fire in chat.
         world: further arguments of `PlantedWorld`.
     """
     draws = iter(_probabilities(seed, *probabilities))
@@ -54,16 +57,60 @@ def world_a(
             concepts[index] = replace(concepts[index], firing_probability=exclusive_probability)
         if co_occurring and index % 2:
             concepts[index] = replace(concepts[index], fires_with=index - 1)
+    if less_used:
+        concepts[:16] = [replace(c, kind="less_used", q=0.2 + 0.04 * i) for i, c in enumerate(concepts[:16])]
     return PlantedWorld(concepts, d_models, seed, **world)
 
 
 def null_world(seed: int, *, d_models: tuple[int, int] = (64, 64), **world: Any) -> PlantedWorld:
-    """Build a null world: 174 shared concepts, each turned by up to 15 degrees between the models."""
-    turns = torch.rand(N_CONCEPTS, generator=_generator(seed)).tolist()
-    drawn = zip(_probabilities(seed, *PROBABILITIES), turns, strict=True)
-    concepts = [Concept("rotated", p, angle_degrees=15 * turn) for p, turn in drawn]
+    """Build the null twin of `world_a`: its concepts, all in both models, each turned by up to 15 degrees.
+
+    Firing probabilities, sizes and pairs are those of `world_a` with the same arguments. Between models of different
+    width nothing can be turned, so all concepts are shared.
+    """
     world.setdefault("noise", 0.03)
-    return PlantedWorld(concepts, d_models, seed, **world)
+    twin = world_a(seed, d_models=d_models, **world)
+    turns = [15 * turn for turn in torch.rand(N_CONCEPTS, generator=_generator(seed)).tolist()]
+    options = {name: value for name, value in world.items() if name not in _CONCEPT_OPTIONS}
+    return PlantedWorld(_as_shared(twin, turns), d_models, seed, **options)
+
+
+_CONCEPT_OPTIONS = (
+    "probabilities", "exclusive_probability", "exclusive_size", "co_occurring", "mirrored", "less_used"
+)  # fmt: skip
+
+
+def _as_shared(world: PlantedWorld, turns: Sequence[float]) -> list[Concept]:
+    """Return the concepts with everything that differs between the models removed, turned by these angles."""
+    kind = "rotated" if world.layout.same_width else "shared"
+    return [
+        replace(c, kind=kind, rho=1.0, q=1.0, angle_degrees=turn if world.layout.same_width else 0.0)
+        for c, turn in zip(world.concepts, turns, strict=True)
+    ]
+
+
+N_ADAPTED = 8
+ADAPTER_SHIFT = (0.05, 0.1)
+
+
+def lora_world(seed: int, *, null: bool = False, **world: Any) -> PlantedWorld:
+    """Build what a LoRA adapter makes: all concepts move a little within a few dimensions, and nine are exclusive.
+
+    Every concept of `world_a`'s firing probabilities is in both models, and differs by 0.05 to 0.1 of its length, in a
+    subspace of 8 dimensions. Six chat-only and three base-only concepts are the exception.
+
+    Args:
+        null: make these nine shared as well.
+    """
+    shifts = torch.rand(N_CONCEPTS, generator=_generator(seed + 30_000)).tolist()
+    low, high = ADAPTER_SHIFT
+    turns = [math.degrees(2 * math.asin((low + (high - low) * shift) / 2)) for shift in shifts]
+    concepts = _as_shared(world_a(seed), turns)
+    if not null:
+        for index in (*range(96, 102), *range(112, 115)):
+            kind = "chat_only" if index < 112 else "base_only"
+            concepts[index] = replace(concepts[index], kind=kind, angle_degrees=0.0)
+    return PlantedWorld(concepts, seed=seed, turn_rank=N_ADAPTED, **world)
 
 
 N_PLACES = 8

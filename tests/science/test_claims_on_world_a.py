@@ -21,10 +21,10 @@ def rows():
 
 def test_batchtopk_finds_the_chat_only_concepts_and_falls_into_no_trap(rows):
     row = rows["batchtopk"]
-    assert row["precision"] >= 0.95
-    assert row["recall"] >= 0.95
-    assert row["precision_base_only"] >= 0.95
-    assert row["recall_base_only"] >= 0.95
+    assert row["precision_chat_delta_norm"] >= 0.95
+    assert row["recall_chat_delta_norm"] >= 0.95
+    assert row["precision_base_delta_norm"] >= 0.95
+    assert row["recall_base_delta_norm"] >= 0.95
     assert row["frac_weak_flagged"] == row["frac_decoupled_flagged"] == 0
 
 
@@ -36,15 +36,15 @@ def test_a_rotated_concept_is_seen_at_its_angle_and_never_called_specific(rows):
 
 def test_l1_falls_into_both_traps(rows):
     row = rows["A"]
-    assert row["precision"] <= 0.70
+    assert row["precision_chat_delta_norm"] <= 0.70
     assert row["frac_weak_flagged"] * 24 >= 6
     assert row["frac_decoupled_flagged"] * 18 >= 2
 
 
 def test_latent_scaling_rescues_l1(rows):
     row = rows["A"]
-    assert row["precision_after_nu"] >= 0.85
-    assert row["recall_after_nu"] >= 0.95
+    assert row["precision_chat_absolute_nu"] >= 0.85
+    assert row["recall_chat_absolute_nu"] >= 0.95
     # Over five seeds it lies between 0.91 and 1; on this one rounding moves it about 0.95, with either training step.
     assert row["nu_auroc_in_flagged"] >= 0.9
 
@@ -58,7 +58,7 @@ def test_without_the_summed_norms_in_the_penalty_no_weak_concept_is_flagged():
     """The mutation that shows where Complete Shrinkage comes from: a stacked SAE's penalty."""
     row = run(Cell("stacked norm", "crosscoder", {"l1_coefficient": 0.18, "score": "l2"}), seed=0)[0]
     assert row["frac_weak_flagged"] == 0
-    assert row["recall"] >= 0.8  # so that not everything has merely become shared
+    assert row["recall_chat_delta_norm"] >= 0.8  # so that not everything has merely become shared
 
 
 @pytest.mark.parametrize(("lr", "tolerance"), [(5e-3, 0.05), (1e-3, 0.05), (3e-4, 0.1)])

@@ -61,7 +61,7 @@ def test_presence_is_the_base_models_share_of_the_concept_while_the_latent_is_on
     f = crosscoder.encode(tokens.activations.double())
     f[:, 3] = 0
     concepts = match_concepts(world, crosscoder)
-    found = base_presence(f, tokens, concepts)
+    found = base_presence(f, tokens, concepts, world.support_groups)
     sums = [[0.0, 0.0] for _ in CONCEPTS]
     for acts, shares in zip(f.tolist(), tokens.coefficients.tolist(), strict=True):
         for j in (0, 1, 2):
@@ -103,15 +103,15 @@ def test_precision_and_recall_count_every_flagged_latent():
     card = judged(table)
     assert (card.n_dead, card.n_unmatched) == (0, 1)
     # The weak, the decoupled and the unmatched one are wrong; no latent matches concept 4.
-    assert card.chat_only == Attribution(4, 1 / 4, 1 / 2)
-    assert card.base_only == Attribution(1, 1.0, 1.0)
+    assert card.chat_delta_norm == Attribution(4, 1 / 4, 1 / 2)
+    assert card.base_delta_norm == Attribution(1, 1.0, 1.0)
     assert (card.frac_weak_flagged, card.frac_decoupled_flagged) == (1, 1)
     assert card.nu_auroc_in_flagged == 1
-    assert card.chat_after_nu == Attribution(1, 1.0, 0.5)
+    assert card.chat_absolute_nu == Attribution(1, 1.0, 0.5)
     negative = table.assign(nu_error=[-0.3, 0.4, 0.1, 0.0, NAN, 0.0])
-    assert judged(negative).chat_after_nu.n == 0
+    assert judged(negative).chat_absolute_nu.n == 0
     assert card.frac_recovered == 5 / 6
-    assert judged(table.assign(nu_error_base_probe=0.3)).base_after_nu.n == 0
+    assert judged(table.assign(nu_error_base_probe=0.3)).base_absolute_nu.n == 0
     said = table.assign(verdict=["chat_specific", "chat_specific", *["other"] * 3, "base_specific"])
     assert judged(said).chat_verdict == Attribution(2, 1 / 2, 1 / 2)
     assert judged(said).base_verdict == Attribution(1, 1.0, 1.0)
@@ -121,7 +121,7 @@ def test_a_latent_that_hardly_ever_fires_finds_nothing():
     """Its direction is right, but nobody could find the concept by it."""
     quiet = torch.tensor([-1.9, -0.2, -0.2, -0.2, -0.2, -0.2], dtype=torch.float64)
     card = judged(table_of(FLAGGED), b_enc=quiet)
-    assert card.chat_only.recall == 0
+    assert card.chat_delta_norm.recall == 0
     assert card.frac_recovered == 4 / 6
 
 
@@ -133,7 +133,7 @@ def test_a_flagged_latent_of_a_trap_counts_only_where_it_is_wrong():
     alone = truth.assign(base_presence=truth.base_presence.where(truth.concept != 2, 0.0))
     card = score_card(world, alone, table_of(FLAGGED))
     assert card.frac_decoupled_flagged == 0
-    assert card.chat_only.precision == 2 / 4
+    assert card.chat_delta_norm.precision == 2 / 4
 
 
 def test_rank_correlations_with_the_presence_in_base():
@@ -152,8 +152,8 @@ def test_an_uninformative_nu_has_an_auroc_of_one_half_and_no_flag_has_none():
     assert judged(table_of(labels, 0.1, 0.1)).nu_auroc_in_flagged == 0.5
     assert judged(table_of(labels, nu_error=[0.15, 0.05, 0, 0, 0, 0])).nu_auroc_in_flagged == 0
     none = judged(table_of(["shared"] * 6, dead=True))
-    assert (none.chat_only.n, none.n_dead, none.chat_only.recall) == (0, 6, 0)
-    assert [none.chat_only.precision, none.nu_auroc_in_flagged] == pytest.approx([NAN, NAN], nan_ok=True)
+    assert (none.chat_delta_norm.n, none.n_dead, none.chat_delta_norm.recall) == (0, 6, 0)
+    assert [none.chat_delta_norm.precision, none.nu_auroc_in_flagged] == pytest.approx([NAN, NAN], nan_ok=True)
 
 
 def test_recovery_lists_every_concept_with_the_latent_that_carries_it():
