@@ -211,6 +211,11 @@ def validate_inference(crosscoder: object, purpose: str) -> InferenceCrosscoder:
 def hook_name_of(crosscoder: InferenceCrosscoder) -> str:
     """Return the hook that the crosscoder was trained on, or raise a ValueError if its config does not name it."""
     hook_name = crosscoder.cfg.metadata.hook_name
+    if hook_name is None and crosscoder.cfg.metadata.sources is not None:
+        raise ValueError(
+            f"The crosscoder reads {crosscoder.layout.n_models} activations of a token, cfg.metadata.sources, and not "
+            "one hook of a pair. Stack these activations yourself, and pass EvalData(activations=rows)."
+        )
     if hook_name is None:
         raise ValueError(
             "The crosscoder's config has no hook_name. Set crosscoder.cfg.metadata.hook_name to the hook that it was "

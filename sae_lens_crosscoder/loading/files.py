@@ -8,64 +8,132 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_lens_crosscoder.loading.formats.dedicated_features import PARTITION
 from sae_lens_crosscoder.loading.formats.foreign import ForeignFile
+from sae_lens_crosscoder.loading.formats.gemma_scope_2 import PART
+from sae_lens_crosscoder.loading.formats.recognition import recognise
+from sae_lens_crosscoder.loading.formats.settings import Settings
 from sae_lens_crosscoder.storage.json_files import load_json
 from sae_lens_crosscoder.storage.tensor_files import load_tensors
 
-WEIGHTS_NAMES = ("model.safetensors", "model_final.pt", "cc_weights.pt")
-SETTINGS_NAMES = ("config.json", "trainer_config.json", "cfg.json")
+WEIGHTS_NAMES = ("model.safetensors", "model_final.pt", "cc_weights.pt", "model.pt")
+SHARD_INDEX = "model.safetensors.index.json"
 SUFFIXES = (".safetensors", ".pt")
 
 
-def find_weights(path: Path) -> Path | None:
-    """Find the foreign weights file at `path`, or in it; None if there is none, an error if there are several."""
+def find_weights(path: Path) -> list[Path]:
+    """Find the foreign weight files of one crosscoder at `path`, or in it; empty if there are none.
+
+    Raises:
+        ValueError: for files that are not one whole crosscoder, by the name of their layout.
+    """
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is not a weights file: expected a name that ends in {' or '.join(SUFFIXES)}.")
-        return path
+        if path in (parts := _parts(path.parent)):
+            raise ValueError(
+                f"{path} is one of {len(parts)} files of a crosscoder (gemma_scope_2 has one per layer): load its "
+                f"folder, {path.parent}."
+            )
+        return [path]
+    if parts := _parts(path):
+        return parts
+    if (path / SHARD_INDEX).exists():
+        return _shards(path)
     known = [path / name for name in WEIGHTS_NAMES if (path / name).exists()]
     files = known or sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise ValueError(f"{path} contains several weight files, {names}: give the path of one.")
-    return files[0] if files else None
+        raise ValueError(_about_several(path, files))
+    return files
 
 
-def load_foreign_file(path: Path, dtype: torch.dtype) -> ForeignFile:
-    """Load a weights file in at least `dtype` and float32, and the JSON files beside it."""
+def _parts(folder: Path) -> list[Path]:
+    """The files of a Gemma Scope 2 crosscoder, by layer; none may be missing between the first and the last."""
+    found = {int(match.group(1)): file for file in folder.iterdir() if (match := PART.fullmatch(file.name))}
+    if sorted(found) != list(range(len(found))):
+        names = ", ".join(found[n].name for n in sorted(found)[:8])
+        raise ValueError(f"{folder} (gemma_scope_2) has the files {names}: others are missing. Download all of them.")
+    return [found[n] for n in range(len(found))]
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of a safetensors index."""
+    index: Any = load_json(folder / SHARD_INDEX).get("weight_map")
+    if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
+        raise ValueError(f"{folder / SHARD_INDEX} has no weight_map from tensors to files.")
+    names = sorted(set(index.values()))
+    bad = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if bad:
+        raise ValueError(f"{folder} has no file {bad[0]!r:.80}, which {SHARD_INDEX} names: download all files.")
+    return [folder / name for name in names]
+
+
+def _about_several(folder: Path, files: list[Path]) -> str:
+    """The message about files that are not one crosscoder."""
+    names = ", ".join(file.name for file in files[:8])
+    layouts = {recognise(_load_tensors(file)[0], Settings.beside(file), file.name) for file in files}
+    layout = layouts.pop() if len(layouts) == 1 else None
+    if layout is not None:
+        return (
+            f"{folder} contains {len(files)} crosscoders of the layout {layout}, {names}: each file is a whole one. "
+            f"Load the file of the one you want, such as {files[-1]}."
+        )
+    return (
+        f"{folder} contains several weight files, {names}, that are not the files of one crosscoder in a known layout. "
+        f"Known are gemma_scope_2 (params_layer_0.safetensors, ...) and shards with a {SHARD_INDEX}."
+    )
+
+
+def load_foreign_file(paths: list[Path], dtype: torch.dtype) -> ForeignFile:
+    """Load the weight files of one crosscoder in at least `dtype` and float32, and the config files beside them."""
     precision = torch.promote_types(dtype, torch.float32)
-    settings: dict[str, Any] = {}
-    for name in (*SETTINGS_NAMES, f"{path.stem}_cfg.json"):
-        if (path.parent / name).exists():
-            settings |= _load_settings(path.parent / name)
-    # A module that was compiled when it was saved has prefixed names.
-    tensors = {
-        name.removeprefix("_orig_mod."): tensor.to(precision) if tensor.is_floating_point() else tensor
-        for name, tensor in _load_tensors(path).items()
-    }
-    return ForeignFile(path, tensors, settings)
+    are_parts = PART.fullmatch(paths[0].name) is not None
+    origin = paths[0] if len(paths) == 1 and not are_parts else paths[0].parent
+    settings = Settings.beside(origin)
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        loaded, extra = _load_tensors(path)
+        settings.add(extra)
+        for name, tensor in loaded.items():
+            # A module that was compiled when it was saved has prefixed names.
+            plain = f"{path.stem}." * are_parts + name.removeprefix("_orig_mod.")
+            if plain in tensors:
+                raise ValueError(f"{path} has a tensor {name!r:.80} that another file, or another name, has as well.")
+            tensors[plain] = tensor.to(precision) if tensor.is_floating_point() else tensor
+    return ForeignFile(origin, tensors, settings)
 
 
-def _load_settings(path: Path) -> dict[str, Any]:
-    settings = load_json(path)
-    trainer: Any = settings.get("trainer")
-    return {**settings, **trainer} if isinstance(trainer, dict) else settings
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file, and the plain numbers that a known layout keeps beside them."""
     if path.suffix == ".safetensors":
-        return load_tensors(path)[0]
+        return load_tensors(path)[0], {}
     _validate_archive(path)
     try:
-        tensors: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} contains more than tensors: its pickle would run code, or is damaged. Nothing was run. Ask its "
             "author for a state dict or safetensors."
         ) from error
+    tensors, extra = _without_known_extras(content)
     if not isinstance(tensors, dict) or not all(map(_is_plain, tensors, tensors.values())):
         raise ValueError(f"{path} is not a dictionary of tensors: save the module's state_dict().")
-    return tensors
+    return tensors, extra
+
+
+def _without_known_extras(content: Any) -> tuple[Any, dict[str, Any]]:
+    """Take apart what Llamascopium and dedicated-feature crosscoders put beside the tensors."""
+    if not isinstance(content, dict):
+        return content, {}
+    if content.keys() == {"sae", "version"} and isinstance(content["version"], str):
+        return content["sae"], {}
+    partition = content.get(PARTITION.removesuffix("."))
+    if isinstance(partition, dict) and all(
+        isinstance(key, str) and type(value) in (int, float) for key, value in partition.items()
+    ):
+        tensors = {name: value for name, value in content.items() if value is not partition}
+        return tensors, {PARTITION + key: value for key, value in partition.items()}
+    return content, {}
 
 
 def _validate_archive(path: Path) -> None:

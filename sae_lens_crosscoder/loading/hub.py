@@ -7,8 +7,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
-from sae_lens_crosscoder.loading.files import SETTINGS_NAMES, SUFFIXES, WEIGHTS_NAMES
+from sae_lens_crosscoder.loading.files import SHARD_INDEX, SUFFIXES, WEIGHTS_NAMES
+from sae_lens_crosscoder.loading.formats.settings import SETTINGS_NAMES
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME
+
+_PARTS = ("params_layer_*.safetensors", SHARD_INDEX, "model-*-of-*.safetensors")
 
 
 def download(hub_id: str, names: Sequence[str] = (), force_download: bool = False) -> Path:
@@ -31,7 +34,8 @@ def download(hub_id: str, names: Sequence[str] = (), force_download: bool = Fals
     if target.endswith(SUFFIXES):
         folder, _, name = target.rpartition("/")
         names = [name, f"{Path(name).stem}_cfg.json", *SETTINGS_NAMES]
-    names = names or [SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, CHECKSUMS_FILENAME, *WEIGHTS_NAMES, *SETTINGS_NAMES]
+    ours = [SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, CHECKSUMS_FILENAME]
+    names = names or [*ours, *WEIGHTS_NAMES, *SETTINGS_NAMES, *_PARTS]
     prefix = f"{folder}/" if folder else ""
     wanted = sorted({prefix + name for name in names})
     try:

@@ -1,34 +1,42 @@
 """Load saved crosscoders, this package's and other people's, from a folder or the Hub."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
-from sae_lens.constants import SAE_WEIGHTS_FILENAME
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.util import str_to_dtype
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.loading.files import WEIGHTS_NAMES, find_weights, load_foreign_file
-from sae_lens_crosscoder.loading.formats.crosscode import TENSORS as CROSSCODE_TENSORS
+from sae_lens_crosscoder.loading.formats.assembly import canonical_state, warn_of_assumptions
 from sae_lens_crosscoder.loading.formats.crosscode import convert_crosscode
-from sae_lens_crosscoder.loading.formats.dictionary_learning import MAIN_TENSORS, convert_dictionary_learning
+from sae_lens_crosscoder.loading.formats.dedicated_features import convert_dedicated_features
+from sae_lens_crosscoder.loading.formats.dictionary_learning import convert_dictionary_learning
 from sae_lens_crosscoder.loading.formats.foreign import (
+    ForeignCrosscoder,
     ForeignFile,
     ForeignFormat,
     ForeignOptions,
-    canonical_state,
-    warn_of_assumptions,
+    ModelOrder,
 )
+from sae_lens_crosscoder.loading.formats.gemma_scope_2 import convert_gemma_scope_2
 from sae_lens_crosscoder.loading.formats.kissane import convert_kissane
+from sae_lens_crosscoder.loading.formats.llamascopium import convert_llamascopium
+from sae_lens_crosscoder.loading.formats.recognition import known_layouts, recognise
 from sae_lens_crosscoder.loading.hub import download
 from sae_lens_crosscoder.loading.own import load_own
 from sae_lens_crosscoder.storage.names import printable_names
 
-CONVERTERS = {
+CONVERTERS: dict[ForeignFormat, Callable[[ForeignFile, ForeignOptions], ForeignCrosscoder]] = {
     "dictionary_learning": convert_dictionary_learning,
     "kissane": convert_kissane,
     "crosscode": convert_crosscode,
+    "dedicated_features": convert_dedicated_features,
+    "gemma_scope_2": convert_gemma_scope_2,
+    "llamascopium": convert_llamascopium,
 }
 
 
@@ -40,30 +48,40 @@ def load(
     format: ForeignFormat | None = None,
     hook_name: str | None = None,
     model_names: tuple[str, str] | None = None,
+    model_order: ModelOrder | None = None,
     dropped_tokens: str | None = None,
     activation_scales: tuple[float, float] | None = None,
     theta: float | None = None,
     allow_relu: bool = False,
+    split_gates: bool = False,
 ) -> InferenceCrosscoder:
     """Load an inference crosscoder in canonical form, from this package's layout or a published one.
 
-    Published files are recognised by their tensors: those of `dictionary_learning` (the paper's authors), of Kissane et
-    al. (`cc_weights.pt`), of crosscode and Neel Nanda's script. They leave some settings open. Settings that the
-    keyword arguments do not give are assumed, listed in one warning, and kept in `cfg.metadata.assumptions`.
+    Published files are recognised by their tensors: see the page "Published crosscoders". They leave some settings
+    open. Settings that neither the file nor the keyword arguments give are assumed only where the paper's fit the
+    widths, listed in one warning with the config keys that were not read, and kept in `cfg.metadata.assumptions`.
+
+    A crosscoder over several hooks has `cfg.metadata.sources`, the model and the hook of every part of the stack, in
+    place of a hook and a chat model: it encodes, decodes and has norms per part, for rows that you stack in that order.
 
     Args:
         source: a folder, a weights file, or a Hub id: `owner/name`, `owner/name/folder` or `owner/name/folder/file`.
-        format: `dictionary_learning`, `kissane` or `crosscode`; by default recognised.
-        hook_name: the hook that the activations were read at; by default blocks.13.hook_resid_post for
-            `dictionary_learning` (the paper's layer 13), blocks.14.hook_resid_pre, the same place, for the others.
-        model_names: base and chat; by default google/gemma-2-2b and google/gemma-2-2b-it.
-        dropped_tokens: a description of the tokens left out of training; by default none for `dictionary_learning`,
-            BOS for the others.
+        format: one of `dictionary_learning`, `kissane`, `crosscode`, `dedicated_features`, `gemma_scope_2` and
+            `llamascopium`; by default recognised.
+        hook_name: the hook that the activations were read at. For widths of Gemma 2 2B, the default is
+            blocks.13.hook_resid_post for `dictionary_learning` (the paper's layer 13), blocks.14.hook_resid_pre, the
+            same place, for `kissane` and `crosscode`; otherwise it is unknown.
+        model_names: base and chat; by default google/gemma-2-2b and google/gemma-2-2b-it, if the widths are theirs.
+        model_order: `base_chat` or `chat_base`, the order of the models in the file; by default the config's, or that
+            of the layout. The crosscoder is base first in any case.
+        dropped_tokens: a description of the tokens left out of training.
         activation_scales: factors by which each model's activations were multiplied in training, for a file without
-            them; by default 0.2759 and 0.2442 for `kissane`, otherwise 1. They are folded into the weights; (1, 1)
-            leaves the weights as they are.
+            them; by default 0.2759 and 0.2442 for the crosscoder of Kissane et al., otherwise 1. They are folded into
+            the weights; (1, 1) leaves the weights as they are.
         theta: the threshold on scores under the file's own norm, in place of the file's.
-        allow_relu: load a BatchTopK crosscoder without an estimated threshold as a ReLU crosscoder.
+        allow_relu: load a crosscoder whose threshold is unknown as a ReLU crosscoder.
+        split_gates: load latents that have a gate per part of the stack (decoupled BatchTopK, Llamascopium) as one
+            latent per part. The function is the same; Delta_norm is then 0 or 1 by construction.
 
     Raises:
         ValueError: if there is no crosscoder, or a training checkpoint, or another kind of SAE; for unknown config keys
@@ -74,10 +92,12 @@ def load(
         format=format,
         hook_name=hook_name,
         model_names=model_names,
+        model_order=model_order,
         dropped_tokens=dropped_tokens,
         activation_scales=activation_scales,
         theta=theta,
         allow_relu=allow_relu,
+        split_gates=split_gates,
     )
 
     def converter(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
@@ -114,9 +134,9 @@ def _load(
     path: Path, device: str, cfg_overrides: dict[str, Any] | None, options: ForeignOptions
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Load config and tensors in canonical form, as SAELens's loaders return them."""
-    is_ours = path.is_dir() and (path / SAE_WEIGHTS_FILENAME).exists()
-    weights_path = None if is_ours else find_weights(path)
-    if weights_path is None:
+    is_ours = _is_own(path)
+    weights = [] if is_ours else find_weights(path)
+    if not weights:
         if options.given:
             raise ValueError(
                 f"{', '.join(options.given)} cannot be set for a crosscoder of this package, which records them. "
@@ -124,19 +144,20 @@ def _load(
             )
         return load_own(path, device, cfg_overrides)
     overrides = cfg_overrides or {}
-    file = load_foreign_file(weights_path, str_to_dtype(overrides.get("dtype", "float32")))
-    cfg, state = canonical_state(CONVERTERS[options.format or _recognise(file)](file, options), options)
-    warn_of_assumptions(cfg, weights_path)
+    file = load_foreign_file(weights, str_to_dtype(overrides.get("dtype", "float32")))
+    layout = options.format or recognise(file.tensors, file.settings, file.path.name)
+    if layout is None:
+        raise ValueError(
+            f"{file.path} has an unknown layout, with the tensors {printable_names(file.tensors) or '(none)'}. Known "
+            f"are {known_layouts()}."
+        )
+    cfg, state = canonical_state(CONVERTERS[layout](file, options), options, file)
+    warn_of_assumptions(cfg, file.path)
     return {**cfg, "device": device, **overrides}, state
 
 
-def _recognise(file: ForeignFile) -> ForeignFormat:
-    if not file.tensors.keys().isdisjoint(MAIN_TENSORS):
-        return "dictionary_learning"
-    if not file.tensors.keys().isdisjoint(CROSSCODE_TENSORS):
-        # The tensors have the same names, but those of Kissane et al. expect scaled activations.
-        return "kissane" if file.path.name == "cc_weights.pt" else "crosscode"
-    raise ValueError(
-        f"{file.path} has an unknown layout, with the tensors {printable_names(file.tensors) or '(none)'}. Known are "
-        f"dictionary_learning ({', '.join(MAIN_TENSORS)}), kissane and crosscode ({', '.join(CROSSCODE_TENSORS)})."
-    )
+def _is_own(path: Path) -> bool:
+    """True for a folder with SAELens's weights file; Llamascopium gives its own the same name, beside a config.json."""
+    has_weights = path.is_dir() and (path / SAE_WEIGHTS_FILENAME).exists()
+    is_theirs = (path / "config.json").exists() and not (path / SAE_CFG_FILENAME).exists()
+    return has_weights and not is_theirs

@@ -13,18 +13,19 @@ import random
 import shutil
 import warnings
 from dataclasses import dataclass
+from typing import get_args
 
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.loading.formats.foreign import ForeignFormat
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import FolderChecksums
 from sae_lens_crosscoder.training.saved_run import load_runner_config
 from tests.analysis.conftest import random_activations, random_crosscoder
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step
-from tests.loading.foreign_files import LAYOUTS, Layout, tokens
+from tests.loading.foreign_files import LAYOUTS, tokens
 from tests.loading.mutations import KINDS, kinds_for, mutate
 from tests.loading.test_foreign_tables import PAPER
 from tests.models.small_models import random_hooked_transformer, some_tokens
@@ -270,18 +271,15 @@ def _makes_foreign(*names):
 def _read_foreign(folder, layout):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        crosscoder = slc.load(folder)
-        exact = slc.load(folder, dtype="float64")
+        crosscoder = slc.load(folder, **layout.options)
+        exact = slc.load(folder, dtype="float64", **layout.options)
     return crosscoder, exact
 
 
 def _is_right_foreign(folder, layout, original, result):
     crosscoder, exact = result
-    path = folder / layout.name
-    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    tensors = {name: tensor.squeeze() if tensor.numel() == 1 else tensor for name, tensor in tensors.items()}
-    scores, reconstruction, _ = Layout(tensors, format=layout.format, scales=layout.scales).expected()
-    x = tokens().flatten(1).double()
+    scores, reconstruction, _ = layout.reread(folder).expected()
+    x = tokens(layout.n_sources).flatten(1).double()
     feature_acts = exact.encode(x)
     close = torch.equal(feature_acts > 0, scores > 0)
     close &= _is_close(feature_acts, scores) and _is_close(exact.decode(feature_acts), reconstruction.flatten(1))
@@ -297,12 +295,13 @@ def _is_close(actual, expected):
 def _hook_name(folder, layout):
     settings = {}
     for name in layout.settings or {}:
-        if (folder / name).exists():
+        if name.endswith(".json") and (folder / name).exists():
             settings |= json.loads((folder / name).read_text())
     settings |= settings["trainer"] if isinstance(settings.get("trainer"), dict) else {}
     if layout.format == "dictionary_learning":
-        return f"blocks.{settings.get('layer', 13)}.hook_resid_post"
-    return settings.get("hook_point", "blocks.14.hook_resid_pre")
+        layer = settings.get("layer")
+        return None if layer is None else f"blocks.{layer}.hook_resid_post"
+    return settings.get("hook_point")
 
 
 def _make_table(folder, rng):
@@ -341,14 +340,15 @@ LOADERS = {
     "examples": Loader(_make_examples, _read_examples, _is_what_was_written),
     "diagnosis_checkpoint": Loader(_make_checkpoint, _read_checkpoint, _is_what_was_written),
     "training_checkpoint": Loader(_make_training_checkpoint, _read_training_checkpoint, _is_what_was_written),
-    "dictionary_learning": Loader(
-        _makes_foreign(*(name for name, layout in LAYOUTS.items() if layout.format == "dictionary_learning")),
-        _read_foreign,
-        _is_right_foreign,
-        varies=True,
-    ),
-    "kissane": Loader(_makes_foreign("kissane"), _read_foreign, _is_right_foreign),
-    "crosscode": Loader(_makes_foreign("nanda", "crosscode"), _read_foreign, _is_right_foreign, varies=True),
+    **{
+        format: Loader(
+            _makes_foreign(*(name for name, layout in LAYOUTS.items() if layout.format == format)),
+            _read_foreign,
+            _is_right_foreign,
+            varies=True,
+        )
+        for format in get_args(ForeignFormat)
+    },
     "foreign_table": Loader(
         _make_table, lambda folder, name: slc.convert.load_latent_table(folder / name), _is_right_table, varies=True
     ),

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.loading.formats import facts
 from tests.loading.foreign_files import LAYOUTS, WIDTH
 from tests.models.small_models import random_hooked_transformer
 
 
-def test_a_message_about_assumed_names_says_that_they_are_assumed(tmp_path):
+def test_a_message_about_assumed_names_says_that_they_are_assumed(tmp_path, monkeypatch):
     """The pair is refused for what it is not, not for what the file never said."""
+    monkeypatch.setattr(facts, "PAPER_WIDTHS", (WIDTH, WIDTH))
     models = [random_hooked_transformer(WIDTH, seed=seed) for seed in (1, 2)]
     path = next(iter(LAYOUTS.values())).write(tmp_path)
     tokens = torch.zeros(1, 3, dtype=torch.long)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
+from sae_lens_crosscoder.crosscoders.origin import is_assumed
 from sae_lens_crosscoder.crosscoders.scores import SCORES
 from sae_lens_crosscoder.loading import hub as module
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step
@@ -18,10 +19,12 @@ from tests.loading.foreign_files import (
     D_SAE,
     KISSANE_SCALES,
     LAYOUTS,
+    PAIRS,
     WIDTH,
     Layout,
     batchtopk,
     main_tensors,
+    nanda,
     normalised,
     tokens,
 )
@@ -35,15 +38,21 @@ def assert_close(actual, expected, tolerance=1e-6):
     assert (actual.double() - expected.double()).abs().max() <= tolerance * expected.abs().max()
 
 
+def load(folder, layout, **options):
+    """Load with the options that the layout needs."""
+    return slc.load(folder, **layout.options, **options)
+
+
 def assert_same_function(crosscoder, layout, tolerance=1e-6):
     scores, reconstruction, delta = layout.expected()
-    x = tokens().flatten(1).to(crosscoder.W_dec)
+    x = tokens(layout.n_sources).flatten(1).to(crosscoder.W_dec)
     feature_acts = crosscoder.encode(x)
     assert 0.1 < (scores > 0).float().mean() < 0.9  # so that the threshold is tried
     assert torch.equal(feature_acts > 0, scores > 0)
     assert_close(feature_acts, scores, tolerance)
     assert_close(crosscoder.decode(feature_acts), reconstruction.flatten(1), tolerance)
-    assert_close(slc.delta_norm(crosscoder.decoder_norms), delta, tolerance)
+    if layout.is_pair:
+        assert_close(slc.delta_norm(crosscoder.decoder_norms), delta, tolerance)
 
 
 @assumed
@@ -51,47 +60,51 @@ def assert_same_function(crosscoder, layout, tolerance=1e-6):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_it_computes_what_its_own_code_computes(tmp_path, name, dtype):
     layout = LAYOUTS[name]
-    crosscoder = slc.load(layout.write(tmp_path), dtype=dtype)
+    crosscoder = load(layout.write(tmp_path), layout, dtype=dtype)
     assert crosscoder.W_dec.dtype == getattr(torch, dtype)
     # Where there is a normaliser, the authors' code adds 1e-8 to its scale, and we do not.
     exact = dtype == "float64" and crosscoder.cfg.activation_means is None
     assert_same_function(crosscoder, layout, 1e-12 if exact else 1e-6)
-    torch.testing.assert_close(crosscoder.decoder_norms.sum(dim=-1), torch.ones(D_SAE, dtype=crosscoder.W_dec.dtype))
-    is_batchtopk = "threshold" in layout.tensors
-    assert crosscoder.cfg.architecture() == ("jumprelu_crosscoder" if is_batchtopk else "crosscoder")
+    torch.testing.assert_close(crosscoder.decoder_norms.sum(dim=-1), torch.ones_like(crosscoder.b_enc))
+    has_threshold = layout.options.get("theta") or any("threshold" in tensor for tensor in layout.tensors)
+    assert crosscoder.cfg.architecture() == ("jumprelu_crosscoder" if has_threshold else "crosscoder")
     assert (crosscoder.cfg.score, crosscoder.cfg.score_norm) == ("sum", layout.score_norm)
+    assert crosscoder.layout.n_models == layout.n_sources
 
 
 @assumed
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_what_was_converted_is_an_ordinary_crosscoder_folder(tmp_path, name):
-    crosscoder = slc.load(LAYOUTS[name].write(tmp_path / "theirs"))
+    crosscoder = load(LAYOUTS[name].write(tmp_path / "theirs"), LAYOUTS[name])
     crosscoder.save_model(tmp_path / "ours")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is assumed any more
         again = slc.load(tmp_path / "ours")
     assert again.cfg.to_dict() == crosscoder.cfg.to_dict()
-    x = tokens().flatten(1)
+    x = tokens(LAYOUTS[name].n_sources).flatten(1)
     assert torch.equal(again.encode(x), crosscoder.encode(x))
 
 
 @assumed
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [name for name in PAIRS if LAYOUTS[name].kind != "decoupled"])
 def test_it_goes_back_to_the_authors_layout(tmp_path, name):
     """As a file that the reference reads as the same function, and so do we."""
     layout = LAYOUTS[name]
-    crosscoder = slc.load(layout.write(tmp_path / "theirs"))
-    folder = slc.convert.save_dictionary_learning(crosscoder, tmp_path / "back")
+    crosscoder = load(layout.write(tmp_path / "theirs"), layout)
+    folder = slc.convert.save_dictionary_learning(crosscoder, tmp_path / "back", k=7)
     back = Layout(load_file(folder / "model.safetensors"))
     scores, reconstruction, delta = layout.expected()
-    for actual, expected in zip(back.expected(), (scores, reconstruction, delta), strict=True):
+    if "jumprelu" not in name:  # whose thresholds are made equal by scaling latents and their norms
+        assert_close(back.expected()[0], scores)
+    for actual, expected in zip(back.expected()[1:], (reconstruction, delta), strict=True):
         assert_close(actual, expected)
     again = slc.load(folder)
     assert_same_function(again, layout)
     assert again.cfg.score_norm == layout.score_norm
     settings = json.loads((folder / "config.json").read_text())
     assert (settings["activation_dim"], settings["dict_size"], settings["num_layers"]) == (WIDTH, D_SAE, 2)
-    assert settings.get("k") == again.cfg.metadata.k == (7 if "k" in layout.tensors else None)
+    has_threshold = crosscoder.cfg.architecture() == "jumprelu_crosscoder"
+    assert settings.get("k") == again.cfg.metadata.k == (7 if has_threshold else None)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -117,7 +130,7 @@ def test_one_of_ours_is_the_same_function_in_the_authors_layout(tmp_path, score,
 @assumed
 def test_different_scales_go_back_as_one_per_model_equal_ones_as_one(tmp_path):
     for name, shape in (("A", ()), ("D", ()), ("E", (2,)), ("kissane", (2,))):
-        crosscoder = slc.load(LAYOUTS[name].write(tmp_path / name))
+        crosscoder = load(LAYOUTS[name].write(tmp_path / name), LAYOUTS[name])
         tensors = load_file(
             slc.convert.save_dictionary_learning(crosscoder, tmp_path / f"{name}-back") / "model.safetensors"
         )
@@ -175,7 +188,7 @@ def test_a_latent_that_writes_nothing_is_silent(tmp_path):
 @assumed
 def test_kissanes_scales_are_folded_unless_the_caller_has_others(tmp_path):
     folder = LAYOUTS["kissane"].write(tmp_path)
-    folded, raw = slc.load(folder), slc.load(folder, activation_scales=(1.0, 1.0))
+    folded, raw = load(folder, LAYOUTS["kissane"]), slc.load(folder, activation_scales=(1.0, 1.0))
     assert folded.cfg.activation_scales == KISSANE_SCALES
     x = tokens()
     scaled = (x * torch.tensor(KISSANE_SCALES)[:, None]).flatten(1)
@@ -192,22 +205,26 @@ def test_a_format_can_be_said_instead_of_recognised(tmp_path):
         assert slc.load(folder, format="crosscode").cfg.activation_scales is None
 
 
-@pytest.mark.parametrize(
-    ("name", "hook_name"),
-    [
-        ("B", "blocks.13.hook_resid_post"),
-        ("kissane", "blocks.14.hook_resid_pre"),
-        ("nanda", "blocks.3.hook_resid_pre"),
-    ],
-)
-def test_what_the_file_does_not_say_is_said_once_and_kept(tmp_path, name, hook_name):
-    folder = LAYOUTS[name].write(tmp_path)
+PAPER_WIDTH = {
+    "dictionary_learning": Layout(main_tensors(width=2304, d_sae=3), settings={"config.json": {"lr": 1e-4}}),
+    "kissane": Layout(nanda(width=2304, d_sae=3), "cc_weights.pt", format="kissane"),
+    "crosscode": Layout(nanda(width=2304, d_sae=3), "17.pt", {"17_cfg.json": {"lr": 1e-4}}, format="crosscode"),
+}
+
+
+@pytest.mark.parametrize("name", PAPER_WIDTH)
+@assumed
+def test_the_papers_models_are_assumed_where_the_widths_fit_and_that_is_said_once_and_kept(tmp_path, name):
+    folder = PAPER_WIDTH[name].write(tmp_path)
+    hook_name = f"blocks.{'13.hook_resid_post' if name == 'dictionary_learning' else '14.hook_resid_pre'}"
     with pytest.warns(UserWarning, match="with assumed settings") as caught:
         metadata = slc.load(folder).cfg.metadata
     assert len(caught) == 1
     assert (metadata.model_name, metadata.chat_model_name) == ("google/gemma-2-2b", "google/gemma-2-2b-it")
     assert metadata.hook_name == hook_name
-    assert metadata.converted_from == LAYOUTS[name].format
+    assert metadata.converted_from == name
+    crosscoder = slc.load(tmp_path, model_names=("a", "b"))
+    assert (is_assumed(crosscoder, "hook_name"), is_assumed(crosscoder, "model_names")) == (True, False)
     for subject in ("0 is base and 1 is chat", hook_name, "google/gemma-2-2b-it", "dropped_tokens", "activations"):
         assert sum(subject in assumption for assumption in metadata.assumptions) == 1, subject
     assert all(assumption in str(caught[0].message) for assumption in metadata.assumptions)
@@ -226,7 +243,8 @@ def test_what_the_caller_says_is_not_assumed(tmp_path):
 def test_another_pair_in_the_trainers_config_leaves_the_models_open(tmp_path):
     """Two names joined by a dash cannot be taken apart, and the paper's would be wrong."""
     trainer = {"trainer": {"layer": 8, "lm_name": "meta-llama/Llama-3.2-1B-Instruct-meta-llama/Llama-3.2-1B"}}
-    metadata = slc.load(Layout(main_tensors(), settings={"config.json": trainer}).write(tmp_path)).cfg.metadata
+    tensors = main_tensors(width=2304, d_sae=3)
+    metadata = slc.load(Layout(tensors, settings={"config.json": trainer}).write(tmp_path)).cfg.metadata
     assert (metadata.model_name, metadata.hook_name) == (None, "blocks.8.hook_resid_post")
 
 
@@ -234,7 +252,8 @@ def test_another_pair_in_the_trainers_config_leaves_the_models_open(tmp_path):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_saelens_reads_it_with_our_converter(tmp_path, name):
     folder = LAYOUTS[name].write(tmp_path / "owner" / "name")
-    crosscoder = SAE.from_pretrained(str(folder), ".", converter=slc.loading.crosscoder_huggingface_loader)
+    converter = partial(slc.loading.crosscoder_huggingface_loader, **LAYOUTS[name].options)
+    crosscoder = SAE.from_pretrained(str(folder), ".", converter=converter)
     assert_same_function(crosscoder, LAYOUTS[name])
 
 

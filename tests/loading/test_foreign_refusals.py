@@ -44,12 +44,12 @@ def damaged(value):
         (main_tensors() | {"decoder.weight": torch.ones(2, WIDTH, D_SAE)}, r"\(2, 5, 9\), expected \(2, 9, 5\)"),
         (main_tensors() | {"encoder.bias": torch.ones(3, D_SAE)}, r"encoder.bias has shape \(3, 9\)"),
         (nanda() | {"b_dec": torch.ones(2, 4)}, r"b_dec has shape \(2, 4\), expected \(2, 5\)"),
-        (nanda(hooks=True) | {"W_enc": torch.ones(2, 3, WIDTH, D_SAE)}, "reads 3 hooks at once"),
+        (nanda(hooks=True) | {"W_enc": torch.ones(2, 3, WIDTH, D_SAE)}, r"W_dec has shape .*, expected \(9, 2, 3, 5\)"),
         (batchtopk(-1.0), "threshold is -1, so it was not estimated"),
         (batchtopk(float("inf")), "threshold contains NaN or infinite"),
         (without(batchtopk(), "threshold"), "not estimated"),
-        (batchtopk() | {"code_normalization_id": torch.tensor(5)}, "is a decoupled crosscoder"),
-        (batchtopk() | {"threshold": torch.ones(2)}, "is a decoupled crosscoder"),
+        (batchtopk() | {"code_normalization_id": torch.tensor(5)}, "is a decoupled crosscoder .* split_gates=True"),
+        (batchtopk() | {"threshold": torch.ones(2)}, "is a decoupled crosscoder .* split_gates=True"),
         (batchtopk() | {"code_normalization_id": torch.tensor(6)}, r"code_normalization_id 6 is not one of \[1, 2, 3"),
         (NORMALISED_PER_COORDINATE, "its own activation_std .*keep_relative_variance off"),
         (normalised([0.4, 0.2, 0.1]), "activation_global_scale has shape"),
@@ -84,8 +84,8 @@ def test_a_file_that_cannot_be_converted_is_refused_by_name(tmp_path, tensors, m
 @pytest.mark.parametrize(
     ("layout", "options", "message"),
     [
-        ("A", {"theta": 1.0}, "theta does not apply to .*: an L1 crosscoder has no threshold"),
-        ("kissane", {"theta": 1.0}, "theta=1.0 does not apply to .*: a ReLU crosscoder"),
+        ("A", {"theta": 1.0}, "theta=1 does not apply to .*: a ReLU crosscoder has no threshold"),
+        ("kissane", {"theta": 1.0}, "theta=1 does not apply to .*: a ReLU crosscoder"),
         ("B", {"theta": -1.0}, "theta=-1.0 must be a finite number of at least 0"),
         ("B", {"theta": float("nan")}, "theta=nan.*finite"),
         ("D", {"activation_scales": (1.0, 2.0)}, "contains activation_global_scale"),
@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_converted_is_refused_by_name(tmp_path, tensors, m
 )
 def test_what_contradicts_the_file_is_refused(tmp_path, layout, options, message):
     with pytest.raises(ValueError, match=message):
-        slc.load(LAYOUTS[layout].write(tmp_path), **options)
+        slc.load(LAYOUTS[layout].write(tmp_path), **LAYOUTS[layout].options | options)
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,18 @@ def test_what_contradicts_the_file_is_refused(tmp_path, layout, options, message
         ("A", {"trainer": {"activation_dim": 2304}}, "has activation_dim=2304"),
         ("C-mixed", {"code_normalization_alpha_cc": 0.5}, "mixes its norms with the weights"),
         ("D", {"keep_relative_variance": False}, "keep_relative_variance off"),
-        ("crosscode", {"activation_fn": {"classname": "TopkActivation"}}, "names the activation TopkActivation"),
+        (
+            "crosscode",
+            {"activation_fn": {"classname": "TopkActivation"}},
+            "says activation_fn.classname=TopkActivation",
+        ),
+        ("crosscode", {"activation_fn": "tanh"}, "names the activation tanh; only ReLU"),
         ("A", [1], "expected a JSON object, got a list"),
         ("A", {"layer": "../../x"}, "has layer='../../x', expected the number of a layer"),
         ("A", {"layer": -1}, "expected the number of a layer"),
-        ("crosscode", {"hook_point": ["x"]}, "expected the name of a hook"),
-        ("crosscode", {"hook_point": "a\x1b[2J"}, r"has hook_point='a\\x1b\[2J', expected the name of a hook"),
-        ("crosscode", {"hook_point": "x" * 10_000}, "expected the name of a hook"),
+        ("crosscode", {"hook_point": ["x"]}, "expected a short text"),
+        ("crosscode", {"hook_point": "a\x1b[2J"}, r"has hook_point='a\\x1b\[2J', expected a short text"),
+        ("crosscode", {"hook_point": "x" * 10_000}, "expected a short text"),
     ],
 )
 def test_settings_that_contradict_the_tensors_are_refused(tmp_path, layout, settings, message):
@@ -202,10 +207,10 @@ def test_damaged_json_is_refused(tmp_path):
         slc.load(folder)
 
 
-def test_a_folder_of_checkpoints_wants_one_of_them(tmp_path):
+def test_a_folder_of_checkpoints_is_refused_by_the_name_of_its_layout(tmp_path):
     for name in ("ae_100.pt", "ae_200.pt"):
         Layout(main_tensors(), name=name).write(tmp_path)
-    with pytest.raises(ValueError, match=r"several weight files, ae_100.pt, ae_200.pt: give the path of one"):
+    with pytest.raises(ValueError, match=r"contains 2 crosscoders of the layout dictionary_learning, ae_100.pt, ae_20"):
         slc.load(tmp_path)
     with pytest.warns(UserWarning, match="ae_200.pt was loaded as dictionary_learning"):
         assert slc.load(tmp_path / "ae_200.pt").cfg.d_sae == D_SAE

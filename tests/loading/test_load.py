@@ -11,6 +11,8 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.loading import hub as module
 from tests.crosscoders.conftest import any_crosscoder, l1_crosscoder, stacked_batch, step  # noqa: F401  (a fixture)
 
+OTHER_CONFIGS = ("hparams.json", "lm_config.json", "model_cfg.yaml")
+
 
 @pytest.fixture
 def saved(tmp_path):
@@ -104,8 +106,10 @@ def test_a_hub_id_downloads_only_files_of_one_folder_that_a_crosscoder_consists_
     assert slc.load(name).cfg.d_sae == 11
     prefix = f"{folder}/" if folder else ""
     ours = {"cfg.json", "sae_weights.safetensors", "checksums.json"}
-    theirs = {"model.safetensors", "model_final.pt", "cc_weights.pt"}
-    names = ours | theirs | {"config.json", "trainer_config.json"}
+    theirs = {"model.safetensors", "model_final.pt", "cc_weights.pt", "model.pt", "params_layer_*.safetensors"}
+    shards = {"model.safetensors.index.json", "model-*-of-*.safetensors"}
+    configs = {"config.json", "trainer_config.json", *OTHER_CONFIGS}
+    names = ours | theirs | shards | configs
     assert asked == {"repo_id": "owner/name", "patterns": {prefix + name for name in names}, "force_download": False}
 
 
@@ -119,5 +123,6 @@ def test_a_hub_id_of_one_file_downloads_it_and_what_is_beside_it(tmp_path, monke
     with pytest.raises(ValueError, match=r"The Hub repository owner/name has no crosscoder at 'runs/7.pt'"):
         slc.load("owner/name/runs/7.pt")
     assert set(patterns) == {
-        f"runs/{name}" for name in ("7.pt", "7_cfg.json", "cfg.json", "config.json", "trainer_config.json")
+        f"runs/{name}"
+        for name in ("7.pt", "7_cfg.json", "cfg.json", "config.json", "trainer_config.json", *OTHER_CONFIGS)
     }

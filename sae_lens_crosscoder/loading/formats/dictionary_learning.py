@@ -15,12 +15,21 @@ from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.canonical import Weights
 from sae_lens_crosscoder.crosscoders.scores import Score
+from sae_lens_crosscoder.loading.formats.facts import hook_of, models_of, of_paper, order_of
 from sae_lens_crosscoder.loading.formats.foreign import (
     PAPER_MODELS,
+    Fact,
     ForeignCrosscoder,
     ForeignFile,
     ForeignOptions,
+    ModelOrder,
+    split_gates,
+)
+from sae_lens_crosscoder.loading.formats.validation import (
+    NO_THRESHOLD,
     scalar,
+    theta_of,
+    validate_agreement,
     validate_pair,
     validate_shapes,
     validate_tensors,
@@ -33,34 +42,46 @@ OPTIONAL_TENSORS = ("k", "threshold", "code_normalization_id", "target_rms", *NO
 NORM_IDS: dict[int, Score] = {1: "sum", 2: "l2", 3: "mixed", 4: "none"}
 DECOUPLED_ID = 5
 PAPER_LAYER = 13
+EXPORT_KEY = "sae_lens_crosscoder."
+"""Keys under this are what this package exports for itself."""
 
 
-def convert_dictionary_learning(file: ForeignFile, options: ForeignOptions) -> ForeignCrosscoder:
-    """Convert a file, with the paper's models, layer and tokens as defaults.
+def convert_dictionary_learning(
+    file: ForeignFile, options: ForeignOptions, default_order: ModelOrder = "base_chat"
+) -> ForeignCrosscoder:
+    """Convert a file, with the paper's models, layer and tokens as defaults if the widths are those of its models.
+
+    Args:
+        default_order: the order of the models where neither the caller nor the config states it.
 
     Raises:
         ValueError: for an incomplete crosscoder, another kind of dictionary, shapes or a config that contradict each
-            other, decoupled crosscoders (two activations per latent have no canonical form), a threshold that was not
-            estimated (without `theta` or `allow_relu`), and a normaliser other than one factor per model.
+            other, decoupled crosscoders without `split_gates`, a threshold that was not estimated (without `theta` or
+            `allow_relu`), and a normaliser other than one factor per model.
     """
     validate_tensors(file, MAIN_TENSORS, OPTIONAL_TENSORS, may_be_nan=(*NORMALISER, "threshold"))
-    assumptions = ["on the model axis, 0 is base and 1 is chat"]
+    assumptions: list[str] = []
     layout, weights = _weights(file, assumptions)
-    score_norm = _score_norm(file, assumptions)
+    is_decoupled = _is_decoupled(file)
+    score_norm = "sum" if is_decoupled else _score_norm(file, assumptions)
     scales, means = _normaliser(file, layout, options, assumptions)
-    _validate_agreement(file, layout, len(weights.b_enc))
-    base, chat = PAPER_MODELS
-    is_of_paper = file.settings.get("lm_name") in (None, f"{chat}-{base}")
+    width = layout.d_in // layout.n_models
+    validate_agreement(file, {"num_layers": layout.n_models, "activation_dim": width, "dict_size": len(weights.b_enc)})
+    if is_decoupled:
+        weights, theta = _split(file, weights, layout, options, assumptions)
+    else:
+        theta = _theta(file, options, assumptions)
+    order = order_of(file, options, default_order)
     return ForeignCrosscoder(
         format="dictionary_learning",
         weights=weights,
         layout=layout,
-        # Their layer n is the output of block n, counted from 0.
-        hook_name=f"blocks.{_layer(file)}.hook_resid_post",
-        model_names=PAPER_MODELS if is_of_paper else None,
-        dropped_tokens="none (BOS and chat template were kept)",
+        hook_name=_hook(file, layout),
+        model_names=_models(file, layout, order),
+        model_order=order,
+        dropped_tokens=_dropped_tokens(file, layout),
         score_norm=score_norm,
-        theta=_theta(file, options, assumptions),
+        theta=theta,
         scales=scales,
         means=means,
         assumptions=assumptions,
@@ -75,11 +96,34 @@ def _whole_number(file: ForeignFile, name: str) -> int:
     return int(value)
 
 
-def _layer(file: ForeignFile) -> int:
-    layer = file.settings.get("layer", PAPER_LAYER)
-    if type(layer) is not int or not 0 <= layer < 10_000:
+def _hook(file: ForeignFile, layout: StackedLayout) -> Fact:
+    """Return the hook that our own export names, or the output of their layer n: block n, counted from 0."""
+    layer = file.settings.get("layer")
+    if layer is not None and (type(layer) is not int or not 0 <= layer < 10_000):
         raise ValueError(f"The config beside {file.path} has layer={layer!r:.80}, expected the number of a layer.")
-    return layer
+    named = hook_of(file, layout, f"blocks.{PAPER_LAYER}.hook_resid_post", EXPORT_KEY + "hook_name")
+    if named.stated or layer is None:
+        return named
+    return Fact(f"blocks.{layer}.hook_resid_post", stated=True)
+
+
+def _models(file: ForeignFile, layout: StackedLayout, order: Fact) -> Fact:
+    if (names := file.settings.texts(EXPORT_KEY + "model_names")) is not None and len(names) == 2:
+        return Fact(names, stated=True)
+    base, chat = PAPER_MODELS
+    # Their name for another pair joins two names with a dash, and cannot be taken apart.
+    name = file.settings.text("lm_name")
+    if name == f"{chat}-{base}":
+        return Fact(PAPER_MODELS, stated=True)
+    found = models_of(file, layout, order.value)
+    return found if name is None or found.stated else Fact()
+
+
+def _dropped_tokens(file: ForeignFile, layout: StackedLayout) -> Fact:
+    text = file.settings.get(EXPORT_KEY + "dropped_tokens")
+    if isinstance(text, str) and text.isprintable():
+        return Fact(text, stated=True)
+    return of_paper(layout, "none (BOS and chat template were kept)")
 
 
 def _weights(file: ForeignFile, assumptions: list[str]) -> tuple[StackedLayout, Weights]:
@@ -92,15 +136,15 @@ def _weights(file: ForeignFile, assumptions: list[str]) -> tuple[StackedLayout, 
     n_models, width, d_sae = encoder.shape
     validate_pair(file, n_models)
     if b_enc.ndim == 2:  # in the oldest files, whose encoder added it per model and then summed
-        validate_shapes(file, {"encoder.bias": (tuple(b_enc.shape), (n_models, d_sae))})
+        validate_shapes(file, {"encoder.bias": (b_enc, (n_models, d_sae))})
         assumptions.append("encoder.bias, one per model, is summed over the models")
         b_enc = b_enc.sum(dim=0)
     validate_shapes(
         file,
         {
-            "encoder.bias": (tuple(b_enc.shape), (d_sae,)),
-            "decoder.weight": (tuple(decoder.shape), (n_models, d_sae, width)),
-            "decoder.bias": (tuple(b_dec.shape), (n_models, width)),
+            "encoder.bias": (b_enc, (d_sae,)),
+            "decoder.weight": (decoder, (n_models, d_sae, width)),
+            "decoder.bias": (b_dec, (n_models, width)),
         },
     )
     layout = StackedLayout((width,) * n_models)
@@ -108,14 +152,44 @@ def _weights(file: ForeignFile, assumptions: list[str]) -> tuple[StackedLayout, 
     return layout, Weights(W_enc, b_enc, layout.stack([*decoder]), layout.stack([*b_dec]))
 
 
+def _is_decoupled(file: ForeignFile) -> bool:
+    is_decoupled = "code_normalization_id" in file.tensors and (
+        _whole_number(file, "code_normalization_id") == DECOUPLED_ID
+    )
+    threshold = file.tensors.get("threshold", torch.zeros(()))
+    return is_decoupled or threshold.numel() > 1
+
+
+def _split(
+    file: ForeignFile, weights: Weights, layout: StackedLayout, options: ForeignOptions, assumptions: list[str]
+) -> tuple[Weights, Tensor]:
+    """Return one latent per model from every latent of a decoupled crosscoder, and their thresholds."""
+    if not options.split_gates:
+        raise ValueError(
+            f"{file.path} is a decoupled crosscoder (code_normalization_id 5): its latents have an activation and a "
+            "threshold per model, so a latent has no one activation. Pass split_gates=True to load every latent as two "
+            "that write one model each; Delta_norm is then 0 or 1 by construction."
+        )
+    theta = file.tensors.get("threshold")
+    if options.theta is not None:
+        theta = torch.full((layout.n_models,), options.theta)
+    if theta is None or theta.shape != (layout.n_models,) or not bool((theta >= 0).all()):
+        found = None if theta is None else [round(value, 6) for value in theta.flatten().tolist()]
+        raise ValueError(
+            f"{file.path} is a decoupled crosscoder with the thresholds {found}, expected one estimated threshold per "
+            "model. Pass theta=..., estimated on data."
+        )
+    d_sae = len(weights.b_enc)
+    assumptions.append(
+        f"every latent of the file became two: latent j writes its first model, latent {d_sae} + j its second, each "
+        "with its own threshold. Delta_norm is 0 or 1 by construction"
+    )
+    return split_gates(weights, layout, [value.expand(d_sae) for value in theta.to(weights.b_enc)])
+
+
 def _score_norm(file: ForeignFile, assumptions: list[str]) -> Score:
     tensors = file.tensors
     norm_id = _whole_number(file, "code_normalization_id") if "code_normalization_id" in tensors else None
-    if norm_id == DECOUPLED_ID or tensors.get("threshold", torch.zeros(())).numel() > 1:
-        raise ValueError(
-            f"{file.path} is a decoupled crosscoder (code_normalization_id 5) and cannot be converted: its latents "
-            "have an activation and a threshold per model."
-        )
     if norm_id is None:
         assumptions.append("without a code_normalization_id, the norm is the crosscoder's, n_base + n_chat")
         return "sum"
@@ -131,24 +205,17 @@ def _score_norm(file: ForeignFile, assumptions: list[str]) -> Score:
     return NORM_IDS[norm_id]
 
 
-def _theta(file: ForeignFile, options: ForeignOptions, assumptions: list[str]) -> float | None:
+def _theta(file: ForeignFile, options: ForeignOptions, assumptions: list[str]) -> float | Tensor | None:
     """Return the threshold, the only sign of a BatchTopK crosscoder; None for a ReLU crosscoder."""
-    tensors = file.tensors
-    is_batchtopk = "threshold" in tensors or "k" in tensors
+    if "threshold" not in file.tensors and "k" not in file.tensors:
+        return theta_of(file, None, options, assumptions)
     if options.theta is not None:
-        if not is_batchtopk:
-            raise ValueError(f"theta does not apply to {file.path}: an L1 crosscoder has no threshold.")
         return options.theta
     theta = scalar(file, "threshold")
-    if not is_batchtopk:
-        return None
     if 0 <= theta < math.inf:
-        return theta
+        return theta_of(file, theta, options, assumptions)
     if options.allow_relu:
-        assumptions.append(
-            "the threshold was not estimated, so every positive latent is active (allow_relu=True), many more than in "
-            "training"
-        )
+        assumptions.append(NO_THRESHOLD)
         return None
     raise ValueError(
         f"{file.path}: the threshold is {theta:g}, so it was not estimated in training. Give theta=..., estimated on "
@@ -175,8 +242,8 @@ def _normaliser(
         raise ValueError(
             f"Incomplete normaliser: {file.path} needs finite activation_mean and activation_global_scale."
         )
-    shapes = {name: tuple(tensor.shape) for name, tensor in (("mean", mean), ("std", std)) if tensor is not None}
-    validate_shapes(file, {f"activation_{name}": (actual, shape) for name, actual in shapes.items()})
+    given = {name: tensor for name, tensor in (("mean", mean), ("std", std)) if tensor is not None}
+    validate_shapes(file, {f"activation_{name}": (tensor, shape) for name, tensor in given.items()})
     if scale.shape not in ((), (layout.n_models,)):
         raise ValueError(
             f"{file.path}: activation_global_scale has shape {tuple(scale.shape)}, expected one factor, or one per "
@@ -203,15 +270,3 @@ def _validate_scaling(file: ForeignFile, std: Tensor, scale: Tensor) -> None:
             f"{file.path} divides every coordinate by its own activation_std (keep_relative_variance off) and cannot "
             "be converted: decoder norms, and so Delta_norm, would change."
         )
-
-
-def _validate_agreement(file: ForeignFile, layout: StackedLayout, d_sae: int) -> None:
-    """Raise a ValueError for settings that belong to other weights."""
-    width = layout.d_in // layout.n_models
-    for key, value in {"num_layers": layout.n_models, "activation_dim": width, "dict_size": d_sae}.items():
-        setting = file.settings.get(key, value)
-        if setting != value:
-            raise ValueError(
-                f"The config beside {file.path} has {key}={setting!r}, but the tensors have {value}: one of the two "
-                "belongs to another crosscoder."
-            )

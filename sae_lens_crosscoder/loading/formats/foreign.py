@@ -1,25 +1,25 @@
-"""Types that all converters share, and the canonical form of a converted crosscoder."""
+"""Types that all converters share."""
 
-import math
-import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales, fold_scores
-from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig, ReLUCrosscoderConfig
-from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
+from sae_lens_crosscoder.crosscoders.canonical import Weights
+from sae_lens_crosscoder.crosscoders.scores import Score
+from sae_lens_crosscoder.loading.formats.settings import Settings
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.field_types import validate_config
-from sae_lens_crosscoder.storage.names import printable_names
 
-ForeignFormat = Literal["dictionary_learning", "kissane", "crosscode"]
+ForeignFormat = Literal[
+    "dictionary_learning", "kissane", "crosscode", "dedicated_features", "gemma_scope_2", "llamascopium"
+]
+ModelOrder = Literal["base_chat", "chat_base"]
 PAPER_MODELS = ("google/gemma-2-2b", "google/gemma-2-2b-it")
+PAPER_WIDTHS = (2304, 2304)
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,8 @@ class ForeignOptions:
     """Hook that the activations were read at."""
     model_names: tuple[str, str] | None = None
     """The base model and the chat model."""
+    model_order: ModelOrder | None = None
+    """Order of the two models in the file: base_chat or chat_base. The crosscoder is always base first."""
     dropped_tokens: str | None = None
     """Description of the tokens left out of training; recorded only."""
     activation_scales: tuple[float, float] | None = None
@@ -39,12 +41,16 @@ class ForeignOptions:
     theta: float | None = None
     """Threshold on scores under the file's own norm, in place of the file's."""
     allow_relu: bool = False
-    """Load a BatchTopK crosscoder without an estimated threshold as a ReLU crosscoder."""
+    """Load a crosscoder whose threshold is unknown as a ReLU crosscoder."""
+    split_gates: bool = False
+    """Load latents with a gate per model as one latent per model; Delta_norm is then 0 or 1 by construction."""
 
     def __post_init__(self) -> None:
         validate_config(self)
-        if self.format is not None and self.format not in get_args(ForeignFormat):
-            raise ValueError(f"format={self.format!r} is not one of {get_args(ForeignFormat)}.")
+        for name, choices in (("format", ForeignFormat), ("model_order", ModelOrder)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise ValueError(f"{name}={value!r} is not one of {get_args(choices)}.")
         if self.theta is not None and not 0 <= self.theta < float("inf"):
             raise ValueError(f"theta={self.theta} must be a finite number of at least 0, as scores are.")
 
@@ -56,152 +62,84 @@ class ForeignOptions:
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """A loaded weights file with the settings beside it."""
+    """The tensors of a crosscoder's weight files with the settings beside them."""
 
     path: Path
+    """The weights file; the folder of a crosscoder in several files."""
     tensors: dict[str, Tensor]
-    settings: dict[str, Any]
-    """All keys of the JSON files beside it; the weights decide if the two disagree."""
+    """Of several files, the names begin with the file's: `params_layer_0.w_enc`."""
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A setting of a crosscoder, and whether its file states it; None is unknown."""
+
+    value: Any = None
+    stated: bool = False
+
+
+Source = tuple[str | None, str | None]
+"""The model and the hook of one part of the stack, None if the file does not say."""
 
 
 @dataclass(kw_only=True)
 class ForeignCrosscoder:
-    """A crosscoder of a pair in the space and units of its training."""
+    """A crosscoder in the space and units of its training, its models in the file's order."""
 
     format: ForeignFormat
     weights: Weights
     layout: StackedLayout
-    hook_name: str
-    model_names: tuple[str, str] | None = PAPER_MODELS
-    """None if the settings name another pair in an ambiguous way."""
-    dropped_tokens: str
+    hook_name: Fact = field(default_factory=Fact)
+    model_names: Fact = field(default_factory=Fact)
+    """Names of the models, base first."""
+    dropped_tokens: Fact = field(default_factory=Fact)
+    model_order: Fact = field(default_factory=lambda: Fact("base_chat"))
+    sources: tuple[Source, ...] | None = None
+    """Every part of the stack, of a crosscoder over several hooks; None for a pair of models at one hook."""
     score_norm: Score = "sum"
-    theta: float | None = None
-    """The threshold on scores under `score_norm`; None for a ReLU crosscoder."""
+    theta: float | Float[Tensor, " d_sae"] | None = None
+    """The threshold on scores under `score_norm`, one or one per latent; None for a ReLU crosscoder."""
     scales: tuple[float, ...] | None = None
     means: Float[Tensor, " d_in"] | None = None
+    n_exclusive: tuple[int, int] = (0, 0)
+    """Latents confined to the base and to the chat model; they come first."""
     assumptions: list[str]
-    """Settings that the file left open, and their assumed values."""
-    details: dict[str, Any]
+    """Sentences about settings that the file left open."""
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
     """Further facts for the metadata."""
 
+    def swapped(self) -> "ForeignCrosscoder":
+        """The same crosscoder with its models in reverse order."""
+        layout = StackedLayout(self.layout.d_models[::-1])
 
-def canonical_state(
-    foreign: ForeignCrosscoder, options: ForeignOptions
-) -> tuple[dict[str, Any], dict[str, Float[Tensor, "..."]]]:
-    """Convert to config and tensors in canonical form, as SAELens's loaders return them.
+        def swap(rows: Tensor) -> Tensor:
+            return layout.stack(self.layout.split(rows)[::-1])
 
-    The activation is the score `f (n_base + n_chat)`. A crosscoder trained with another norm keeps its name in
-    `score_norm`, and its threshold becomes one per latent, so that the same latents are on.
+        W_enc, b_enc, W_dec, b_dec = self.weights
+        return replace(
+            self,
+            weights=Weights(swap(W_enc.T).T, b_enc, swap(W_dec), swap(b_dec)),
+            layout=layout,
+            scales=None if self.scales is None else self.scales[::-1],
+            means=None if self.means is None else swap(self.means),
+        )
+
+
+def split_gates(weights: Weights, layout: StackedLayout, thresholds: list[Tensor]) -> tuple[Weights, Tensor]:
+    """One latent per source from latents that have a gate per source: the same function, with d_sae per source.
+
+    Latent `m d_sae + j` is latent j as far as it writes source m.
+
+    Args:
+        thresholds: per source, one threshold per latent on `f_j n_j^m`.
+
+    Returns:
+        The weights, and the threshold of every new latent on its score with the norm `sum`.
     """
-    layout, weights = foreign.layout, foreign.weights
-    norms = _norms(weights, layout, "sum")
-    folded = fold_scores(weights, norms)
-    if foreign.scales is not None:
-        scales = torch.tensor(foreign.scales, dtype=torch.float64)
-        folded = fold_activation_scales(folded, layout, scales, foreign.means)
-    state = {name: tensor.contiguous() for name, tensor in folded._asdict().items()}
-    cfg_class = ReLUCrosscoderConfig
-    if foreign.theta is not None:
-        cfg_class = JumpReLUCrosscoderConfig
-        trained_norms = _norms(weights, layout, foreign.score_norm)
-        # A latent with a zero decoder never fires after folding, at any threshold.
-        state["threshold"] = foreign.theta * torch.where(norms > 0, norms / trained_norms, torch.ones_like(norms))
-    if not all(bool(tensor.isfinite().all()) for tensor in (norms, *state.values())):
-        raise ValueError(
-            f"The weights of this crosscoder ({foreign.format}) become infinite in canonical form: the file is "
-            "damaged, or must be loaded with dtype='float64'."
-        )
-    means = None if foreign.means is None else [mean.tolist() for mean in layout.split(foreign.means)]
-    cfg = cfg_class(
-        d_models=layout.d_models,
-        d_sae=len(norms),
-        dtype=str(norms.dtype).removeprefix("torch."),
-        score_norm=foreign.score_norm,
-        activation_scales=foreign.scales,
-        activation_means=means,
-        metadata=SAEMetadata(**_metadata(foreign, options)),
-    )
-    return cfg.to_dict(), state
-
-
-def _norms(weights: Weights, layout: StackedLayout, score: Score) -> Float[Tensor, " d_sae"]:
-    """Compute norms in float64, in which squares neither overflow nor vanish."""
-    return score_norms(weights.W_dec.double(), layout, score).to(weights.W_dec)
-
-
-def _metadata(foreign: ForeignCrosscoder, options: ForeignOptions) -> dict[str, Any]:
-    base, chat = options.model_names or foreign.model_names or (None, None)
-    open_names = [name for name in ("hook_name", "model_names", "dropped_tokens") if getattr(options, name) is None]
-    return {
-        "model_name": base,
-        "chat_model_name": chat,
-        "hook_name": options.hook_name or foreign.hook_name,
-        "dropped_tokens": options.dropped_tokens or foreign.dropped_tokens,
-        "converted_from": foreign.format,
-        "assumptions": foreign.assumptions + [f"{name}={getattr(foreign, name)!r}" for name in open_names],
-        **foreign.details,
-    }
-
-
-def warn_of_assumptions(cfg: dict[str, Any], path: Path) -> None:
-    """List the assumed settings in one warning."""
-    lines = "".join(f"\n - {assumption}" for assumption in cfg["metadata"]["assumptions"])
-    warnings.warn(
-        f"{path} was loaded as {cfg['metadata']['converted_from']}, with assumed settings (see "
-        f"cfg.metadata.assumptions; arguments of slc.load override them):{lines}",
-        stacklevel=6,  # the caller of slc.load or SAE.from_pretrained
-    )
-
-
-def validate_tensors(
-    file: ForeignFile, required: tuple[str, ...], optional: tuple[str, ...] = (), may_be_nan: tuple[str, ...] = ()
-) -> None:
-    """Raise a ValueError for a tensor that is missing, unknown, of the wrong dtype, or not finite."""
-    missing = [name for name in required if name not in file.tensors]
-    if missing:
-        raise ValueError(
-            f"Incomplete crosscoder: {file.path} has no {', '.join(missing)}, only {printable_names(file.tensors)}. "
-            "Download the complete file."
-        )
-    unknown = sorted(set(file.tensors) - {*required, *optional})
-    if unknown:
-        raise ValueError(
-            f"{file.path} has unknown tensors, {printable_names(unknown)}. It is another kind of dictionary, or newer "
-            "than this package, and cannot be converted without them."
-        )
-    for name, tensor in file.tensors.items():
-        if not tensor.is_floating_point() and (name in required or tensor.is_complex() or tensor.dtype == torch.bool):
-            raise ValueError(f"{file.path}: {name} has dtype {tensor.dtype}, expected floating-point numbers.")
-        allowed = ~tensor.isinf() if name in may_be_nan else tensor.isfinite()
-        if not bool(allowed.all()):
-            raise ValueError(f"{file.path}: {name} contains NaN or infinite numbers; the file is damaged.")
-
-
-def validate_shapes(file: ForeignFile, shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
-    """Raise on the first tensor with a wrong shape: name -> (shape, expected shape)."""
-    for name, (shape, expected) in shapes.items():
-        if shape != expected:
-            raise ValueError(
-                f"{file.path}: {name} has shape {shape}, expected {expected} from the other tensors. The file is "
-                "damaged or mixes two crosscoders."
-            )
-
-
-def scalar(file: ForeignFile, name: str, default: float = math.nan) -> float:
-    """Return the number in a tensor of one element; `default` without the tensor."""
-    tensor = file.tensors.get(name)
-    if tensor is None:
-        return default
-    if tensor.numel() != 1:
-        raise ValueError(f"{file.path}: {name} has shape {tuple(tensor.shape)}, expected one number.")
-    return float(tensor)
-
-
-def validate_pair(file: ForeignFile, n_models: int) -> None:
-    """Raise a ValueError unless the file stacks two models."""
-    if n_models != 2:
-        raise ValueError(
-            f"{file.path} stacks {n_models} activations, expected 2 (base and chat). It may be a crosscoder over "
-            "layers of one model, which cannot be converted."
-        )
+    n = layout.n_models
+    decoders = layout.split(weights.W_dec)
+    zero = [torch.zeros_like(decoder) for decoder in decoders]
+    rows = [layout.stack([*zero[:m], decoder, *zero[m + 1 :]]) for m, decoder in enumerate(decoders)]
+    split = Weights(weights.W_enc.repeat(1, n), weights.b_enc.repeat(n), torch.cat(rows), weights.b_dec)
+    return split, torch.cat(thresholds)
