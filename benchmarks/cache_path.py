@@ -20,7 +20,7 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     CacheManifest,
     Shard,
     part_path,
-    write_part,
+    write_parts,
 )
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -48,11 +48,11 @@ class Disk:
         start = time.perf_counter()
         for name, part in zip(layout.names, self.parts, strict=True):
             for shard in range(CACHE_SHARDS):
-                rows = (batch.bfloat16() for batch in part.split(BATCH))
-                shards[shard].sha256[name] = write_part(part_path(self.folder, shard, name), rows)
+                rows = ([batch.bfloat16()] for batch in part.split(BATCH))
+                (shards[shard].sha256[name],) = write_parts([part_path(self.folder, shard, name)], rows)
         for shard in range(CACHE_SHARDS):
             ids = torch.zeros(SHARD_TOKENS, dtype=TOKEN_DTYPE)
-            shards[shard].sha256[TOKENS] = write_part(part_path(self.folder, shard, TOKENS), [ids])
+            (shards[shard].sha256[TOKENS],) = write_parts([part_path(self.folder, shard, TOKENS)], [[ids]])
         manifest.save(self.folder)
         written = time.perf_counter()
         total = 0.0

@@ -182,8 +182,7 @@ def lower_layers_once(models: Iterable[Any], arguments: Iterable[str]) -> Genera
     All views must read the same tokens. Without effect for other models, for hooks on those blocks, and for arguments
     of the pass that may make the views differ.
     """
-    sources = [model.shared if isinstance(model, AdapterView) else None for model in models]
-    shared = sources[0] if sources and all(source is sources[0] for source in sources) else None
+    shared = shared_model_of(models)
     if shared is None or not set(arguments) <= _SHARING_ARGUMENTS or not shared.can_share():
         yield
         return
@@ -192,6 +191,12 @@ def lower_layers_once(models: Iterable[Any], arguments: Iterable[str]) -> Genera
         yield
     finally:
         shared.lower_pass = None
+
+
+def shared_model_of(models: Iterable[Any]) -> SharedModel | None:
+    """The model that all given models are views of; None if there is no such model."""
+    sources = [model.shared if isinstance(model, AdapterView) else None for model in models]
+    return sources[0] if sources and all(source is sources[0] for source in sources) else None
 
 
 class LowerPass:

@@ -85,10 +85,13 @@ def cached_activation(cache: Any, hook_name: str) -> Float[Tensor, "batch pos d_
     return activation
 
 
-def activation_at(model: Any, tokens: Int[Tensor, "batch pos"], hook_name: str) -> Float[Tensor, "batch pos d_model"]:
+def activation_at(
+    model: Any, tokens: Int[Tensor, "batch pos"], hook_name: str, **model_kwargs: Any
+) -> Float[Tensor, "batch pos d_model"]:
     """One model's activation at a hook, from a forward pass that stops right after the hook's layer."""
     stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
-    _, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=[hook_name], stop_at_layer=stop)
+    options: dict[str, Any] = {"names_filter": [hook_name], "stop_at_layer": stop, **model_kwargs}
+    _, cache = model.run_with_cache(tokens.to(device_of(model)), **options)
     return cached_activation(cache, hook_name)
 
 

@@ -76,16 +76,18 @@ def validate_embedded(models: nn.ModuleList, tokens: Int[Tensor, "batch pos"], r
         replaced: ids that all models but the last read as other tokens.
     """
     for m, model in enumerate(models):
-        d_vocab = next(_embedding_of(model).parameters()).shape[0]
-        unknown = set(tokens[tokens >= d_vocab].unique().tolist())
-        if m < len(models) - 1:
-            unknown -= set(replaced)
-        if unknown:
-            raise ValueError(
-                f"tokens contains the id {min(unknown)}, but model {m} of the pair has only {d_vocab} embeddings. Use "
-                "tokens that all models have, or map control tokens that only the chat model has with "
-                "token_replacements."
-            )
+        validate_ids_of(model, f"model {m} of the pair", tokens, replaced if m < len(models) - 1 else {})
+
+
+def validate_ids_of(model: Any, name: str, tokens: Int[Tensor, "batch pos"], replaced: Mapping[int, int]) -> None:
+    """Raise a ValueError for a token id that one model neither has an embedding of nor reads as another token."""
+    d_vocab = next(_embedding_of(model).parameters()).shape[0]
+    unknown = set(tokens[tokens >= d_vocab].unique().tolist()) - set(replaced)
+    if unknown:
+        raise ValueError(
+            f"tokens contains the id {min(unknown)}, but {name} has only {d_vocab} embeddings. Use tokens that all "
+            "models have, or map control tokens that only the chat model has with token_replacements."
+        )
 
 
 def _replaced(tokens: Int[Tensor, "*batch"], old: Int[Tensor, " id"], new: Int[Tensor, " id"]) -> Int[Tensor, "*batch"]:

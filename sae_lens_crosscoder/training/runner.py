@@ -28,7 +28,6 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME, FolderChecksums
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, load_training_crosscoder
-from sae_lens_crosscoder.training.data.pair_check import inspect_run
 from sae_lens_crosscoder.training.data.run_data import RunData
 from sae_lens_crosscoder.training.distributed.process_group import StoppedElsewhereError, connect
 from sae_lens_crosscoder.training.interruption import interruptible
@@ -76,7 +75,7 @@ class CrosscoderTrainingRunner(RunData):
             _resume_from(cfg.resume_from_checkpoint, cfg)
         _seed_everything(cfg.seed)
         super().__init__(cfg, override_dataset, override_model, collectives)
-        self.pair_check = inspect_run(self)
+        self.pair_check = self.inspect_pair()
         """How far the models differ on a few held-out contexts; also in the crosscoder's `cfg.metadata.pair_check`."""
         if collectives.is_lead:
             tqdm.write(self.pair_check.lines(), file=sys.stderr)

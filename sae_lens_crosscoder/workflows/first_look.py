@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, NormLimits, validate_max_norm_ratio
 from sae_lens_crosscoder.activations.eval_data import EvalData
+from sae_lens_crosscoder.activations.pair_check import validate_two_models
 from sae_lens_crosscoder.causal.localisation.changed_prompts import ChangedPrompts, changed_prompts
 from sae_lens_crosscoder.causal.localisation.first_look import EMPTY_DIRECTIONS, FirstLook
 from sae_lens_crosscoder.causal.localisation.hooks import residual_hooks
@@ -22,7 +23,6 @@ from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.data.prompts import Messages, load_prompts, tokenize_prompts
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.training.data.pair_check import validate_two_models
 from sae_lens_crosscoder.workflows.look_directions import look_at_directions
 
 _MIN_PROMPTS_OF_CONTRAST = 4

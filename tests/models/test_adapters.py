@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations.cache import writer
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.models.loading import load_model, load_tokenizer
 from sae_lens_crosscoder.models.tiny import tiny_tokenizer
@@ -173,6 +174,25 @@ class TestOneCopy:
             assert counts[3] == 2
         finally:
             stop_counting(blocks)
+
+    def test_lower_layers_run_once_when_caching(self, case, tmp_path, monkeypatch):
+        """And the cache is the merged pair's, whose models run one after the other."""
+        blocks, original, runs = case.blocks(), writer._rows, []
+
+        def counted(*args):
+            counts = counted_calls(blocks)
+            try:
+                return original(*args)
+            finally:
+                runs.append(list(counts))
+                stop_counting(blocks)
+
+        monkeypatch.setattr(writer, "_rows", counted)
+        options = {"dtype": "float32", "batch_size": 2, "prompts_per_shard": 2}
+        shared = writer.cache_activations(tmp_path / "shared", case.shared, case.tokens, case.hook(3), **options)
+        assert runs == [[1, 1, 2, 2]] * len(shared.manifest.shards)
+        merged = writer.cache_activations(tmp_path / "merged", case.merged, case.tokens, case.hook(3), **options)
+        torch.testing.assert_close(torch.cat(list(shared)), torch.cat(list(merged)), **TOLERANCE)
 
     def test_the_base_is_bitwise_the_plain_model_after_use_and_after_an_exception(self, case):
         def fail(stacked, hook):

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,8 @@ class CacheManifest:
     token_replacements: dict[str, str] = dataclasses.field(default_factory=dict)
     weights_sha256: tuple[str, ...] | None = None
     """Fingerprint of each model's weights when the cache was begun; None if unknown."""
+    pair_check: dict[str, Any] | None = None
+    """How far the models differ on the first contexts, as `PairCheck.to_dict` gives it; None in older caches."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -79,7 +82,8 @@ class CacheManifest:
 
     def identity(self) -> str:
         """A digest that changes with the activations, but not with the number of files written so far."""
-        return digest({**dataclasses.asdict(self), "shards": [shard.n_tokens for shard in self.shards]})
+        fields = dataclasses.asdict(self) | {"shards": [shard.n_tokens for shard in self.shards]}
+        return digest({name: value for name, value in fields.items() if name != "pair_check"})
 
     def part_problem(self, folder: Path, shard: int, name: str) -> str | None:
         """A description of what is wrong with a shard's file, judged by its size; None if it can be read."""
@@ -96,6 +100,8 @@ class CacheManifest:
     def difference(self, second: "CacheManifest") -> str | None:
         """A description of the first difference between the activations of two manifests; None if they agree."""
         for field in dataclasses.fields(self):
+            if field.name == "pair_check":  # follows from the rest, up to rounding
+                continue
             mine, theirs = getattr(self, field.name), getattr(second, field.name)
             if field.name == "weights_sha256":
                 changed = [
@@ -169,7 +175,7 @@ class CacheManifest:
     def _from_fields(cls, fields: Mapping[str, Any]) -> "CacheManifest":
         """Validate the fields of a manifest one by one; a ValueError names the first wrong one."""
         known = {field.name for field in dataclasses.fields(cls)}
-        required = known - {"token_replacements", "weights_sha256"}
+        required = known - {"token_replacements", "weights_sha256", "pair_check"}
         if not required <= fields.keys() <= known:
             raise ValueError(f"missing or unknown fields: {printable_names(required ^ (fields.keys() & known))}")
         for name in ("d_models", "shards"):
@@ -202,18 +208,30 @@ def part_path(folder: Path, shard: int, name: str) -> Path:
     return folder / f"{shard:05d}.{name}.bin"
 
 
-def write_part(path: Path, batches: Iterable[Tensor]) -> str:
-    """Write rows as they are in memory, atomically; returns their SHA-256."""
-    sha256 = hashlib.sha256()
-    with atomic_write(path) as file, ThreadPoolExecutor(max_workers=1) as hashing:
+def write_parts(paths: Sequence[Path], batches: Iterable[Sequence[Tensor]]) -> list[str]:
+    """Write rows as they are in memory, atomically, to all files in step; returns the SHA-256 of each.
+
+    Args:
+        batches: one tensor per file in each.
+    """
+    digests = [hashlib.sha256() for _ in paths]
+    with ExitStack() as stack:
+        files = [stack.enter_context(atomic_write(path)) for path in paths]
+        hashing = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         hashed: Future[None] | None = None
-        for batch in batches:
-            raw = batch.cpu().contiguous().view(torch.uint8).numpy().data
+        for parts in batches:
+            raw = [part.cpu().contiguous().view(torch.uint8).numpy().data for part in parts]
             if hashed is not None:
                 hashed.result()  # at most one batch waits, and errors are raised
-            hashed = hashing.submit(sha256.update, raw)  # while this writes and the next forward pass runs
-            file.write(raw)
-    return sha256.hexdigest()
+            hashed = hashing.submit(_update, digests, raw)  # while this writes and the next forward pass runs
+            for file, data in zip(files, raw, strict=True):
+                file.write(data)
+    return [sha256.hexdigest() for sha256 in digests]
+
+
+def _update(digests: Sequence[Any], raw: Sequence[memoryview]) -> None:
+    for sha256, data in zip(digests, raw, strict=True):
+        sha256.update(data)
 
 
 def load_part(path: Path, n_tokens: int, d_model: int, dtype: CacheDtype) -> Float[Tensor, "token d_model"]:

@@ -5,16 +5,49 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
-from sae_lens_crosscoder.models.hook_access import activation_at, validate_hook_name
-from sae_lens_crosscoder.models.loading import load_model, usable_model_class, validate_same_tokenizer
+from sae_lens_crosscoder.activations.pair_check import (
+    N_CONTEXTS,
+    LookedAt,
+    ModelView,
+    PairCheck,
+    compare,
+    validate_two_models,
+    view,
+)
+from sae_lens_crosscoder.data.token_mask import validate_padding
+from sae_lens_crosscoder.models.adapter_files import share_weights
+from sae_lens_crosscoder.models.hook_access import validate_hook_name
+from sae_lens_crosscoder.models.loading import (
+    load_model,
+    load_tokenizer,
+    usable_model_class,
+    validate_same_tokenizer,
+)
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
+from sae_lens_crosscoder.models.token_replacements import (
+    replace_embedded_tokens,
+    replacement_ids,
+    validate_ids_of,
+)
+from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.checksums import fingerprint
 
 Loader = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Functions that return the models, base first, and what is known of them without loading them."""
+
+    loaders: tuple[Loader, ...]
+    model_names: tuple[str, ...] | None
+    token_replacements: dict[str, str]
+    replaced_ids: Mapping[int, int]
+    tokenizer: Any
+    are_loaded: bool
 
 
 @dataclass(frozen=True)
@@ -27,69 +60,85 @@ class CacheModels:
     weights_sha256: tuple[str, ...]
     """Fingerprint of each model's weights."""
     token_replacements: dict[str, str]
-    tokenizer: Any
-    """The chat model's, or None."""
+    pair_check: PairCheck
+    """How far the models differ on the first contexts."""
     are_loaded: bool
     """True if all models are in memory already."""
 
     @classmethod
     def inspect(
-        cls, models: HookedModelPair | Sequence[str], loading: Mapping[str, Any] | None, hook_name: str
+        cls,
+        models: HookedModelPair | Sequence[str],
+        loading: Mapping[str, Any] | None,
+        tokens: Int[Tensor, "batch pos"],
+        token_mask: Bool[Tensor, "batch pos"],
+        hook_name: str,
     ) -> "CacheModels":
-        """Describe a loaded pair, or load the named models one after another to describe them.
+        """Look at a loaded pair on the first contexts, or load the named models one after another to look at them.
+
+        Named models that share one copy of their weights are loaded together and stay loaded.
 
         Raises:
-            ValueError: for a hook that a model lacks, or tokenizers that differ.
+            ValueError: for a hook that a model lacks, tokenizers that differ, and what `inspect_pair` refuses.
         """
         if isinstance(models, HookedModelPair):
             if loading:
                 raise ValueError(
                     f"loading={dict(loading)} applies to models given by name, and this pair is already loaded."
                 )
-            loaders: list[Loader] = [lambda member=member: member for member in models.members]
-            names, replacements = models.model_names, models.token_replacements
+            sources = _of_pair(models)
         else:
-            loaders, replacements = _named_loaders(models, loading or {})
-            names = tuple(models)
-        widths, weights, ids, tokenizer = _inspected(loaders, hook_name, replacements)
-        are_loaded = isinstance(models, HookedModelPair)
-        if not are_loaded:  # a pair's models replace their tokens already
-            loaders[:-1] = [partial(_load_with_replacements, load, ids) for load in loaders[:-1]]
-        return cls(tuple(loaders), names, widths, weights, replacements, tokenizer, are_loaded)
+            sources = _of_names(models, loading or {})
+        validate_padding(tokens, token_mask, sources.tokenizer)
+        looked_at = LookedAt.of(tokens[:N_CONTEXTS], token_mask[:N_CONTEXTS], sources.tokenizer)
+        weights: list[str] = []
+        views: list[ModelView] = []
+        names = StackedLayout((1,) * len(sources.loaders)).names
+        for name, load in zip(names, sources.loaders, strict=True):
+            model: Any = load()
+            validate_hook_name(hook_name, model.hook_dict)
+            validate_ids_of(model, f"the {name} model", tokens, {} if name == names[-1] else sources.replaced_ids)
+            views.append(view(model, name, looked_at, hook_name))
+            weights.append(fingerprint(model.parameters()))
+            del model  # before the next one is loaded
+        return cls(
+            sources.loaders,
+            sources.model_names,
+            tuple(seen.activations.shape[-1] for seen in views),
+            tuple(weights),
+            sources.token_replacements,
+            compare(views, looked_at, hook_name),
+            sources.are_loaded,
+        )
 
 
-def _named_loaders(models: Sequence[str], loading: Mapping[str, Any]) -> tuple[list[Loader], dict[str, str]]:
+def _of_pair(pair: HookedModelPair) -> _Sources:
+    validate_two_models(pair)
+    loaders = tuple(lambda member=member: member for member in pair.members)
+    return _Sources(loaders, pair.model_names, pair.token_replacements, pair.replaced_ids, pair.tokenizer, True)
+
+
+def _of_names(models: Sequence[str], loading: Mapping[str, Any]) -> _Sources:
     if isinstance(models, str) or len(models) < 2:
         raise ValueError(f"models={models!r} must be a HookedModelPair, or the names of the base and the chat model.")
     defaults = {"device": "cpu", "dtype": "float32", "model_class_name": "HookedTransformer"}
     options: dict[str, Any] = {**defaults, **loading}
+    if len(models) == 2 and share_weights(models, (options["device"],) * 2):
+        return _of_pair(HookedModelPair.from_pretrained(*models, **options))
     device, dtype, model_class = (options.pop(key) for key in defaults)
     model_class = usable_model_class(models, model_class)
     replacements = dict(options.pop("token_replacements", None) or {})
-    return [partial(load_model, name, device, dtype, model_class, options) for name in models], replacements
-
-
-def _load_with_replacements(load: Loader, ids: Mapping[int, int]) -> nn.Module:
-    model = load()
-    replace_embedded_tokens(model, ids)
-    return model
-
-
-@torch.no_grad()
-def _inspected(
-    loaders: Sequence[Loader], hook_name: str, replacements: Mapping[str, str]
-) -> tuple[tuple[int, ...], tuple[str, ...], dict[int, int], Any]:
-    """Widths at the hook, fingerprints of weights, ids that the base model replaces, and the chat model's tokenizer."""
-    tokenizers: list[Any] = []
-    widths: list[int] = []
-    weights: list[str] = []
-    for load in loaders:
-        model: Any = load()
-        validate_hook_name(hook_name, model.hook_dict)
-        tokenizers.append(getattr(model, "tokenizer", None))
-        widths.append(activation_at(model, torch.zeros(1, 1, dtype=torch.long), hook_name).shape[-1])
-        weights.append(fingerprint(model.parameters()))
-        del model  # before the next one is loaded
+    tokenizers = [load_tokenizer(name, model_class) for name in models]
     ids = replacement_ids(replacements, tokenizers[0], tokenizers[-1])
     validate_same_tokenizer(tokenizers, ids)
-    return tuple(widths), tuple(weights), ids, tokenizers[-1]
+    loaders = [partial(_load, name, device, dtype, model_class, options, ids) for name in models]
+    loaders[-1] = partial(_load, models[-1], device, dtype, model_class, options, {})
+    return _Sources(tuple(loaders), tuple(models), replacements, ids, tokenizers[-1], False)
+
+
+def _load(
+    name: str, device: str, dtype: str, model_class: str, options: dict[str, Any], replaced_ids: Mapping[int, int]
+) -> nn.Module:
+    model = load_model(name, device, dtype, model_class, options)
+    replace_embedded_tokens(model, replaced_ids)
+    return model

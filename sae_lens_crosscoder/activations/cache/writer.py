@@ -1,7 +1,7 @@
 """Writing activation caches: one model in memory at a time if need be, or by several workers."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     contexts_sha256,
     manifest_lock,
     part_path,
-    write_part,
+    write_parts,
 )
 from sae_lens_crosscoder.activations.cache.models import CacheModels, Loader
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.harvest import NonFiniteError, validate_tokens
-from sae_lens_crosscoder.data.token_mask import as_token_mask, validate_padding
+from sae_lens_crosscoder.data.token_mask import as_token_mask
+from sae_lens_crosscoder.models.adapters import lower_layers_once, shared_model_of
 from sae_lens_crosscoder.models.hook_access import activation_at
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
@@ -56,7 +57,10 @@ def cache_activations(
 
     A loaded pair writes shard after shard, which an `ActivationCache` with `wait` can read meanwhile. Models given by
     name are loaded one at a time (and once before, to check them), so that memory holds only one: the base model writes
-    all shards, then the chat model does.
+    all shards, then the chat model does. Models that differ in an adapter share one copy of their weights, so they are
+    loaded together, and layers below the adapter run once.
+
+    The models are compared on the first contexts before anything is written; the manifest keeps the numbers.
 
     Args:
         path: a folder; needs d_in times 2 (bfloat16) or 4 (float32) bytes per token.
@@ -72,8 +76,8 @@ def cache_activations(
             they may run at once in different processes. The returned cache waits for the other workers' shards.
 
     Raises:
-        ValueError: before anything is written, for models that do not belong together, a hook that they lack, too
-            little disk space, or a folder with another cache, such as one of models with other weights.
+        ValueError: before anything is written, for models that do not belong together or do not differ, a hook that
+            they lack, too little disk space, or a folder with another cache, such as one of models with other weights.
         OSError: if writing fails; files written before stay.
     """
     validate_tokens(tokens)
@@ -83,8 +87,7 @@ def cache_activations(
     validate_worker(worker)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {tuple(DTYPES)}: float16 overflows on residual streams.")
-    sources = CacheModels.inspect(models, loading, hook_name)
-    validate_padding(tokens, token_mask, sources.tokenizer)
+    sources = CacheModels.inspect(models, loading, tokens, token_mask, hook_name)
     shards = _shards(tokens, token_mask, prompts_per_shard)
     manifest = CacheManifest(
         model_names=sources.model_names,
@@ -97,6 +100,7 @@ def cache_activations(
         shards=[Shard(int(mask.sum()), {}) for _, mask in shards],
         token_replacements=sources.token_replacements,
         weights_sha256=sources.weights_sha256,
+        pair_check=sources.pair_check.to_dict(),
     )
     folder = Path(path)
     manifest = _begin_or_resume(folder, manifest)
@@ -168,7 +172,7 @@ def _write_tokens(folder: Path, manifest: CacheManifest, shards: Sequence[Prompt
     for shard in own_shards:
         if manifest.part_problem(folder, shard, TOKENS) is not None:
             tokens, mask = shards[shard]
-            written[shard] = write_part(part_path(folder, shard, TOKENS), [tokens[mask].to(TOKEN_DTYPE)])
+            (written[shard],) = write_parts([part_path(folder, shard, TOKENS)], [[tokens[mask].to(TOKEN_DTYPE)]])
     if written:
         manifest.add_checksums(folder, TOKENS, written)
 
@@ -181,24 +185,42 @@ def _write_models(
     own_shards: range,
     batch_size: int,
 ) -> None:
-    """Write these models' missing files, and add each to the manifest as soon as it is complete."""
+    """Write these models' missing files shard by shard, and add them to the manifest as soon as they are complete."""
     files = [(shard, name) for shard in own_shards for name in loaders]
     missing = [file for file in files if manifest.part_problem(folder, *file) is not None]
     models = {name: loaders[name]() for name in dict.fromkeys(name for _, name in missing)}
-    for shard, name in tqdm(missing, desc=f"Caching {' and '.join(loaders)} activations", unit="file", leave=False):
-        path = part_path(folder, shard, name)
-        batches = zip(*(part.split(batch_size) for part in shards[shard]), strict=True)
-        rows = (_rows(models[name], batch, manifest.hook_name, DTYPES[manifest.dtype], path) for batch in batches)
-        manifest.add_checksums(folder, name, {shard: write_part(path, rows)})
+    progress = tqdm(total=len(missing), desc=f"Caching {' and '.join(loaders)} activations", unit="file", leave=False)
+    with progress:
+        for shard, names in _written_in_step(missing, models):
+            paths = [part_path(folder, shard, name) for name in names]
+            batches = zip(*(part.split(batch_size) for part in shards[shard]), strict=True)
+            readers = [models[name] for name in names]
+            rows = (_rows(readers, batch, manifest.hook_name, DTYPES[manifest.dtype], paths) for batch in batches)
+            for name, sha256 in zip(names, write_parts(paths, rows), strict=True):
+                manifest.add_checksums(folder, name, {shard: sha256})
+            progress.update(len(names))
+
+
+def _written_in_step(missing: Sequence[tuple[int, str]], models: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
+    """The files to write, by shard: all of a shard's at once if the models share layers, else one after another."""
+    if shared_model_of(models.values()) is None:
+        yield from ((shard, [name]) for shard, name in missing)
+        return
+    for shard in dict.fromkeys(shard for shard, _ in missing):
+        yield shard, [name for other, name in missing if other == shard]
 
 
 @torch.no_grad()
 def _rows(
-    model: Any, prompts: Prompts, hook_name: str, dtype: torch.dtype, path: Path
-) -> Float[Tensor, "token d_model"]:
+    models: Sequence[Any], prompts: Prompts, hook_name: str, dtype: torch.dtype, paths: Sequence[Path]
+) -> list[Float[Tensor, "token d_model"]]:
+    """Each model's activations of the tokens in the mask; layers that models share run once."""
     tokens, mask = prompts
-    activations = activation_at(model, tokens.long(), hook_name)
-    rows = activations[mask.to(activations.device)].to(dtype)
-    if not torch.isfinite(rows).all():
-        raise NonFiniteError(f"Activations for {path} are NaN or infinite. Check the model's dtype and the hook.")
-    return rows
+    parts: list[Tensor] = []
+    with lower_layers_once(models, ()):
+        for model, path in zip(models, paths, strict=True):
+            activations = activation_at(model, tokens.long(), hook_name)
+            parts.append(activations[mask.to(activations.device)].to(dtype))
+            if not torch.isfinite(parts[-1]).all():
+                raise NonFiniteError(f"Activations for {path} are NaN or infinite. Check the model's dtype and hook.")
+    return parts

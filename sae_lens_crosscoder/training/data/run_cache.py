@@ -1,6 +1,7 @@
 """A run's activations on disk: written once, by the config that trains on them."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,9 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.cache.manifest import MANIFEST_FILENAME, CacheDtype
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.cache.writer import cache_activations, validate_worker
+from sae_lens_crosscoder.activations.pair_check import PairCheck
 from sae_lens_crosscoder.data.token_mask import TokenRule
+from sae_lens_crosscoder.models.adapter_files import share_weights
 from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training.data.run_answers import run_answers, sources_of_answers
@@ -51,11 +54,13 @@ def write_run_cache(
     """Write a run's training and held-out activations to `cfg.cached_activations_path`.
 
     They are `training_tokens` of its data, or one pass over it if that is less, and all held-out rows, which come
-    first. An interrupted call can be repeated: it writes what is missing.
+    first. Before anything is written, the models are compared on the first held-out contexts, as before training. An
+    interrupted call can be repeated: it writes what is missing.
 
     Args:
         worker: (i, n) for the i-th of n calls that share the work, see `cache_activations`.
-        in_memory: `one_model`: each model is loaded in turn, and no shard is complete before the chat model's turn;
+        in_memory: `one_model`: each model is loaded in turn, and no shard is complete before the chat model's turn
+            (models that share one copy of their weights are loaded together all the same);
             `both_models`: shard after shard is finished, for training that waits for them.
 
     Raises:
@@ -83,7 +88,8 @@ def write_run_cache(
         answers = run_answers(cfg, tokenizer, None, load_pair, worker)
     rows = RunRows(cfg, tokenizer=tokenizer, answers=answers)
     rule = TokenRule.from_config(cfg, tokenizer)
-    at_once = in_memory == "both_models"
+    devices = (loading["device"], cfg.chat_device or loading["device"])
+    at_once = in_memory == "both_models" or share_weights(names, devices)
     models = load_pair() if at_once else names
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -100,6 +106,8 @@ def write_run_cache(
         return cache_activations(folder, models, tokens, cfg.hook_name, token_mask=token_mask, **options)
 
     held_out = write(HELD_OUT, rows.held_out, None)
+    if held_out.manifest.pair_check is not None:
+        tqdm.write(PairCheck.from_dict(held_out.manifest.pair_check).lines(), file=sys.stderr)
     return write(TRAINING, rows.training, cfg.training_tokens), held_out
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.eval_data import EvalData
+from sae_lens_crosscoder.activations.pair_check import N_CONTEXTS, PairCheck, inspect_cached, inspect_pair
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.crosscoders.collectives import Collectives
+from sae_lens_crosscoder.models.hook_access import device_of
 from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.training.data.run_answers import run_answers, sources_of_answers
@@ -20,6 +22,8 @@ from sae_lens_crosscoder.training.data.run_cache import load_run_cache
 from sae_lens_crosscoder.training.data.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.validation import validate_device
+
+_N_CACHED_TOKENS = 2048
 
 
 class RunData:
@@ -111,6 +115,28 @@ class RunData:
                 "n_rows out."
             )
         return EvalData(activations=self._held_out_cache, max_norm_ratio=self.cfg.max_norm_ratio)
+
+    def inspect_pair(self) -> PairCheck:
+        """Look at the first held-out contexts; training data and random numbers stay as they are.
+
+        A run on cached activations has loaded no models: it has what the cache's manifest says, and of a cache without
+        that, the size of the difference.
+
+        Raises:
+            ValueError: as `activations.pair_check.inspect_pair`.
+        """
+        cfg = self.cfg
+        if self._held_out_cache is not None:
+            recorded = self._held_out_cache.manifest.pair_check
+            if recorded is not None:
+                return PairCheck.from_dict(recorded)
+            rows = next(iter(self._held_out_cache))[:_N_CACHED_TOKENS]
+            return inspect_cached(rows, self._held_out_cache.layout, cfg.hook_name)
+        tokens = self.first_held_out_contexts(N_CONTEXTS)
+        mask = self.activations_store.token_mask(tokens)
+        device = device_of(self.pair.base).type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=cfg.autocast_lm):
+            return inspect_pair(self.pair, tokens, mask, cfg.hook_name, **cfg.model_kwargs)
 
     @property
     def held_out_store(self) -> PairActivationsStore:

@@ -1,4 +1,4 @@
-"""The look at one batch before training: pairs that are not two models are refused, numbers are those of a loop."""
+"""The look before training or caching: pairs that are not two models are refused, numbers are those of a loop."""
 
 import copy
 import json
@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations.pair_check import LookedAt, PairCheck, inspect_cached, inspect_pair
 from sae_lens_crosscoder.causal import kl_between_models
 from sae_lens_crosscoder.models import hidden_states
 from sae_lens_crosscoder.models.loading import add_jitter
 from sae_lens_crosscoder.models.tiny import TINY_DATASET, TINY_HOOK
-from sae_lens_crosscoder.training import runner as runner_module
-from sae_lens_crosscoder.training.data.pair_check import PairCheck, inspect_pair
+from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.data.run_cache import write_run_cache
+from sae_lens_crosscoder.training.data.run_data import RunData
 from tests.models.small_models import llama, random_hooked_transformer, save_pair, some_tokens
 
 HOOK = "blocks.0.hook_resid_post"
@@ -83,11 +84,17 @@ class TestRefused:
             inspect_pair(pair, TOKENS, MASK, HOOK)
         inspect_pair(pair, TOKENS, MASK, "blocks.1.hook_resid_post")
 
-    def test_cached_activations_that_are_identical(self, tmp_path):
-        cfg = config(tmp_path, chat_model_name="tiny-base", cached_activations_path=str(tmp_path / "cache"))
-        write_run_cache(cfg)
+    def test_models_that_do_not_differ_before_their_activations_are_cached(self, tmp_path):
+        folder = tmp_path / "cache"
+        cfg = config(tmp_path, chat_model_name="tiny-base", cached_activations_path=str(folder))
         with pytest.raises(ValueError, match="are identical on all"):
-            slc.CrosscoderTrainingRunner(cfg.replace(use_cached_activations=True))
+            write_run_cache(cfg)
+        assert not folder.exists()
+
+    def test_cached_activations_that_are_identical(self):
+        rows = torch.randn(5, 3).repeat(1, 2)
+        with pytest.raises(ValueError, match="are identical on all 5 tokens"):
+            inspect_cached(rows, StackedLayout((3, 3)), HOOK)
 
     def test_left_padding(self):
         pair = slc.HookedModelPair(*[random_hooked_transformer(16, seed=seed) for seed in (1, 2)])
@@ -164,15 +171,35 @@ class TestRun:
 
     def test_it_takes_no_training_data_and_no_random_numbers(self, tmp_path, monkeypatch):
         looked = slc.CrosscoderTrainingRunner(config(tmp_path)).run()
-        monkeypatch.setattr(runner_module, "inspect_run", lambda run: PairCheck(0, (), (), None, None))
+        monkeypatch.setattr(RunData, "inspect_pair", lambda run: PairCheck(0, (), (), None, None))
         blind = slc.CrosscoderTrainingRunner(config(tmp_path)).run()
         assert all(torch.equal(value, blind.state_dict()[name]) for name, value in looked.state_dict().items())
 
-    def test_of_cached_activations_the_size_of_the_difference_is_known(self, tmp_path):
+    @pytest.mark.parametrize("in_memory", ["one_model", "both_models"])
+    def test_a_cache_holds_the_numbers_that_the_models_give(self, tmp_path, in_memory, capsys):
         cfg = config(tmp_path, cached_activations_path=str(tmp_path / "cache"))
-        write_run_cache(cfg, dtype="float32")
+        live = slc.CrosscoderTrainingRunner(cfg).pair_check
+        capsys.readouterr()
+        write_run_cache(cfg, dtype="float32", in_memory=in_memory)
+        assert live.lines() in capsys.readouterr().err
+        assert slc.CrosscoderTrainingRunner(cfg.replace(use_cached_activations=True)).pair_check == live
+
+    def test_an_older_cache_tells_the_size_of_the_difference(self, tmp_path):
+        cfg = config(tmp_path, cached_activations_path=str(tmp_path / "cache"))
+        for cache in write_run_cache(cfg, dtype="float32"):
+            manifest = cache.manifest
+            manifest.pair_check = None
+            (cache.path / "manifest.json").unlink()
+            manifest.save(cache.path)
         cached = slc.CrosscoderTrainingRunner(cfg.replace(use_cached_activations=True)).pair_check
         live = slc.CrosscoderTrainingRunner(cfg).pair_check
         assert cached.n_tokens == live.n_tokens
         assert cached.difference == pytest.approx(live.difference, rel=1e-4)
         assert (cached.kl_nats, cached.position_0_norm) == (None, (None, None))
+
+    def test_predictions_are_compared_on_evenly_spread_tokens_if_there_are_many(self):
+        tokens = some_tokens(8, 200)
+        chosen = LookedAt.of(tokens, torch.ones_like(tokens, dtype=torch.bool), None).predicting
+        counts = chosen.sum(dim=1)
+        assert 128 < int(chosen.sum()) <= 256
+        assert int(counts.max() - counts.min()) <= 1

@@ -1,0 +1,265 @@
+"""One look at a batch of the pair before long work: two different models, the right hook, and how far they differ."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import combinations
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.activations.harvest import validate_activations, validate_tokens
+from sae_lens_crosscoder.data.token_mask import validate_padding
+from sae_lens_crosscoder.models.hidden_states import validate_hidden_state
+from sae_lens_crosscoder.models.hook_access import activation_at, device_of
+from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
+from sae_lens_crosscoder.models.outputs import over_common_ids
+from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.models.token_replacements import validate_embedded
+from sae_lens_crosscoder.stacking import StackedLayout
+
+N_CONTEXTS = 8
+# Logits of a large vocabulary are big: 256 positions of 256,000 float32 are 0.26 GB per model.
+_KL_POSITIONS, _KL_TOKENS = 256, 256
+_KL_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class PairCheck:
+    """Numbers of the batch that is looked at before long work; None where they are not defined or not known."""
+
+    n_tokens: int
+    """Tokens of the batch that the run would use."""
+    position_0_norm: tuple[float | None, ...]
+    """Norm at position 0 divided by the median norm of the used tokens, one number per model (median over contexts)."""
+    special_norm: tuple[float | None, ...]
+    """The same for special tokens after position 0, the largest in the batch."""
+    difference: float | None
+    """Median of |chat - base| / |base| over the used tokens."""
+    kl_nats: float | None
+    """Mean KL(chat || base) of the next-token predictions, in nats per token, over the ids that both models have, on up
+    to 256 of the used tokens."""
+
+    def lines(self) -> str:
+        """The numbers as three lines of text."""
+        position_0, special = _times(self.position_0_norm), _times(self.special_norm)
+        difference = "not defined" if self.difference is None else f"{self.difference:.3g} (median over tokens)"
+        kl = "not known" if self.kl_nats is None else f"{self.kl_nats:.3g} nats per token"
+        return (
+            f"Norms relative to the median: position 0 {position_0}; special tokens up to {special}.\n"
+            f"Size of the difference, |chat - base| / |base|: {difference}, over {self.n_tokens} tokens.\n"
+            f"Mean KL(chat || base): {kl}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PairCheck":
+        """Read the numbers of `to_dict`."""
+        numbers: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+        for name in ("position_0_norm", "special_norm"):
+            numbers[name] = tuple(numbers[name])
+        return cls(**numbers)
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """A few contexts that the models are compared on.
+
+    Attributes:
+        tokens: ids.
+        used: True for tokens whose activations the run uses.
+        special: True for special tokens.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    used: Bool[Tensor, "batch pos"]
+    special: Bool[Tensor, "batch pos"]
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, "batch pos"], tokenizer: Any) -> "LookedAt":
+        """Find the special tokens of the contexts; if the mask uses no token, all count as used."""
+        ids, used = tokens.cpu(), token_mask.cpu()
+        special = torch.isin(ids, torch.tensor(list(getattr(tokenizer, "all_special_ids", ())), dtype=ids.dtype))
+        return cls(ids, used if bool(used.any()) else torch.ones_like(used), special)
+
+    @property
+    def predicting(self) -> Bool[Tensor, "batch pos"]:
+        """The tokens whose predictions are compared: some of the used ones, evenly spread."""
+        row, position = self.used[:, :_KL_POSITIONS].nonzero(as_tuple=True)
+        step = -(-len(row) // _KL_TOKENS) or 1
+        chosen = torch.zeros_like(self.used)
+        chosen[row[::step], position[::step]] = True
+        return chosen
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """Activations and predictions of one model on the contexts.
+
+    Attributes:
+        activations: at the hook.
+        logits: at the `predicting` tokens.
+    """
+
+    activations: Float[Tensor, "batch pos d_model"]
+    logits: Float[Tensor, "token vocab"]
+
+
+@torch.no_grad()
+def view(model: Any, name: str, looked_at: LookedAt, hook_name: str, **model_kwargs: Any) -> ModelView:
+    """Run one model on the contexts.
+
+    Args:
+        name: the model's name in an error.
+
+    Raises:
+        ValueError: for a hook whose activation is not Hugging Face's hidden state for its layer.
+    """
+    tokens = looked_at.tokens
+    activations = activation_at(model, tokens, hook_name, **model_kwargs).cpu()
+    validate_hidden_state(model, name, tokens[:1], hook_name)
+    predicting, device = looked_at.predicting, device_of(model)
+    logits = [
+        model(context[None, :_KL_POSITIONS].to(device), return_type="logits", **model_kwargs)[0, : len(mask)][mask]
+        for context, mask in zip(tokens, predicting[:, :_KL_POSITIONS].to(device), strict=True)
+    ]
+    return ModelView(activations, torch.cat(logits).cpu())
+
+
+def compare(views: Sequence[ModelView], looked_at: LookedAt, hook_name: str) -> PairCheck:
+    """Compare the models' views of the same contexts.
+
+    Raises:
+        ValueError: for identical activations.
+        NonFiniteError: for NaN or infinite activations.
+    """
+    used, special = looked_at.used, looked_at.special
+    layout = StackedLayout(tuple(seen.activations.shape[-1] for seen in views))
+    parts = _validated(layout.stack([seen.activations[used] for seen in views]), layout, hook_name)
+    first = torch.zeros_like(special)
+    first[:, 0] = True
+    norms = [seen.activations.float().norm(dim=-1) for seen in views]
+    return PairCheck(
+        n_tokens=int(used.sum()),
+        position_0_norm=tuple(relative_norm(norm[first].median(), norm[used]) for norm in norms),
+        special_norm=tuple(
+            relative_norm(norm[special & ~first].max(), norm[used]) if bool((special & ~first).any()) else None
+            for norm in norms
+        ),
+        difference=relative_difference(parts[0], parts[-1]),
+        kl_nats=_mean_kl(views[0].logits, views[-1].logits),
+    )
+
+
+def inspect_pair(
+    pair: HookedModelPair,
+    tokens: Int[Tensor, "batch pos"],
+    token_mask: Bool[Tensor, "batch pos"],
+    hook_name: str,
+    **model_kwargs: Any,
+) -> PairCheck:
+    """Compare the models on one batch.
+
+    Raises:
+        ValueError: for models that share parameters, identical activations, left padding, or a hook whose activation is
+            not Hugging Face's hidden state for its layer.
+        NonFiniteError: for NaN or infinite activations.
+    """
+    validate_two_models(pair)
+    validate_tokens(tokens)
+    validate_embedded(pair.members, tokens, pair.replaced_ids)
+    validate_padding(tokens, token_mask, pair.tokenizer)
+    looked_at = LookedAt.of(tokens, token_mask, pair.tokenizer)
+    names = pair.layout_at(hook_name).names
+    views = [
+        view(model, name, looked_at, hook_name, **model_kwargs) for name, model in zip(names, pair.members, strict=True)
+    ]
+    return compare(views, looked_at, hook_name)
+
+
+def inspect_cached(rows: Float[Tensor, "token d_in"], layout: StackedLayout, hook_name: str) -> PairCheck:
+    """Compare the models on cached activations, of which only the size of the difference can be known.
+
+    Raises:
+        ValueError: for identical activations.
+        NonFiniteError: for NaN or infinite activations.
+    """
+    parts = _validated(rows, layout, hook_name)
+    unknown = (None,) * layout.n_models
+    return PairCheck(len(rows), unknown, unknown, relative_difference(parts[0], parts[-1]), None)
+
+
+def validate_two_models(pair: HookedModelPair) -> None:
+    """Raise a ValueError if two members of a pair share parameters."""
+    shared = pair.shared_parameters
+    if shared:
+        raise ValueError(
+            f"The models of the pair share {len(shared)} parameters, such as {shared[0]!r}, so they are not two models."
+            " Load each on its own (an adapter changes the model it wraps in place). For a null run, pair a model with "
+            "NAME+jitter=0.02."
+        )
+
+
+def validate_not_identical(parts: tuple[Float[Tensor, "token _"], ...], hook_name: str) -> None:
+    """Raise a ValueError if two models have the same activation on every token."""
+    for first, second in combinations(parts, 2):
+        if first.shape == second.shape and torch.equal(first, second):
+            raise ValueError(
+                f"The models' activations at {hook_name} are identical on all {len(first)} tokens of a batch, so "
+                "there is no difference to learn. Check that the chat model is the tuned one and that tuning changed a "
+                "layer before the hook. For a null run, pair a model with NAME+jitter=0.02."
+            )
+
+
+def relative_norm(norm: Tensor, norms: Float[Tensor, " token"]) -> float | None:
+    """A norm divided by the median of norms.
+
+    >>> relative_norm(torch.tensor(30.0), torch.tensor([1.0, 3.0, 9.0]))
+    10.0
+    """
+    return _finite(norm / norms.median())
+
+
+def relative_difference(base: Float[Tensor, "token _"], chat: Float[Tensor, "token _"]) -> float | None:
+    """Median of |chat - base| / |base| over tokens; None for models of different width.
+
+    >>> relative_difference(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
+    0.2
+    """
+    if base.shape != chat.shape:
+        return None
+    base, chat = base.double(), chat.double()
+    return _finite(((chat - base).norm(dim=-1) / base.norm(dim=-1)).nanmedian())
+
+
+def _validated(
+    stacked: Float[Tensor, "token d_in"], layout: StackedLayout, hook_name: str
+) -> tuple[Float[Tensor, "token _"], ...]:
+    validate_activations(stacked, layout, f"at {hook_name} before any long work")
+    parts = layout.split(stacked)
+    validate_not_identical(parts, hook_name)
+    return parts
+
+
+def _mean_kl(base: Float[Tensor, "token _"], chat: Float[Tensor, "token _"]) -> float | None:
+    """Mean over tokens, a few at a time."""
+    total = 0.0
+    base, chat = over_common_ids(base, chat)
+    for base_rows, chat_rows in zip(base.split(_KL_CHUNK), chat.split(_KL_CHUNK), strict=True):
+        total += float(kl_divergence(log_probs(chat_rows), log_probs(base_rows)).double().sum())
+    return _finite(torch.tensor(total / len(base))) if len(base) else None
+
+
+def _finite(value: Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _times(values: tuple[float | None, ...]) -> str:
+    known = [f"{value:.3g}" for value in values if value is not None]
+    return " and ".join(known) + " times" if known else "not known"
