@@ -102,7 +102,7 @@ class _RunParser(FlagParser):
             architecture for architecture, cfg in architectures().items() if name in {f.name for f in fields(cfg)}
         ]
         if owners:
-            return f"{flag_of(name)} belongs to --architecture {' and '.join(owners)}."
+            return f"{flag_of(name)} belongs to --architecture {', '.join(owners)}."
         return super().describe_unknown(argument)
 
 

@@ -198,7 +198,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         """Update the threshold's average; with a partition, one for shared and one for exclusive latents."""
         partition = self.partition
         if partition is None:
-            selected = [self._follow_smallest_score(code.scores(norms), step)]
+            selected = [self._follow_smallest_score(self.scores_above_threshold(code, norms), step)]
         else:
             selected = []
             exclusive = partition.is_exclusive(len(norms)).to(norms.device)
@@ -210,6 +210,10 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
                 f"Step {step} selected no latent: no token has a positive score. Check that the activations are not "
                 "all zero, and lower the learning rate if earlier steps did select some."
             )
+
+    def scores_above_threshold(self, code: Code, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
+        """Positive scores that the inference threshold should keep: the selected ones."""
+        return code.scores(norms)
 
     def _follow_smallest_score(self, scores: Float[Tensor, " pairs"], step: int, prefix: str = "") -> bool:
         """Update one average; False if nothing was selected."""

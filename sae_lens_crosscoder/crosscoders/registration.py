@@ -18,11 +18,20 @@ from sae_lens_crosscoder.crosscoders.inference import (
     ReLUCrosscoder,
     ReLUCrosscoderConfig,
 )
+from sae_lens_crosscoder.crosscoders.jumprelu import JumpReLUCrosscoderTrainingConfig, JumpReLUTrainingCrosscoder
 from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig, L1TrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.matryoshka import (
+    MatryoshkaBatchTopKCrosscoderTrainingConfig,
+    MatryoshkaBatchTopKTrainingCrosscoder,
+)
+from sae_lens_crosscoder.crosscoders.topk import TopKCrosscoderTrainingConfig, TopKTrainingCrosscoder
 
 
 def register_architectures() -> None:
-    """Register `crosscoder`, `jumprelu_crosscoder` and (training only) `batchtopk_crosscoder` with SAELens.
+    """Register `crosscoder` and `jumprelu_crosscoder` with SAELens, for training and for inference.
+
+    For training only, also `batchtopk_crosscoder`, `topk_crosscoder` and `matryoshka_batchtopk_crosscoder`, which are
+    saved as a `jumprelu_crosscoder`.
 
     Importing the package calls this. Calling it again, or reloading the modules in a notebook, replaces our own
     entries; an entry of somebody else's is left alone and reported by SAELens.
@@ -36,6 +45,9 @@ def register_architectures() -> None:
     for sae_class, cfg_class in (
         (L1TrainingCrosscoder, L1CrosscoderTrainingConfig),
         (BatchTopKTrainingCrosscoder, BatchTopKCrosscoderTrainingConfig),
+        (TopKTrainingCrosscoder, TopKCrosscoderTrainingConfig),
+        (MatryoshkaBatchTopKTrainingCrosscoder, MatryoshkaBatchTopKCrosscoderTrainingConfig),
+        (JumpReLUTrainingCrosscoder, JumpReLUCrosscoderTrainingConfig),
     ):
         _forget_ours(SAE_TRAINING_CLASS_REGISTRY, cfg_class.architecture())
         register_sae_training_class(cfg_class.architecture(), sae_class, cfg_class)

@@ -1,9 +1,9 @@
-"""Base of L1 and BatchTopK crosscoders in training."""
+"""Base of all crosscoders in training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,11 @@ TRAINING_DTYPES = ("float32", "bfloat16", "float64")
 @dataclass(kw_only=True)
 class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
     """Training fields that do not depend on how sparsity is reached."""
+
+    has_sparse_step: ClassVar[bool] = True
+    """False for architectures that train with `training_step="dense"` only, and so in one process."""
+    has_latent_shards: ClassVar[bool] = True
+    """False for architectures whose latents cannot be divided between processes."""
 
     decoder_init_norm: float | None = 1.0
     """Norm of each model's half of a decoder row at the start."""
@@ -70,6 +75,11 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {options}.")
+        if self.training_step == "sparse" and not self.has_sparse_step:
+            raise ValueError(
+                f"training_step='sparse' is not available for a {self.architecture()}, whose step needs every "
+                "pre-activation. Leave it 'dense'."
+            )
         if self.decoder_init_norm is None or self.decoder_init_norm <= 0:
             raise ValueError(f"decoder_init_norm={self.decoder_init_norm} must be a positive number.")
         if self.gradient_clip_norm is not None and self.gradient_clip_norm <= 0:

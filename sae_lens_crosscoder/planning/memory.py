@@ -8,6 +8,7 @@ import torch
 from sae_lens.util import str_to_dtype
 
 from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
+from sae_lens_crosscoder.crosscoders.jumprelu import JumpReLUCrosscoderTrainingConfig
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import screening_precision, tile_rows
 from sae_lens_crosscoder.models.adapter_files import share_weights
 from sae_lens_crosscoder.models.devices import device_name
@@ -16,7 +17,8 @@ from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 # Arrays alive at a step's peak, from the allocations of measured steps whose sizes were varied one at a time.
 _ROWS = 5  # arrays of (batch, d_in): input, output, error, and gradients of the last two
-_DENSE_ARRAYS = {"batchtopk": 6, "l1": 5}  # arrays of (batch, d_sae) when the step is dense
+_DENSE_ARRAYS = {"batchtopk": 6, "l1": 5, "jumprelu": 8}  # arrays of (batch, d_sae) when the step is dense
+_LEVEL_ROWS = 3  # arrays of (batch, d_in) per inner level: its part, its error and their gradient
 _REVIVAL_ROWS, _REVIVAL_ARRAYS = 4, 4  # more rows, and arrays of (batch, dead latents), to revive dead latents
 _FRAC_DEAD = 0.1  # of latents; a run with more of them needs more
 _BYTES_PER_PAIR = 60  # two 8-byte indices, a value, a score, their sorted copies, and 1.3 candidates for every pair
@@ -74,7 +76,8 @@ def bytes_per_device(items: Iterable[MemoryItem]) -> Counter[str]:
 
 def n_parameters(sae: Any) -> int:
     """Count weights and biases of a crosscoder, given its config."""
-    return 2 * sae.d_in * sae.d_sae + sae.d_sae + sae.d_in
+    thresholds = sae.d_sae * isinstance(sae, JumpReLUCrosscoderTrainingConfig)
+    return 2 * sae.d_in * sae.d_sae + sae.d_sae + sae.d_in + thresholds
 
 
 def buffer_bytes(cfg: CrosscoderRunnerConfig) -> int:
@@ -92,8 +95,11 @@ def bytes_of(dtype: str) -> int:
 def step_bytes(sae: Any, batch: int, device: str) -> int:
     """Peak bytes of a training step on `batch` tokens beyond weights, gradients and moments."""
     number = bytes_of(sae.dtype)
-    rows = _ROWS * batch * sae.d_in * number
+    n_levels = len(getattr(sae, "matryoshka_widths", ()))
+    rows = (_ROWS + _LEVEL_ROWS * n_levels) * batch * sae.d_in * number
     dense = batch * sae.d_sae * number
+    if isinstance(sae, JumpReLUCrosscoderTrainingConfig):
+        return rows + _DENSE_ARRAYS["jumprelu"] * dense
     if not isinstance(sae, BatchTopKCrosscoderTrainingConfig):  # L1 is dense until few latents are on
         return rows + _DENSE_ARRAYS["l1"] * dense
     is_dense = sae.training_step == "dense"

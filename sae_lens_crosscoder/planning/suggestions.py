@@ -87,10 +87,11 @@ def _options(cfg: CrosscoderRunnerConfig) -> dict[str, tuple[str, list[Any]]]:
     saes: list[Any] = list(cfg.crosscoder_configs.values())
     batch, d_sae = cfg.train_batch_size_tokens, saes[0].d_sae
     most_active = max(getattr(sae, "k_max", None) or getattr(sae, "k", 1) for sae in saes)
-    dense = any(sae.training_step == "dense" for sae in saes)
+    dense = any(sae.training_step == "dense" for sae in saes) and all(sae.has_sparse_step for sae in saes)
     stored_on_gpu = cfg.act_store_device != "cpu" and torch.device(cfg.device).type != "cpu"
     most_exclusive = max(0 if sae.partition is None else sae.partition.n_exclusive for sae in saes)
-    least = max(_LEAST_LATENTS_PER_ACTIVE * most_active, 2 * most_exclusive)
+    widest_inner = max(max(getattr(sae, "matryoshka_widths", ()), default=0) for sae in saes)
+    least = max(_LEAST_LATENTS_PER_ACTIVE * most_active, 2 * most_exclusive, widest_inner + 1)
     widths = _halvings(d_sae, least) * all(sae.d_sae == d_sae for sae in saes)
     options: dict[str, tuple[str, list[Any]]] = {
         "training_step": ("nothing: the same step, computed sparsely", ["sparse"] * dense),

@@ -71,7 +71,8 @@ def test_flags_that_cannot_apply_are_not_shown(capsys):
         (["train", *SMALL, "--l1_coefficient", "1"], "--l1-coefficient belongs to --architecture crosscoder."),
         (
             ["train", *SMALL, "--architecture", "crosscoder"],
-            "--k belongs to --architecture batchtopk_crosscoder. See sae-lens-crosscoder train --help.",
+            "--k belongs to --architecture batchtopk_crosscoder, topk_crosscoder, matryoshka_batchtopk_crosscoder. See "
+            "sae-lens-crosscoder train --help.",
         ),
         (["train", *SMALL, "--architecture", "l1"], "unknown architecture 'l1': choose one of crosscoder, batchtopk_"),
         (["train", *SMALL, "--learning_rate", "1"], "unknown flag --learning_rate."),

@@ -19,7 +19,16 @@ from sae_lens_crosscoder.planning.suggestions import USABLE_SHARE
 MIB = 1 / 1024  # in GiB
 BATCHTOPK = slc.BatchTopKCrosscoderTrainingConfig
 L1 = slc.L1CrosscoderTrainingConfig
-TRAINING_CLASSES = {BATCHTOPK: slc.BatchTopKTrainingCrosscoder, L1: slc.L1TrainingCrosscoder}
+TOPK = slc.crosscoders.TopKCrosscoderTrainingConfig
+MATRYOSHKA = slc.crosscoders.MatryoshkaBatchTopKCrosscoderTrainingConfig
+JUMPRELU = slc.crosscoders.JumpReLUCrosscoderTrainingConfig
+TRAINING_CLASSES = {
+    BATCHTOPK: slc.BatchTopKTrainingCrosscoder,
+    L1: slc.L1TrainingCrosscoder,
+    TOPK: slc.crosscoders.TopKTrainingCrosscoder,
+    MATRYOSHKA: slc.crosscoders.MatryoshkaBatchTopKTrainingCrosscoder,
+    JUMPRELU: slc.crosscoders.JumpReLUTrainingCrosscoder,
+}
 
 
 def config(**fields):
@@ -65,7 +74,14 @@ def trainer_of(sae, batch):
     return slc.CrosscoderTrainer(cfg.to_sae_trainer_config(), crosscoder, iter(()))
 
 
-@pytest.mark.parametrize("sae", [BATCHTOPK(d_models=(20, 12), d_sae=50, k=4), L1(d_model=16, d_sae=40)])
+@pytest.mark.parametrize(
+    "sae",
+    [
+        BATCHTOPK(d_models=(20, 12), d_sae=50, k=4),
+        L1(d_model=16, d_sae=40),
+        JUMPRELU(d_model=16, d_sae=40),
+    ],
+)
 def test_weights_gradients_and_moments_are_those_of_a_built_crosscoder(sae):
     cfg = config(sae=sae, hook_name="blocks.2.hook_mlp_out")
     plan = planned(cfg)
@@ -94,6 +110,9 @@ def test_weights_gradients_and_moments_are_those_of_a_built_crosscoder(sae):
         (BATCHTOPK(d_model=16, d_sae=1024, k=8, training_step="dense"), 2048, 0.0),
         (L1(d_model=16, d_sae=1024), 2048, 0.0),
         (L1(d_model=512, d_sae=1024), 64, 0.0),
+        (TOPK(d_model=16, d_sae=1024, k=8), 2048, 0.1),
+        (MATRYOSHKA(d_model=64, d_sae=1024, k=100, matryoshka_widths=(64, 128, 512)), 1024, 0.1),
+        (JUMPRELU(d_model=16, d_sae=1024), 2048, 0.0),
     ],
 )
 def test_a_steps_arrays_are_no_more_than_planned_and_not_much_less(sae, batch, frac_dead):
@@ -378,3 +397,13 @@ def test_a_longer_run_takes_more_disk_and_no_more_memory():
     short, long = planned(config()), planned(config(training_tokens=10**6))
     assert short.memory == long.memory
     assert long.n_cache_bytes["bfloat16"] == 2 * 192 * 10**6 > short.n_cache_bytes["bfloat16"]
+
+
+def test_what_an_architecture_refuses_is_not_suggested():
+    matryoshka = MATRYOSHKA(d_model=96, d_sae=4096, k=8, matryoshka_widths=(512, 1500))
+    for sae in (matryoshka, TOPK(d_model=96, d_sae=4096, k=8), JUMPRELU(d_model=96, d_sae=4096)):
+        plan = planned(config(sae=sae, train_batch_size_tokens=4096, training_tokens=2**20), memory_gib=40 * MIB)
+        assert plan.suggestions
+        assert all("training_step" not in suggestion.changes for suggestion in plan.suggestions)
+        sizes = [suggestion.changes["d_sae"] for suggestion in plan.suggestions if "d_sae" in suggestion.changes]
+        assert all(size > 1500 for size in sizes) or sae is not matryoshka

@@ -12,7 +12,7 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 import torch
-from sae_lens import LoggingConfig, SAEConfig
+from sae_lens import LoggingConfig, SAEConfig, TrainingSAEConfig
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.crosscoders import l1
@@ -26,6 +26,9 @@ from sae_lens_crosscoder.training.checkpoints.run_checkpoints import RUN_STATE_F
 
 BATCH = 64
 BTK, L1 = slc.BatchTopKCrosscoderTrainingConfig, slc.L1CrosscoderTrainingConfig
+TOPK = slc.crosscoders.TopKCrosscoderTrainingConfig
+MATRYOSHKA = slc.crosscoders.MatryoshkaBatchTopKCrosscoderTrainingConfig
+JUMPRELU = slc.crosscoders.JumpReLUCrosscoderTrainingConfig
 
 
 def build(cls, **fields):
@@ -41,6 +44,9 @@ def build(cls, **fields):
 SMALLEST = {
     BTK: {"d_model": 4, "d_sae": 200, "k_max": 150, "k_anneal_steps": 10, "n_chat_exclusive": 2},
     L1: {"d_model": 4, "d_sae": 8},
+    TOPK: {"d_model": 4, "d_sae": 200},
+    MATRYOSHKA: {"d_model": 4, "d_sae": 200, "matryoshka_widths": (8, 50), "k_max": 150, "k_anneal_steps": 10},
+    JUMPRELU: {"d_model": 4, "d_sae": 200, "jumprelu_sparsity_loss_mode": "quadratic", "target_l0": 4.0},
     slc.ReLUCrosscoderConfig: {"d_model": 4, "d_sae": 8},
     slc.JumpReLUCrosscoderConfig: {"d_model": 4, "d_sae": 8},
     slc.CrosscoderTrainerConfig: {"total_training_samples": 2**22},
@@ -117,10 +123,11 @@ def test_every_number_is_refused_or_written_and_read_as_it_was(cls, name):
         n_accepted += 1
         written = json.loads(json.dumps(cfg.to_dict(), allow_nan=False))
         host = cls if cls is slc.CrosscoderRunnerConfig else SAEConfig
-        again = host.from_dict(written) if cls not in (BTK, L1) else cls.from_dict(written)
+        again = host.from_dict(written) if not issubclass(cls, TrainingSAEConfig) else cls.from_dict(written)
         assert getattr(again, name) == getattr(cfg, name)
         assert type(getattr(cfg, name)).__module__ == "builtins"
-    assert n_accepted or name in ("lp_norm", "hook_head_index")
+    never = ("lp_norm", "hook_head_index", *(("k_max", "k_exclusive") if cls is TOPK else ()))
+    assert n_accepted or name in (never if cls is not MATRYOSHKA else (*never, "k_exclusive"))
 
 
 def test_the_table_holds_every_config_with_a_number():
@@ -164,6 +171,7 @@ def test_logging_that_would_fail_at_the_first_row_is_refused(name):
         (BTK, {"k": "8"}, "invalid value: `k='8'`"),
         (BTK, {"k_max": 150, "k_anneal_steps": -1}, "k_anneal_steps=-1 must be at least 0"),
         (L1, {"l1_warm_up_steps": -1}, "l1_warm_up_steps=-1 must be at least 0"),
+        (JUMPRELU, {"jumprelu_sparsity_loss_mode": "l1"}, "jumprelu_sparsity_loss_mode='l1' is not one of"),
         (L1, {"dtype": "float16"}, "dtype='float16' cannot be trained"),
         (RUNNER, {"sae": BTK(d_model=4, d_sae=8, k=1e-4)}, "k=0.0001 selects nothing from a batch of 2048"),
         (RUNNER, {"dtype": "float8"}, "dtype='float8' is not one of"),
@@ -179,6 +187,10 @@ def test_what_would_fail_or_do_nothing_later_is_refused(cls, fields, message):
 @pytest.mark.parametrize(
     ("sae", "message"),
     [
+        (
+            JUMPRELU(d_model=4, d_sae=8, l0_warm_up_steps=2049),
+            "l0_warm_up_steps=2049 exceeds the 2048 steps of this run",
+        ),
         (L1(d_model=4, d_sae=8, l1_warm_up_steps=2049), "l1_warm_up_steps=2049 exceeds the 2048 steps of this run"),
         (
             BTK(d_model=4, d_sae=200, k_max=150, k_anneal_steps=2049),

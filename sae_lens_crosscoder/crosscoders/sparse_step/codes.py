@@ -5,6 +5,7 @@ output tile by tile (`screening.py`), so that no (batch, d_sae) array is kept; d
 then sums over pairs (`kernels.py`). `DenseCode` is the same in plain matrix products: the reference.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,7 +16,13 @@ from torch import Tensor
 from torch.nn.functional import embedding
 from typing_extensions import override
 
-from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot, gather_sum, run_starts, stable_order
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import (
+    gather_dot,
+    gather_sum,
+    indices_of,
+    run_starts,
+    stable_order,
+)
 
 
 class ByLatent(NamedTuple):
@@ -71,14 +78,21 @@ class DenseCode:
 
     def __init__(self, acts: Float[Tensor, "batch d_sae"], pre: Float[Tensor, "batch d_sae"]) -> None:
         self.acts = acts
-        self._pre = pre
+        self.pre = pre
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         return self.acts @ W_dec
 
+    def decode_groups(
+        self, W_dec: Float[Tensor, "d_sae d_in"], sizes: Sequence[int]
+    ) -> list[Float[Tensor, "batch d_in"]]:
+        """Decode each group of consecutive latents alone; the groups' sizes add up to d_sae."""
+        groups = zip(self.acts.split(list(sizes), dim=1), W_dec.split(list(sizes)), strict=True)
+        return [acts @ rows for acts, rows in groups]
+
     def pre_of(self, latents: Int[Tensor, " latents"]) -> Float[Tensor, "batch latents"]:
         """Pre-activations of a few latents on all tokens."""
-        return self._pre[:, latents]
+        return self.pre[:, latents]
 
     def rows_of(
         self, weights: Float[Tensor, "d_sae d_in"], latents: Int[Tensor, " latents"]
@@ -116,6 +130,19 @@ class SparseCode:
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         return _Reconstruction.apply(W_dec, self.values, self.pairs)  # pyright: ignore[reportReturnType]
+
+    def decode_groups(
+        self, W_dec: Float[Tensor, "d_sae d_in"], sizes: Sequence[int]
+    ) -> list[Float[Tensor, "batch d_in"]]:
+        written: list[Tensor] = []
+        first = 0
+        for rows in W_dec.split(list(sizes)):
+            inside = indices_of((self.pairs.latent >= first) & (self.pairs.latent < first + len(rows)))
+            pairs = self.pairs[inside]
+            group = ActivePairs(pairs.token, pairs.latent - first, pairs.n_tokens, len(rows))
+            written.append(_Reconstruction.apply(rows, self.values[inside], group))  # pyright: ignore[reportArgumentType]
+            first += len(rows)
+        return written
 
     def pre_of(self, latents: Int[Tensor, " latents"]) -> Float[Tensor, "batch latents"]:
         # Of the view whose gradient the active pairs make as well.

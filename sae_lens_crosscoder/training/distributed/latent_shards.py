@@ -15,6 +15,10 @@ def shard_of(whole: Any, shard: int, n_shards: int) -> Any:
     """Return one shard of a crosscoder's latents as a crosscoder; `k` stays that of the whole crosscoder."""
     if whole.cfg.d_sae % n_shards:
         raise ValueError(f"d_sae={whole.cfg.d_sae} cannot be divided by latent_shards={n_shards}: use a multiple.")
+    if n_shards > 1 and not whole.cfg.has_latent_shards:
+        raise ValueError(
+            f"latent_shards={n_shards} is not available for a {whole.cfg.architecture()}: use 1, and divide the batch."
+        )
     if whole.cfg.training_step == "dense":
         raise ValueError("training_step='dense' runs in one process only: use 'sparse' for several.")
     weights = whole.state_dict()

@@ -161,7 +161,7 @@ def _train_encoder(
 
 
 def _validated(crosscoder: TrainingCrosscoder) -> BatchTopKTrainingCrosscoder:
-    if not isinstance(crosscoder, BatchTopKTrainingCrosscoder):
+    if type(crosscoder) is not BatchTopKTrainingCrosscoder:  # whose last steps would not be those of a subclass
         raise ValueError(
             f"polish takes a BatchTopKTrainingCrosscoder, but got a {type(crosscoder).__name__}. Pass the training "
             "crosscoder, before save_inference_model."
