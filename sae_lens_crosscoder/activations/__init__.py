@@ -5,6 +5,7 @@ from sae_lens_crosscoder.activations.contrast_rows import ContrastRows, contrast
 from sae_lens_crosscoder.activations.drawn_batches import DrawnBatches
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.harvest import NonFiniteError, harvest
+from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ContrastRows",
     "DrawnBatches",
     "EvalData",
+    "MeanNorms",
     "NonFiniteError",
     "PairActivationsStore",
     "cache_activations",

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from sae_lens_crosscoder.stacking import StackedLayout
 
+AUTO_SCALING_ABOVE = 1.25
+"""Ratio of two models' mean norms per sqrt(d_model) above which `activation_scaling="auto"` scales."""
+
 
 class MeanNorms:
     """Mean norm of each model's activations, streamed, and the factors that scale it to sqrt(d_model).

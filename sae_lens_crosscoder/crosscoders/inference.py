@@ -1,9 +1,10 @@
 """Crosscoders for reading: saved in canonical form, so that an activation is a score."""
 
+import copy
 import math
 from abc import ABC
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class InferenceCrosscoder(CrosscoderViews):
     def decoder_norms(self) -> Float[Tensor, "d_sae model"]:
         """n_j^m in the space the crosscoder was trained in, the one that Delta_norm is about.
 
-        With `score="sum"` every row of a latent that writes anything sums to 1.
+        With `score="sum"` every row of a latent that writes anything sums to 1, unless scales were given afterwards.
         """
         precision = torch.promote_types(self.W_dec.dtype, torch.float32)  # half precision has 23 values of Delta_norm
         scales = self.cfg.activation_scales or (1.0,) * self.layout.n_models
@@ -95,6 +96,30 @@ class InferenceCrosscoder(CrosscoderViews):
             return torch.zeros_like(self.b_dec)
         means = [torch.tensor(mean, dtype=torch.float64).to(self.b_dec) for mean in self.cfg.activation_means]
         return self.layout.stack(means)
+
+    def with_activation_scales(self, scales: Sequence[float]) -> "InferenceCrosscoder":
+        """Return this crosscoder, read in a space in which each model's activations are multiplied by one factor.
+
+        Delta_norm, nu and verdicts then are those of the scaled space, in which the louder of two models weighs no more
+        than the other. The weights are shared and unchanged, and so are scores, thresholds and reconstructions: the
+        selection that training made stays that of the unscaled space. `cfg.metadata.scales_given_after_training` says
+        so, and goes into the manifests of results.
+
+        Args:
+            scales: c_m, one per model, such as `MeanNorms.scales()`.
+
+        Raises:
+            ValueError: for a crosscoder that was trained with scales, or not one positive factor per model.
+        """
+        if self.cfg.activation_scales is not None:
+            raise ValueError(
+                f"activation_scales={tuple(scales)} cannot be set: the crosscoder was trained with "
+                f"activation_scales={self.cfg.activation_scales}. Leave them out."
+            )
+        read = copy.copy(self)
+        read.cfg = replace(self.cfg, activation_scales=tuple(scales), metadata=copy.deepcopy(self.cfg.metadata))
+        read.cfg.metadata.scales_given_after_training = True
+        return read
 
     def norm_limits(self, max_norm_ratio: float | None = MAX_NORM_RATIO) -> NormLimits | None:
         """Limits that leave out the tokens that dominate, from those that training measured (`metadata.max_norms`).

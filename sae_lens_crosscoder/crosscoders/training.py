@@ -14,7 +14,7 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_lens_crosscoder.activations.scales import MeanNorms
+from sae_lens_crosscoder.activations.scales import AUTO_SCALING_ABOVE, MeanNorms
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales, fold_scores
 from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
@@ -27,6 +27,7 @@ from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 from sae_lens_crosscoder.stacking import StackedLayout
 
 ReconstructionLoss = Literal["l2_norm", "mse"]
+ActivationScaling = Literal["none", "per_model", "auto"]
 TRAINING_DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -47,8 +48,9 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
     """Initial decoder biases; the geometric median is that of the first batch, per model."""
     reconstruction_loss: ReconstructionLoss = "l2_norm"
     """`l2_norm`: the paper's unsquared error, averaged over models; `mse`: squared, summed over models."""
-    activation_scaling: Literal["none", "per_model"] = "none"
-    """`per_model` multiplies each model's activations by one factor so that their mean norm is sqrt(d_model)."""
+    activation_scaling: ActivationScaling = "none"
+    """`per_model` multiplies each model's activations by one factor so that their mean norm is sqrt(d_model). `auto`
+    does so only if one model's mean norm per sqrt(d_model) is more than 1.25 times another's."""
     training_step: Literal["sparse", "dense"] = "sparse"
     """`sparse` computes only what active pairs of token and latent need; `dense`, the reference, plain products."""
     screening: ScreeningChoice = "auto"
@@ -69,7 +71,7 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
             ("initialisation", get_args(Initialisation)),
             ("decoder_bias_init", ("geometric_median", "zeros")),
             ("reconstruction_loss", get_args(ReconstructionLoss)),
-            ("activation_scaling", ("none", "per_model")),
+            ("activation_scaling", get_args(ActivationScaling)),
             ("training_step", ("sparse", "dense")),
             ("screening", get_args(ScreeningChoice)),
         ):
@@ -163,15 +165,18 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
     def wants_activation_scales(self) -> bool:
         """True if per-model factors are configured and not estimated yet."""
         return (
-            self.cfg.activation_scaling == "per_model"
+            self.cfg.activation_scaling != "none"
             and self.cfg.activation_scales is None
             and not bool(self.has_seen_data)
         )
 
     @torch.no_grad()
     def scale_activations(self, mean_norms: MeanNorms) -> None:
-        """Fix the per-model factors c_m, before the first step."""
-        self.input_scales.copy_(mean_norms.scales())
+        """Fix the per-model factors c_m, before the first step; all 1 if `auto` needs none."""
+        scales = mean_norms.scales()
+        if self.cfg.activation_scaling == "auto" and scales.max() <= AUTO_SCALING_ABOVE * scales.min():
+            scales = torch.ones_like(scales)
+        self.input_scales.copy_(scales)
         self.cfg.activation_scales = tuple(self.input_scales.tolist())
 
     @torch.no_grad()

@@ -77,7 +77,8 @@ def load(
         dropped_tokens: a description of the tokens left out of training.
         activation_scales: factors by which each model's activations were multiplied in training, for a file without
             them; by default 0.2759 and 0.2442 for the crosscoder of Kissane et al., otherwise 1. They are folded into
-            the weights; (1, 1) leaves the weights as they are.
+            the weights; (1, 1) leaves the weights as they are. A crosscoder of this package that was trained without
+            scales is read with these, see `InferenceCrosscoder.with_activation_scales`.
         theta: the threshold on scores under the file's own norm, in place of the file's.
         allow_relu: load a crosscoder whose threshold is unknown as a ReLU crosscoder.
         split_gates: load latents that have a gate per part of the stack (decoupled BatchTopK, Llamascopium) as one
@@ -88,13 +89,14 @@ def load(
             (nothing is dropped silently); and for a file that a converter refuses.
     """
     path = Path(source) if Path(source).exists() else download(str(source))
+    is_read_with_scales = activation_scales is not None and _is_own(path)
     options = ForeignOptions(
         format=format,
         hook_name=hook_name,
         model_names=model_names,
         model_order=model_order,
         dropped_tokens=dropped_tokens,
-        activation_scales=activation_scales,
+        activation_scales=None if is_read_with_scales else activation_scales,
         theta=theta,
         allow_relu=allow_relu,
         split_gates=split_gates,
@@ -103,7 +105,8 @@ def load(
     def converter(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
         return _load(Path(path), device, cfg_overrides, options)
 
-    return validate_inference(SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter), "load")
+    loaded = validate_inference(SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter), "load")
+    return loaded.with_activation_scales(activation_scales) if activation_scales and is_read_with_scales else loaded
 
 
 def crosscoder_huggingface_loader(

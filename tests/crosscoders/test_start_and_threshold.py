@@ -6,6 +6,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.crosscoders.batchtopk import NothingSelectedError
 from sae_lens_crosscoder.crosscoders.initialisation import geometric_median
+from sae_lens_crosscoder.stacking import StackedLayout
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch, step
 
 
@@ -80,6 +81,25 @@ def test_per_model_scales_bring_each_model_to_mean_norm_sqrt_d_and_survive_a_che
     again.load_weights_from_checkpoint(tmp_path)
     again.training_forward_pass(step(7 * x, dead=torch.zeros(40) > 0))
     assert torch.equal(again.input_scales, crosscoder.input_scales)
+
+
+@pytest.mark.parametrize(("gain", "scales"), [(1.2, False), (1 / 1.2, False), (1.3, True), (1 / 1.3, True)])
+def test_auto_scales_if_a_model_is_louder_by_more_than_a_quarter_and_decides_once(gain, scales, tmp_path):
+    x = stacked_batch(n=200)
+    layout = StackedLayout((3, 4))
+    unit = layout.norms(x).mean(dim=0) / torch.tensor([3.0, 4.0], dtype=torch.float64).sqrt()
+    x = x / layout.expand(unit)
+    x[:, 3:] *= gain
+    crosscoder = fresh(d_models=(3, 4), activation_scaling="auto")
+    assert crosscoder.wants_activation_scales
+    crosscoder.training_forward_pass(step(x, dead=torch.zeros(40) > 0))
+    assert not crosscoder.wants_activation_scales
+    expected = torch.tensor([1.0, 1 / gain if scales else 1.0], dtype=torch.float64)
+    torch.testing.assert_close(crosscoder.input_scales, expected)
+    crosscoder.training_forward_pass(step(9 * x, dead=torch.zeros(40) > 0))
+    torch.testing.assert_close(crosscoder.input_scales, expected)
+    crosscoder.save_inference_model(tmp_path)
+    assert (slc.load(tmp_path).cfg.activation_scales is None) != scales
 
 
 def test_with_per_model_scales_a_louder_model_changes_nothing():

@@ -21,9 +21,15 @@ def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
         **({"assumptions": list(metadata.assumptions)} if metadata.assumptions else {}),
         "dataset_path": metadata.dataset_path,
         "seed": metadata.seed,
-        "space": "raw" if crosscoder.cfg.activation_scales is None else "trained (scaled)",
+        "space": _space(crosscoder),
         "score": crosscoder.cfg.score,
         "score_norm": crosscoder.cfg.score_norm,
         "partition": None if partition is None else asdict(partition),
         "training": metadata.training_architecture_details,
     }
+
+
+def _space(crosscoder: InferenceCrosscoder) -> str:
+    if crosscoder.cfg.activation_scales is None:
+        return "raw"
+    return "scaled after training" if crosscoder.cfg.metadata.scales_given_after_training else "trained (scaled)"
