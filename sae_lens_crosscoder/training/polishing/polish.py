@@ -28,6 +28,8 @@ from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
 
 _EXACT_UP_TO = 2048
 _CANDIDATES_OVER_K = 16
+_MOST_OFF = 4
+"""Factor beyond which the number of atoms that the noise allows is no better k: a poor dictionary looks like noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class PolishConfig:
     """Peak learning rate of the last steps: a fifth of the training's."""
     stop: Stop = "k"
     """When a token has enough atoms. `k`: as many as the crosscoder's k, on average. `noise`: when no atom explains
-    more than chance would, for data with a noise floor, such as planted worlds; k may then be wrong by a factor."""
+    more than chance would, for data with a noise floor, such as planted worlds. k may then be wrong by up to a factor
+    of 4: the result's k is the mean number of atoms."""
     n_rounds: int = 8
     n_tokens_per_round: int = 12_288
     """Fresh tokens per round."""
@@ -70,9 +73,10 @@ def polish(
     """Improve a trained crosscoder's dictionary, and train a few last steps from it.
 
     Each round codes fresh tokens by non-negative orthogonal matching pursuit over the decoder's rows, fits decoder and
-    bias to these codes by least squares, and puts directions that many poorly explained tokens share in the place of
-    unused and duplicate rows. BatchTopK steps then train the encoder, with `score="max"` and without revival. Latents
-    keep their ids unless they were replaced.
+    bias to these codes by least squares, takes what a latent that fires only where another one does says about that
+    other one out of it, and puts directions that many poorly explained tokens share in the place of unused and
+    duplicate rows. BatchTopK steps then train the encoder alone, with `score="max"` and without revival. Latents keep
+    their ids unless they were replaced.
 
     Args:
         crosscoder: a trained BatchTopK crosscoder; left as it is.
@@ -94,7 +98,10 @@ def polish(
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "set of options": repr(asdict(cfg))}
         checkpoint = AccumulatorCheckpoint(checkpoint_path, "polish", {"state": state}, origin)
     _make_rounds(crosscoder, batches, cfg, state, checkpoint)
-    polished = _train_encoder(_feed_forward(crosscoder, state), batches, cfg)
+    k, found = crosscoder.cfg.k, float(state.atoms_per_token)
+    if cfg.stop == "noise" and k / _MOST_OFF <= found <= k * _MOST_OFF:
+        k = found
+    polished = _train_encoder(_feed_forward(crosscoder, state, k), batches, cfg)
     if checkpoint is not None:
         checkpoint.remove()
     return polished
@@ -127,14 +134,17 @@ def _make_rounds(
 
 
 @torch.no_grad()
-def _feed_forward(crosscoder: BatchTopKTrainingCrosscoder, state: PolishState) -> BatchTopKTrainingCrosscoder:
+def _feed_forward(
+    crosscoder: BatchTopKTrainingCrosscoder, state: PolishState, k: float | int
+) -> BatchTopKTrainingCrosscoder:
     """A training crosscoder with the polished dictionary: `e_j = d_j / |d_j|^2`, which reads a lone atom exactly."""
-    cfg = replace(copy.deepcopy(crosscoder.cfg), score="max", aux_loss_coefficient=0.0, k_max=None, k_anneal_steps=0)
+    cfg = replace(
+        copy.deepcopy(crosscoder.cfg), k=k, score="max", aux_loss_coefficient=0.0, k_max=None, k_anneal_steps=0
+    )
     polished = BatchTopKTrainingCrosscoder(cfg).to(crosscoder.W_dec.device)
-    rows = state.W_dec / state.W_dec.square().sum(dim=1, keepdim=True).clamp(min=1e-12)
     polished.W_dec.copy_(state.W_dec)
-    polished.W_enc.copy_(rows.T)
-    polished.b_enc.copy_(-rows @ state.b_dec)
+    polished.W_enc.copy_(state.W_enc.T)
+    polished.b_enc.copy_(-state.W_enc @ state.b_dec)
     polished.b_dec.copy_(state.b_dec)
     polished.input_scales.copy_(crosscoder.input_scales)
     polished.has_seen_data.fill_(True)
@@ -156,7 +166,9 @@ def _train_encoder(
         device=str(crosscoder.W_dec.device),
         max_norm_ratio=cfg.max_norm_ratio,
     )
+    crosscoder.W_dec.requires_grad_(False)  # the least squares over exact codes know better
     CrosscoderTrainer(trainer_cfg, crosscoder, chain([first], batches)).fit()
+    crosscoder.W_dec.requires_grad_(True)
     return crosscoder
 
 

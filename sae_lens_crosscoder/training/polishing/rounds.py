@@ -11,6 +11,7 @@ from torch import Tensor
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts, gather_sum, run_starts
 from sae_lens_crosscoder.storage.accumulators import Accumulator
+from sae_lens_crosscoder.training.polishing.nesting import nesting_of, reading_rows, separated
 from sae_lens_crosscoder.training.polishing.pursuit import Pursuit, pursue
 from sae_lens_crosscoder.training.polishing.refit import refit_decoder
 from sae_lens_crosscoder.training.polishing.replacement import free_slots, missing_directions
@@ -24,14 +25,18 @@ _CAREFUL, _STRICT = 3.0, 15.0
 class PolishState(Accumulator):
     """A dictionary in the scaled space, and what one round leaves for the next."""
 
-    buffers = ("W_dec", "b_dec", "min_gain", "noise", "n_rounds")
+    buffers = ("W_dec", "b_dec", "W_enc", "min_gain", "noise", "atoms_per_token", "n_rounds")
 
     def __init__(self, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]) -> None:
         self.W_dec, self.b_dec = W_dec.detach().clone(), b_dec.detach().clone()
+        self.W_enc = torch.zeros_like(self.W_dec)
+        """Row by which a feed-forward encoder reads each atom, (d_sae, d_in)."""
         self.min_gain = torch.zeros((), dtype=torch.float64)
         """Energy that an atom must explain; 0 before the first round."""
         self.noise = torch.zeros((), dtype=torch.float64)
         """s^2, the median squared residual per coordinate."""
+        self.atoms_per_token = torch.zeros((), dtype=torch.float64)
+        """Mean number of atoms that the last round took."""
         self.n_rounds = 0
 
 
@@ -57,6 +62,10 @@ def polish_round(
     units = torch.nn.functional.normalize(state.W_dec, dim=1)
     W_dec, b_dec = refit_decoder(x, pairs, values, units)
     residual = x - b_dec - gather_sum(W_dec, pairs.latent, run_starts(pairs.token, len(x)), values)
+    state.atoms_per_token.fill_(len(pairs) / len(x))
+    nesting = nesting_of(pairs, values)
+    # A slope has an error of its own, which half of the last one averages with that of the round before.
+    W_dec = separated(W_dec, nesting, 0.5 if state.n_rounds == n_rounds - 1 else 1.0)
     state.noise.fill_(float(residual.square().sum(dim=1).median()) / x.shape[1])
     if stop == "k" and len(pairs):
         state.min_gain.mul_(len(pairs) / (k * len(x)))
@@ -64,6 +73,7 @@ def polish_round(
     if 0 < state.n_rounds < n_rounds - 2:
         _replace(W_dec, counts(pairs.latent, d_sae), residual, 2 * float(state.min_gain))
     state.W_dec.copy_(W_dec)
+    state.W_enc.copy_(reading_rows(W_dec, nesting))
     state.b_dec.copy_(b_dec)
     state.n_rounds += 1
 
