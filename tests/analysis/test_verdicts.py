@@ -120,6 +120,16 @@ def test_the_first_verdict_that_holds(arguments, expected):
     assert verdict(*arguments) == expected
 
 
+@pytest.mark.parametrize(
+    ("presence", "expected"),
+    [(-5.0, "chat_specific"), (0.39, "chat_specific"), (0.4, "latent_decoupling"), (NAN, "chat_specific")],
+)
+def test_a_latent_that_the_other_model_has_half_the_time_is_decoupled(presence, expected):
+    assert verdict("chat_only", 100, 0.0, 0.45, presence=presence) == expected
+    assert verdict("chat_only", 100, 0.3, 0.45, presence=presence) == "complete_shrinkage"
+    assert verdict("shared", 100, 0.0, 0.45, presence=presence) == "shared"
+
+
 def test_absolute_bounds_reject_negative_nu():
     assert verdict("chat_only", 100, -0.3, 0.0, bounds="absolute") == "complete_shrinkage"
     assert verdict("chat_only", 100, 0.0, -0.6, bounds="absolute") == "latent_decoupling"

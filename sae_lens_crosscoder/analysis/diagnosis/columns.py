@@ -111,6 +111,7 @@ def _verdict(row: Mapping[Any, Any], min_active: int, bounds: NuBounds, share_of
         min_active=min_active,
         bounds=bounds,
         nu_reconstruction_centred=row[f"nu_reconstruction_centred{probe}"],
+        presence=row[f"presence{probe}"],
         share_of_median=share_of_median,
     )
 

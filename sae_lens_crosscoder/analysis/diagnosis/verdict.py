@@ -33,6 +33,9 @@ BASIS_FREE = (
 NU_ERROR_LIMIT = 0.2
 NU_RECONSTRUCTION_LIMIT = 0.5
 NU_FREE_LIMIT = 0.5
+PRESENCE_LIMIT = 0.4
+"""Between true differences, with a presence below 0.2 up to errors of about 0.1, and concepts that fire in both models
+half of the time. nu_reconstruction lets the latter pass when other latents write them incompletely."""
 Q_LIMIT = 0.1
 MIN_ACTIVE = 100
 NEGLIGIBLE_SHARE = 1e-3
@@ -49,6 +52,7 @@ def verdict(
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
     nu_reconstruction_centred: float = float("nan"),
+    presence: float = float("nan"),
     share_of_median: float = float("nan"),
 ) -> str:
     """Verdict on one latent: the first of these that holds.
@@ -56,10 +60,10 @@ def verdict(
     `dead`: never fired on the data. `rare`: fired on fewer than `min_active` tokens. `negligible`: at its strongest it
     writes less than 1/1000 of what the median latent does. For a chat-only or base-only latent: `undetermined` when a
     nu is nan; `complete_shrinkage` when nu_error >= 0.2 (the other model has it too, its decoder norm was shrunk away);
-    `latent_decoupling` when nu_reconstruction >= 0.5 and the centred one is not below 0.5 (other latents write it into
-    the other model); `rotated` when nu_free > 0.5 (the other model has it along another direction); `undetermined` when
-    q_value >= 0.1 (null runs have latents as one-sided); else `chat_specific` or `base_specific`. Anything else is its
-    class.
+    `latent_decoupling` when nu_reconstruction >= 0.5 and the centred one is not below 0.5, or presence >= 0.4 (other
+    latents write it into the other model); `rotated` when nu_free > 0.5 (the other model has it along another
+    direction); `undetermined` when q_value >= 0.1 (null runs have latents as one-sided); else `chat_specific` or
+    `base_specific`. Anything else is its class.
 
     Args:
         nu_error, nu_reconstruction: probed with the decoder of the model that the latent is specific to.
@@ -70,6 +74,7 @@ def verdict(
             share, and so is no sign of either artifact.
         nu_reconstruction_centred: the same within groups of tokens, without what both models have on all tokens of a
             group. nan, if undefined, leaves the decision to nu_reconstruction.
+        presence: how much of the latent the other model has, from deviations within groups; nan decides nothing.
         share_of_median: the most that the latent writes on a token, over the median live latent's; nan if unknown.
 
     >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.1)
@@ -78,6 +83,8 @@ def verdict(
     'complete_shrinkage'
     >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.9, nu_reconstruction_centred=0.1)
     'chat_specific'
+    >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.45, presence=0.5)
+    'latent_decoupling'
     """
     validate_bounds(bounds)
     if n_active == 0:
@@ -96,7 +103,8 @@ def verdict(
     if nu_error >= NU_ERROR_LIMIT:
         return "complete_shrinkage"
     is_background = nu_reconstruction_centred < NU_RECONSTRUCTION_LIMIT  # False where nan
-    if nu_reconstruction >= NU_RECONSTRUCTION_LIMIT and not is_background:
+    is_decoupled = nu_reconstruction >= NU_RECONSTRUCTION_LIMIT and not is_background
+    if is_decoupled or presence >= PRESENCE_LIMIT:
         return "latent_decoupling"
     if nu_free > NU_FREE_LIMIT:
         return "rotated"
