@@ -4,7 +4,6 @@ python benchmarks/planted_pairs.py --suite small --seeds 0 1 2 --output benchmar
 """
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,18 @@ from typing import Any, get_args
 
 import pandas as pd
 import torch
+from planted_hard import hard_rows
+from planted_training import (
+    BATCH,
+    D_SAE,
+    EVALUATION_TOKENS,
+    LEARNING_RATE,
+    POOL_TOKENS,
+    as_loaded,
+    card_columns,
+    polished,
+    trainer_config,
+)
 from results_file import write_results
 
 import sae_lens_crosscoder as slc
@@ -30,9 +41,6 @@ from sae_lens_crosscoder.synthetic import (
 
 L1, BATCHTOPK = "crosscoder", "batchtopk_crosscoder"
 STEPS = {L1: 3000, BATCHTOPK: 2500}
-LEARNING_RATE = 5e-3
-BATCH, D_SAE = 512, 256
-POOL_TOKENS = EVALUATION_TOKENS = 120_000
 
 
 @dataclass(frozen=True)
@@ -179,24 +187,13 @@ def train(
 ) -> slc.crosscoders.InferenceCrosscoder:
     """Train through the public trainer, and return what a user would load."""
     crosscoder = build(cell, world, seed)
-    steps = cell.steps or STEPS[cell.architecture]
-    cfg = slc.CrosscoderTrainerConfig(
-        total_training_samples=steps * BATCH,
-        train_batch_size_samples=BATCH,
-        lr=LEARNING_RATE,
-        lr_warm_up_steps=steps * 3 // 100,
-        lr_decay_steps=steps // 5,
-        dead_feature_window=200,
-    )
     batches = shuffled_batches(world.sample(POOL_TOKENS, seed=1000 + seed).activations, BATCH, seed)
     if null is not None:
         batches = null_activations(batches, world.layout, null, seed=seed)
-    slc.CrosscoderTrainer(cfg, crosscoder, batches).fit()
+    slc.CrosscoderTrainer(trainer_config(cell.steps or STEPS[cell.architecture]), crosscoder, batches).fit()
     if cell.polish:
-        crosscoder = slc.training.polish(crosscoder, batches, slc.training.PolishConfig(lr=cfg.lr / 5, stop="noise"))
-    with tempfile.TemporaryDirectory() as folder:
-        crosscoder.save_inference_model(folder)
-        return slc.load(folder)
+        crosscoder = polished(crosscoder, batches)
+    return as_loaded(crosscoder)
 
 
 def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -259,15 +256,6 @@ def note(cell: Cell) -> str | None:
     return None
 
 
-def card_columns(card: dict[str, Any]) -> dict[str, Any]:
-    """Flatten a score card into columns such as `precision_chat_verdict`, which say the measure, side and rule."""
-    columns = {name: value for name, value in card.items() if not isinstance(value, dict)}
-    for name, attribution in card.items():
-        if isinstance(attribution, dict):
-            columns |= {f"{measure}_{name}": attribution[measure] for measure in ("precision", "recall", "n")}
-    return columns
-
-
 def rotated(world: PlantedWorld, frame: pd.DataFrame) -> dict[str, float]:
     """Return the least nu_free and the largest error of the angle, over latents of rotated concepts that fire often."""
     frame = frame[(frame.kind == "rotated") & (frame.n_active >= 100)]
@@ -290,13 +278,19 @@ def median_nu_error_of_weak(world: PlantedWorld, table: pd.DataFrame, truth: pd.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", choices=sorted(SUITES), default="claims")
+    parser.add_argument("--suite", choices=sorted([*SUITES, "hard"]), default="claims")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     recoveries: dict[str, Any] = {}
+    if args.suite == "hard":
+        for row in hard_rows(args.seeds, STEPS[BATCHTOPK]):
+            rows.append(row)
+            print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}, flush=True)
+            write_results(args.output, rows, steps=STEPS[BATCHTOPK], lr=LEARNING_RATE, batch=BATCH, d_sae=D_SAE)
+        return
     for seed in args.seeds:
         for cell in SUITES[args.suite]():
             row, recovery = run(cell, seed)
