@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
+import pandas as pd
 import torch
 from planted_training import (
     BATCH,
@@ -22,6 +23,9 @@ from planted_training import (
 )
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED
+from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
+from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE
 from sae_lens_crosscoder.data import TokenGroups
 from sae_lens_crosscoder.synthetic import (
     PlantedTokens,
@@ -149,6 +153,18 @@ def _rows(situation: Situation, seed: int, sampled: Sampled, is_null: bool, step
     yield about | _judged(better, sampled) | {"recipe": "polish", "recommended": True, **seconds}
 
 
+def _presence(frame: pd.DataFrame) -> dict[str, float]:
+    """Return the largest presence of right one-sided latents, and the least of those of decoupled concepts."""
+    frame = with_own_probe(frame[frame.label.isin(ONE_SIDED) & (frame.n_active >= MIN_ACTIVE)])
+    in_other = frame.base_presence.where(frame.label == "chat_only", 1 / frame.base_presence)
+    decoupled = frame[(frame.kind == "decoupled") & (in_other >= SPECIFIC_BELOW)]
+    return {
+        "max_presence_right": float(frame.presence[in_other < SPECIFIC_BELOW].max()),
+        "min_presence_decoupled": float(decoupled.presence.min()),
+        "min_nu_reconstruction_decoupled": float(decoupled.nu_reconstruction.min()),
+    }
+
+
 def _judged(crosscoder: slc.BatchTopKTrainingCrosscoder, sampled: Sampled) -> dict[str, Any]:
     """Diagnose on fresh tokens as a user would, and score the verdicts."""
     loaded = as_loaded(crosscoder)
@@ -163,6 +179,7 @@ def _judged(crosscoder: slc.BatchTopKTrainingCrosscoder, sampled: Sampled) -> di
     return {
         **card_columns(asdict(score_card(sampled.world, truth, table))),
         "wrong_verdict_kinds": sorted(wrong.kind.tolist()),
+        **_presence(frame),
         "k": float(crosscoder.cfg.k),
         "l0": diagnosis.manifest["l0"],
         "fve_pooled": diagnosis.manifest["fve"]["pooled"],
