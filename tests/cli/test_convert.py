@@ -26,8 +26,11 @@ def test_there_and_back(tmp_path, capsys):
     assert ours.cfg.activation_scales == (0.5, 2.0)
     assert main(["convert", "ours", "back", "--to", "dictionary_learning"]) == 0
     assert load_file("back/model.safetensors")["threshold"] == pytest.approx(4.0)
-    x = tokens().flatten(1)
-    torch.testing.assert_close(slc.load("back").encode(x), ours.encode(x))
+    x, back = tokens().flatten(1), slc.load("back")
+    torch.testing.assert_close(back.encode(x), ours.encode(x))
+    for name in ("model_name", "chat_model_name", "hook_name", "dropped_tokens"):
+        assert getattr(back.cfg.metadata, name) == getattr(metadata, name)
+    assert back.cfg.activation_scales == (0.5, 2.0)
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

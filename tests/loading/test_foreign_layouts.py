@@ -128,17 +128,87 @@ def test_one_of_ours_is_the_same_function_in_the_authors_layout(tmp_path, score,
 
 
 @assumed
-def test_different_scales_go_back_as_one_per_model_equal_ones_as_one(tmp_path):
-    for name, shape in (("A", ()), ("D", ()), ("E", (2,)), ("kissane", (2,))):
+def test_scales_go_back_as_one_per_model_and_none_as_no_tensors(tmp_path):
+    """Versions of the authors' library have one factor or one per model, and load a file without any."""
+    for name in ("A", "D", "E", "kissane"):
         crosscoder = load(LAYOUTS[name].write(tmp_path / name), LAYOUTS[name])
-        tensors = load_file(
-            slc.convert.save_dictionary_learning(crosscoder, tmp_path / f"{name}-back") / "model.safetensors"
-        )
-        assert tensors["activation_global_scale"].shape == shape
-        assert bool(tensors["activation_mean"].isnan().all()) == (name == "A")
-        if name == "D":  # as the authors' code derives the factor
-            derived = tensors["target_rms"] / tensors["activation_std"].square().sum().sqrt()
-            torch.testing.assert_close(derived, tensors["activation_global_scale"])
+        folder = slc.convert.save_dictionary_learning(crosscoder, tmp_path / f"{name}-back")
+        tensors = load_file(folder / "model.safetensors")
+        if name == "A":
+            assert not [tensor for tensor in tensors if "activation" in tensor]
+            continue
+        assert tensors["activation_global_scale"].shape == (2,)
+        derived = tensors["target_rms"] / tensors["activation_std"].square().sum(dim=-1).sqrt()  # as their code does
+        torch.testing.assert_close(derived, tensors["activation_global_scale"])
+        assert slc.load(folder).cfg.activation_scales == pytest.approx(crosscoder.cfg.activation_scales)
+
+
+FACTS = ("model_name", "chat_model_name", "hook_name", "dropped_tokens", "max_norms", "max_norm_ratio", "k")
+
+
+@assumed
+@pytest.mark.parametrize("name", [name for name in PAIRS if LAYOUTS[name].kind != "decoupled"])
+def test_an_export_keeps_the_facts_and_whether_they_were_assumed(tmp_path, name):
+    layout = LAYOUTS[name]
+    crosscoder = load(layout.write(tmp_path / "theirs"), layout)
+    metadata = crosscoder.cfg.metadata
+    metadata.model_name, metadata.chat_model_name, metadata.hook_name = (
+        "some/base",
+        "some/chat",
+        "blocks.2.hook_mlp_out",
+    )
+    metadata.dropped_tokens, metadata.max_norms, metadata.max_norm_ratio, metadata.k = "BOS", [3.0, 4.0], 10.0, 7
+    metadata.assumptions = ["hook_name='blocks.2.hook_mlp_out'"]
+    again = slc.load(slc.convert.save_dictionary_learning(crosscoder, tmp_path / "back"))
+    expected = [getattr(metadata, fact) for fact in FACTS]
+    if crosscoder.cfg.architecture() == "crosscoder":  # of which there is no k
+        expected[-1] = None
+    assert [getattr(again.cfg.metadata, fact) for fact in FACTS] == expected
+    assert (is_assumed(again, "hook_name"), is_assumed(again, "model_names")) == (True, False)
+    assert again.cfg.partition == crosscoder.cfg.partition
+    scales = crosscoder.cfg.activation_scales  # which their layout holds in float32
+    assert again.cfg.activation_scales == (None if scales is None else pytest.approx(scales, rel=1e-6))
+    twice = slc.load(slc.convert.save_dictionary_learning(again, tmp_path / "twice"))
+    assert twice.cfg.to_dict() == again.cfg.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hook_name", 3, "sae_lens_crosscoder.hook_name=3, of another type"),
+        ("model_names", ["a"], "model_names that are not two models"),
+        ("max_norms", [1.0], "expected a positive number for every model"),
+        ("max_norm_ratio", -1.0, "expected a positive number for every model"),
+        ("n_exclusive", [1, 1], "trainer_config.json disagree. W_dec is not 0 in the other model's half"),
+        ("n_exclusive", [9, 1], r"n_exclusive=\[9, 1\]"),
+    ],
+)
+@assumed
+def test_exported_facts_that_do_not_fit_are_refused(tmp_path, key, value, message):
+    folder = slc.convert.save_dictionary_learning(slc.load(LAYOUTS["B"].write(tmp_path / "theirs")), tmp_path / "back")
+    path = folder / "trainer_config.json"
+    settings = json.loads(path.read_text())
+    settings["sae_lens_crosscoder"][key] = value
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        slc.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "code_normalization", "expected"),
+    [("B", "SAE", "l2"), ("C-sae", "sae", "l2"), ("C-sae", "CROSSCODER", None), ("B", "OTHER", None)],
+)
+@assumed
+def test_the_name_of_the_norm_in_the_config_is_believed_unless_the_tensors_disagree(
+    tmp_path, tensors, code_normalization, expected
+):
+    folder = LAYOUTS[tensors].write(tmp_path)
+    (folder / "config.json").write_text(json.dumps({"code_normalization": code_normalization}))
+    if expected is None:
+        with pytest.raises(ValueError, match=r"which is unknown, or differs from the tensors' code_normalization_id"):
+            slc.load(folder)
+    else:
+        assert slc.load(folder).cfg.score_norm == expected
 
 
 @assumed

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.canonical import Weights
 from sae_lens_crosscoder.crosscoders.scores import Score
-from sae_lens_crosscoder.loading.formats.facts import hook_of, models_of, of_paper, order_of
+from sae_lens_crosscoder.loading.formats.exported import with_exported_facts
+from sae_lens_crosscoder.loading.formats.facts import models_of, of_paper, order_of
 from sae_lens_crosscoder.loading.formats.foreign import (
     PAPER_MODELS,
     Fact,
@@ -40,10 +41,9 @@ MAIN_TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bia
 NORMALISER = ("activation_mean", "activation_std", "activation_global_scale")
 OPTIONAL_TENSORS = ("k", "threshold", "code_normalization_id", "target_rms", *NORMALISER)
 NORM_IDS: dict[int, Score] = {1: "sum", 2: "l2", 3: "mixed", 4: "none"}
+NORM_NAMES = {1: "CROSSCODER", 2: "SAE", 3: "MIXED", 4: "NONE", 5: "DECOUPLED"}
 DECOUPLED_ID = 5
 PAPER_LAYER = 13
-EXPORT_KEY = "sae_lens_crosscoder."
-"""Keys under this are what this package exports for itself."""
 
 
 def convert_dictionary_learning(
@@ -72,14 +72,14 @@ def convert_dictionary_learning(
     else:
         theta = _theta(file, options, assumptions)
     order = order_of(file, options, default_order)
-    return ForeignCrosscoder(
+    foreign = ForeignCrosscoder(
         format="dictionary_learning",
         weights=weights,
         layout=layout,
         hook_name=_hook(file, layout),
         model_names=_models(file, layout, order),
         model_order=order,
-        dropped_tokens=_dropped_tokens(file, layout),
+        dropped_tokens=of_paper(layout, "none (BOS and chat template were kept)"),
         score_norm=score_norm,
         theta=theta,
         scales=scales,
@@ -87,6 +87,7 @@ def convert_dictionary_learning(
         assumptions=assumptions,
         details={"k": _whole_number(file, "k")} if "k" in file.tensors else {},
     )
+    return with_exported_facts(file, foreign)
 
 
 def _whole_number(file: ForeignFile, name: str) -> int:
@@ -101,15 +102,12 @@ def _hook(file: ForeignFile, layout: StackedLayout) -> Fact:
     layer = file.settings.get("layer")
     if layer is not None and (type(layer) is not int or not 0 <= layer < 10_000):
         raise ValueError(f"The config beside {file.path} has layer={layer!r:.80}, expected the number of a layer.")
-    named = hook_of(file, layout, f"blocks.{PAPER_LAYER}.hook_resid_post", EXPORT_KEY + "hook_name")
-    if named.stated or layer is None:
-        return named
+    if layer is None:
+        return of_paper(layout, f"blocks.{PAPER_LAYER}.hook_resid_post")
     return Fact(f"blocks.{layer}.hook_resid_post", stated=True)
 
 
 def _models(file: ForeignFile, layout: StackedLayout, order: Fact) -> Fact:
-    if (names := file.settings.texts(EXPORT_KEY + "model_names")) is not None and len(names) == 2:
-        return Fact(names, stated=True)
     base, chat = PAPER_MODELS
     # Their name for another pair joins two names with a dash, and cannot be taken apart.
     name = file.settings.text("lm_name")
@@ -117,13 +115,6 @@ def _models(file: ForeignFile, layout: StackedLayout, order: Fact) -> Fact:
         return Fact(PAPER_MODELS, stated=True)
     found = models_of(file, layout, order.value)
     return found if name is None or found.stated else Fact()
-
-
-def _dropped_tokens(file: ForeignFile, layout: StackedLayout) -> Fact:
-    text = file.settings.get(EXPORT_KEY + "dropped_tokens")
-    if isinstance(text, str) and text.isprintable():
-        return Fact(text, stated=True)
-    return of_paper(layout, "none (BOS and chat template were kept)")
 
 
 def _weights(file: ForeignFile, assumptions: list[str]) -> tuple[StackedLayout, Weights]:
@@ -152,12 +143,23 @@ def _weights(file: ForeignFile, assumptions: list[str]) -> tuple[StackedLayout, 
     return layout, Weights(W_enc, b_enc, layout.stack([*decoder]), layout.stack([*b_dec]))
 
 
+def _norm_id(file: ForeignFile) -> int | None:
+    """Return the id of the norm in the tensors, or of its name in the config; None if neither has it."""
+    norm_id = _whole_number(file, "code_normalization_id") if "code_normalization_id" in file.tensors else None
+    name = file.settings.text("code_normalization")
+    if name is None:
+        return norm_id
+    named = next((known for known, text in NORM_NAMES.items() if text == name.upper()), None)
+    if named is None or norm_id not in (None, named):
+        raise ValueError(
+            f"The config beside {file.path} has code_normalization={name!r:.40}, which is unknown, or differs from the "
+            f"tensors' code_normalization_id ({norm_id}). Known are {NORM_NAMES}."
+        )
+    return named
+
+
 def _is_decoupled(file: ForeignFile) -> bool:
-    is_decoupled = "code_normalization_id" in file.tensors and (
-        _whole_number(file, "code_normalization_id") == DECOUPLED_ID
-    )
-    threshold = file.tensors.get("threshold", torch.zeros(()))
-    return is_decoupled or threshold.numel() > 1
+    return _norm_id(file) == DECOUPLED_ID or file.tensors.get("threshold", torch.zeros(())).numel() > 1
 
 
 def _split(
@@ -188,8 +190,7 @@ def _split(
 
 
 def _score_norm(file: ForeignFile, assumptions: list[str]) -> Score:
-    tensors = file.tensors
-    norm_id = _whole_number(file, "code_normalization_id") if "code_normalization_id" in tensors else None
+    norm_id = _norm_id(file)
     if norm_id is None:
         assumptions.append("without a code_normalization_id, the norm is the crosscoder's, n_base + n_chat")
         return "sum"
@@ -231,6 +232,9 @@ def _normaliser(
     The 1e-8 that the authors' code adds to c in the decoder is left out.
     """
     mean, std, scale = (file.tensors.get(name) for name in NORMALISER)
+    rms = file.settings.get("target_rms")
+    if rms is not None and rms != scalar(file, "target_rms", default=1.0):
+        raise ValueError(f"{file.path} and the config beside it have different values of target_rms.")
     if mean is None or bool(mean.isnan().all()):
         if options.activation_scales is None:
             assumptions.append("without a normaliser in the file, activations were neither scaled nor centred")
@@ -262,8 +266,10 @@ def _validate_scaling(file: ForeignFile, std: Tensor, scale: Tensor) -> None:
             "normalise. Set both, or make both NaN."
         )
     rms = scalar(file, "target_rms", default=1.0)
-    of_variances = rms / std.double().square().sum().sqrt().item()
-    left_at_one = bool((scale == 1).all()) and not math.isclose(of_variances, 1, rel_tol=1e-3)
+    # One factor is that of all variances; later versions have one per model.
+    variances = std.double().square().sum(dim=None if scale.ndim == 0 else -1)
+    of_variances = rms / variances.sqrt()
+    left_at_one = bool((scale == 1).all()) and not torch.allclose(of_variances, scale.double(), rtol=1e-3, atol=0)
     in_coordinates = left_at_one and not torch.allclose(std, torch.ones_like(std), atol=1e-3)
     if in_coordinates or file.settings.get("keep_relative_variance") is False:
         raise ValueError(

@@ -12,20 +12,21 @@ from torch import Tensor
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.scores import score_norms
-from sae_lens_crosscoder.loading.formats.dictionary_learning import NORM_IDS
+from sae_lens_crosscoder.loading.formats.dictionary_learning import NORM_IDS, NORM_NAMES
+from sae_lens_crosscoder.loading.formats.exported import FILENAME, exported_settings
 
-_NORM_NAMES = {1: "CROSSCODER", 2: "SAE", 3: "MIXED", 4: "NONE"}
 _NONE_ID = 4
 
 
 @torch.no_grad()
 def save_dictionary_learning(crosscoder: InferenceCrosscoder, folder: str | Path, k: int | None = None) -> Path:
-    """Save `model.safetensors` and `config.json` for `dictionary_learning`, and return the folder.
+    """Save `model.safetensors` and its configs for `dictionary_learning`, and return the folder.
 
     Their `CrossCoder.from_pretrained(folder, from_hub=True)` loads it (`BatchTopKCrossCoder` if there is a threshold),
-    and so does `slc.load`. Activation scales and means become their normaliser; different scales for the two models
-    need a version of their library from 2026 on. They have no norm `max`: such a crosscoder is saved with the norm
-    `none`, which selects the same latents.
+    and so does `slc.load`. Activation scales and means become their normaliser, with one factor per model, for which
+    they need their library of July 2025 or later; without a normaliser any version loads it. They have no norm `max`:
+    such a crosscoder is saved with the norm `none`, which selects the same latents. `trainer_config.json` keeps what
+    their layout has no place for: hook, models, dropped tokens and the partition; `slc.load` reads it back.
 
     Args:
         k: the k of a BatchTopK crosscoder, part of their file; by default that of its training.
@@ -61,7 +62,7 @@ def save_dictionary_learning(crosscoder: InferenceCrosscoder, folder: str | Path
         "activation_dim": cfg.d_model,
         "dict_size": cfg.d_sae,
         "num_layers": 2,
-        "code_normalization": _NORM_NAMES[norm_id],
+        "code_normalization": NORM_NAMES[norm_id],
         "target_rms": 1.0,
     }
     if theta is not None:
@@ -71,6 +72,7 @@ def save_dictionary_learning(crosscoder: InferenceCrosscoder, folder: str | Path
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(settings, indent=2))
+    (folder / FILENAME).write_text(json.dumps(exported_settings(crosscoder), indent=2))
     return folder
 
 
@@ -113,27 +115,19 @@ def _in_trained_units(crosscoder: InferenceCrosscoder) -> tuple[Weights, float |
 
 
 def _normaliser(crosscoder: InferenceCrosscoder) -> dict[str, Tensor]:
-    """Return the tensors of their normaliser, NaN if activations are read raw.
+    """Return the tensors of their normaliser; none if activations are read raw, so that every version loads the file.
 
     Only the factor is used. The std, which is unknown, is set so that its sum of squares agrees with the factor.
     """
-    shape = (2, crosscoder.cfg.d_model)
-    off = torch.full(shape, torch.nan)
-    scales = crosscoder.activation_scales
-    scale = scales[0] if bool((scales == scales[0]).all()) else scales
-    rms = torch.tensor(1.0)
     if crosscoder.cfg.activation_scales is None and crosscoder.cfg.activation_means is None:
-        return {
-            "activation_mean": off,
-            "activation_std": off.clone(),
-            "activation_global_scale": scale,
-            "target_rms": rms,
-        }
+        return {}
+    scales = crosscoder.activation_scales
+    width = crosscoder.cfg.layout.d_models[0]
     return {
         "activation_mean": torch.stack(crosscoder.layout.split(crosscoder.activation_means)),
-        "activation_std": (1 / (scales * crosscoder.cfg.d_in**0.5))[:, None].expand(shape),
-        "activation_global_scale": scale,
-        "target_rms": rms,
+        "activation_std": (1 / (scales * width**0.5))[:, None].expand(2, width),
+        "activation_global_scale": scales,
+        "target_rms": torch.tensor(1.0),
     }
 
 
