@@ -110,7 +110,9 @@ def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     _validate_archive(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, UnicodeDecodeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
         raise ValueError(
             f"{path} contains more than tensors: its pickle would run code, or is damaged. Nothing was run. Ask its "
             "author for a state dict or safetensors."
@@ -148,7 +150,7 @@ def _validate_archive(path: Path) -> None:
             if any(record.flag_bits & 1 or record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise zipfile.BadZipFile("its records are encrypted or compressed")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error!s:.200}. Download it again.") from error
     if damaged is not None:
         raise ValueError(f"{path} is damaged: checksum mismatch in its record {damaged!r:.80}. Download it again.")

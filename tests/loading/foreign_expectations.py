@@ -62,7 +62,7 @@ def crosscode(layout, tokens):
     n_models, n_hooks = len(lists["W_enc"]), len(lists["W_enc"][0])
     flat = [[direction for model in latent for direction in model] for latent in lists["W_dec"]]
     norms = trained = [[ref.norm(direction) for direction in latent] for latent in flat]
-    if lists.get("is_folded"):
+    if lists.get("is_folded") is True or lists.get("is_folded") == 1:
         scales = [scale for model in lists["folded_scaling_factors_in_Xi"] for scale in model]
         trained = [[norm * scale for norm, scale in zip(latent, scales, strict=True)] for latent in norms]
 

@@ -176,6 +176,19 @@ def test_a_flipped_bit_is_noticed_by_the_checksums_that_torch_writes_and_does_no
         slc.load(tmp_path)
 
 
+def test_a_damaged_name_in_an_archive_is_refused_by_the_name_of_the_file(tmp_path):
+    path = LAYOUTS["kissane"].write(tmp_path) / "cc_weights.pt"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"cc_weights/data.pkl") + 3] ^= 0x80
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"cc_weights.pt (is damaged|contains more than tensors)"):
+        slc.load(tmp_path)
+    data[data.rindex(b"cc_weights/data.pkl") + 3] ^= 0x80
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"cc_weights.pt (is damaged|contains more than tensors)"):
+        slc.load(tmp_path)
+
+
 def test_numbers_too_large_for_float32_are_read_in_float64(tmp_path):
     layout = Layout(main_tensors() | {"decoder.weight": torch.full((2, D_SAE, WIDTH), 2e38)})
     with pytest.warns(UserWarning, match="assumed settings"):

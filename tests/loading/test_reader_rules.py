@@ -248,6 +248,18 @@ def test_shards_with_an_index_are_read_whole(tmp_path):
         slc.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("nanda", "hook_point"), ("gemma", "model_name"), ("openmoss", "hook_points"), ("A", "model_order")],
+)
+def test_a_config_of_wrong_types_is_refused_by_the_name_of_the_file(tmp_path, name, key):
+    layout = LAYOUTS[name]
+    folder = layout.write(tmp_path)
+    edit(folder, layout, **{key: 3})
+    with pytest.raises(ValueError, match=rf"The config beside {tmp_path}.* has {key}=3, expected"):
+        slc.load(folder, **layout.options)
+
+
 def test_two_config_files_that_disagree_are_named(tmp_path):
     folder = LAYOUTS["A"].write(tmp_path)
     (folder / "trainer_config.json").write_text(json.dumps({"trainer": {"layer": 3, "lr": 1e-4}}))

@@ -46,8 +46,8 @@ def canonical_state(
         state["threshold"] = foreign.theta * torch.where(norms > 0, norms / trained_norms, torch.ones_like(norms))
     if not all(bool(tensor.isfinite().all()) for tensor in (norms, *state.values())):
         raise ValueError(
-            f"The weights of this crosscoder ({foreign.format}) become infinite in canonical form: the file is "
-            "damaged, or must be loaded with dtype='float64'."
+            f"The weights of {file.path} ({foreign.format}) become infinite in canonical form: the file is damaged, or "
+            "must be loaded with dtype='float64'."
         )
     means = None if foreign.means is None else [mean.tolist() for mean in layout.split(foreign.means)]
     shared: dict[str, Any] = {

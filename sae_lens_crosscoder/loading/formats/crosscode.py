@@ -21,6 +21,7 @@ from sae_lens_crosscoder.loading.formats.foreign import (
     Source,
 )
 from sae_lens_crosscoder.loading.formats.validation import (
+    scalar,
     theta_of,
     validate_agreement,
     validate_pair,
@@ -85,7 +86,7 @@ def convert_stacked(
         shared["score_norm"] = "none"
     elif not _says_relu(file):
         assumptions.append("latents are ReLU, with no threshold")
-    scales = _folded_scales(file, layout)
+    scales = _folded_scales(file, (n_models, n_hooks))
     if scales is not None:
         if options.activation_scales is not None:
             raise ValueError(f"{file.path} holds its activation scales: leave activation_scales out.")
@@ -157,13 +158,12 @@ def _thresholds(file: ForeignFile, d_sae: int) -> Tensor | None:
     return logarithm.exp()
 
 
-def _folded_scales(file: ForeignFile, layout: StackedLayout) -> tuple[float, ...] | None:
+def _folded_scales(file: ForeignFile, shape: tuple[int, int]) -> tuple[float, ...] | None:
     """Return the factors that crosscode has folded into the weights, one per part of the stack; None if it has not."""
-    is_folded = file.tensors.get("is_folded")
-    if is_folded is None or not bool(is_folded.any()):
+    if not scalar(file, "is_folded", default=0.0):
         return None
     inner, outer = (file.tensors.get(name) for name in FOLDED[1:])
-    if inner is None or outer is None or inner.numel() != layout.n_models or not torch.equal(inner, outer):
+    if inner is None or outer is None or inner.shape != shape or not torch.equal(inner, outer):
         raise ValueError(
             f"{file.path} was folded with scales that are missing, or that differ between encoder and decoder: it is "
             "no crosscoder of the activations that it reads."

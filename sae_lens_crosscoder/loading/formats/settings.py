@@ -27,7 +27,10 @@ class Settings:
     (13, 'activation_fn.classname=TopkActivation', ['k'])
     """
 
-    def __init__(self, values: Mapping[str, Any] | None = None, conflicts: Iterable[str] = ()) -> None:
+    def __init__(
+        self, values: Mapping[str, Any] | None = None, conflicts: Iterable[str] = (), path: Path | None = None
+    ) -> None:
+        self._path = path
         self._values = _flat(values or {})
         self._read: set[str] = set()
         self.conflicts = list(conflicts)
@@ -50,7 +53,7 @@ class Settings:
                         "latter is used"
                     )
                 values[key], origin[key] = value, name
-        return cls(values, conflicts)
+        return cls(values, conflicts, path)
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Add settings that a weights file holds."""
@@ -72,7 +75,7 @@ class Settings:
         """
         value = self.get(key)
         if value is not None and not (isinstance(value, str) and value.isprintable() and 0 < len(value) < 200):
-            raise ValueError(f"The config has {key}={value!r:.80}, expected a short text.")
+            raise ValueError(f"The config beside {self._path} has {key}={value!r:.80}, expected a short text.")
         return value
 
     def texts(self, key: str) -> tuple[str, ...] | None:
@@ -85,7 +88,7 @@ class Settings:
         if value is None:
             return None
         if not isinstance(value, list) or not all(isinstance(part, str) and part.isprintable() for part in value):
-            raise ValueError(f"The config has {key}={value!r:.80}, expected a list of names.")
+            raise ValueError(f"The config beside {self._path} has {key}={value!r:.80}, expected a list of names.")
         return tuple(value)
 
     def unread(self) -> list[str]:
