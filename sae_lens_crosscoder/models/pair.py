@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_crosscoder.models.adapters import lower_layers_once
@@ -28,12 +27,13 @@ from sae_lens_crosscoder.models.loading import load_models, validate_same_tokeni
 from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
 from sae_lens_crosscoder.models.patch_state import PatchState
 from sae_lens_crosscoder.models.shared_parameters import shared_parameters
+from sae_lens_crosscoder.models.splicing import SplicedModels
 from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
 from sae_lens_crosscoder.models.wrapping import hooked_models, validate_names
 from sae_lens_crosscoder.stacking import StackedLayout
 
 
-class HookedModelPair(HookedRootModule):
+class HookedModelPair(SplicedModels):
     """A base and a chat model that read the same tokens; at a hook, their activations are stacked, base first.
 
     SAELens's `ActivationsStore`, training runners and `run_evals` accept it like any model. Add hooks with
@@ -81,6 +81,7 @@ class HookedModelPair(HookedRootModule):
         self.tokenizer: Any = getattr(models[-1], "tokenizer", None)
         """The chat model's, because it carries the chat template."""
         self.patch_state = PatchState()
+        self.splices = {}
         self.setup()
 
     @classmethod
@@ -191,6 +192,7 @@ class HookedModelPair(HookedRootModule):
                 f"{' and '.join(self.model_names)}. Load the pair that it was trained on."
             )
 
+    @override
     def layout_at(self, hook_name: str) -> StackedLayout:
         """The models' widths at a hook, measured by running one token."""
         self.validate_hook(hook_name)
@@ -237,7 +239,9 @@ class HookedModelPair(HookedRootModule):
     ) -> tuple[Any, dict[str, Tensor]]:
         """Return the output, and stacked activations (batch, pos, d_in) by hook name."""
         names = self._resolve_names(names_filter)
-        edits = self._edits(tokens)
+        with self._caching_saes(names) as of_saes:
+            edits = self._edits(tokens)
+        names = [name for name in names if name not in of_saes]
         outputs: list[Any] = []
         caches: list[dict[str, Tensor]] = []
         with lower_layers_once(() if edits else self.members, kwargs):
@@ -249,16 +253,19 @@ class HookedModelPair(HookedRootModule):
         output = stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
         if names_filter is None or callable(names_filter):  # a pattern skips hooks that did not run
             names = [name for name in names if all(is_stackable(cache.get(name)) for cache in caches)]
-        return output, {name: stack([cached_activation(cache, name) for cache in caches]) for name in names}
+        return output, {name: stack([cached_activation(cache, name) for cache in caches]) for name in names} | of_saes
 
     def _edits(self, tokens: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """Edited activations by hook name, one per model, in the order in which the models reach the hooks."""
-        hooked = [name for name, hook_point in self.hook_dict.items() if hook_point.has_hooks(dir="fwd")]
+        own = {name: self.hook_dict[name] for name in self._hooks_of_models()}
+        hooked = [name for name, point in own.items() if name in self.splices or point.has_hooks(dir="fwd")]
         edits: dict[str, tuple[Tensor, ...]] = {}
         for name in self._in_order_of_execution(tokens, hooked):
             parts = self._read(tokens, name, edits)
             layout = StackedLayout(tuple(part.shape[-1] for part in parts))
             edited = self.hook_dict[name](layout.stack(parts))
+            if name in self.splices:
+                edited = self.splices[name](edited, tokens)
             pieces = layout.split(edited)
             edits[name] = tuple(piece.to(part) for piece, part in zip(pieces, parts, strict=True))
         return edits
