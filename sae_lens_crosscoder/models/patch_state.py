@@ -14,3 +14,5 @@ class PatchState:
     hook without patches has no entry."""
     n_tokens_read: int = 0
     """Tokens that earlier passes of the running generation have read, so that a pass sees only those after them."""
+    prompt_length: int | None = None
+    """Length of the longest prompt of the running generation; None outside of one."""

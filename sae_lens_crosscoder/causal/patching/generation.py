@@ -8,11 +8,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from sae_lens_crosscoder.activations.harvest import validate_tokens
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.patching.intervention import ModelName
 from sae_lens_crosscoder.models.cached_models import with_activations
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
+@validate_arguments
 @torch.no_grad()
 def generate_patched(
     pair: HookedModelPair,
@@ -39,6 +42,7 @@ def generate_patched(
     """
     if writer not in ("base", "chat"):
         raise ValueError(f"Unknown writer={writer!r}: expected 'base' or 'chat'.")
+    validate_tokens(tokens)
     end = getattr(pair.tokenizer, "eos_token_id", None) if end is None else end
     answers = torch.stack(answer_prompts(pair, list(tokens), writer, max_new_tokens=max_new_tokens, end=end))
     return answers[:, : int(until_end(answers, end).sum(dim=1).max())]
@@ -67,6 +71,7 @@ def answer_prompts(
     tokens = pad(pad_sequence(list(prompts), batch_first=True), (0, max_new_tokens), value=filler)
     stops = lengths + max_new_tokens
     cached, state = with_caches(pair), pair.patch_state
+    state.prompt_length = int(lengths.max())
     try:
         for position in range(int(lengths.min()), int(stops.max())):
             logits = (pair if cached is None else cached)(tokens[:, state.n_tokens_read : position])[:, -1, m]
@@ -78,7 +83,7 @@ def answer_prompts(
             if bool((position + 1 >= stops).all()):
                 break
     finally:
-        state.n_tokens_read = 0
+        state.n_tokens_read, state.prompt_length = 0, None
     written: list[Tensor] = []
     for row, length, stop in zip(tokens, lengths.tolist(), stops.tolist(), strict=True):
         answer = row[length : length + max_new_tokens].clone()
@@ -104,5 +109,5 @@ def with_caches(pair: HookedModelPair) -> HookedModelPair | None:
     if any(model is None for model in members):
         return None
     cached_pair = HookedModelPair(*members)
-    cached_pair.hook_dict = pair.hook_dict
+    cached_pair.hook_dict, cached_pair.splices = pair.hook_dict, pair.splices
     return cached_pair

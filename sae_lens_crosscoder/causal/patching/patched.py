@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.patching.intervention import (
     How,
     Intervention,
@@ -17,8 +18,8 @@ from sae_lens_crosscoder.causal.patching.intervention import (
     ModelName,
     intervention,
 )
-from sae_lens_crosscoder.causal.patching.validation import validate_pair
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
+from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.models.hook_access import validate_hook_name
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.patch_state import PatchState
@@ -27,6 +28,7 @@ from sae_lens_crosscoder.stacking import StackedLayout
 HookFunction = Callable[..., Tensor]
 
 
+@validate_arguments
 @contextmanager
 def patched(
     host: Any,
@@ -73,6 +75,8 @@ def patched(
         ):
             yield host
         return
+    if not hasattr(host, "hook_dict"):
+        raise ValueError(f"host is a {type(host).__name__}, expected a HookedModelPair or one of its models.")
     hook_name = hook_name_of(crosscoder)
     validate_hook_name(hook_name, host.hook_dict)
     _validate_single_model(how, model, read_by)
@@ -92,7 +96,7 @@ def _pair_hook(
         if outermost:
             state.unedited[hook_name] = stacked
         deltas = edit.deltas(state.unedited[hook_name])
-        mask = _mask_of_pass(positions, state.n_tokens_read, stacked.shape[1])
+        mask = _mask_of_pass(positions, state, stacked.shape[1])
         parts = [_added(part, delta, mask) for part, delta in zip(layout.split(stacked), deltas, strict=True)]
         if read_by == "chat":
             parts[-1] = parts[0]
@@ -113,12 +117,13 @@ def _model_hook(delta: Tensor | None, positions: Tensor | None) -> HookFunction:
     return edit_activation
 
 
-def _mask_of_pass(positions: Tensor | None, n_read: int, n_pos: int) -> Tensor | None:
-    """The mask of the `n_pos` tokens after the first `n_read`; tokens after the masked prompts are unmarked."""
-    if positions is None or n_read == 0:
+def _mask_of_pass(positions: Tensor | None, state: PatchState, n_pos: int) -> Tensor | None:
+    """The mask of the `n_pos` tokens that a pass reads; tokens that a generation writes are unmarked."""
+    if positions is None or state.prompt_length != positions.shape[1]:  # which outside of a generation is None
         return positions
-    unmarked = positions.new_zeros(len(positions), max(0, n_read + n_pos - positions.shape[1]))
-    return torch.cat([positions, unmarked], dim=1)[:, n_read : n_read + n_pos]
+    end = state.n_tokens_read + n_pos
+    unmarked = positions.new_zeros(len(positions), max(0, end - positions.shape[1]))
+    return torch.cat([positions, unmarked], dim=1)[:, state.n_tokens_read : end]
 
 
 def _added(activation: Tensor, delta: Tensor | None, positions: Tensor | None) -> Tensor:
