@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.contrasts import Contrast, validate_groups
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -46,6 +47,7 @@ class ContrastRows:
         return self.activations[chosen & self.positive], self.activations[chosen & ~self.positive]
 
 
+@validate_arguments
 def contrast_rows(pair: HookedModelPair, contrast: Contrast, hook_name: str, batch_size: int = 32) -> ContrastRows:
     """Run both models on a contrast's prompts and keep the activations at the decision positions.
 

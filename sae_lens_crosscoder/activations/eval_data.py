@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, validate_max_norm_ratio
+from sae_lens_crosscoder.activations.harvest import validate_tokens
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 from sae_lens_crosscoder.data.token_mask import as_token_mask, validate_padding
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -56,6 +57,7 @@ class EvalData:
         if self.activations is None:
             if self.pair is None or self.tokens is None:
                 raise ValueError("Pass either pair and tokens, or activations.")
+            validate_tokens(self.tokens)
             as_token_mask(self.tokens, self.token_mask)
             validate_padding(self.tokens, self.token_mask, self.tokenizer or self.pair.tokenizer)
         elif self.pair is not None or self.tokens is not None:

@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.token_mask import as_token_mask, validate_padding
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import validate_embedded
@@ -17,6 +18,7 @@ class NonFiniteError(ValueError):
     """NaN or infinite activations; the message names the model and the place."""
 
 
+@validate_arguments
 def harvest(
     pair: HookedModelPair,
     tokens: Int[Tensor, "batch pos"],

@@ -13,7 +13,7 @@ from sae_lens_crosscoder.activations.dominant_tokens import DominantTokens, Norm
 from sae_lens_crosscoder.activations.eval_data import Activations, Batches, EvalData
 from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.origin import validate_trained_on
+from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.data.token_mask import as_token_mask
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import fingerprint
@@ -145,7 +145,7 @@ class DataSource:
         """
         if self._limits is None:
             assert self.max_norm_ratio is not None  # or the crosscoder would have limits that keep all tokens
-            first = [token_norms(part, self._layout) for part in self._raw.first(BATCH_TOKENS)]
+            first = [token_norms(self._fitting(part), self._layout) for part in self._raw.first(BATCH_TOKENS)]
             norms = torch.cat(first) if first else torch.zeros(0, self._layout.n_models)
             self._limits = NormLimits.measured(self._layout, norms, self.max_norm_ratio)
         return self._limits
@@ -173,12 +173,26 @@ class DataSource:
         limits = self.limits  # before the stream is read from
         n = 0
         for batch in self._raw.after(n_skipped):
-            norms = token_norms(batch, self._layout)
+            norms = token_norms(self._fitting(batch), self._layout)
             ordinary = limits.ordinary_norms(norms)
             rows = slice(None) if counted is None else counted[n : n + len(batch)].nonzero().flatten().to(norms.device)
             self.dominant.add(norms[rows], ordinary[rows])
             n += len(batch)
             yield TokenBatch(batch, ordinary)
+
+    def _fitting(self, batch: Tensor) -> Float[Tensor, "_ d_in"]:
+        """The batch, or a ValueError if the crosscoder cannot read it."""
+        if batch.ndim != 2:
+            raise ValueError(
+                f"activations has shape {tuple(batch.shape)}, expected (token, d_in). Flatten (batch, pos, d_in) with "
+                "activations.flatten(0, 1)."
+            )
+        if batch.shape[-1] != self._layout.d_in:
+            raise ValueError(
+                f"The activations are {batch.shape[-1]} wide, but the crosscoder reads {self._layout.d_in}: widths "
+                f"{self._layout.d_models} side by side. Pass data of the pair and the hook that it was trained on."
+            )
+        return batch
 
     def manifest(self) -> dict[str, Any]:
         """Entries for a manifest: the ratio, the limits, and how much was left out."""
@@ -207,7 +221,7 @@ def _raw_source(crosscoder: InferenceCrosscoder, data: EvalData) -> RawSource:
         return GivenActivations(data.activations)
     assert data.pair is not None  # EvalData validates itself
     assert data.tokens is not None
-    hook_name = validate_trained_on(crosscoder, data.pair)
+    hook_name = validate_pair(crosscoder, data.pair)
     return HarvestedActivations(data.pair, data.tokens, data.token_mask, hook_name, data.batch_size)
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
+from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, NormLimits
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.folder import write_checksums
 from sae_lens_crosscoder.crosscoders.partition import PartitionFields
@@ -157,6 +158,7 @@ class InferenceCrosscoder(CrosscoderViews):
         """Threshold that a pre-activation must exceed for its latent to be active, at least 0."""
         return torch.zeros_like(self.b_enc)
 
+    @validate_arguments
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Encode to a sparse tensor, without a dense one in between; `decode` accepts it."""
@@ -226,11 +228,18 @@ def validate_inference(crosscoder: object, purpose: str) -> InferenceCrosscoder:
     """Return the crosscoder, or raise a ValueError if it is not an inference crosscoder."""
     if isinstance(crosscoder, InferenceCrosscoder):
         return crosscoder
-    raise ValueError(
-        f"{purpose} needs an inference crosscoder, but got a {type(crosscoder).__name__}. A training crosscoder's "
-        "selection depends on the batch it is in. Save it with save_inference_model(path) and load it with "
-        "slc.load(path), or use what CrosscoderTrainingRunner.run() returns."
-    )
+    if isinstance(crosscoder, TrainingSAE):
+        advice = (
+            "A training crosscoder's selection depends on the batch it is in. Save it with save_inference_model(path) "
+            "and load it with slc.load(path), or use what CrosscoderTrainingRunner.run() returns."
+        )
+    elif isinstance(crosscoder, SAE):
+        advice = "An SAE of one model has no second decoder to compare. Load a crosscoder with slc.load(path)."
+    elif isinstance(crosscoder, str | Path):
+        advice = f"Load it first: slc.load({str(crosscoder)!r})."
+    else:
+        advice = "Pass the crosscoder first, as slc.load(path) or CrosscoderTrainingRunner.run() returns it."
+    raise ValueError(f"{purpose} needs an inference crosscoder, but got a {type(crosscoder).__name__}. {advice}")
 
 
 def hook_name_of(crosscoder: InferenceCrosscoder) -> str:

@@ -4,11 +4,11 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
-def validate_trained_on(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> str:
-    """Return the hook that the crosscoder reads, or raise a ValueError if the pair is another or lacks the hook.
+def validate_pair(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> str:
+    """Return the hook that the crosscoder reads, or raise a ValueError if the pair has other activations there.
 
-    The message says so if the name of the models or of the hook was only assumed, because a published file left it
-    open.
+    Compares model names and widths; the widths are found by running one token. The message says so if the names of the
+    models or of the hook were only assumed, because a published file left them open.
     """
     metadata = crosscoder.cfg.metadata
     hook_name = hook_name_of(crosscoder)
@@ -31,6 +31,12 @@ def validate_trained_on(crosscoder: InferenceCrosscoder, pair: HookedModelPair) 
             f"The hook {hook_name!r} was assumed, as the crosscoder's file names none, and the pair does not have it. "
             "Load the crosscoder with slc.load(..., hook_name=...) to name the hook that it was trained on."
         ) from error
+    d_models, pair_d_models = crosscoder.layout.d_models, pair.layout_at(hook_name).d_models
+    if pair_d_models != d_models:
+        raise ValueError(
+            f"The crosscoder reads activations of widths {d_models}, but the models have widths {pair_d_models} at "
+            f"{hook_name}. The crosscoder was trained on another pair: load that pair."
+        )
     return hook_name
 
 

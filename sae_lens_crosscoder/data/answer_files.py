@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.answers import MODELS, Answers, Writer, join_answers
 from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens, end_of_turn_ids
 from sae_lens_crosscoder.data.prompts import Messages, request_of
@@ -153,6 +154,7 @@ class AnswerFiles:
         return list(tensors["ids"].long().split(tensors["lengths"].tolist()))
 
 
+@validate_arguments
 def generate_answers(
     pair: HookedModelPair,
     prompts: Sequence[str | Messages],

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 TEMPLATE = -1
 
 
@@ -42,6 +44,7 @@ class ChatTokens:
         return contents | (contents.roll(1) & self.template)
 
 
+@validate_arguments
 def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> ChatTokens:
     """Tokenize a conversation with its chat template and find the origin of every token.
 
@@ -55,6 +58,7 @@ def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generati
     Raises:
         ValueError: without a chat template, or if the template rewrites contents.
     """
+    validate_tokenizer(tokenizer)
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("This tokenizer has no chat template. Load the chat model's tokenizer, or set one.")
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
@@ -80,6 +84,16 @@ def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], add_generati
     bos = (message == TEMPLATE) & (ids == bos_id) if bos_id is not None else torch.zeros_like(message, dtype=torch.bool)
     bos[1:] = False  # inside a conversation it is a turn marker, as <|im_start|> of ChatML models
     return ChatTokens(ids, message, roles, bos, torch.tensor(n_before))
+
+
+def validate_tokenizer(tokenizer: Any) -> None:
+    """Raise a ValueError for an object that neither reads nor writes tokens."""
+    if tokenizer is None:
+        raise ValueError("tokenizer is None, so there is no chat template. Load the models with their tokenizer.")
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise ValueError(
+            f"tokenizer is a {type(tokenizer).__name__}, expected a Hugging Face tokenizer, such as pair.tokenizer."
+        )
 
 
 def end_of_turn_ids(tokenizer: Any, conversation: Sequence[dict[str, str]]) -> list[int]:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.beginnings import is_bos
 from sae_lens_crosscoder.data.chat_tokens import chat_tokens
 from sae_lens_crosscoder.data.token_groups import (
@@ -34,6 +35,7 @@ class LabelledRows:
     """The source of each row, or of each token."""
 
 
+@validate_arguments
 def labelled_rows(
     tokenizer: Any, chats: Sequence[Sequence[dict[str, str]]], texts: Sequence[str] = (), max_length: int = 1024
 ) -> LabelledRows:
@@ -66,6 +68,7 @@ def labelled_rows(
     return LabelledRows(tokens, groups, [_CHAT] * len(chats) + [_WEB] * len(texts))
 
 
+@validate_arguments
 def tiny_labelled_rows(n_rows: int, seed: int = 0) -> LabelledRows:
     """Held-out rows of the built-in pair: plain text, and dialogues of combinations that training never saw.
 

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sae_lens_crosscoder.data.chat_tokens import chat_tokens
+from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.data.chat_tokens import chat_tokens, validate_tokenizer
 from sae_lens_crosscoder.data.conversations import COLUMNS, messages_of
 from sae_lens_crosscoder.data.mix import MixSource
 from sae_lens_crosscoder.data.token_groups import BOS_GROUP, EXCLUDED, TEXT_GROUP, TokenGroups, token_groups
@@ -28,6 +29,7 @@ class TokenizedPrompts(NamedTuple):
     groups: TokenGroups
 
 
+@validate_arguments
 def load_prompts(path: str | Path) -> list[list[dict[str, Any]]]:
     """Read requests or conversations from a file.
 
@@ -72,6 +74,7 @@ def _messages(record: Any, source: MixSource) -> list[dict[str, Any]]:
     return messages_of(record, source)  # pyright: ignore[reportUnknownArgumentType]
 
 
+@validate_arguments
 def tokenize_prompts(prompts: Sequence[str | Messages], tokenizer: Any) -> TokenizedPrompts:
     """Tokenize requests with the chat template, up to where the assistant's answer begins.
 
@@ -86,6 +89,7 @@ def tokenize_prompts(prompts: Sequence[str | Messages], tokenizer: Any) -> Token
     """
     if len(prompts) == 0:
         raise ValueError("`prompts` is empty: pass at least one request or conversation.")
+    validate_tokenizer(tokenizer)
     if getattr(tokenizer, "chat_template", None) is None:
         rows, names = [_plain_ids(prompt, tokenizer) for prompt in prompts], (BOS_GROUP, TEXT_GROUP)
         labels = [(row != tokenizer.bos_token_id).long() for row in rows]

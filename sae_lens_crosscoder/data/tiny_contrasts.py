@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.tiny import CONCEPTS, matched_prompts
 
 
+@validate_arguments
 def tiny_contrasts(n_pairs: int, seed: int = 0, names: Sequence[str] = CONCEPTS) -> list[Contrast]:
     """Matched prompts of the built-in pair's concepts, as contrasts; the second half of the pairs is held out.
 

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.beginnings import document_start_id, is_bos
-from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens
+from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens, validate_tokenizer
 from sae_lens_crosscoder.data.token_mask import as_token_mask
 
 BOS_GROUP: Final = "bos"
@@ -63,6 +64,7 @@ class TokenGroups:
         return tuple(name.split(" ")[0] == TEMPLATE_GROUP for name in self.names)
 
 
+@validate_arguments
 def token_groups(chats: Sequence[ChatTokens], tokenizer: Any, by: By = "role") -> TokenGroups:
     r"""The groups of conversations: `bos`, the template's, `user`, `assistant`, and `other` for further roles.
 
@@ -79,6 +81,7 @@ def token_groups(chats: Sequence[ChatTokens], tokenizer: Any, by: By = "role") -
         raise ValueError(f"by={by!r} is not one of {get_args(By)}.")
     if not chats:
         raise ValueError("`chats` is empty. Pass results of chat_tokens.")
+    validate_tokenizer(tokenizer)
     rows = [_group_names(chat, tokenizer, by) for chat in chats]
     names = sorted({name for row in rows for name in row})
     index = {name: i for i, name in enumerate(names)}

@@ -17,6 +17,7 @@ from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.examples.collect import tokens_sha256
 from sae_lens_crosscoder.analysis.examples.file import Example, ExamplesFile, LatentExamples, load_examples
 from sae_lens_crosscoder.analysis.examples.text import marked_text, plain_text
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.interpretation.embedding import Embedder, unit_embeddings
@@ -56,6 +57,7 @@ class InterpretationCases:
     manifest: dict[str, Any]
 
 
+@validate_arguments
 def interpretation_cases(
     crosscoder: InferenceCrosscoder,
     data: EvalData,

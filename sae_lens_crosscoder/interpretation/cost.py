@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.interpretation.answers import Answers
 from sae_lens_crosscoder.interpretation.cases import InterpretationCases
 from sae_lens_crosscoder.interpretation.interpret import interpreted
@@ -40,6 +41,7 @@ def about_four_bytes(text: str) -> int:
     return -(-len(text.encode()) // 4)
 
 
+@validate_arguments
 def interpretation_cost(
     cases: InterpretationCases,
     answers: Answers,

@@ -11,12 +11,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
-from sae_lens_crosscoder.crosscoders.origin import validate_trained_on
+from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
+@validate_arguments
 def write_delphi_cache(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair,
@@ -48,7 +50,7 @@ def write_delphi_cache(
     d_sae = crosscoder.cfg.d_sae
     if not 1 <= n_splits <= d_sae:
         raise ValueError(f"n_splits={n_splits} must be between 1 and {d_sae}, the number of latents.")
-    metadata, hook_name = crosscoder.cfg.metadata, validate_trained_on(crosscoder, pair)
+    metadata, hook_name = crosscoder.cfg.metadata, validate_pair(crosscoder, pair)
     locations, activations = _active(crosscoder, pair, tokens, hook_name, batch_size)
     target = Path(folder) / hook_name
     target.mkdir(parents=True, exist_ok=True)

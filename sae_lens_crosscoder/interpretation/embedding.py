@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 Embedder = Callable[[Sequence[str]], Any]
 """Function from texts to an array (text, dimension), such as a SentenceTransformer's `encode`."""
 
@@ -17,6 +19,7 @@ WORDS = "words"
 _N_BUCKETS = 1024
 
 
+@validate_arguments
 def sentence_embedder(name: str = "all-MiniLM-L6-v2", device: str | None = None) -> Embedder:
     """Load a sentence-transformers model, or `words`, which counts words and needs no model.
 

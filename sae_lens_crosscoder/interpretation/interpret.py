@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import pandas as pd
 
 from sae_lens_crosscoder.analysis.tables.interpretations import Interpretations
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.interpretation.answers import Answers
 from sae_lens_crosscoder.interpretation.cases import InterpretationCases, Item, ItemKind, LatentCase
 from sae_lens_crosscoder.interpretation.prompts import (
@@ -44,6 +45,7 @@ class Question(NamedTuple):
     prompt: Prompt
 
 
+@validate_arguments
 def interpret(
     cases: InterpretationCases,
     answers: Answers,

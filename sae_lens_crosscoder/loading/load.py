@@ -9,6 +9,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.util import str_to_dtype
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.loading.files import WEIGHTS_NAMES, find_weights, load_foreign_file
 from sae_lens_crosscoder.loading.formats.assembly import canonical_state, warn_of_assumptions
@@ -40,6 +41,7 @@ CONVERTERS: dict[ForeignFormat, Callable[[ForeignFile, ForeignOptions], ForeignC
 }
 
 
+@validate_arguments
 def load(
     source: str | Path,
     device: str = "cpu",

@@ -3,12 +3,16 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 
+
+@validate_arguments
 def log_probs(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
     """Log-probabilities in nats, from a softmax in float32 whatever the models' dtype."""
     return logits.float().log_softmax(dim=-1)
 
 
+@validate_arguments
 def kl_divergence(
     log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]
 ) -> Float[Tensor, "*batch"]:

@@ -11,6 +11,7 @@ from sae_lens.util import str_to_dtype
 from torch import nn
 from transformer_lens.loading_from_pretrained import NEED_REMOTE_CODE_MODELS, get_official_model_name
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.adapter_files import share_weights, split_adapter
 from sae_lens_crosscoder.models.adapter_loading import load_with_adapters, tokenizer_of_adapter
 from sae_lens_crosscoder.models.tiny import TINY_MODELS, load_tiny_model, tiny_tokenizer
@@ -35,6 +36,7 @@ _HOST_KWARGS = (
 _log = logging.getLogger(__name__)
 
 
+@validate_arguments
 def load_model(
     name: str, device: str, dtype: str, model_class_name: str, model_from_pretrained_kwargs: dict[str, Any]
 ) -> nn.Module:
@@ -88,6 +90,7 @@ def load_models(
     return load_with_adapters(base, adapters, devices[0], dtype, model_class_name, kwargs)
 
 
+@validate_arguments
 def load_tokenizer(name: str, model_class_name: str) -> Any:
     """Load the tokenizer of the model that `load_model` would load, without the model."""
     model_class_name = usable_model_class([name], model_class_name)

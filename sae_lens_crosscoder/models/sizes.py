@@ -8,6 +8,7 @@ import torch
 from sae_lens.util import extract_layer_from_tlens_hook_name
 from torch import nn
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.adapter_files import split_adapter
 from sae_lens_crosscoder.models.loading import official_name, split_jitter, usable_model_class, validate_loadable
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
@@ -34,6 +35,7 @@ class ModelSize:
     """True if the hook is in no layer, so that the forward pass runs to the logits."""
 
 
+@validate_arguments
 def model_size(name: str, hook_name: str, model_class_name: str, config_folder: str | None = None) -> ModelSize:
     """The size of the model that `load_model` would load; jitter and adapters count for nothing.
 

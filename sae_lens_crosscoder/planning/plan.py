@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.devices import is_available, memory_of
 from sae_lens_crosscoder.models.sizes import ModelSize, model_size
 from sae_lens_crosscoder.planning.memory import MemoryItem, bytes_of, bytes_per_device, memory_items, n_parameters
@@ -52,6 +53,7 @@ class Plan:
         return "\n".join(_lines(self))
 
 
+@validate_arguments
 def plan(
     cfg: CrosscoderRunnerConfig,
     memory_gib: float | int | None = None,

@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.stacking import StackedLayout
 
 NullKind = Literal["identical", "jittered", "shuffled"]
 
 
+@validate_arguments
 def shuffled_batches(
     activations: Float[Tensor, "token d_in"], batch_size: int, seed: int
 ) -> Iterator[Float[Tensor, "batch d_in"]]:
@@ -34,6 +36,7 @@ def shuffled_batches(
                 yield activations[rows]
 
 
+@validate_arguments
 def null_activations(
     activations: Iterable[Float[Tensor, "_ d_in"]],
     layout: StackedLayout,

@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.synthetic.planted import PlantedTokens, PlantedWorld
 
 MIN_COSINE = 0.7
@@ -134,6 +135,7 @@ def base_presence(
     return torch.where(concepts >= 0, own[:, BASE] / own[:, CHAT], torch.nan)
 
 
+@validate_arguments
 def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: PlantedTokens) -> pd.DataFrame:
     """Build the table of planted truth per latent, with the same index as the table of `diagnose`.
 
@@ -141,6 +143,12 @@ def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: Pl
         A frame with `concept` (-1 for none; the first of several with equal support, which count as one), its `kind`,
         `base_presence`, and `hit_rate`: the share of the concept's firings, in either model, on which the latent fires.
     """
+    crosscoder = validate_inference(crosscoder, "truth_table")
+    if crosscoder.layout.d_models != world.layout.d_models:
+        raise ValueError(
+            f"The crosscoder reads widths {crosscoder.layout.d_models}, but the world has {world.layout.d_models}. "
+            "Pass one that was trained on this world."
+        )
     with torch.no_grad():
         feature_acts = crosscoder.encode(tokens.activations.to(crosscoder.W_dec))
     concepts = match_concepts(world, crosscoder)
@@ -159,6 +167,7 @@ def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: Pl
     return truth
 
 
+@validate_arguments
 def concept_recovery(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """List every concept with its firing probability, the latent that carries it best, and that latent's verdict.
 
@@ -182,6 +191,7 @@ def concept_recovery(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFra
     )
 
 
+@validate_arguments
 def score_card(world: PlantedWorld, truth: pd.DataFrame, table: pd.DataFrame) -> ScoreCard:
     """Score the table of `diagnose` against the planted truth.
 

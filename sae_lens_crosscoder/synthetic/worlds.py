@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
 
 N_CONCEPTS = 174
 PROBABILITIES = (0.01, 0.05)
 
 
+@validate_arguments
 def world_a(
     seed: int,
     *,
@@ -62,6 +64,7 @@ def world_a(
     return PlantedWorld(concepts, d_models, seed, **world)
 
 
+@validate_arguments
 def null_world(seed: int, *, d_models: tuple[int, int] = (64, 64), **world: Any) -> PlantedWorld:
     """Build the null twin of `world_a`: its concepts, all in both models, each turned by up to 15 degrees.
 
@@ -93,6 +96,7 @@ N_ADAPTED = 8
 ADAPTER_SHIFT = (0.05, 0.1)
 
 
+@validate_arguments
 def lora_world(seed: int, *, null: bool = False, **world: Any) -> PlantedWorld:
     """Build what a LoRA adapter makes: all concepts move a little within a few dimensions, and nine are exclusive.
 
@@ -118,6 +122,7 @@ PLACE_PROBABILITY = 0.03
 BACKGROUND_SIZE = 3.0
 
 
+@validate_arguments
 def background_world(seed: int, *, null: bool = False, **world: Any) -> PlantedWorld:
     """Build the standard world with a background: 8 places, on all tokens of which a shared concept fires strongly.
 

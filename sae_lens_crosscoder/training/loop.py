@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.activations.scales import MeanNorms
 from sae_lens_crosscoder.activations.training_batches import TrainingBatches
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import RunCheckpoints
@@ -41,6 +42,7 @@ class CrosscoderTrainer(StepTrainer):
         return self.sae
 
 
+@validate_arguments
 def train_together(
     trainers: Mapping[str, StepTrainer],
     activations: Iterable[Float[Tensor, "batch d_in"]],

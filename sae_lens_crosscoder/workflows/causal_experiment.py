@@ -10,6 +10,7 @@ import pandas as pd
 import simple_parsing
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import Responses, causal_effects, generate_responses, given_responses
 from sae_lens_crosscoder.causal.experiment.unfinished import UnfinishedRun
 from sae_lens_crosscoder.causal.forward.responses import Messages
@@ -66,6 +67,7 @@ class CausalConfig:
     """Seed of random controls, intervals and the built-in prompts."""
 
 
+@validate_arguments
 def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     """Run `causal_effects` for every crosscoder, on the same answers, and write effects.json and effects.html.
 

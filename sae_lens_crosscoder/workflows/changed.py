@@ -19,6 +19,7 @@ from sae_lens_crosscoder.analysis.changed.gate import validate_enough_splits
 from sae_lens_crosscoder.analysis.changed.name_latents import DecoyReading, decoy_reading, name_latents
 from sae_lens_crosscoder.analysis.contrasts.concepts import harvested_rows, validate_comparable
 from sae_lens_crosscoder.analysis.inputs import data_source
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -29,6 +30,7 @@ from sae_lens_crosscoder.training.recipe import TrainingRecipe
 MAX_ROWS = 200_000
 
 
+@validate_arguments
 def changed(
     crosscoder: InferenceCrosscoder,
     data: EvalData,

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm, labels_of
 from sae_lens_crosscoder.analysis.statistics.difference import DifferenceShares, difference_shares
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import Responses, latent_effects, next_tokens, token_kl
 from sae_lens_crosscoder.causal.forward.prompt import Prompt, prompt_tokens
-from sae_lens_crosscoder.causal.patching.validation import validate_pair
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.causal.forward.resume import can_resume
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
+from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report import Comparison
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
@@ -19,6 +21,7 @@ _EFFECTS = ["kl_change_added", "kl_change_removed", "raises", "lowers"]
 _TABLE_COLUMNS = ["exclusive", "verdict", "user_label", "explanation"]
 
 
+@validate_arguments
 @torch.no_grad()
 def compare(
     crosscoder: InferenceCrosscoder,
@@ -38,7 +41,7 @@ def compare(
         position: the token after which the models are compared.
         k: number of next tokens shown per model.
         n_latents: number of latents shown. Each costs two passes through the chat model's later layers to measure its
-            effects.
+            effects, which are left out for models whose later layers cannot run alone.
         latents: the table of `diagnose`, for verdicts, labels and explanations.
 
     Raises:
@@ -81,7 +84,7 @@ def _with_effects(
     table = shown.assign(delta_norm=delta_norm(norms).tolist(), label=labels_of(norms))
     if latents is not None:
         table = table.join(latents[[name for name in _TABLE_COLUMNS if name in latents]])
-    if len(shown):
+    if len(shown) and can_resume(pair.chat, hook_name_of(crosscoder)):
         # `latent_effects` measures the prediction of the last token, whose id does not matter.
         tokens = torch.cat([prompt, prompt[:, -1:]], dim=1)
         last = torch.zeros_like(tokens, dtype=torch.bool)

@@ -12,6 +12,7 @@ import pandas as pd
 from sae_lens_crosscoder.analysis.contrasts.concepts import concepts
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.l1 import L1CrosscoderTrainingConfig
@@ -98,6 +99,7 @@ def demo_runner_config(cfg: DemoConfig) -> CrosscoderRunnerConfig:
     )
 
 
+@validate_arguments
 def run_demo(cfg: DemoConfig) -> DemoResult:
     """Train both crosscoders, diagnose them on held-out tokens, and write summary.json and report.html."""
     output_path = Path(cfg.output_path)

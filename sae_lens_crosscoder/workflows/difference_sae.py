@@ -7,6 +7,7 @@ import torch
 
 from sae_lens_crosscoder.analysis.baselines.directions import DifferenceDirections, measured_directions
 from sae_lens_crosscoder.analysis.baselines.rows import DifferenceRows
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKTrainingCrosscoder
 from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.loading.load import load
@@ -14,6 +15,7 @@ from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.training import CrosscoderTrainer, CrosscoderTrainerConfig
 
 
+@validate_arguments
 def train_difference_sae(
     rows: DifferenceRows,
     *,

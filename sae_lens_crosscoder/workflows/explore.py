@@ -18,6 +18,7 @@ from sae_lens_crosscoder.analysis.examples.collect import collect_examples, vali
 from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics, latent_statistics
 from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import LogitLens, Responses, kl_between_models, latent_effects, logit_lens
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.contrasts import Contrast
@@ -28,6 +29,7 @@ from sae_lens_crosscoder.report.explorer.records import Exploration
 _CONVERSATION_GROUPS = ("template", "user", "assistant")
 
 
+@validate_arguments
 def explore(
     crosscoder: InferenceCrosscoder,
     data: EvalData,

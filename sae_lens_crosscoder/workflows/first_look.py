@@ -12,6 +12,7 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, NormLimits, validate_max_norm_ratio
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.pair_check import validate_two_models
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.changed_prompts import ChangedPrompts, changed_prompts
 from sae_lens_crosscoder.causal.localisation.first_look import EMPTY_DIRECTIONS, FirstLook
 from sae_lens_crosscoder.causal.localisation.hooks import residual_hooks
@@ -28,6 +29,7 @@ from sae_lens_crosscoder.workflows.look_directions import look_at_directions
 _MIN_PROMPTS_OF_CONTRAST = 4
 
 
+@validate_arguments
 def first_look(
     pair: HookedModelPair,
     data: EvalData | str | Path | Sequence[str | Messages],

@@ -7,6 +7,7 @@ from pathlib import Path
 import simple_parsing
 
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
 from sae_lens_crosscoder.data.prompts import Messages, load_prompts
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -50,6 +51,7 @@ class LookConfig:
     """Seed of the intervals and the built-in prompts."""
 
 
+@validate_arguments
 def run_look(cfg: LookConfig) -> FirstLook:
     """Take a first look at two models, and write its tables and `first_look.html` into `output_path`.
 

@@ -13,6 +13,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.paper.paper_tables import PaperTables, paper_tables
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.data.labelled_rows import labelled_rows, tiny_labelled_rows
 from sae_lens_crosscoder.loading.formats.foreign import ForeignOptions
@@ -32,6 +33,7 @@ FIGURES_FOLDER = "figures"
 _MAX_TINY_ROWS = 1024
 
 
+@validate_arguments
 def paper_report(
     crosscoders: InferenceCrosscoder | Mapping[str, InferenceCrosscoder],
     data: EvalData,
@@ -104,6 +106,7 @@ class PaperReportConfig(ForeignOptions):
     """HookedTransformer or TransformerBridge."""
 
 
+@validate_arguments
 def run_paper_report(cfg: PaperReportConfig) -> dict[str, PaperTables]:
     """Run `paper_report` on one crosscoder, or on several of one pair.
 

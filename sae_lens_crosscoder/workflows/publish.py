@@ -7,6 +7,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME, Diagnosis
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.report.export.model_card import CARD_MARK, model_card
 from sae_lens_crosscoder.storage.json_files import parse_json
@@ -16,6 +17,7 @@ METRICS_FILENAME = "metrics.jsonl"
 _NOT_UPLOADED = ["checkpoints/**", "**/*.partial", "*.partial", ".*", "**/.*"]
 
 
+@validate_arguments
 def write_model_card(folder: str | Path, repo_id: str = "OWNER/NAME", license: str | None = None) -> Path:
     """Write README.md into a crosscoder's folder: the models, how to load it, its results.
 
@@ -38,6 +40,7 @@ def write_model_card(folder: str | Path, repo_id: str = "OWNER/NAME", license: s
     return path
 
 
+@validate_arguments
 def push_to_hub(
     folder: str | Path,
     repo_id: str,

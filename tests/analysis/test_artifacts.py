@@ -1,5 +1,7 @@
 """Measures over the latent table: the definition counted by hand, what is left out, and what is undefined."""
 
+from inspect import unwrap
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,6 +93,6 @@ def test_shares_of_nothing_are_nan():
 def test_what_is_no_share_and_no_bound_is_refused():
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
         overlap_with_shared(random_table(), (95.0, 50.0))
-    unchecked = getattr(counts_below, "__wrapped__", counts_below)
+    unchecked = unwrap(counts_below)
     with pytest.raises(ValueError, match="bounds='both'"):
         unchecked(random_table(), bounds="both")

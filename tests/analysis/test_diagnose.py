@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from inspect import unwrap
 
 import pandas as pd
 import pytest
@@ -179,7 +180,7 @@ def test_a_folder_without_a_table_and_a_foreign_table_are_refused(tmp_path):
 
 def test_what_cannot_be_diagnosed_is_refused_by_name():
     crosscoder, x = random_crosscoder(), random_activations()
-    unchecked = getattr(slc.diagnose, "__wrapped__", slc.diagnose)
+    unchecked = unwrap(slc.diagnose)
     with pytest.raises(ValueError, match="diagnose needs an inference crosscoder, but got a BatchTopKTraining"):
         unchecked(batchtopk_crosscoder(), slc.EvalData(activations=[x]))
     with pytest.raises(ValueError, match="No tokens to diagnose on"):
@@ -188,7 +189,7 @@ def test_what_cannot_be_diagnosed_is_refused_by_name():
         slc.diagnose(crosscoder, slc.EvalData(activations=[x[:0]]))
     with pytest.raises(ValueError, match="bounds='abs' must be one of"):
         unchecked(crosscoder, slc.EvalData(activations=[x]), bounds="abs")
-    with pytest.raises(ValueError, match="last axis is 5 wide"):
+    with pytest.raises(ValueError, match="activations are 5 wide, but the crosscoder reads 6"):
         slc.diagnose(crosscoder, slc.EvalData(activations=[x[:, :5]]))
 
 
@@ -211,7 +212,7 @@ def test_activations_that_overflow_in_the_crosscoders_precision_are_refused():
 
 
 def test_unflattened_activations_are_refused_with_the_way_out():
-    unchecked = getattr(validate_activations, "__wrapped__", validate_activations)
+    unchecked = unwrap(validate_activations)
     with pytest.raises(ValueError, match=r"shape \(2, 20, 6\).*Flatten \(batch, pos, d_in\)"):
         unchecked(random_activations().view(2, 20, 6), slc.stacking.StackedLayout((3, 3)), "at step 0")
 
@@ -362,6 +363,7 @@ def test_a_context_is_never_spread_over_shards(context_size, block, monkeypatch)
 
     monkeypatch.setattr(slc.analysis.LatentScaling, "__init__", watched)
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
+    monkeypatch.setattr(data_source, "validate_pair", lambda crosscoder, pair: TINY_HOOK)  # of other widths
     monkeypatch.setattr(data_source, "harvest", lambda *_: [random_activations(2 * context_size)])
     crosscoder = random_crosscoder()
     crosscoder.cfg.metadata.hook_name = TINY_HOOK

@@ -1,5 +1,7 @@
 """One pass for everything says what each analysis says on its own."""
 
+from inspect import unwrap
+
 import pandas as pd
 import pytest
 import torch
@@ -106,7 +108,7 @@ def test_what_cannot_be_measured_together_is_refused_before_anything_runs():
     crosscoder, other = random_crosscoder(), random_crosscoder(1)
     other.cfg.metadata.hook_name = "elsewhere"
     x = random_activations()
-    unchecked = getattr(slc.paper.paper_tables, "__wrapped__", slc.paper.paper_tables)
+    unchecked = unwrap(slc.paper.paper_tables)
     with pytest.raises(ValueError, match="`crosscoders` is empty"):
         slc.paper.paper_tables({}, slc.EvalData(activations=x))
     with pytest.raises(ValueError, match="'b' reads None, None, elsewhere"):

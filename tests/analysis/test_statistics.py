@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis import inputs
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, dialogues
 from tests.analysis.conftest import D_SAE, random_activations, random_crosscoder, relu_crosscoder, scaling_of
 from tests.reference import statistics as ref
@@ -240,11 +241,12 @@ def test_sources_of_rows_are_sources_of_their_tokens():
     assert left_out.table.n_active_user.equals(expected.table.n_active_user)
 
 
-def test_labels_that_do_not_fit_are_refused_by_name():
+def test_labels_that_do_not_fit_are_refused_by_name(monkeypatch):
     crosscoder, x, groups, sources = labelled_world()
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
     tokens = torch.zeros(N_ROWS, N_POS + 1, dtype=torch.long)
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-null")
+    monkeypatch.setattr(inputs, "validate_pair", lambda crosscoder, pair: TINY_HOOK)  # whose widths are others
     with pytest.raises(ValueError, match=r"Shapes do not match: tokens \(12, 21\) and the groups' labels \(12, 20\)"):
         slc.analysis.latent_statistics(crosscoder, slc.EvalData(pair=pair, tokens=tokens, groups=groups))
     with pytest.raises(ValueError, match="Got 3 sources for 12 rows"):

@@ -174,7 +174,7 @@ class TestRefusals:
             (torch.ones(D_SAE, dtype=torch.bool), {}, "mask.nonzero"),
             ([0.5], {}, "latent_ids must be indices"),
             (5, {}, "latent_ids must be indices.*Pass a list such as"),
-            (pd.DataFrame({"verdict": ["dead"]}), {}, "latent_ids must be indices.*the index of a table"),
+            (pd.DataFrame({"verdict": ["dead"]}, index=["a"]), {}, "latent_ids must be indices"),
             (pd.Series([True] * D_SAE), {}, "mask.nonzero"),
             ([1], {"how": "steer"}, "how='steer' needs max_activation"),
             ([1], {"how": "ablate", "max_activation": 2.0}, "max_activation goes with how='steer'"),
@@ -195,3 +195,19 @@ class TestRefusals:
     def test_carrying_between_models_without_a_common_basis_is_refused(self, how, d_models):
         with pytest.raises(ValueError, match="Only two models of one width share a basis"):
             intervention(random_crosscoder(d_models), [1], how)
+
+
+def test_steering_takes_the_maximum_from_rows_of_the_table_or_its_column():
+    crosscoder = random_crosscoder()
+    table = pd.DataFrame({"max_activation": torch.arange(1.0, D_SAE + 1).tolist()}, index=pd.RangeIndex(D_SAE))
+    expected = intervention(crosscoder, [7, 2], "steer", max_activation=[8.0, 3.0]).deltas(None)
+    for ids, options in (
+        (table.loc[[7, 2]], {}),
+        ([7, 2], {"max_activation": table.max_activation}),
+        (torch.tensor([7, 2]), {"max_activation": table.max_activation}),
+        ([7, 2], {"max_activation": table.max_activation.loc[[7, 2]]}),
+    ):
+        found = intervention(crosscoder, ids, "steer", **options).deltas(None)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match="pass rows of the table of diagnose as latent_ids"):
+        intervention(crosscoder, table.loc[[7]].drop(columns="max_activation"), "steer")

@@ -225,11 +225,11 @@ class TestRefusals:
             resume_from(host.model, residual[:0], host.hooks[1], host.tokens)
 
     def test_other_kinds_of_model(self):
-        with pytest.raises(ValueError, match="A Linear cannot be resumed"):
+        with pytest.raises(ValueError, match="The model is a Linear, whose layers after a hook cannot run alone"):
             later_layers_of(torch.nn.Linear(1, 1), 0)
         shape = dict(n_layers=1, d_model=8, n_heads=1, d_head=8, n_ctx=8, d_vocab=5, act_fn="relu", attn_only=True)
         shortformer = HookedTransformer(HookedTransformerConfig(**shape, positional_embedding_type="shortformer"))
-        with pytest.raises(ValueError, match="A shortformer adds positions"):
+        with pytest.raises(ValueError, match="The model is a shortformer, which adds positions"):
             later_layers_of(shortformer, 0)
 
 

@@ -1,5 +1,7 @@
 """Every token of a conversation has one group, and every place in the template its own."""
 
+from inspect import unwrap
+
 import pytest
 import torch
 
@@ -109,7 +111,7 @@ def test_dropping_the_first_tokens_leaves_the_others_as_they_are():
 
 
 def test_what_cannot_be_grouped_is_refused_by_name():
-    unchecked = getattr(slc.data.token_groups, "__wrapped__", slc.data.token_groups)
+    unchecked = unwrap(slc.data.token_groups)
     tok = tokenizer("gemma")
     with pytest.raises(ValueError, match="by='word' is not one of"):
         unchecked([slc.data.chat_tokens(tok, MESSAGES)], tok, "word")

@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import warnings
+from inspect import unwrap
 
 import numpy as np
 import pandas as pd
@@ -219,7 +220,7 @@ def test_nothing_is_missed_when_no_images_are_wanted(tmp_path, monkeypatch):
 )
 def test_wrong_input_is_refused_before_anything_runs(crosscoders, options, message, tmp_path):
     data = slc.EvalData(activations=options.pop("activations", random_activations()))
-    unchecked = getattr(slc.paper.paper_report, "__wrapped__", slc.paper.paper_report)
+    unchecked = unwrap(slc.paper.paper_report)
     with pytest.raises(ValueError, match=message):
         unchecked(crosscoders, data, output_path=tmp_path, **options)
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """Streams of activations in memory, and of null pairs."""
 
+from inspect import unwrap
+
 import pytest
 import torch
 
@@ -52,6 +54,6 @@ def test_null_streams_depend_on_the_seed_alone_and_refuse_what_is_no_null():
     assert not torch.equal(first, other)
     with pytest.raises(ValueError, match=r"equal width, but d_models=\(4, 2\)"):
         next(null_activations(batches(), StackedLayout((4, 2)), "identical"))
-    unchecked = getattr(null_activations, "__wrapped__", null_activations)
+    unchecked = unwrap(null_activations)
     with pytest.raises(ValueError, match="kind='swapped' is invalid: choose one of"):
         next(unchecked(batches(), LAYOUT, "swapped"))

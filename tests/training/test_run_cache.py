@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import replace
+from inspect import unwrap
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,7 +182,7 @@ class TestCache:
         ],
     )
     def test_what_cannot_be_is_refused_before_anything_is_read(self, tmp_path, mix, monkeypatch, options, message):
-        unchecked = getattr(write_run_cache, "__wrapped__", write_run_cache)
+        unchecked = unwrap(write_run_cache)
         monkeypatch.setattr(
             "sae_lens_crosscoder.training.data.run_cache.RunRows", lambda cfg: pytest.fail("rows were read")
         )

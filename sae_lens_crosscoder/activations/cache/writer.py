@@ -27,6 +27,7 @@ from sae_lens_crosscoder.activations.cache.manifest import (
 from sae_lens_crosscoder.activations.cache.models import CacheModels, Loader
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.harvest import NonFiniteError, validate_tokens
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.token_mask import as_token_mask
 from sae_lens_crosscoder.models.adapters import lower_layers_once, shared_model_of
 from sae_lens_crosscoder.models.hook_access import activation_at
@@ -39,6 +40,7 @@ _SECONDS_TO_WAIT_FOR_WORKERS = 600
 Prompts = tuple[Int[Tensor, "_ pos"], Bool[Tensor, "_ pos"]]  # a shard's tokens and their mask
 
 
+@validate_arguments
 def cache_activations(
     path: str | Path,
     models: HookedModelPair | Sequence[str],

@@ -4,8 +4,10 @@ import torch
 
 from sae_lens_crosscoder.analysis.baselines.directions import DifferenceDirections, measured_directions
 from sae_lens_crosscoder.analysis.baselines.rows import DifferenceRows
+from sae_lens_crosscoder.arguments import validate_arguments
 
 
+@validate_arguments
 @torch.no_grad()
 def mean_difference(rows: DifferenceRows, *, against: str | None = None) -> DifferenceDirections:
     """The mean of chat - base in each group, or the contrast of each group with one of them.
@@ -35,6 +37,7 @@ def mean_difference(rows: DifferenceRows, *, against: str | None = None) -> Diff
     return measured_directions("mean_difference", list(means), torch.stack([*means.values()]), bias, rows.difference)
 
 
+@validate_arguments
 @torch.no_grad()
 def difference_pca(rows: DifferenceRows, n_components: int = 10) -> DifferenceDirections:
     """Principal components of chat - base over all rows: unit directions, the mean difference as their bias.

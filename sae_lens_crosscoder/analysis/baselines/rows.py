@@ -16,6 +16,7 @@ from sae_lens_crosscoder.activations.dominant_tokens import (
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.harvest import validate_activations
 from sae_lens_crosscoder.analysis.inputs import GivenActivations, HarvestedActivations, RawSource
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.token_groups import EXCLUDED
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -56,6 +57,7 @@ class DifferenceRows:
         return rows
 
 
+@validate_arguments
 @torch.no_grad()
 def difference_rows(
     data: EvalData,

@@ -4,9 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 
+@validate_arguments
 def rho(base: Float[Tensor, "d_sae d_model"], chat: Float[Tensor, "d_sae d_model"]) -> Float[Tensor, " d_sae"]:
     """`|d^chat - d^base| / max(|d^chat|, |d^base|)` of every latent, from decoders in the trained space.
 

@@ -13,8 +13,10 @@ from sae_lens_crosscoder.activations.contrast_rows import ContrastRows, contrast
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.contrasts.group_differences import GroupDifferences, group_differences, separation
 from sae_lens_crosscoder.analysis.contrasts.shares import delta_contrast, shares
+from sae_lens_crosscoder.analysis.tables.rows import validate_rows
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
-from sae_lens_crosscoder.crosscoders.origin import validate_trained_on
+from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -37,6 +39,7 @@ class Concepts:
         return "\n".join(f"{name}: {text}" for name, text in self.table["summary"].items())
 
 
+@validate_arguments
 def concepts(
     crosscoder: InferenceCrosscoder,
     data: EvalData | HookedModelPair | None,
@@ -74,6 +77,8 @@ def concepts(
         raise ValueError(f"target={target!r} must be 'model' or 'difference'.")
     if target == "difference":
         validate_comparable(crosscoder, "Shares of the difference")
+    if latents is not None:
+        validate_rows(latents, crosscoder)
     harvested = harvested_rows(crosscoder, data, contrasts)
     rows: dict[str, dict[str, Any]] = {}
     tables: dict[str, pd.DataFrame] = {}
@@ -104,7 +109,7 @@ def harvested_rows(
         if isinstance(contrast, Contrast):
             if pair is None:
                 raise ValueError(f"Contrast {contrast.name!r} needs the models. Pass the pair, or ContrastRows.")
-            contrast = contrast_rows(pair, contrast, validate_trained_on(crosscoder, pair), batch_size)
+            contrast = contrast_rows(pair, contrast, validate_pair(crosscoder, pair), batch_size)
         crosscoder.layout.split(contrast.activations)  # raises for another width
         harvested.append(contrast)
     return harvested

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 
@@ -13,6 +14,7 @@ from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 _MAX_COSINES = 2**24
 
 
+@validate_arguments
 def decoupled_pairs(crosscoder: InferenceCrosscoder, latents: pd.DataFrame, min_cosine: float = 0.9) -> pd.DataFrame:
     """Find all pairs of a chat-only and a base-only latent that write the same direction.
 

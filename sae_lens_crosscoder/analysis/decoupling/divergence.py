@@ -15,11 +15,13 @@ from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.diagnosis.classes import labels_of
 from sae_lens_crosscoder.analysis.inputs import DataSource, data_source
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, labelled_parts
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 
 
+@validate_arguments
 def activation_divergence(
     crosscoder: InferenceCrosscoder,
     data: EvalData,
@@ -159,7 +161,7 @@ def _evidence(
 
 
 def _pair_indices(latent_pairs: pd.DataFrame, crosscoder: InferenceCrosscoder) -> Int[Tensor, "pair 2"]:
-    indices = torch.tensor(latent_pairs[["chat_latent", "base_latent"]].to_numpy(dtype="int64").reshape(-1, 2))
+    indices = torch.tensor(latent_pairs[["chat_latent", "base_latent"]].to_numpy(dtype="int64").reshape(-1, 2).copy())
     if not ((indices >= 0) & (indices < crosscoder.cfg.d_sae)).all():
         raise ValueError(
             f"latent_pairs contains latents outside 0 to {crosscoder.cfg.d_sae - 1}, this crosscoder's latents."

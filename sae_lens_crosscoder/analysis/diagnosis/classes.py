@@ -4,12 +4,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 CLASS_BORDERS = (0.1, 0.4, 0.6, 0.9)
 """On Delta_norm: base_only is below the first, shared between the middle two, chat_only above the last."""
 LABELS = ("base_only", "shared", "chat_only", "other", "undefined")
 ONE_SIDED = ("chat_only", "base_only")
 
 
+@validate_arguments
 def delta_norm(norms: Float[Tensor, "d_sae model"]) -> Float[Tensor, " d_sae"]:
     """`1/2 ((n_chat - n_base) / max(n_chat, n_base) + 1)`: 0 is base-only, 1/2 equal norms, 1 chat-only.
 

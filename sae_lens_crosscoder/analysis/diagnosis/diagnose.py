@@ -16,11 +16,13 @@ from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds, validate_bounds
 from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, data_source, encoded, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
 
+@validate_arguments
 def diagnose(
     crosscoder: InferenceCrosscoder,
     data: EvalData,

@@ -2,9 +2,12 @@
 
 import pandas as pd
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 _SUFFIX = "_base_probe"
 
 
+@validate_arguments
 def with_own_probe(latents: pd.DataFrame) -> pd.DataFrame:
     """The table with nu, its intervals and presence of base-only latents replaced by those of their own probe.
 

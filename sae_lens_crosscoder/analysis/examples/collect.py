@@ -11,11 +11,13 @@ from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, load_examples, save_examples
 from sae_lens_crosscoder.analysis.examples.windows import ExampleWindows, TokenSpans
 from sae_lens_crosscoder.analysis.inputs import PromptSource
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.beginnings import document_start_id
 from sae_lens_crosscoder.storage.checksums import fingerprint
 
 
+@validate_arguments
 def collect_examples(
     crosscoder: InferenceCrosscoder,
     data: EvalData,

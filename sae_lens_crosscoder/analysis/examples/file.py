@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_lens_crosscoder.analysis.examples.text import marked_text
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.checksums import digest, mismatch, named_fingerprint
 from sae_lens_crosscoder.storage.field_types import naming_file
@@ -180,6 +181,7 @@ def _checksum(latent: int, rows: Mapping[str, Tensor]) -> UInt8[Tensor, "32"]:
     return torch.tensor([*bytes.fromhex(digest([latent, named_fingerprint(rows)]))], dtype=torch.uint8)
 
 
+@validate_arguments
 def load_examples(path: str | Path) -> ExamplesFile:
     """Open a file of `collect_examples`; `examples[latent]` loads one latent."""
     return ExamplesFile(path)

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT, LatentScaling, Target
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 
@@ -30,6 +31,7 @@ class TargetEnergies:
             total += (scales * self.crosscoder.layout.norms(y)).square().sum(dim=0)
 
 
+@validate_arguments
 def mse_improvement(fitted: LatentScaling, evaluated: LatentScaling, energies: TargetEnergies) -> pd.DataFrame:
     """Share by which `beta f d` reduces the mean squared error of predicting each target as 0.
 

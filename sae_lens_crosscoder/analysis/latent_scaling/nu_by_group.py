@@ -8,10 +8,12 @@ from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.inputs import data_source
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, labelled_parts
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 
 
+@validate_arguments
 def nu_by_group(crosscoder: InferenceCrosscoder, data: EvalData, *, significant: bool = True) -> pd.DataFrame:
     """Columns `nu_error_GROUP` and `nu_reconstruction_GROUP`: nu of the chat decoder on each group's tokens.
 

@@ -23,6 +23,7 @@ from sae_lens_crosscoder.analysis.statistics.labelled_tokens import (
     labelled_batches,
 )
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import StatisticsSums
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 
@@ -50,6 +51,7 @@ class PaperTables:
         return self.diagnosis.manifest
 
 
+@validate_arguments
 def paper_tables(crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData) -> dict[str, PaperTables]:
     """Measure crosscoders of one pair and hook side by side: the models run once for all of them.
 

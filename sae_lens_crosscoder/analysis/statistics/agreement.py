@@ -5,6 +5,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.analysis.tables.rows import validate_rows
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 
 MIN_COSINE = 0.7
@@ -47,6 +49,7 @@ def match_latents(first: InferenceCrosscoder, second: InferenceCrosscoder) -> pd
     return frame
 
 
+@validate_arguments
 def agreement(
     first: InferenceCrosscoder, second: InferenceCrosscoder, first_latents: pd.DataFrame, second_latents: pd.DataFrame
 ) -> pd.DataFrame:
@@ -61,6 +64,8 @@ def agreement(
         counterpart has the same class or verdict. Shares of no latents are nan.
     """
     matches = match_latents(first, second)
+    validate_rows(first_latents, first, "first_latents")
+    validate_rows(second_latents, second, "second_latents")
     counterparts = second_latents.loc[matches.match.clip(lower=0)].set_index(first_latents.index)
     matched = matches.mutual & (matches.cosine >= MIN_COSINE) & ~counterparts.dead
     rows: dict[tuple[str, str], dict[str, float]] = {}

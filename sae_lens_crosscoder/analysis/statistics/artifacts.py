@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds, validate_bounds
+from sae_lens_crosscoder.arguments import validate_arguments
 
 _NUS = ("nu_error", "nu_reconstruction")
 
 
+@validate_arguments
 def overlap_with_shared(
     latents: pd.DataFrame, coverages: Sequence[float] = (0.95, 0.5), column: str = "nu_reconstruction"
 ) -> pd.Series:
@@ -44,6 +46,7 @@ def overlap_with_shared(
     return pd.Series(shares, name="frac_inside").rename_axis("coverage")
 
 
+@validate_arguments
 def counts_below(
     latents: pd.DataFrame, limits: Sequence[float] | None = None, bounds: NuBounds = "signed"
 ) -> pd.DataFrame:
@@ -72,6 +75,7 @@ def counts_below(
     return pd.DataFrame({"n": n, "frac": frac}, index=pd.Index(pi, name="limit"))
 
 
+@validate_arguments
 def rank_overlap(latents: pd.DataFrame) -> pd.DataFrame:
     """Count the latents that nu and Delta_norm have in common among their n best, for every n.
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 _NUS = ("nu_error", "nu_reconstruction")
 _OTHERS = ("frequency", "delta_norm")
 
 
+@validate_arguments
 def correlations(latents: pd.DataFrame, nus: Sequence[str] = _NUS, others: Sequence[str] = _OTHERS) -> pd.DataFrame:
     """Pearson and Spearman correlation of every nu with every other column, over the given latents.
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 
 
@@ -30,6 +31,7 @@ class DifferenceShares:
         return float(self.latents["share"].sum())
 
 
+@validate_arguments
 @torch.no_grad()
 def difference_shares(crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " d_in"]) -> DifferenceShares:
     """Attribute the difference `h^chat - h^base` on one token to the active latents.
@@ -48,6 +50,11 @@ def difference_shares(crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " 
     if layout.n_models != 2 or not layout.same_width:
         raise ValueError(
             f"difference_shares needs two models of the same width, but this crosscoder reads widths {layout.d_models}."
+        )
+    if len(stacked) != layout.d_in:
+        raise ValueError(
+            f"stacked is {len(stacked)} wide, but the crosscoder reads {layout.d_in}: widths {layout.d_models} side by "
+            "side. Pass both models' activations at its hook."
         )
     stacked = stacked.to(crosscoder.W_dec)
     scores = crosscoder.encode(stacked[None])[0]

@@ -12,6 +12,7 @@ from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.inputs import Encoded, data_source
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, labelled_parts
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts
@@ -36,6 +37,7 @@ class LatentStatistics:
     """Fraction of variance explained over all tokens: of each model, `pooled`, and of their `difference`."""
 
 
+@validate_arguments
 def latent_statistics(crosscoder: InferenceCrosscoder, data: EvalData) -> LatentStatistics:
     """Count how often and how strongly every latent fires, in one pass over the data.
 

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.inputs import data_source, encoded
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 
@@ -28,6 +29,7 @@ class ActivationProfiles:
     """Last position of the last band: that of the last token in use."""
 
 
+@validate_arguments
 @torch.no_grad()
 def activation_profiles(
     crosscoder: InferenceCrosscoder,

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 
 INTERPRETATIONS_FILENAME = "interpretations.parquet"
@@ -26,6 +27,7 @@ class Interpretations:
         return cls(*load_table(Path(folder) / INTERPRETATIONS_FILENAME))
 
 
+@validate_arguments
 def save_interpretations(interpretations: Interpretations, folder: str | Path) -> Path:
     """Save explanations to a crosscoder's folder, where `Diagnosis.load` reads them.
 

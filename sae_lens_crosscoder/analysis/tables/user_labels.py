@@ -6,6 +6,7 @@ from typing import Any
 
 from sae_lens.constants import SAE_CFG_FILENAME
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256, crosscoder_digest
 from sae_lens_crosscoder.loading.hub import download
 from sae_lens_crosscoder.storage.atomic import write_text_atomically
@@ -16,6 +17,7 @@ LABELS_FILENAME = "user_labels.json"
 MAX_CHARACTERS = 1000
 
 
+@validate_arguments
 def save_label(folder: str | Path, latent: int, text: str | None) -> Path:
     """Save a label of a latent in its crosscoder's folder, for `load_labels` and `Diagnosis.load`.
 
@@ -53,6 +55,7 @@ def save_label(folder: str | Path, latent: int, text: str | None) -> Path:
     return path
 
 
+@validate_arguments
 def load_labels(folder: str | Path) -> dict[int, str]:
     """Load the labels in a crosscoder's folder, local or on the Hub (`owner/name`), by latent.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.experiment.effect_sums import EffectSums
 from sae_lens_crosscoder.causal.experiment.setups import (
     Setup,
@@ -23,7 +24,7 @@ from sae_lens_crosscoder.causal.experiment.setups import (
 )
 from sae_lens_crosscoder.causal.forward.response_batches import response_batches
 from sae_lens_crosscoder.causal.forward.responses import Responses
-from sae_lens_crosscoder.causal.patching.validation import validate_handover
+from sae_lens_crosscoder.causal.patching.validation import validate_continuing
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -48,6 +49,7 @@ class CausalEffects:
     """Sums per conversation; `sums.contrasts(pairs)` tests other pairs of setups."""
 
 
+@validate_arguments
 def causal_effects(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair,
@@ -90,7 +92,7 @@ def causal_effects(
     halves = chat_leaning_halves(latents, pool_size)
     setups = plain_setups(crosscoder, responses.template is not None, with_bias)
     pool = [*halves["top_delta_norm"], *halves["bottom_delta_norm"]]
-    validate_handover(crosscoder, pair)
+    validate_continuing(crosscoder, pair)
     energy = carried_energy(crosscoder, pair, responses.tokens, batch_size)
     controls = random_controls(latents, halves["top_nu"], pool, energy, seed)
     setups += latent_setups(crosscoder, {**halves, **threshold_sets(latents), **controls, **(sets or {})})
@@ -103,6 +105,7 @@ def causal_effects(
     return CausalEffects(sums.table(seed=seed), sums.contrasts(seed=seed), manifest, sums)
 
 
+@validate_arguments
 @torch.no_grad()
 def kl_to_chat(
     crosscoder: InferenceCrosscoder,
@@ -117,7 +120,8 @@ def kl_to_chat(
 
     Arguments are those of `causal_effects`.
     """
-    validate_handover(crosscoder, pair)
+    crosscoder = validate_inference(crosscoder, "kl_to_chat")
+    validate_continuing(crosscoder, pair)
     sums = EffectSums(setups, responses.response)
     checkpoint = None
     if checkpoint_path is not None:

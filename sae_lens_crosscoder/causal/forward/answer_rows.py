@@ -5,11 +5,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.patching.generation import generate_patched, until_end
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
+@validate_arguments
 @torch.no_grad()
 def answer_rows(
     pair: HookedModelPair,

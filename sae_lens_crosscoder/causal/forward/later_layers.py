@@ -51,19 +51,26 @@ def has_later_layers(model: Any) -> bool:
     return isinstance(model, TransformerBridge)
 
 
+def validate_later_layers(model: Any) -> None:
+    """Raise a ValueError, with the way out, for a host whose later layers cannot run alone."""
+    if has_later_layers(model):
+        return
+    if isinstance(model, HookedTransformer):
+        raise ValueError(
+            "The model is a shortformer, which adds positions inside every layer, so a forward pass cannot resume from "
+            "its residual stream. Use `patched`, which runs full passes."
+        )
+    raise ValueError(
+        f"The model is a {type(model).__name__}, whose layers after a hook cannot run alone. Load the pair with "
+        "model_class_name='HookedTransformer' or 'TransformerBridge', or use `patched`, which runs full passes."
+    )
+
+
 def later_layers_of(model: Any, first: int) -> LaterLayers:
     """The model's layers from `first` on; raises a ValueError for a host that cannot be resumed."""
-    if isinstance(model, HookedTransformer):
-        if model.cfg.positional_embedding_type == "shortformer":
-            raise ValueError(
-                "A shortformer adds positions inside every layer, so a forward pass cannot resume from its residual."
-            )
-        return _HookedTransformerLayers(model, first)
-    if isinstance(model, TransformerBridge):
-        return _BridgeLayers(model, first)
-    raise ValueError(
-        f"A {type(model).__name__} cannot be resumed from a hook: load the models with "
-        "model_class_name='HookedTransformer' or 'TransformerBridge', or use `patched`, which runs full passes."
+    validate_later_layers(model)
+    return (
+        _HookedTransformerLayers(model, first) if isinstance(model, HookedTransformer) else _BridgeLayers(model, first)
     )
 
 

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.activations.harvest import validate_tokens
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.forward.prompt import Prompt, prompt_tokens
 from sae_lens_crosscoder.data.token_mask import validate_padding
 from sae_lens_crosscoder.models.hook_access import device_of
@@ -16,6 +18,7 @@ from sae_lens_crosscoder.models.outputs import over_common_ids
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
+@validate_arguments
 @torch.no_grad()
 def next_tokens(pair: HookedModelPair, tokens: Prompt, k: int = 10, *, position: int = -1) -> pd.DataFrame:
     """Tabulate the most likely next tokens of both models with their probabilities.
@@ -45,6 +48,7 @@ def next_tokens(pair: HookedModelPair, tokens: Prompt, k: int = 10, *, position:
     return table
 
 
+@validate_arguments
 @torch.no_grad()
 def token_kl(pair: HookedModelPair, tokens: Prompt) -> pd.DataFrame:
     """Tabulate the KL between the models' predictions after every token of a prompt, in nats.
@@ -70,11 +74,13 @@ def token_kl(pair: HookedModelPair, tokens: Prompt) -> pd.DataFrame:
     return table
 
 
+@validate_arguments
 @torch.no_grad()
 def kl_between_models(
     pair: HookedModelPair, tokens: Int[Tensor, "prompt pos"], *, batch_size: int = 8
 ) -> Float[Tensor, "prompt pos"]:
     """`KL(p_chat || p_base)` in nats after every token of every prompt: `token_kl`'s `chat_from_base` for batches."""
+    validate_tokens(tokens)
     validate_padding(tokens, None, pair.tokenizer)
     kl: list[Tensor] = []
     for batch in tqdm(tokens.split(batch_size), desc="KL", unit="batch", leave=False):

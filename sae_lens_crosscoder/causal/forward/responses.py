@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.chat_tokens import ChatTokens, chat_tokens, end_of_turn_ids
 from sae_lens_crosscoder.models.generation import context_limit, generate, similar_lengths, validate_room
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -47,6 +48,7 @@ class Responses:
         return len(self.tokens)
 
 
+@validate_arguments
 def given_responses(pair: HookedModelPair, conversations: Sequence[Messages]) -> Responses:
     """Tokenize conversations that already have responses, whoever wrote them.
 
@@ -67,6 +69,7 @@ def given_responses(pair: HookedModelPair, conversations: Sequence[Messages]) ->
     return Responses(*[pad_sequence(column, batch_first=True) for column in columns])
 
 
+@validate_arguments
 def generate_responses(
     pair: HookedModelPair, conversations: Sequence[Messages], *, max_new_tokens: int = 64, batch_size: int = 32
 ) -> Responses:

@@ -9,12 +9,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.causal.forward.later_layers import LaterLayers, has_later_layers, later_layers_of
+from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.causal.forward.later_layers import (
+    LaterLayers,
+    has_later_layers,
+    later_layers_of,
+    validate_later_layers,
+)
 from sae_lens_crosscoder.models.hook_access import device_of, validate_hook_name
 
 _RESIDUAL_STREAM = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
 
 
+@validate_arguments
 @torch.no_grad()
 def resume_from(
     model: Any,
@@ -48,7 +55,7 @@ def resume_from(
     """
     later = later_layers_of(model, first_layer(model, hook_name))
     positions = torch.ones_like(tokens, dtype=torch.bool) if positions is None else positions
-    _validate_shapes(residual, tokens, positions)
+    _validate_shapes(residual, tokens, positions, int(model.cfg.d_model))
     device = device_of(model)
     parts: list[Tensor] = []
     n_rows = residual.shape[0] * residual.shape[1]
@@ -64,6 +71,11 @@ def resume_from(
 def can_resume(model: Any, hook_name: str) -> bool:
     """True if `resume_from` supports the model and the hook, judged by its name."""
     return _RESIDUAL_STREAM.fullmatch(hook_name) is not None and has_later_layers(model)
+
+
+def validate_resumable(model: Any, hook_name: str) -> None:
+    """Raise a ValueError unless `resume_from` supports the model and the hook."""
+    first_layer(model, hook_name)
 
 
 def _resumed(
@@ -93,6 +105,7 @@ def _resumed(
 
 def first_layer(model: Any, hook_name: str) -> int:
     """The first layer that reads what was written at the hook."""
+    validate_later_layers(model)
     validate_hook_name(hook_name, model.hook_dict)
     match = _RESIDUAL_STREAM.fullmatch(hook_name)
     if match is None:
@@ -112,11 +125,13 @@ def _shared_prefix(residual: Tensor, positions: Tensor) -> int:
     return min(first_edited, int(positions.any(dim=0).long().argmax()))
 
 
-def _validate_shapes(residual: Tensor, tokens: Tensor, positions: Tensor) -> None:
+def _validate_shapes(residual: Tensor, tokens: Tensor, positions: Tensor, d_model: int) -> None:
     if residual.ndim != 4 or residual.shape[1:3] != tokens.shape or positions.shape != tokens.shape:
         raise ValueError(
             f"Shapes do not match: residual {tuple(residual.shape)} must be (intervention, prompt, pos, d_model), and "
             f"positions {tuple(positions.shape)} must be like tokens {tuple(tokens.shape)} (prompt, pos)."
         )
+    if residual.shape[-1] != d_model:
+        raise ValueError(f"residual is {residual.shape[-1]} wide, but the model's residual stream is {d_model} wide.")
     if residual.numel() == 0:
         raise ValueError(f"residual is empty (shape {tuple(residual.shape)}): pass at least one residual stream.")

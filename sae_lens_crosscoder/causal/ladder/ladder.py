@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.ladder.edits import (
     Conditions,
     Edit,
@@ -61,6 +62,7 @@ class Ladder:
         return cls(table.astype(dict.fromkeys(numbers, float)))
 
 
+@validate_arguments
 def causal_ladder(
     crosscoder: InferenceCrosscoder,
     pair: HookedModelPair,

@@ -9,17 +9,19 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.forward.next_tokens import token_texts
 from sae_lens_crosscoder.causal.forward.response_batches import ResponseBatch, response_batches
 from sae_lens_crosscoder.causal.forward.responses import Responses
 from sae_lens_crosscoder.causal.latents.logit_attribution import logit_attribution
 from sae_lens_crosscoder.causal.patching.intervention import intervention
-from sae_lens_crosscoder.causal.patching.validation import validate_handover
+from sae_lens_crosscoder.causal.patching.validation import validate_continuing
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
+@validate_arguments
 @torch.no_grad()
 def latent_effects(
     crosscoder: InferenceCrosscoder,
@@ -52,11 +54,11 @@ def latent_effects(
         ValueError: as `causal_effects`, and for no latents, or latents that do not exist or repeat.
     """
     crosscoder = validate_inference(crosscoder, "latent_effects")
+    validate_continuing(crosscoder, pair)
     latent_ids = [int(latent) for latent in latent_ids]
     if not latent_ids:
         raise ValueError("latent_ids is empty: pass at least one latent.")
     added, removed = (intervention(crosscoder, latent_ids, how) for how in ("add", "ablate"))
-    validate_handover(crosscoder, pair)
     sums = _Sums(len(latent_ids))
     batches = response_batches(crosscoder, pair, responses, batch_size)
     for batch in tqdm(batches, "Latents", -(-len(responses) // batch_size), unit="batch", leave=False):
@@ -130,6 +132,8 @@ def _edited_logits(
     """Logits per conversation and latent that is active at or before a scored position, `batch_size` at a time."""
     scored_later = batch.predicts.flip(1).cummax(dim=1).values.flip(1)
     rows, latents = ((f > 0) & scored_later[..., None]).any(dim=1).nonzero(as_tuple=True)
+    if len(rows) == 0:
+        return
     n_scored = batch.predicts.sum(dim=-1)
     for indices in torch.arange(len(rows), device=rows.device).split(batch_size):
         row, latent = rows[indices], latents[indices]

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 _MAX_LOGITS = 2**26
 """Logits in memory at a time."""
 
@@ -22,6 +24,7 @@ class LogitLens:
     lowered_by: Float[Tensor, "latent k"]
 
 
+@validate_arguments
 @torch.no_grad()
 def logit_attribution(model: Any, directions: Float[Tensor, "latent d_model"]) -> Float[Tensor, "latent d_vocab"]:
     """Project directions of the residual stream onto the vocabulary, with the final norm's gain.
@@ -32,8 +35,12 @@ def logit_attribution(model: Any, directions: Float[Tensor, "latent d_model"]) -
         ValueError: for a model without a readable final norm and unembedding.
     """
     if not hasattr(model, "ln_final") or not hasattr(model, "W_U"):
-        raise ValueError(f"A {type(model).__name__} has no ln_final and W_U: load it as 'HookedTransformer'.")
+        raise ValueError(
+            f"The model is a {type(model).__name__}, without ln_final and W_U: load it as 'HookedTransformer'."
+        )
     W_U = model.W_U
+    if directions.shape[-1] != len(W_U):
+        raise ValueError(f"directions is {directions.shape[-1]} wide, but the model's residual stream is {len(W_U)}.")
     gain, centres = _gain(model.ln_final, W_U)
     directions = directions.to(W_U)
     if centres:
@@ -41,6 +48,7 @@ def logit_attribution(model: Any, directions: Float[Tensor, "latent d_model"]) -
     return ((directions * gain) @ W_U).float().cpu()
 
 
+@validate_arguments
 @torch.no_grad()
 def logit_lens(model: Any, directions: Float[Tensor, "latent d_model"], k: int = 8) -> LogitLens:
     """The k highest and lowest of `logit_attribution`, in blocks that bound the memory.

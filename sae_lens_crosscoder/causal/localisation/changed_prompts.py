@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 CLEAR_SPLIT = 0.8
 """Share of the variance of sqrt(KL) between two groups above which they are two groups: 0.75 for a uniform spread."""
 
@@ -29,6 +31,7 @@ class ChangedPrompts:
         return f"No clear gap in the KL of {total} prompts: the upper quarter ({n}) counts as changed."
 
 
+@validate_arguments
 def changed_prompts(kl: Float[Tensor, " prompt"]) -> ChangedPrompts:
     """Split prompts by KL at the cut with the largest variance of sqrt(KL) between the groups (Otsu 1979).
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 MAX_HOOKS = 32
@@ -19,6 +20,7 @@ def block_of(hook_name: str) -> int | None:
     return None if match is None else int(match[1] or match[2])
 
 
+@validate_arguments
 def residual_hooks(pair: HookedModelPair, every: int | None = None) -> tuple[str, ...]:
     """Hooks of the residual stream after each block that both models have, in order.
 

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 
 @dataclass(frozen=True, kw_only=True)
 class Localisation:
@@ -51,6 +53,7 @@ class Localisation:
         return self.last_activations[:, :, -1] - self.last_activations[:, :, 0]
 
 
+@validate_arguments
 def share_brought_back(
     patched: Float[Tensor, "*rows prompt"], kl: Float[Tensor, " prompt"], weights: Float[Tensor, "*resample prompt"]
 ) -> Float[Tensor, "..."]:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.forward.resume import can_resume
 from sae_lens_crosscoder.causal.localisation.continuing import EMBEDDED, Continuation
 from sae_lens_crosscoder.causal.localisation.hooks import validate_hooks
@@ -23,6 +24,7 @@ _MAX_LOGITS = 2**26
 """Logits of one model in memory at a time."""
 
 
+@validate_arguments
 @torch.no_grad()
 def locate_difference(
     pair: HookedModelPair,

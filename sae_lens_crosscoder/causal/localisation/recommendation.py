@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.changed_prompts import ChangedPrompts
 from sae_lens_crosscoder.causal.localisation.hooks import short_name
 from sae_lens_crosscoder.causal.localisation.localisation import Localisation, share_brought_back
@@ -57,6 +58,7 @@ class Recommendation:
         return cls(**{**fields, **undefined})
 
 
+@validate_arguments
 def recommend(
     located: Localisation, changed: ChangedPrompts, *, n_resamples: int = 1000, seed: int = 0
 ) -> Recommendation:

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.activations.harvest import validate_tokens
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.continuing import patched_logs
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -25,6 +27,7 @@ class SteeringEffects:
     """The most likely next token of base with the direction."""
 
 
+@validate_arguments
 @torch.no_grad()
 def steering_effects(
     pair: HookedModelPair,
@@ -40,7 +43,19 @@ def steering_effects(
     Args:
         last: position of each prompt's last token; padding is on the right.
         directions: in raw units of the residual stream at the hook, at the strength to add.
+
+    Raises:
+        ValueError: for directions of another width, no prompts, or positions after their end.
     """
+    validate_tokens(tokens)
+    d_model = pair.layout_at(hook_name).d_models[0]
+    if len(directions) == 0 or directions.shape[-1] != d_model:
+        raise ValueError(
+            f"directions has shape {tuple(directions.shape)}, expected at least one row, {d_model} wide as the base "
+            "model's residual stream at the hook."
+        )
+    if int(last.max()) >= tokens.shape[1]:
+        raise ValueError(f"last contains the position {int(last.max())}, but tokens has {tokens.shape[1]} positions.")
     parts: list[Sequence[Tensor]] = []
     for rows in tqdm(torch.arange(len(tokens)).split(batch_size), desc="Steering", unit="batch", leave=False):
         batch = tokens[rows, : int(last[rows].max()) + 1]

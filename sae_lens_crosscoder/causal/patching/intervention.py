@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.dominant_tokens import NormLimits
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.stacking import StackedLayout
 
-LatentIds = Sequence[int] | Int[Tensor, " latent"] | pd.Index | None
+LatentIds = Sequence[int] | Int[Tensor, " latent"] | pd.Index | pd.DataFrame | None
 MaxActivation = float | Sequence[float] | Float[Tensor, " latent"] | pd.Series | None
 How = Literal["replace", "add", "ablate", "scale", "steer", "reconstruct"]
 ModelName = Literal["base", "chat"]
@@ -84,6 +85,7 @@ class Intervention:
         ]
 
 
+@validate_arguments
 def intervention(
     crosscoder: InferenceCrosscoder,
     latent_ids: LatentIds,
@@ -97,7 +99,7 @@ def intervention(
     """Build an intervention by name; `C_m = sum_S f_j d_j^m` is what the latents S write into model m.
 
     Args:
-        latent_ids: the latents S, as a list, a tensor or the index of a table; None means all.
+        latent_ids: the latents S, as a list, a tensor, or rows of the table of `diagnose`; None means all.
         how: the edit of model m, where o is the other model:
 
             - `replace`: `coefficient * (C_o - C_m)`, the latents write in m what they write in o
@@ -108,8 +110,9 @@ def intervention(
             - `reconstruct`: `coefficient * (C_m + b_m - h_m)`, only what the latents explain is left
         model: the edited model. By default the base model for `replace` and `add`, and both for the others.
         coefficient: strength; 1 is the plain intervention, and for `scale` it is the factor.
-        max_activation: for `steer` only: one number for all or one per latent, such as the column of `diagnose`. With
-            coefficient 1 the edit is what the latents write at their strongest.
+        max_activation: for `steer` only: one number for all or one per latent, or the whole column of `diagnose`, of
+            which the latents' entries are taken; by default that of the rows given as `latent_ids`. With coefficient 1
+            the edit is what the latents write at their strongest.
         with_bias: for `replace` also `coefficient * (b_o - b_m)`, the difference of the decoder biases; for `ablate`
             also `-coefficient * b_m`, so that ablating all latents leaves only what the crosscoder does not explain.
 
@@ -126,7 +129,13 @@ def intervention(
     (tensor([[12.]]), None)
     """
     crosscoder = validate_inference(crosscoder, "An intervention")
+    if isinstance(latent_ids, pd.DataFrame):
+        if how == "steer" and max_activation is None and "max_activation" in latent_ids:
+            max_activation = latent_ids["max_activation"]
+        latent_ids = latent_ids.index
     _validate_combination(crosscoder, how, model, max_activation, with_bias)
+    if isinstance(max_activation, pd.Series) and latent_ids is not None and len(max_activation) == crosscoder.cfg.d_sae:
+        max_activation = max_activation.reindex(pd.Index(list(map(int, latent_ids))))
     chosen = _validated_ids(latent_ids, crosscoder)
     W_dec = [decoder.detach()[chosen] for decoder in crosscoder.decoders]
     b_dec = [bias.detach() for bias in crosscoder.decoder_biases]
@@ -231,11 +240,13 @@ def _validate_combination(
         raise ValueError(f"Unknown model={model!r}: expected one of {layout.names}, or None.")
     if how in CARRIES and (layout.n_models != 2 or not layout.same_width):
         raise ValueError(
-            f"how={how!r} carries directions between models, but the widths are {layout.d_models}. Only two models of "
-            "one width share a basis: use 'ablate', 'scale' or 'steer'."
+            f"how={how!r} carries directions between models, but the crosscoder reads widths {layout.d_models}. Only "
+            "two models of one width share a basis: use 'ablate', 'scale' or 'steer'."
         )
     if how == "steer" and max_activation is None:
-        raise ValueError("how='steer' needs max_activation: pass the column max_activation of diagnose.")
+        raise ValueError(
+            "how='steer' needs max_activation: pass rows of the table of diagnose as latent_ids, or that column of it."
+        )
     if how != "steer" and max_activation is not None:
         raise ValueError(f"max_activation goes with how='steer', but how={how!r} reads activations from the tokens.")
     if with_bias and how not in ("replace", "ablate"):

@@ -7,8 +7,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.harvest import validate_tokens
-from sae_lens_crosscoder.causal.patching.validation import validate_pair
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.data.token_mask import right_padding, validate_padding
 from sae_lens_crosscoder.models.hook_access import device_of, replaced_activations
 from sae_lens_crosscoder.models.kl import kl_terms, log_probs
@@ -17,6 +18,7 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 _SPLICED = ("reconstruction", "zero", "mean")
 
 
+@validate_arguments
 @torch.no_grad()
 def splice_evals(
     crosscoder: InferenceCrosscoder,

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.scores import score_norms
@@ -18,6 +19,7 @@ from sae_lens_crosscoder.loading.formats.exported import FILENAME, exported_sett
 _NONE_ID = 4
 
 
+@validate_arguments
 @torch.no_grad()
 def save_dictionary_learning(crosscoder: InferenceCrosscoder, folder: str | Path, k: int | None = None) -> Path:
     """Save `model.safetensors` and its configs for `dictionary_learning`, and return the folder.

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.storage.tables import load_table
 
 # Our column -> theirs, in the paper's `feature_df.csv` and in the later toolkit's table; the first one present is
@@ -33,6 +34,7 @@ _LABELS = {
 }
 
 
+@validate_arguments
 def load_latent_table(path: str | Path) -> pd.DataFrame:
     """Load a latent table of the paper (`feature_df.csv`) or of its authors' toolkit, with the columns of `diagnose`.
 

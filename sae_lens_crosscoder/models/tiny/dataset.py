@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 from jaxtyping import Int
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.tiny.dialogues import Split, dialogue_document, forum_document
 from sae_lens_crosscoder.models.tiny.documents import Mix, Span, plain_document
 from sae_lens_crosscoder.models.tiny.vocabulary import TOKEN_IDS
@@ -43,6 +44,7 @@ def labelled_rows(n_rows: int, seed: int, mix: Mix, split: Split = "train") -> I
     return rows
 
 
+@validate_arguments
 def tiny_dataset(n_rows: int, seed: int, mix: Mix = "chat", split: Split = "train") -> Dataset:
     """Rows of `TINY_CONTEXT_SIZE` labelled tokens; the same arguments give the same rows.
 

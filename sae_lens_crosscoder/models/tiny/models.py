@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.tiny.dataset import TINY_CONTEXT_SIZE
 from sae_lens_crosscoder.models.tiny.tokenizer import tiny_tokenizer
 from sae_lens_crosscoder.models.tiny.vocabulary import VOCABULARY
@@ -63,6 +64,7 @@ def load_tiny_weights(path: Path) -> HookedTransformer:
     return model.eval()
 
 
+@validate_arguments
 def load_tiny_model(name: str, device: str = "cpu", dtype: str = "float32") -> HookedTransformer:
     """Load one of `TINY_MODELS`, with raw weights (no folding or centring) and the tokenizer.
 

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_FREE_LIMIT, NU_RECONSTRUCTION_LIMIT
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.report.explorer.packing import (
     KL_STEP,
     LATENTS_PER_BLOCK,
@@ -48,6 +49,7 @@ _SCRIPTS = (
 """Concatenated in this order: later scripts use earlier ones."""
 
 
+@validate_arguments
 def write_explorer(explorations: Mapping[str, Exploration], path: str | Path, title: str | None = None) -> Path:
     """Write one HTML file with a table of all latents, figures linked to it, and a page for every latent.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.report.explorer.records import Exploration
 from sae_lens_crosscoder.report.export.neuronpedia_rows import (
     Source,
@@ -30,6 +31,7 @@ DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
 _MAX_FILES = 1000
 
 
+@validate_arguments
 def write_neuronpedia(
     exploration: Exploration,
     folder: str | Path,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.report.figures.panels import (
     above_panel,
     count,
@@ -36,6 +37,7 @@ MAX_SHARED_DRAWN = 5000
 _SYMBOLS = {"complete_shrinkage": "diamond", "latent_decoupling": "square", "rare": "circle-open"}
 
 
+@validate_arguments
 def delta_norm_histogram(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_objects.Figure":
     """Plot a histogram of Delta_norm: a panel per crosscoder, counts on a log axis.
 
@@ -63,6 +65,7 @@ def delta_norm_histogram(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_ob
     return figure
 
 
+@validate_arguments
 def nu_scatter(diagnoses: Mapping[str, Diagnosis]) -> "plotly.graph_objects.Figure":
     """Plot nu_error against nu_reconstruction of chat-only latents: a panel per crosscoder.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.report.figures.panels import panel_grid, panel_text, panel_title, style
 from sae_lens_crosscoder.report.html.inert import inert
 
@@ -19,6 +20,7 @@ _BAR = 0.38
 """A bar's width, of the distance between setups."""
 
 
+@validate_arguments
 def effects_bars(effects: Mapping[str, pd.DataFrame]) -> "plotly.graph_objects.Figure":
     """Plot the KL from the chat model for each setup with 95 % intervals. Lower is nearer.
 

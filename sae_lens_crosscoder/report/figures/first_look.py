@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
 from sae_lens_crosscoder.causal.localisation.hooks import short_name
 from sae_lens_crosscoder.report.figures.panels import LINES, panel_grid, panel_title, style
@@ -18,6 +19,7 @@ _SHARES = (
 _SIZES = (("difference_last", "size at the last token"), ("difference_all", "size, ordinary tokens"))
 
 
+@validate_arguments
 def hook_curves(look: FirstLook) -> "plotly.graph_objects.Figure":
     """Plot the share of KL that chat's activation brings back, and the size of the difference, for every hook.
 

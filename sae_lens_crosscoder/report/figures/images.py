@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 if TYPE_CHECKING:
     import plotly.graph_objects
 
@@ -13,6 +15,7 @@ WIDTH = 1100
 _SCALE = 2
 
 
+@validate_arguments
 def write_images(
     figures: Mapping[str, "plotly.graph_objects.Figure"],
     folder: str | Path,

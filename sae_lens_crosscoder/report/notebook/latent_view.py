@@ -9,6 +9,7 @@ import pandas as pd
 from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm, labels_of
 from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.report.explorer.records import Exploration, LatentRecord, ShownExample, Weighted
 from sae_lens_crosscoder.report.html.inert import visible
@@ -83,6 +84,7 @@ class LatentView:
         return [(title, examples[:_N_EXAMPLES]) for title, examples in bands if examples]
 
 
+@validate_arguments
 def latent(
     crosscoder: InferenceCrosscoder,
     latent: int,

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.report.figures.effects import effects_bars
 from sae_lens_crosscoder.report.html.document import render_figure_page, write_document
 
 _HIDDEN = [f"{quantity}_{end}" for quantity in ("loss_nats", "frac_agree") for end in ("low", "high")]
 
 
+@validate_arguments
 def write_effects(
     effects: Mapping[str, pd.DataFrame],
     path: str | Path,

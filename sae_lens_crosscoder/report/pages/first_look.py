@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
 from sae_lens_crosscoder.causal.localisation.hooks import short_name
 from sae_lens_crosscoder.report.figures.first_look import hook_curves
@@ -13,6 +14,7 @@ from sae_lens_crosscoder.report.html.document import render_figure_page, write_d
 N_PROMPTS_SHOWN = 12
 
 
+@validate_arguments
 def write_first_look(look: FirstLook, path: str | Path, title: str = "First look") -> Path:
     """Write the recommendation, figure and tables as one HTML file that opens anywhere, offline.
 

@@ -12,6 +12,7 @@ from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
 from sae_lens_crosscoder.analysis.diagnosis.verdict import BASIS_FREE, nu_kind_of
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.partition import BY_CONSTRUCTION
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import REGIONS, delta_norm_histogram, nu_scatter
 from sae_lens_crosscoder.report.figures.panels import validate_tables
@@ -26,6 +27,7 @@ _COLUMNS = (
 )
 
 
+@validate_arguments
 def write_report(
     diagnoses: Mapping[str, Diagnosis],
     path: str | Path,

@@ -15,6 +15,7 @@ from sae_lens_crosscoder.activations.cache.manifest import MANIFEST_FILENAME, Ca
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.cache.writer import cache_activations, validate_worker
 from sae_lens_crosscoder.activations.pair_check import PairCheck
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.token_mask import TokenRule
 from sae_lens_crosscoder.models.adapter_files import share_weights
 from sae_lens_crosscoder.models.loading import load_tokenizer
@@ -44,6 +45,7 @@ _DATA_FIELDS = (
 )
 
 
+@validate_arguments
 def write_run_cache(
     cfg: CrosscoderRunnerConfig,
     dtype: CacheDtype = "bfloat16",

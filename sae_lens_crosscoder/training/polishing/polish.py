@@ -18,6 +18,7 @@ from sae_lens_crosscoder.activations.dominant_tokens import (
     token_norms,
     validate_max_norm_ratio,
 )
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKTrainingCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
@@ -63,6 +64,7 @@ class PolishConfig:
         validate_max_norm_ratio(self.max_norm_ratio)
 
 
+@validate_arguments
 def polish(
     crosscoder: TrainingCrosscoder,
     activations: Iterator[Float[Tensor, "batch d_in"]],
