@@ -174,6 +174,25 @@ def test_a_random_map_names_nothing(seed, rank):
     assert changed.conclusion.startswith(("no difference detected along this contrast", "undecided"))
 
 
+@pytest.mark.parametrize(
+    ("passes", "q_rho", "coverage", "said"),
+    [
+        (False, 0.01, 0.9, "no difference detected along this contrast: fine-tuning changes other splits"),
+        (True, 0.5, 0.9, "no difference detected: fine-tuning changes 'concept' by 1.3 of its size in base, 0.90 of"),
+        (True, 0.5, 0.4, "undecided: fine-tuning changed 'concept' more than other splits of the prompts, but no"),
+        (True, 0.01, 0.9, "undecided: fine-tuning changed 'concept' more than other splits of the prompts, but no"),
+    ],
+)
+def test_that_nothing_differs_is_said_only_where_latents_could_have_shown_it(passes, q_rho, coverage, said):
+    """Latents that turned and are not named, or a change that latents do not write, leave the question open."""
+    world = World(angle=0.0)
+    changed = name_latents(world.crosscoder, [world.contrast], *world.decoys())
+    contrasts = changed.contrasts.assign(gate=passes, coverage=coverage, ratio=1.3)
+    changed = replace(changed, contrasts=contrasts, latents=changed.latents.assign(q_rho=q_rho, named=False))
+    assert changed.conclusion.startswith(said)
+    assert changed.conclusion.endswith("of the norm)")
+
+
 def test_without_the_gate_nothing_is_named_whatever_the_latents_say():
     """Fine-tuning also changes what the negative prompts differ in most, and more."""
     world = World(angle=1.0)

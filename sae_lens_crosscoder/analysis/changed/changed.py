@@ -12,6 +12,8 @@ from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 TURNED = "turned"
 CHANGED_COLUMNS = ("class", "q_rho", "written", "q_written", "named")
 """Columns that a diagnosis takes over."""
+LEAST_COVERAGE = 0.5
+"""Share of a changed contrast that latents must write before "no difference detected" may be said of them."""
 _FILES = {"latents": "changed.parquet", "effects": "changed_effects.parquet", "contrasts": "changed_contrasts.parquet"}
 _INDEX = {"latents": "latent", "effects": "latent", "contrasts": "contrast"}
 
@@ -54,31 +56,47 @@ class Changed:
 
     @property
     def conclusion(self) -> str:
-        """One sentence on what fine-tuning changed, with its conditions."""
+        """One sentence on what fine-tuning changed, with its conditions.
+
+        "No difference detected" needs that no contrast changed more than splits that do not matter, or that no latent
+        turned more than in decoy pairs although the crosscoder writes most of what did change.
+        """
         n_decoys, limit = self.manifest["n_decoys"], self.manifest["q_limit"]
         conditions = (
             f"q < {limit:g} against {n_decoys} decoy {'pair' if n_decoys == 1 else 'pairs'} whose difference is "
             f"{self.manifest['size']:.3f} of the norm"
         )
+        return f"{self._said()} ({conditions})"
+
+    def _said(self) -> str:
         passed = self.contrasts[self.contrasts["gate"]]
         if self.named:
             shares = [f"{row.share_named:.2f} of {name!r}" for name, row in passed.iterrows()]
             n_named = len(self.named)
             return (
                 f"{n_named:,} of {self.n_turned:,} turned latents {'carries' if n_named == 1 else 'carry'} what "
-                f"fine-tuning changed, on held-out prompts {' and '.join(shares)} ({conditions})"
+                f"fine-tuning changed, on held-out prompts {' and '.join(shares)}"
             )
         if len(passed) == 0:
             gates = [f"{name!r} p {row.p_gate:.2f}" for name, row in self.contrasts.iterrows()]
             these = "this contrast" if len(gates) == 1 else "these contrasts"
             return (
                 f"no difference detected along {these}: fine-tuning changes other splits of the prompts as much "
-                f"({', '.join(gates)}); {self.n_turned:,} latents turned ({conditions})"
+                f"({', '.join(gates)}); {self.n_turned:,} latents turned"
+            )
+        if self.n_turned == 0 and bool((passed["coverage"] >= LEAST_COVERAGE).all()):
+            changes = [
+                f"{name!r} by {row.ratio:.2g} of its size in base, {row.coverage:.2f} of which latents write"
+                for name, row in passed.iterrows()
+            ]
+            return (
+                f"no difference detected: fine-tuning changes {' and '.join(changes)}, more than other splits of the "
+                "prompts, but no latent turned more than in pairs changed without an aim"
             )
         names = ", ".join(repr(name) for name in passed.index)
         return (
             f"undecided: fine-tuning changed {names} more than other splits of the prompts, but no latent carries it; "
-            f"train longer, with more latents, or draw decision rows more often ({conditions})"
+            "train longer, with more latents, or draw decision rows more often"
         )
 
     def __str__(self) -> str:
