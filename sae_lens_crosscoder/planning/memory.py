@@ -26,6 +26,7 @@ _MERGING_BYTES_PER_PAIR = 48  # of two groups of latents: their pairs in one lis
 _SAVING_COPIES = 2  # of the weights: the canonical form, and one on the way to it
 _MLP_ARRAYS = 3  # of (tokens, widest layer) in a language model's block: gate, up and their product
 _ATTENTION_ARRAYS = 3  # of (prompts, heads, position, position): scores, masked, pattern
+_EVAL_ARRAYS = 10  # of (tokens, vocabulary): logits of both models, side by side, for several runs
 _STREAM_ARRAYS = 4  # of (tokens, d_model): residual stream, its norm, the layer's output, the cached copy
 
 
@@ -63,6 +64,7 @@ def memory_items(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None]
                 items.append(MemoryItem(model_device, f"{size.name} weights", n_bytes))
             passes[model_device] = max(passes[model_device], _pass_bytes(size, cfg))  # one model runs after the other
     items += [MemoryItem(model_device, "a forward pass", n_bytes) for model_device, n_bytes in passes.items()]
+    items.append(MemoryItem(device_name(model_devices[0]), "an evaluation", evaluation_bytes(cfg, models)))
     return [item for item in items if item.n_bytes > 0]
 
 
@@ -118,6 +120,16 @@ def step_bytes(sae: Any, batch: int, device: str) -> int:
     tile = min(tile_rows(torch.device(device).type, sae.d_sae, screened), batch) * sae.d_sae * (screened + 1)
     forward = rows + pairs + tile + 2 * sae.d_in * sae.d_sae * in_half - n_parameters(sae) * number
     return max(forward, backward)
+
+
+def evaluation_bytes(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None]) -> int:
+    """Peak bytes of SAELens's evaluation, which keeps the logits of whole batches; 0 if the run reaches none."""
+    n_rows = cfg.training_tokens // cfg.train_batch_size_tokens // cfg.logger.wandb_log_frequency
+    known = [size.d_vocab for size in models if size is not None]
+    if not cfg.logger.log_to_wandb or n_rows < cfg.logger.eval_every_n_wandb_logs or not known:
+        return 0
+    tokens = (cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts) * cfg.context_size
+    return _EVAL_ARRAYS * tokens * max(known) * bytes_of(cfg.model_dtype)
 
 
 def _pass_bytes(size: ModelSize, cfg: CrosscoderRunnerConfig) -> int:

@@ -14,6 +14,7 @@ from sae_lens_crosscoder.planning.timing import TimeEstimate, estimate_time
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 _GIB = 2**30
+_PYTHON_BYTES = _GIB // 2  # of a process with torch, SAELens and TransformerLens, before anything is loaded
 _VERDICTS = {True: "It fits.", False: "It does not fit.", None: "The known part fits; some sizes are unknown."}
 
 
@@ -41,6 +42,11 @@ class Plan:
     def n_bytes_needed(self) -> dict[str, int]:
         """The sum of `memory` on each device."""
         return bytes_per_device(self.memory)
+
+    @property
+    def n_bytes_resident(self) -> int:
+        """Main memory of the whole process at its peak, as the system counts it: with Python and its libraries."""
+        return _PYTHON_BYTES + self.n_bytes_needed.get("cpu", 0)
 
     @property
     def fits(self) -> bool | None:
@@ -141,6 +147,7 @@ def _lines(plan: Plan) -> list[str]:
         capacity = plan.capacity[device]
         available = "an unknown size" if capacity is None else f"{USABLE_SHARE:.0%} of {capacity / _GIB:.3f}"
         lines.append(f"  {'total':<40} {needed / _GIB:>9.3f}  of {available}")
+    lines.append(f"\nresident memory of the process, with Python: about {plan.n_bytes_resident / _GIB:.1f} GiB")
     lines.append(f"\n{_VERDICTS[plan.fits]}")
     lines += ["Changes that would help, the least harmful first:"] * bool(plan.suggestions)
     lines += [str(suggestion) for suggestion in plan.suggestions]

@@ -96,6 +96,7 @@ def _options(cfg: CrosscoderRunnerConfig) -> dict[str, tuple[str, list[Any]]]:
     options: dict[str, tuple[str, list[Any]]] = {
         "training_step": ("nothing: the same step, computed sparsely", ["sparse"] * dense),
         "store_batch_size_prompts": ("slower harvesting", _halvings(cfg.store_batch_size_prompts, 1)),
+        "eval_batch_size_prompts": ("slower evaluations", _halvings(cfg.eval_batch_size_prompts or 0, 1)),
         "act_store_device": ("time: every batch travels to the device", ["cpu"] * stored_on_gpu),
         "chat_device": ("a second GPU", _other_gpus(cfg)),
         "n_batches_in_buffer": ("shuffling", _halvings(cfg.n_batches_in_buffer, batch / cfg.context_size)),

@@ -6,15 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
+from sae_lens.config import LoggingConfig
 from sae_lens.util import str_to_dtype
 from torch.profiler import ProfilerActivity, profile
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.shuffle_buffer import mixed_batches
+from sae_lens_crosscoder.models.sizes import ModelSize
 from sae_lens_crosscoder.models.tiny import TINY_HOOK
 from sae_lens_crosscoder.planning import timing
-from sae_lens_crosscoder.planning.memory import buffer_bytes, step_bytes
+from sae_lens_crosscoder.planning.memory import buffer_bytes, evaluation_bytes, step_bytes
 from sae_lens_crosscoder.planning.suggestions import USABLE_SHARE
+from tests.models.small_models import random_hooked_transformer
 
 MIB = 1 / 1024  # in GiB
 BATCHTOPK = slc.BatchTopKCrosscoderTrainingConfig
@@ -139,6 +143,35 @@ def test_the_buffer_is_the_real_one_at_its_peak(contexts, prompts, dtype):
             pass
 
     assert 0.75 < buffer_bytes(cfg) / peak_bytes(run) < 1.25
+
+
+def test_an_evaluation_takes_what_is_planned_if_the_run_reaches_one():
+    pair = slc.HookedModelPair(*[random_hooked_transformer(16, seed=seed, d_vocab=4000) for seed in (1, 2)])
+    rows = Dataset.from_dict({"input_ids": torch.randint(4000, (40, 32)).tolist()})
+    cfg = config(
+        sae=BATCHTOPK(d_model=16, d_sae=32, k=2),
+        hook_name="blocks.1.hook_resid_post",
+        context_size=32,
+        eval_batch_size_prompts=6,
+        n_eval_batches=1,
+        training_tokens=1280,
+        n_held_out_rows=8,
+    )
+    runner = slc.CrosscoderTrainingRunner(cfg, override_dataset=rows, override_model=pair)
+    trainer = runner._new_trainer("")
+    peak = peak_bytes(lambda: trainer.evaluator(trainer.sae, trainer.data_provider, trainer.activation_scaler))
+    size = ModelSize("model", 0, 0, 0, 16, 32, 2, 4000, reads_logits=False)
+    logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=2, eval_every_n_wandb_logs=5)
+    assert evaluation_bytes(cfg.replace(logger=logger), [size, size]) / 1.5 < peak
+    assert peak < 1.5 * evaluation_bytes(cfg.replace(logger=logger), [size, size])
+    for never in (replace(logger, log_to_wandb=False), replace(logger, eval_every_n_wandb_logs=6)):
+        assert evaluation_bytes(cfg.replace(logger=never), [size, size]) == 0
+
+
+def test_the_resident_memory_has_python_on_top():
+    plan = planned(config())
+    assert plan.n_bytes_resident == plan.n_bytes_needed["cpu"] + 2**29
+    assert f"with Python: about {plan.n_bytes_resident / 2**30:.1f} GiB" in str(plan)
 
 
 def test_twice_the_latents_are_twice_the_weights_and_the_same_buffer():
