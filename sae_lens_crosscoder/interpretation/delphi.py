@@ -32,7 +32,8 @@ def write_delphi_cache(
 
     In `folder/HOOK_NAME/`, a file `FIRST_LAST.safetensors` for every range of latents holds `locations` (prompt,
     position, latent minus FIRST), `activations` in float16 and `tokens`; `config.json` names the model whose tokenizer
-    delphi loads. All active pairs of token and latent are held in memory, 14 bytes each.
+    delphi loads. All active pairs of token and latent are held in memory, 14 bytes each. Tokens that training left out
+    because they dominate have no activations.
 
     Args:
         tokens: ids of shape (batch, pos).
@@ -87,12 +88,15 @@ def _active(
     """Prompt, position and latent of every active pair, in this order, and its activation."""
     locations: list[Tensor] = []
     activations: list[Tensor] = []
+    limits = crosscoder.trained_limits
     starts = range(0, len(tokens), batch_size)
     batches = harvest(pair, tokens, hook_name, batch_size)
     for start, batch in zip(tqdm(starts, desc="Caching", unit="batch", leave=False), batches, strict=True):
         batch = batch.to(crosscoder.W_dec)
         validate_activations(batch, crosscoder.layout, f"after the first {start} prompts")
         pairs, scores = pairs_of(crosscoder.encode_sparse(batch))
+        is_used = limits.ordinary(batch)[pairs.token]
+        pairs, scores = pairs[is_used], scores[is_used]
         prompt, position = start + pairs.token // tokens.shape[1], pairs.token % tokens.shape[1]
         locations.append(torch.stack([prompt, position, pairs.latent], dim=1).int().cpu())
         activations.append(scores.half().cpu())

@@ -1,5 +1,6 @@
 """What delphi reads from the files, read here as its loader does, is the dense encoding."""
 
+import copy
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.interpretation import write_delphi_cache
+from sae_lens_crosscoder.interpretation import delphi, write_delphi_cache
 from tests.interpretation.conftest import HOOK
 
 
@@ -36,6 +37,26 @@ def test_it_holds_every_score_where_delphi_looks_for_it(planted, tmp_path, n_spl
     np.testing.assert_array_equal(found, expected.numpy())
     config = json.loads((target / "config.json").read_text())
     assert (config["cache_ctx_len"], config["n_tokens"], config["n_splits"]) == (32, 9 * 32, n_splits)
+
+
+def test_tokens_that_training_left_out_as_dominant_have_no_activations(planted, tmp_path, monkeypatch):
+    tokens, harvest = planted.tokens[:4], delphi.harvest
+    dominant = torch.arange(4 * 32) % 5 == 0
+
+    def with_dominant_tokens(*args):
+        yield torch.cat(list(harvest(*args))) * torch.where(dominant, 100.0, 1.0)[:, None]
+
+    monkeypatch.setattr(delphi, "harvest", with_dominant_tokens)
+    crosscoder = copy.deepcopy(planted.crosscoder)
+    found = {}
+    for max_norms in (None, [50.0, 50.0]):
+        crosscoder.cfg.metadata.max_norms = max_norms
+        target = write_delphi_cache(crosscoder, planted.pair, tokens, tmp_path, n_splits=1)
+        locations = load_file(next(target.glob("*.safetensors")))["locations"].astype(int).tolist()
+        found[max_norms is None] = locations
+    ordinary = [place for place in found[True] if not dominant[32 * place[0] + place[1]]]
+    assert 0 < len(ordinary) < len(found[True])
+    assert found[False] == ordinary
 
 
 def test_what_delphi_cannot_hold_is_refused(planted, tmp_path):
