@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.util import str_to_dtype
@@ -149,16 +150,38 @@ def _load(
             )
         return load_own(path, device, cfg_overrides)
     overrides = cfg_overrides or {}
-    file = load_foreign_file(weights, str_to_dtype(overrides.get("dtype", "float32")))
+    foreign, file = _convert(weights, str_to_dtype(overrides.get("dtype", "float32")), options)
+    cfg, state = canonical_state(foreign, options, file)
+    warn_of_assumptions(cfg, file.path)
+    return {**cfg, "device": device, **overrides}, state
+
+
+def load_foreign(source: str | Path, **options: Any) -> ForeignCrosscoder:
+    """Load a published crosscoder in the space and units of its training, base first.
+
+    Args:
+        options: those of `load`.
+
+    Raises:
+        ValueError: for a crosscoder of this package, and a file that a converter refuses.
+    """
+    path = Path(source) if Path(source).exists() else download(str(source))
+    weights = [] if _is_own(path) else find_weights(path)
+    if not weights:
+        raise ValueError(f"{path} has no weights of a published layout ({', '.join(WEIGHTS_NAMES)}).")
+    foreign, _ = _convert(weights, torch.float64, ForeignOptions(**options))
+    return foreign.swapped() if foreign.model_order.value == "chat_base" else foreign
+
+
+def _convert(weights: list[Path], dtype: torch.dtype, options: ForeignOptions) -> tuple[ForeignCrosscoder, ForeignFile]:
+    file = load_foreign_file(weights, dtype)
     layout = options.format or recognise(file.tensors, file.settings, file.path.name)
     if layout is None:
         raise ValueError(
             f"{file.path} has an unknown layout, with the tensors {printable_names(file.tensors) or '(none)'}. Known "
             f"are {known_layouts()}."
         )
-    cfg, state = canonical_state(CONVERTERS[layout](file, options), options, file)
-    warn_of_assumptions(cfg, file.path)
-    return {**cfg, "device": device, **overrides}, state
+    return CONVERTERS[layout](file, options), file
 
 
 def _is_own(path: Path) -> bool:
