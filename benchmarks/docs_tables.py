@@ -9,6 +9,7 @@ from pathlib import Path
 
 import docs_accuracy
 import docs_runs
+import docs_verdicts
 from docs_results import ROOT
 from docs_speed import speed
 
@@ -20,6 +21,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "convergence": docs_accuracy.convergence,
     "intervals": docs_accuracy.intervals,
     "recipes": docs_accuracy.recipes,
+    "hard": docs_verdicts.hard,
     "causal": docs_accuracy.causal,
     "speed": speed,
     "processes": docs_runs.processes,
