@@ -52,6 +52,7 @@ def train_difference_sae(
         lr_decay_steps=n_steps // 5,
         log_frequency=n_steps,
         device=device,
+        max_norm_ratio=None,  # of the models' norms `rows` takes care; large differences are the point
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

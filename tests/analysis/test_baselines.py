@@ -1,5 +1,7 @@
 """Laws of the baselines: those of references in loops, planted directions found, dominant tokens without a say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,16 @@ def test_an_sae_finds_planted_directions_and_its_activations_are_the_references(
         found.bias.tolist(),
     )
     assert found.explained[one].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_sae_learns_the_rows_that_differ_most():
+    """They are what fine-tuning changed, and not tokens that dominate: those were left out by the models' own norms."""
+    rows, planted = planted_rows()
+    is_rare = torch.arange(len(rows.difference)) % 50 == 0
+    direction = torch.linalg.qr(planted.T, mode="complete").Q[:, -1]
+    rows = replace(rows, difference=rows.difference + 300 * is_rare[:, None] * direction)
+    found = train_difference_sae(rows, d_sae=16, k=1.2, n_steps=300, batch_size=128, lr=5e-3)
+    assert found.explained_together > 0.9  # the rare rows hold most of the energy
 
 
 def test_a_saved_result_is_loaded_as_it_was(tmp_path):
