@@ -43,6 +43,18 @@ def speed() -> str:
     return "\n\n".join([markdown_table(rows), *sources])
 
 
+def centred() -> str:
+    """What the centred nu add to a diagnosis: time, as a ratio, and memory."""
+    frame, source = load_results("centred_scaling.json")
+    rows = [["latents", "diagnosis without", "with", "ratio, under two allocators", "memory added"]]
+    for d_sae, group in frame.groupby("d_sae"):
+        first = group.iloc[0]
+        ratios = " / ".join(f"{ratio:.2f}" for ratio in group.ratio)
+        times = [f"{first[f'{kind}_ms'] / 1000:.1f} s" for kind in ("without", "with")]
+        rows.append([f"{d_sae:,}", *times, ratios, f"{first.added_mib:.0f} MiB"])
+    return "\n\n".join([markdown_table(rows), source])
+
+
 def _variant(row: dict[str, Any]) -> str:
     """Name what distinguishes a row from others of the same workload."""
     words = [row.get("screening"), row.get("dtype"), row.get("variant"), row.get("checksums_read")]

@@ -11,7 +11,7 @@ import docs_accuracy
 import docs_runs
 import docs_verdicts
 from docs_results import ROOT
-from docs_speed import speed
+from docs_speed import centred, speed
 
 PASSAGES: Mapping[str, Callable[[], str]] = {
     "headline": docs_accuracy.headline,
@@ -24,6 +24,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "hard": docs_verdicts.hard,
     "causal": docs_accuracy.causal,
     "speed": speed,
+    "centred": centred,
     "processes": docs_runs.processes,
     "faults": docs_runs.faults,
 }

@@ -9,6 +9,9 @@ made of: the reconstruction and the error of both models. `scaling/default` asks
 large a share of the latents as its 3,176 chat-only ones are of 73,728, and of as many shared ones. Ours computes what
 `diagnose` needs of Latent Scaling, for all latents: encoding, decoding, and the sums of three targets, two models and
 two probes.
+
+`scaling/centred` compares two diagnoses of ours, from tokens to nu: with the centred nu and presence (256 groups of
+tokens) and without. The ratio is that of the time with them to the time without.
 """
 
 import argparse
@@ -30,16 +33,21 @@ from results_file import write_results
 from torch import Tensor
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
+from sae_lens_crosscoder.analysis.inputs import Encoded, shard_block
+from sae_lens_crosscoder.analysis.latent_scaling.background_groups import MAX_GROUPS, BackgroundGroups
 
 PEER = "closed form"
 D_MODEL, N_TOKENS, K = 128, 2048, 32
 D_SAE = {"scaling/default": 4096, "scaling/all": 2048}
+N_PASSES = 8
 SUBSET = 3176 / 73_728
 LINEAR = (1024, 2048, 4096, 8192, 16_384)
 PEER_BATCH = 128
-ROWS = [*D_SAE, "scaling/linear"]
+CENTRED = {"scaling/centred": 4096, "scaling/centred, wide": 16_384}
+ROWS = [*D_SAE, "scaling/linear", *CENTRED]
 TARGETS = {"scaling/default": 20.0, "scaling/all": 200.0}
-MAX_EXPONENT, MAX_BETA_DIFFERENCE = 1.1, 1e-5
+MAX_EXPONENT, MAX_BETA_DIFFERENCE, MAX_CENTRED = 1.1, 1e-5, 2.0
 MODELS = ("base", "chat")
 Betas = dict[tuple[str, int], list[tuple[Tensor, Tensor]]]
 
@@ -166,6 +174,54 @@ def measure(name: str, rounds: int, checkouts: list[str] | None) -> dict[str, An
     return against_target(row, TARGETS[name])
 
 
+class Uncentred(DiagnosisSums):
+    """The sums of a diagnosis without those of the centred nu."""
+
+    def add(self, part: Encoded, places: Tensor) -> None:
+        self.scaling.add(*part)
+        self.free.add(*part)
+        self.fve.add(part.activations, part.reconstruction)
+
+
+@torch.no_grad()
+def diagnose(sums_class: type[DiagnosisSums], crosscoder: slc.JumpReLUCrosscoder, x: Tensor, n_passes: int) -> None:
+    """Stream the same tokens several times, and compute every nu that the table has."""
+    data = slc.EvalData(activations=[x])
+    labels = torch.arange(n_passes * len(x)) % MAX_GROUPS
+    sums = sums_class(crosscoder, shard_block(data), BackgroundGroups(labels, MAX_GROUPS, "token ids"))
+    for n in range(n_passes):
+        feature_acts = crosscoder.encode_sparse(x)
+        part = Encoded(x, feature_acts, crosscoder.decode(feature_acts))
+        sums.add(part, torch.arange(n * len(x), (n + 1) * len(x)))
+    for probe in (0, 1):
+        for target in ("error", "reconstruction"):
+            sums.scaling.nu(target, probe)
+            sums.scaling.nu_interval(target, probe)
+        if sums_class is DiagnosisSums:
+            for target in ("activation", "error", "reconstruction"):
+                sums.centred.nu(target, probe)
+
+
+def measure_centred(name: str, rounds: int) -> dict[str, Any]:
+    """One row of the diagnosis with centred nu beside the one without; the ratio is with / without."""
+    torch.set_num_threads(1)
+    d_sae = CENTRED[name]
+    crosscoder, x = problem(d_sae)
+    kinds = {"with": DiagnosisSums, "without": Uncentred}
+    times = interleaved({key: partial(diagnose, kind, crosscoder, x, N_PASSES) for key, kind in kinds.items()}, rounds)
+    row = comparison(name, "without centred nu", times["without"], times["with"])
+    sizes = {"d_model": D_MODEL, "d_sae": d_sae, "n_tokens": N_PASSES * N_TOKENS, "n_groups": MAX_GROUPS}
+    added = 8 * MAX_GROUPS * (d_sae + 2 * 2 * D_MODEL)
+    row = {
+        **{key: row[key] for key in ("name", "rounds", "ratio", "status")},
+        "without_ms": row["ours_ms"],
+        "with_ms": row["peer_ms"],
+        "added_mib": added / 2**20,
+        **sizes,
+    }
+    return against_target(row, MAX_CENTRED, at_least=False)
+
+
 def measure_linear(rounds: int) -> dict[str, Any]:
     """Ours for growing crosscoders, and the power of d_sae with which it grows: the slope between logarithms."""
     torch.set_num_threads(1)
@@ -188,7 +244,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         (name,) = args.rows
-        hand_back(measure_linear(args.rounds) if name == "scaling/linear" else measure(name, args.rounds, args.peer))
+        if name == "scaling/linear":
+            hand_back(measure_linear(args.rounds))
+        elif name in CENTRED:
+            hand_back(measure_centred(name, args.rounds))
+        else:
+            hand_back(measure(name, args.rounds, args.peer))
         return
     rows: list[dict[str, Any]] = []
     more = ["--peer", *args.peer] if args.peer else []
