@@ -123,6 +123,12 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         super().load_carried_state(state)
         self._screening.load_state_dict(state)
 
+    def forget_scores(self) -> None:
+        """Begin the threshold's average anew, for a dictionary whose scores are others."""
+        for name in _THRESHOLD_BUFFERS:
+            getattr(self, name).zero_()
+        self._screening = Screening()
+
     @override
     def auxiliary_losses(
         self,

@@ -41,6 +41,11 @@ class BatchTopKCrosscoderTrainingConfig(PartitionFields, CrosscoderTrainingConfi
     sample."""
     topk_threshold_lr: float = 0.001
     """Weight of the newest batch in that average, in the long run."""
+    polish_at: float | None = None
+    """Share of the steps after which matching pursuit improves the dictionary (`training.polish`, in the run); None for
+    no polish. Good values leave at least a fifth of the steps, with a falling learning rate and `score="max"`."""
+    polish_tokens_per_round: int = 12_288
+    """Tokens of each of the 8 rounds of that polish, which are not trained on."""
     decoder_bias_init: Literal["geometric_median", "zeros"] = "geometric_median"
     gradient_clip_norm: float | None = 1.0
 
@@ -57,6 +62,7 @@ class BatchTopKCrosscoderTrainingConfig(PartitionFields, CrosscoderTrainingConfi
         if self.k_max is not None and not self.k <= self.k_max <= self.d_sae:
             raise ValueError(f"k_max={self.k_max} must lie between k={self.k} and d_sae={self.d_sae}.")
         self.validate_partition(self.d_sae, self.layout)
+        self._validate_polish()
         if self.k_exclusive is not None and self.partition is None:
             raise ValueError(
                 f"k_exclusive={self.k_exclusive} is the budget of exclusive latents: set n_base_exclusive or "
@@ -75,12 +81,30 @@ class BatchTopKCrosscoderTrainingConfig(PartitionFields, CrosscoderTrainingConfi
         if self.use_sparse_activations:
             raise ValueError("use_sparse_activations=True is SAELens's option for its own decoder; leave it False.")
 
+    def _validate_polish(self) -> None:
+        validate_minimums(self, polish_tokens_per_round=1)
+        if self.polish_at is None:
+            return
+        if not 0 < self.polish_at < 1:
+            raise ValueError(f"polish_at={self.polish_at} must be a share of the steps between 0 and 1, such as 0.75.")
+        if self.partition is not None or self.architecture() != "batchtopk_crosscoder":
+            raise ValueError(
+                f"polish_at={self.polish_at} is not available for a {self.architecture()} with "
+                f"n_base_exclusive={self.n_base_exclusive} and n_chat_exclusive={self.n_chat_exclusive}: only plain "
+                "BatchTopK is polished. Set it to None."
+            )
+
     @override
     def validate_run(self, n_steps: int, batch_size: int) -> None:
         if int(self.k * batch_size) < 1:
             raise ValueError(
                 f"k={self.k} selects nothing from a batch of {batch_size} tokens: k times the batch size must be at "
                 "least 1."
+            )
+        if self.polish_at is not None and round(self.polish_at * n_steps) >= n_steps:
+            raise ValueError(
+                f"polish_at={self.polish_at} leaves no step of the {n_steps} behind it. Lower it, to about 0.75, or "
+                "train on more tokens."
             )
         if self.k_anneal_steps > n_steps:
             warnings.warn(

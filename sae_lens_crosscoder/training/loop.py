@@ -17,6 +17,7 @@ from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import RunCheckpoints
 from sae_lens_crosscoder.training.dominant_tokens import leave_out_dominant_tokens, record_dominant_tokens
 from sae_lens_crosscoder.training.interruption import Interruption, interruptible
+from sae_lens_crosscoder.training.polishing.in_training import polish_in_training, polish_is_due, validate_polish
 from sae_lens_crosscoder.training.trainer import StepTrainer
 from sae_lens_crosscoder.training.validation import stream_ended
 
@@ -69,6 +70,7 @@ def train_together(
     wanted = {trainer.cfg.total_training_samples for trainer in trainers.values()}
     if len(wanted) != 1:
         raise ValueError(f"Crosscoders on one stream must train on the same number of tokens, not {sorted(wanted)}.")
+    validate_polish(trainers)
     if settings is None:
         settings = {name: trainer.settings for name, trainer in trainers.items()}
     collectives = next(iter(trainers.values())).collectives
@@ -108,6 +110,9 @@ def _train(
     ) as progress:
         try:
             while not all(trainer.is_last_step for trainer in trainers.values()):
+                for trainer in trainers.values():
+                    if polish_is_due(trainer):
+                        polish_in_training(trainer, batches)
                 with lead.collectives.fail_together():
                     unfinished = _next_batch(batches, lead)
                 batch = lead.collectives.all_gather(unfinished, "latents")

@@ -12,6 +12,7 @@ from sae_lens_crosscoder.storage import accumulators
 from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.synthetic.scoring import score_card, truth_table
 from sae_lens_crosscoder.synthetic.worlds import null_world, world_a
+from sae_lens_crosscoder.training.polishing import pursuit
 from sae_lens_crosscoder.training.polishing.pursuit import pursue
 from sae_lens_crosscoder.training.polishing.refit import refit_decoder
 from sae_lens_crosscoder.training.polishing.replacement import free_slots, missing_directions
@@ -38,7 +39,9 @@ def dense_codes(found, n_atoms):
 
 @pytest.mark.parametrize("min_gain", [0.0, 0.4, 100.0])
 @pytest.mark.parametrize("max_atoms", [1, 4, 30])
-def test_pursuit_is_the_loop_over_one_token_after_another(min_gain, max_atoms):
+@pytest.mark.parametrize("gram_bytes", [2**20, 0])
+def test_pursuit_is_the_loop_over_one_token_after_another(min_gain, max_atoms, gram_bytes, monkeypatch):
+    monkeypatch.setattr(pursuit, "_gram_bytes", lambda _: gram_bytes)
     x, units = draw(25, 6), units_of(14, 6)
     found = dense_codes(pursue(x, units, min_gain, max_atoms, n_candidates=14), 14)
     expected = torch.zeros_like(found)

@@ -24,11 +24,16 @@ from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
 from sae_lens_crosscoder.training.loop import CrosscoderTrainer
-from sae_lens_crosscoder.training.polishing.rounds import PolishState, Stop, polish_round, tokens_of_rounds
+from sae_lens_crosscoder.training.polishing.feed_forward import take_dictionary
+from sae_lens_crosscoder.training.polishing.rounds import (
+    PolishState,
+    Stop,
+    default_candidates,
+    polish_round,
+    tokens_of_rounds,
+)
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
 
-_EXACT_UP_TO = 2048
-_CANDIDATES_OVER_K = 16
 _MOST_OFF = 4
 """Factor beyond which the number of atoms that the noise allows is no better k: a poor dictionary looks like noise."""
 
@@ -119,7 +124,7 @@ def _make_rounds(
 ) -> None:
     n_done = 0 if checkpoint is None else checkpoint.resume()
     k, d_sae = crosscoder.cfg.k, crosscoder.cfg.d_sae
-    n_candidates = cfg.n_candidates or (d_sae if d_sae <= _EXACT_UP_TO else int(_CANDIDATES_OVER_K * k))
+    n_candidates = cfg.n_candidates or default_candidates(d_sae, k)
     limits = NormLimits(crosscoder.layout, None)
     rounds = tokens_of_rounds(batches, cfg.n_tokens_per_round, cfg.n_rounds)
     for n, raw in enumerate(tqdm(rounds, total=cfg.n_rounds, desc="Polishing", unit="round", leave=False)):
@@ -139,15 +144,11 @@ def _make_rounds(
 def _feed_forward(
     crosscoder: BatchTopKTrainingCrosscoder, state: PolishState, k: float | int
 ) -> BatchTopKTrainingCrosscoder:
-    """A training crosscoder with the polished dictionary: `e_j = d_j / |d_j|^2`, which reads a lone atom exactly."""
-    cfg = replace(
-        copy.deepcopy(crosscoder.cfg), k=k, score="max", aux_loss_coefficient=0.0, k_max=None, k_anneal_steps=0
-    )
+    """A training crosscoder with the polished dictionary."""
+    last = {"score": "max", "aux_loss_coefficient": 0.0, "k_max": None, "k_anneal_steps": 0, "polish_at": None}
+    cfg = replace(copy.deepcopy(crosscoder.cfg), k=k, **last)
     polished = BatchTopKTrainingCrosscoder(cfg).to(crosscoder.W_dec.device)
-    polished.W_dec.copy_(state.W_dec)
-    polished.W_enc.copy_(state.W_enc.T)
-    polished.b_enc.copy_(-state.W_enc @ state.b_dec)
-    polished.b_dec.copy_(state.b_dec)
+    take_dictionary(polished, state)
     polished.input_scales.copy_(crosscoder.input_scales)
     polished.has_seen_data.fill_(True)
     return polished

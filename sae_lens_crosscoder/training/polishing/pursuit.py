@@ -47,51 +47,72 @@ def pursue(
             there are atoms makes the pursuit exact.
     """
     n_candidates, max_atoms = min(n_candidates, len(units)), min(max_atoms, n_candidates, len(units))
-    width = units.shape[1]
-    numbers = (n_candidates * width if n_candidates < len(units) else len(units)) + max_atoms * (width + max_atoms)
+    gram = units @ units.T if units.element_size() * len(units) ** 2 <= _gram_bytes(x.device.type) else None
+    width = 0 if gram is not None else n_candidates * units.shape[1]
+    numbers = len(units) + n_candidates * (max_atoms + 3) + max_atoms * (max_atoms + 3) + width
     n_at_once = max(1, _BYTES_AT_ONCE // (numbers * x.element_size()))
-    parts = [_pursue_part(part, units, min_gain, max_atoms, n_candidates) for part in x.split(n_at_once)]
+    parts = [_pursue_part(part, units, gram, min_gain, max_atoms, n_candidates) for part in x.split(n_at_once)]
     return Pursuit(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def _pursue_part(x: Tensor, units: Tensor, min_gain: float, max_atoms: int, n_candidates: int) -> Pursuit:
-    n, among_all = len(x), n_candidates == len(units)
-    candidates = None if among_all else (x @ units.T).topk(n_candidates, dim=1).indices
-    atoms = units if candidates is None else units[candidates]
+def _gram_bytes(device_type: str) -> int:
+    """Largest Gram matrix of all atoms that is made; atoms beyond are multiplied where they are needed."""
+    return 2**31 if device_type == "cpu" else 2**35
+
+
+def _pursue_part(
+    x: Tensor, units: Tensor, gram: Tensor | None, min_gain: float, max_atoms: int, n_candidates: int
+) -> Pursuit:
+    """Pursue some tokens. Residuals are never formed: their correlations follow from those among the atoms."""
+    n = len(x)
+    start, candidates = (x @ units.T).topk(n_candidates, dim=1)
+    correlation = start.clone()
+    columns = x.new_zeros(n, n_candidates, max_atoms)  # of the Gram matrix: candidates against chosen atoms
     latent = torch.zeros(n, max_atoms, dtype=torch.int64, device=x.device)
     value, gain = x.new_zeros(n, max_atoms), x.new_zeros(n, max_atoms)
-    chosen = x.new_zeros(n, max_atoms, x.shape[1])
-    factor = torch.eye(max_atoms, dtype=x.dtype, device=x.device).repeat(n, 1, 1)  # Cholesky factor of the Gram matrix
+    factor = torch.eye(max_atoms, dtype=x.dtype, device=x.device).repeat(n, 1, 1)  # Cholesky factor of the chosen ones'
     projection = x.new_zeros(n, max_atoms)
-    residual, going = x.clone(), torch.ones(n, dtype=torch.bool, device=x.device)
+    rows = torch.arange(n, device=x.device)  # tokens that are still going
     for slot in range(max_atoms):
-        correlation = residual @ atoms.T if among_all else torch.einsum("ncd,nd->nc", atoms, residual)
-        best, place = correlation.max(dim=1)
-        picked = place if candidates is None else candidates.gather(1, place[:, None]).squeeze(1)
-        is_new = ~((latent[:, :slot] == picked[:, None]) & (gain[:, :slot] > 0)).any(dim=1)
-        going = going & is_new & (best > 0) & (best.square() > min_gain)
-        rows = going.nonzero().squeeze(1)
+        best, place = correlation[rows].max(dim=1)
+        picked = candidates[rows, place]
+        is_new = ~(latent[rows, :slot] == picked[:, None]).any(dim=1)
+        going = is_new & (best > 0) & (best.square() > min_gain)
+        rows, place, picked, best = rows[going], place[going], picked[going], best[going]
         if len(rows) == 0:
             break
-        latent[rows, slot], gain[rows, slot] = picked[rows], best[rows].square()
-        chosen[rows, slot] = units[picked[rows]]
-        _add_to_fit(rows, slot, chosen, x, factor, projection)
+        columns[rows, :, slot] = _products(units, gram, candidates[rows], picked)
+        cross = columns[rows, :, :slot].gather(1, place[:, None, None].expand(-1, 1, slot)).squeeze(1)
+        _add_to_fit(rows, slot, cross, start[rows, place], factor, projection)
+        latent[rows, slot], gain[rows, slot] = picked, best.square()
         solved = torch.linalg.solve_triangular(
             factor[rows, : slot + 1, : slot + 1].mT, projection[rows, : slot + 1, None], upper=True
         )
-        value[rows, : slot + 1] = solved.squeeze(2).clamp(min=0)
-        residual[rows] = x[rows] - torch.einsum("ns,nsd->nd", value[rows, : slot + 1], chosen[rows, : slot + 1])
+        coefficients = solved.clamp(min=0)
+        value[rows, : slot + 1] = coefficients.squeeze(2)
+        correlation[rows] = start[rows] - (columns[rows, :, : slot + 1] @ coefficients).squeeze(2)
     return Pursuit(latent, value, gain)
 
 
-def _add_to_fit(rows: Tensor, slot: int, chosen: Tensor, x: Tensor, factor: Tensor, projection: Tensor) -> None:
-    """Extend the Cholesky factors and the projections of tokens by the atom in `slot`, in place."""
-    new = chosen[rows, slot]
-    projected = torch.einsum("nd,nd->n", new, x[rows])
-    diagonal = x.new_full((len(rows),), 1 + _RIDGE)
+def _products(
+    units: Tensor, gram: Tensor | None, candidates: Int[Tensor, "token candidate"], picked: Int[Tensor, " token"]
+) -> Float[Tensor, "token candidate"]:
+    """Inner products of each token's candidates with the atom that it picked."""
+    if gram is None:
+        return torch.einsum("ncd,nd->nc", units[candidates], units[picked])
+    return gram[picked[:, None], candidates]
+
+
+def _add_to_fit(rows: Tensor, slot: int, cross: Tensor, projected: Tensor, factor: Tensor, projection: Tensor) -> None:
+    """Extend the Cholesky factors and the projections of tokens by the atom in `slot`, in place.
+
+    Args:
+        cross: products of that atom with those chosen before.
+        projected: its product with the token.
+    """
+    diagonal = projected.new_full((len(rows),), 1 + _RIDGE)
     if slot > 0:
-        gram = torch.einsum("nsd,nd->ns", chosen[rows, :slot], new)
-        border = torch.linalg.solve_triangular(factor[rows, :slot, :slot], gram[:, :, None], upper=False).squeeze(2)
+        border = torch.linalg.solve_triangular(factor[rows, :slot, :slot], cross[:, :, None], upper=False).squeeze(2)
         factor[rows, slot, :slot] = border
         diagonal = diagonal - border.square().sum(dim=1)
         projected = projected - (border * projection[rows, :slot]).sum(dim=1)
