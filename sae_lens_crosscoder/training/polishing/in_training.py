@@ -65,4 +65,4 @@ def polish_in_training(trainer: StepTrainer, batches: Iterator[Float[Tensor, "ba
     for moments in optimizer.state.values():
         for moment in moments.values():
             moment.zero_()
-    trainer.n_forward_passes_since_fired.zero_()
+    trainer.n_forward_passes_since_fired[:] = 0
