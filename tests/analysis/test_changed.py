@@ -11,7 +11,13 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations import ContrastRows
 from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.changed.decoys import RandomMap, size_of_difference
-from sae_lens_crosscoder.analysis.changed.gate import control_splits, gate, relative_change, validate_enough_splits
+from sae_lens_crosscoder.analysis.changed.gate import (
+    Gate,
+    control_splits,
+    gate,
+    relative_change,
+    validate_enough_splits,
+)
 from sae_lens_crosscoder.analysis.changed.name_latents import name_latents
 from sae_lens_crosscoder.analysis.changed.rho import rho, rho_of
 from sae_lens_crosscoder.analysis.changed.significance import decoy_q_values, false_discovery_rates, tail_p_values
@@ -133,6 +139,13 @@ def test_the_ratio_of_the_gate_equals_the_reference():
     assert relative_change(rows[:20], rows[20:], LAYOUT) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("ratio", "control", "passes"), [(0.5, 0.1, True), (0.19, 0.1, False), (0.5, 0.6, False)])
+def test_the_gate_asks_for_a_rank_among_splits_and_for_twice_the_change_of_everything(ratio, control, passes):
+    found = Gate(ratio, (control,) * 39, size=0.1)
+    assert found.times == pytest.approx(ratio / 0.1)
+    assert found.is_passed == passes
+
+
 def test_control_splits_follow_the_base_model_alone():
     rows = random_activations(60)
     for upper, lower in control_splits(rows, LAYOUT):
@@ -178,7 +191,7 @@ def test_a_random_map_names_nothing(seed, rank):
     ("passes", "q_rho", "coverage", "said"),
     [
         (False, 0.01, 0.9, "no difference detected along this contrast: fine-tuning changes other splits"),
-        (True, 0.5, 0.9, "no difference detected: fine-tuning changes 'concept' by 1.3 of its size in base, 0.90 of"),
+        (True, 0.5, 0.9, "no difference detected: fine-tuning changes 'concept' 1.3 times as much as activations"),
         (True, 0.5, 0.4, "undecided: fine-tuning changed 'concept' more than other splits of the prompts, but no"),
         (True, 0.01, 0.9, "undecided: fine-tuning changed 'concept' more than other splits of the prompts, but no"),
     ],
@@ -203,7 +216,7 @@ def test_without_the_gate_nothing_is_named_whatever_the_latents_say():
     leading = torch.linalg.svd(negative - negative.mean(dim=0)).Vh[:6]
     chat += 5 * base @ leading.T @ leading
     contrast = replace(world.contrast, activations=rows)
-    assert not gate(contrast, layout_of(world)).is_passed
+    assert not gate(contrast, layout_of(world), size).is_passed
     changed = name_latents(world.crosscoder, [contrast], readings, size)
     assert changed.named == []
     assert changed.latents["q_written"].isna().all()

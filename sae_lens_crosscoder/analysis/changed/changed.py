@@ -78,20 +78,20 @@ class Changed:
                 f"fine-tuning changed, on held-out prompts {' and '.join(shares)}"
             )
         if len(passed) == 0:
-            gates = [f"{name!r} p {row.p_gate:.2f}" for name, row in self.contrasts.iterrows()]
+            gates = [f"{name!r} {row.ratio:.2g} times, p {row.p_gate:.2f}" for name, row in self.contrasts.iterrows()]
             these = "this contrast" if len(gates) == 1 else "these contrasts"
             return (
-                f"no difference detected along {these}: fine-tuning changes other splits of the prompts as much "
-                f"({', '.join(gates)}); {self.n_turned:,} latents turned"
+                f"no difference detected along {these}: fine-tuning changes other splits of the prompts as much, or "
+                f"all activations half as much ({'; '.join(gates)}); {self.n_turned:,} latents turned"
             )
         if self.n_turned == 0 and bool((passed["coverage"] >= LEAST_COVERAGE).all()):
             changes = [
-                f"{name!r} by {row.ratio:.2g} of its size in base, {row.coverage:.2f} of which latents write"
+                f"{name!r} {row.ratio:.2g} times as much as activations in general ({row.coverage:.2f} by latents)"
                 for name, row in passed.iterrows()
             ]
             return (
-                f"no difference detected: fine-tuning changes {' and '.join(changes)}, more than other splits of the "
-                "prompts, but no latent turned more than in pairs changed without an aim"
+                f"no difference detected: fine-tuning changes {' and '.join(changes)}, but no latent turned more than "
+                "in pairs changed without an aim"
             )
         names = ", ".join(repr(name) for name in passed.index)
         return (

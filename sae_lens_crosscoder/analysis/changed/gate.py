@@ -12,6 +12,9 @@ from sae_lens_crosscoder.stacking import StackedLayout
 N_SPLITS = 39
 """Splits of the negative prompts; the least p-value is 1 / 40."""
 P_LIMIT = 0.05
+LEAST_TIMES = 2.0
+"""A contrast must change at least this many times as much as activations change in general. Tokens that are unusual for
+both models, such as an answer that neither gives, change a little more than splits of usual ones in any fine-tune."""
 _LEAST_SPLITS = 19
 _UPPER = 0.3
 _MOST_ROWS = 600
@@ -25,6 +28,13 @@ class Gate:
     """`|Dmu^delta| / |Dmu^base|`: the difference of the groups in chat - base, relative to that in the base model."""
     control_ratios: tuple[float, ...]
     """The same for splits of the negative prompts along principal directions of the base model."""
+    size: float
+    """Median size of chat - base relative to base, by which any pair of groups changes."""
+
+    @property
+    def times(self) -> float:
+        """The ratio in units of the size."""
+        return self.ratio / self.size
 
     @property
     def p_value(self) -> float:
@@ -33,16 +43,19 @@ class Gate:
 
     @property
     def is_passed(self) -> bool:
-        """True if fine-tuning changed this contrast more than splits of the other prompts (p at most 0.05)."""
-        return self.p_value <= P_LIMIT
+        """True for a p of at most 0.05 and a change at least twice as large as that of activations in general."""
+        return self.p_value <= P_LIMIT and self.times >= LEAST_TIMES
 
 
-def gate(contrast: ContrastRows, layout: StackedLayout, n_splits: int = N_SPLITS) -> Gate:
+def gate(contrast: ContrastRows, layout: StackedLayout, size: float, n_splits: int = N_SPLITS) -> Gate:
     """Compare a contrast with splits of its negative prompts, on the part that is not held out.
 
     A map that turns every activation, as a change without an aim does, moves the difference of any two groups in
     proportion to that difference. A real fine-tune also does something everywhere, and not equally in all directions:
     the splits show how much.
+
+    Args:
+        size: median size of chat - base relative to base, see `size_of_difference`.
 
     Raises:
         ValueError: for too few negative prompts.
@@ -52,6 +65,7 @@ def gate(contrast: ContrastRows, layout: StackedLayout, n_splits: int = N_SPLITS
     return Gate(
         relative_change(positive, negative, layout),
         tuple(relative_change(*split, layout) for split in control_splits(negative, layout, n_splits)),
+        size,
     )
 
 

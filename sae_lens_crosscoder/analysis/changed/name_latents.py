@@ -54,7 +54,7 @@ def name_latents(
         size: median size of the difference of those pairs, relative to the norm.
     """
     q_rho = decoy_q_values(rho := rho_of(crosscoder), torch.cat([decoy.rho for decoy in decoys]))
-    gates = {contrast.name: gate(contrast, crosscoder.layout) for contrast in contrasts}
+    gates = {contrast.name: gate(contrast, crosscoder.layout, size) for contrast in contrasts}
     effects = {
         contrast.name: _effects(
             crosscoder, contrast, torch.cat([decoy.written[contrast.name] for decoy in decoys]), len(contrasts)
@@ -122,8 +122,8 @@ def _contrast_row(
     _, vector = target_of(crosscoder, held_out, contrast.model, "difference")
     base, chat = (bias.detach().double().cpu() for bias in crosscoder.decoder_biases)
     return {
-        "ratio": found.ratio / size,
-        "ratio_of_controls": max(found.control_ratios) / size,
+        "ratio": found.times,
+        "ratio_of_controls": max(found.control_ratios) / found.size,
         "p_gate": found.p_value,
         "gate": found.is_passed,
         "coverage": float(effects["share"].sum()),
