@@ -76,7 +76,7 @@ def _presence(frame: pd.DataFrame) -> str:
 def _cost(frame: pd.DataFrame) -> str:
     polished = frame[frame.recommended]
     ratios = polished.cpu_seconds / polished.cpu_seconds_plain
-    worst = str(polished.cell[ratios.idxmax()])
+    worst = str(polished.cell.iloc[int(ratios.argmax())])
     return (
         f"Training with polish takes {ratios.median():.1f} times the CPU time of plain BatchTopK (median; at most "
         f"{ratios.max():.1f} times, in the world {worst}, and more for a larger k)."
