@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import docs_accuracy
+import docs_real_pair
 import docs_runs
 import docs_verdicts
 from docs_results import ROOT
@@ -23,6 +24,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "recipes": docs_accuracy.recipes,
     "hard": docs_verdicts.hard,
     "causal": docs_accuracy.causal,
+    "real pair": docs_real_pair.real_pair,
     "speed": speed,
     "centred": centred,
     "processes": docs_runs.processes,
