@@ -132,6 +132,11 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     def _validate_data(self) -> None:
         if self.mix is not None and self.dataset_path:
             raise ValueError(f"Give either a mix or dataset_path={self.dataset_path!r}, not both.")
+        if self.mix is not None and self.use_chat_formatting:
+            raise ValueError(
+                "use_chat_formatting=True applies to dataset_path. In a mix, kind='conversations' makes a source's "
+                "rows be rendered with the chat template."
+            )
         if self.packing not in get_args(PackingRule):
             raise ValueError(f"packing={self.packing!r} is not one of {get_args(PackingRule)}.")
         if self.packing == "one_document" and self.disable_concat_sequences:

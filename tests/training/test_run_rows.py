@@ -368,6 +368,12 @@ class TestConfig:
             (lambda: run_config(mix='{"sources": ["web.jsonl"]}'), "invalid mix .* expected an object with a list of"),
             (lambda: run_config(mix={"sources": [{"kind": "text"}]}), "has no path"),
             (lambda: run_config(mix=slc.DataMix([slc.MixSource("x")]), dataset_path="y"), "not both"),
+            (
+                lambda: run_config(
+                    mix=slc.DataMix([slc.MixSource("x")]), use_chat_formatting=True, is_dataset_tokenized=False
+                ),
+                "In a mix, kind='conversations' makes a source's rows",
+            ),
             (lambda: changed(run_config(), packing="padded"), "packing='padded' is not one of"),
             (lambda: run_config(packing="one_document", disable_concat_sequences=True), "use one"),
         ],
