@@ -10,6 +10,8 @@ from torch import Tensor
 from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.loading.load import load_foreign
 
+__all__ = ["estimate_theta"]
+
 # Their TopK compares latents, not scores; a ReLU crosscoder of these layouts has the norm of its training instead.
 _ON_LATENTS = ("crosscode", "dedicated_features", "kissane")
 

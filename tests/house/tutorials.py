@@ -1,14 +1,16 @@
 """Runs the notebooks and writes them as the site's tutorials, results included.
 
-python -m tests.house.tutorials [NOTEBOOK ...]
+python -m tests.house.tutorials [--folder FOLDER] [NOTEBOOK ...]
+
+Notebooks run in an empty folder, or in the given one, where those of `NEED_FILES` find their models.
 """
 
+import argparse
 import ast
 import contextlib
 import io
 import json
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ import pandas as pd
 from tests.house.pages import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
+NEED_FILES = ["07_a_real_pair"]
+"""Notebooks that read files from the folder that they run in, and take longer than a test may."""
 TUTORIALS = ROOT / "docs" / "tutorials"
 
 
@@ -82,7 +86,7 @@ def executed(path, namespace=None):
             yield run_cell(source, namespace, f"{path.name}, cell {number}")
 
 
-def write_tutorial(path):
+def write_tutorial(path, folder=None):
     """Run one notebook and write its page, with figures as pictures beside it."""
     n_figures = 0
 
@@ -94,8 +98,8 @@ def write_tutorial(path):
         return f"![Figure {n_figures}]({name})"
 
     before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as empty:
+        os.chdir(folder or empty)
         try:
             results = [as_markdown(result, figure) for result in executed(path)]
         finally:
@@ -104,10 +108,13 @@ def write_tutorial(path):
 
 
 def main():
-    names = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", default=[p.stem for p in NOTEBOOKS if p.stem not in NEED_FILES])
+    parser.add_argument("--folder", help="the folder to run in")
+    args = parser.parse_args()
     for path in NOTEBOOKS:
-        if not names or path.stem in names:
-            write_tutorial(path)
+        if path.stem in args.notebooks:
+            write_tutorial(path, args.folder)
             print(path.stem, flush=True)
 
 
