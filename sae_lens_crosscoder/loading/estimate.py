@@ -26,6 +26,7 @@ def estimate_theta(
     that selects the k largest latents of every token is then read with k on average, and not on every token.
 
     Args:
+        source: as `load` takes it.
         activations: raw activations of some thousand tokens, base first.
         k: latents per token; by default the file's.
         options: those of `load`, such as `model_order`.
