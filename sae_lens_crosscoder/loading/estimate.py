@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.loading.load import load_foreign
 
@@ -16,6 +17,7 @@ __all__ = ["estimate_theta"]
 _ON_LATENTS = ("crosscode", "dedicated_features", "kissane")
 
 
+@validate_arguments
 @torch.no_grad()
 def estimate_theta(
     source: str | Path, activations: Float[Tensor, "token d_in"], k: float | int | None = None, **options: Any

@@ -213,7 +213,7 @@ def turned(named, gate=True):
     latents = pd.DataFrame({"q_rho": [0.001, 0.02, 0.5, 0.9], "written": [0.1, 0.0, 0.0, 0.0]})
     latents["named"] = [named, False, False, False]
     contrasts = pd.DataFrame(
-        {"gate": [gate], "p_gate": [0.025 if gate else 0.6], "share_named": [0.8]}, index=["refusal"]
+        {"gate": [gate], "p_gate": [0.025 if gate else 0.6], "ratio": [5.0], "share_named": [0.8]}, index=["refusal"]
     )
     manifest = {"n_decoys": 3, "q_limit": 0.05, "size": 0.06}
     return Changed(latents, pd.DataFrame(), contrasts, manifest)
@@ -232,7 +232,8 @@ def test_no_difference_needs_a_gate_that_nothing_passed():
     text = said(table(), changed=turned(named=False, gate=False))
     assert text.startswith("no difference detected: none of 4 judged latents is specific to one model")
     assert text.endswith(
-        "('refusal' p 0.60); 2 latents turned (q < 0.05 against 3 decoy pairs whose difference is 0.060 of the norm)"
+        "('refusal' 5 times, p 0.60); 2 latents turned "
+        "(q < 0.05 against 3 decoy pairs whose difference is 0.060 of the norm)"
     )
     assert said(table(), changed=turned(named=False)).startswith("undecided: fine-tuning changed 'refusal' more than")
 

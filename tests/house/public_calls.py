@@ -312,7 +312,7 @@ OF_TENSORS = {
 }
 # They load, train, ask the network or write what is tested elsewhere, and so are called with what they refuse alone.
 OF_FILES = {
-    *("load", "load_prompts", "load_examples", "load_labels", "load_latent_table", "save_label"),
+    *("load", "estimate_theta", "load_prompts", "load_examples", "load_labels", "load_latent_table", "save_label"),
     *("save_interpretations", "load_model", "load_tiny_model", "load_tokenizer", "model_size", "push_to_hub"),
     *("write_model_card", "plan", "run_causal", "run_demo", "run_look", "run_paper_report", "write_run_cache"),
     *("train_together", "polish", "interpret", "interpretation_cost", "sentence_embedder", "effects_bars"),

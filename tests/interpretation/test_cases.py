@@ -1,5 +1,6 @@
 """Which texts are shown and scored: read from the texts themselves, by the rules that were planted."""
 
+import copy
 import re
 
 import pytest
@@ -9,6 +10,7 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.interpretation.cases import CaseMaker
 from sae_lens_crosscoder.interpretation.embedding import unit_embeddings
 from sae_lens_crosscoder.interpretation.windows import DrawnWindows, draw_windows
+from sae_lens_crosscoder.models.loading import add_jitter
 from tests.analysis.conftest import relu_crosscoder
 from tests.interpretation.conftest import DEAD, EVERYWHERE, HOOK, PLANTED, RULES, WINDOW, make_cases, marked_words
 from tests.models.small_models import random_hooked_transformer, some_tokens
@@ -205,14 +207,17 @@ def test_a_text_that_is_known_to_activate_the_latent_elsewhere_is_no_negative(pl
 
 def test_cases_of_padded_texts_are_those_of_the_texts(planted, tmp_path):
     """And so are those from a cache of them."""
+    chat = copy.deepcopy(planted.pair.base)
+    add_jitter(chat, 1e-6)  # models that are the same have no cache
+    pair = slc.HookedModelPair(planted.pair.base, chat)
     texts = planted.tokens[:60]
     padded = torch.cat([texts[:, :20], texts.roll(1, dims=0)[:, :12]], dim=1)
     keep = (torch.arange(32) < 20).expand_as(padded)
     data = [
-        slc.EvalData(pair=planted.pair, tokens=texts[:, :20]),
-        slc.EvalData(pair=planted.pair, tokens=padded, token_mask=keep),
+        slc.EvalData(pair=pair, tokens=texts[:, :20]),
+        slc.EvalData(pair=pair, tokens=padded, token_mask=keep),
     ]
-    cache = slc.cache_activations(tmp_path / "cache", planted.pair, padded, HOOK, token_mask=keep, dtype="float32")
+    cache = slc.cache_activations(tmp_path / "cache", pair, padded, HOOK, token_mask=keep, dtype="float32")
     data.append(slc.EvalData(activations=cache, tokenizer=planted.pair.tokenizer))
     made = []
     for i, each in enumerate(data):
