@@ -52,7 +52,7 @@ def dictionary_learning(folder: Path) -> None:
         kind = module.BatchTopKCrossCoder if "k" in settings else module.CrossCoder
         try:
             crosscoder = kind.from_pretrained(str(case), from_hub=True)
-        except Exception as error:
+        except Exception as error:  # any refusal by the peer is a result
             (case.with_suffix(".results") / "error.txt").write_text(f"{type(error).__name__}: {error}"[:400])
             continue
         x = load_file(case.with_suffix(".results") / "x.safetensors")["x"]
