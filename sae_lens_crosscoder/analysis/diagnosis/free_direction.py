@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs, pairs_of
-from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_sum, indices_of
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_sum
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 
@@ -48,9 +48,7 @@ class FreeDirections(Accumulator):
     ) -> None:
         """Add tokens: raw stacked activations, their encoding and their reconstruction."""
         pairs, values = pairs_of(feature_acts)
-        position = self._position[pairs.latent]
-        inside = indices_of(position >= 0)
-        chosen = ActivePairs(pairs.token[inside], position[inside], pairs.n_tokens, len(self.latents))
+        chosen, inside = pairs.of_chosen(self._position, len(self.latents))
         order, token, starts = chosen.by_latent
         position, f = chosen.latent[order], values[inside][order].double()
         precision = torch.promote_types(activations.dtype, torch.float32)  # half-precision sums lose digits

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import MIN_VARYING
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs, pairs_of
-from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_sum, indices_of
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_sum
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 
@@ -50,9 +50,7 @@ class ReconstructedDirections(Accumulator):
     ) -> None:
         """Add tokens: raw stacked activations, their encoding and their reconstruction."""
         pairs, values = pairs_of(feature_acts)
-        position = self._position[pairs.latent]
-        inside = indices_of(position >= 0)
-        chosen = ActivePairs(pairs.token[inside], position[inside], pairs.n_tokens, len(self._f1))
+        chosen, inside = pairs.of_chosen(self._position, len(self._f1))
         order, token, starts = chosen.by_latent
         position, f = chosen.latent[order], values[inside][order].double()
         y = reconstruction.double() - self.crosscoder.b_dec.double()

@@ -49,6 +49,12 @@ class ActivePairs:
         """The pairs at ascending positions `kept`, or where the mask `kept` is true."""
         return ActivePairs(self.token[kept], self.latent[kept], self.n_tokens, self.d_sae)
 
+    def of_chosen(self, position: Int[Tensor, " d_sae"], n_chosen: int) -> tuple["ActivePairs", Int[Tensor, " kept"]]:
+        """The pairs of some latents, which `position` numbers anew (-1 for all others), and where they stand here."""
+        new = position[self.latent]
+        kept = indices_of(new >= 0)
+        return ActivePairs(self.token[kept], new[kept], self.n_tokens, n_chosen), kept
+
     @cached_property
     def by_latent(self) -> ByLatent:
         """The same pairs in the order in which both weight gradients want them."""
