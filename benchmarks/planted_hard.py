@@ -18,6 +18,7 @@ from planted_training import (
     POOL_TOKENS,
     as_loaded,
     card_columns,
+    evaluation_data,
     polished,
     trainer_config,
 )
@@ -26,7 +27,6 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED
 from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE
-from sae_lens_crosscoder.data import TokenGroups
 from sae_lens_crosscoder.synthetic import (
     PlantedTokens,
     PlantedWorld,
@@ -94,10 +94,8 @@ class Sampled:
         return cls(world, pool, world.sample(EVALUATION_TOKENS, seed=2000 + seed))
 
     def data(self) -> slc.EvalData:
-        """What a user would diagnose on: with the places of the template, if there are any."""
-        names = self.world.place_names
-        groups = TokenGroups(self.tokens.places[:, None], names) if len(names) > 1 else None
-        return slc.EvalData(activations=self.tokens.activations, groups=groups)
+        """What a user would diagnose on."""
+        return evaluation_data(self.world, self.tokens)
 
 
 def hard_rows(seeds: Sequence[int], steps: int) -> Iterator[dict[str, Any]]:

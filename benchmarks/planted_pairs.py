@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any, get_args
 
 import pandas as pd
 import torch
-from planted_hard import hard_rows
+from planted_hard import SITUATIONS, hard_rows
 from planted_training import (
     BATCH,
     D_SAE,
@@ -21,6 +22,7 @@ from planted_training import (
     POOL_TOKENS,
     as_loaded,
     card_columns,
+    evaluation_data,
     polished,
     trainer_config,
 )
@@ -39,8 +41,18 @@ from sae_lens_crosscoder.synthetic import (
     world_a,
 )
 
-L1, BATCHTOPK = "crosscoder", "batchtopk_crosscoder"
-STEPS = {L1: 3000, BATCHTOPK: 2500}
+L1, BATCHTOPK, TOPK = "crosscoder", "batchtopk_crosscoder", "topk_crosscoder"
+MATRYOSHKA, JUMPRELU = "matryoshka_batchtopk_crosscoder", "jumprelu_crosscoder"
+STEPS = {L1: 3000, BATCHTOPK: 2500, TOPK: 2500, MATRYOSHKA: 2500, JUMPRELU: 2500}
+ARCHITECTURES = {
+    BATCHTOPK: (slc.BatchTopKCrosscoderTrainingConfig, slc.BatchTopKTrainingCrosscoder),
+    TOPK: (slc.crosscoders.TopKCrosscoderTrainingConfig, slc.crosscoders.TopKTrainingCrosscoder),
+    MATRYOSHKA: (
+        slc.crosscoders.MatryoshkaBatchTopKCrosscoderTrainingConfig,
+        slc.crosscoders.MatryoshkaBatchTopKTrainingCrosscoder,
+    ),
+    JUMPRELU: (slc.crosscoders.JumpReLUCrosscoderTrainingConfig, slc.crosscoders.JumpReLUTrainingCrosscoder),
+}
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,41 @@ def recipes() -> list[Cell]:
     ]
 
 
+def architectures() -> list[Cell]:
+    """List the architectures with a given number of active latents, on one stream: at ease, with half k, on a null."""
+    situations: dict[str, dict[str, Any]] = {
+        "standard": {},
+        "half k": {"k_over_l0": 0.5},
+        "null": {"world": null_world, "world_name": "null"},
+    }
+    fields: dict[str, dict[str, Any]] = {
+        MATRYOSHKA: {"matryoshka_widths": (D_SAE // 8, D_SAE // 2)},
+        JUMPRELU: {"jumprelu_sparsity_loss_mode": "quadratic", "l0_coefficient": 0.003},
+    }
+    return [
+        Cell(f"{name}, {architecture.removesuffix('_crosscoder')}", architecture, fields.get(architecture, {}), **cell)
+        for name, cell in situations.items()
+        for architecture in ARCHITECTURES
+    ]
+
+
+def scores() -> list[Cell]:
+    """List the hard worlds with both scores, and where k is uncertain also polished."""
+    return [
+        Cell(
+            f"{situation.name}, {score}{', polish' if polish else ''}",
+            BATCHTOPK,
+            {"score": score},
+            situation.k_over_l0,
+            partial(situation.world, **situation.options),
+            situation.name,
+            polish=polish,
+        )
+        for polish, situation, score in product((False, True), SITUATIONS, ("sum", "max"))
+        if not polish or situation.name in ("standard", "half k", "twice k")
+    ]
+
+
 def training_steps() -> list[Cell]:
     """The sparse training step, with either screening, and the dense one: the same crosscoder must come out."""
     fields = {
@@ -167,6 +214,8 @@ SUITES: dict[str, Callable[[], list[Cell]]] = {
     "small": small,
     "full": full,
     "recipes": recipes,
+    "architectures": architectures,
+    "scores": scores,
     "training_steps": training_steps,
 }
 
@@ -178,8 +227,16 @@ def build(cell: Cell, world: PlantedWorld, seed: int) -> Any:
     if cell.architecture == L1:
         fields = {"decoder_init_norm": 0.3, "l1_warm_up_steps": STEPS[L1] // 5} | cell.fields
         return slc.L1TrainingCrosscoder(slc.L1CrosscoderTrainingConfig(**widths, **fields))
-    fields = {"k": cell.k_over_l0 * world.l0, "decoder_bias_init": "zeros", "topk_threshold_lr": 0.01} | cell.fields
-    return slc.BatchTopKTrainingCrosscoder(slc.BatchTopKCrosscoderTrainingConfig(**widths, **fields))
+    n_active = cell.k_over_l0 * world.l0
+    if cell.architecture == TOPK:
+        n_active = round(n_active)
+    fields = (
+        {"target_l0": n_active}
+        if cell.architecture == JUMPRELU
+        else {"k": n_active, "decoder_bias_init": "zeros", "topk_threshold_lr": 0.01}
+    )
+    config, crosscoder = ARCHITECTURES[cell.architecture]
+    return crosscoder(config(**widths, **fields | cell.fields))
 
 
 def train(
@@ -208,10 +265,11 @@ def run(cell: Cell, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
     crosscoder = train(cell, world, seed, cell.trains_on)
 
     def diagnosed(trained: slc.crosscoders.InferenceCrosscoder, on: NullKind | None, **options: Any) -> slc.Diagnosis:
-        batches: Any = tokens.activations.split(2048)
+        data = evaluation_data(world, tokens)
         if on is not None:
-            batches = null_activations(batches, world.layout, on, seed=3000 + seed)
-        return slc.diagnose(trained, slc.EvalData(activations=batches), **options)
+            batches = null_activations(tokens.activations.split(2048), world.layout, on, seed=3000 + seed)
+            data = slc.EvalData(activations=batches)
+        return slc.diagnose(trained, data, **options)
 
     null = None
     if cell.null_run is not None:

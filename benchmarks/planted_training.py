@@ -4,6 +4,8 @@ import tempfile
 from typing import Any
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.data import TokenGroups
+from sae_lens_crosscoder.synthetic import PlantedTokens, PlantedWorld
 
 LEARNING_RATE = 5e-3
 BATCH, D_SAE = 512, 256
@@ -33,6 +35,12 @@ def as_loaded(crosscoder: Any) -> slc.crosscoders.InferenceCrosscoder:
     with tempfile.TemporaryDirectory() as folder:
         crosscoder.save_inference_model(folder)
         return slc.load(folder)
+
+
+def evaluation_data(world: PlantedWorld, tokens: PlantedTokens) -> slc.EvalData:
+    """What a user would diagnose on: with the places of the template, if there are any."""
+    groups = TokenGroups(tokens.places[:, None], world.place_names) if len(world.place_names) > 1 else None
+    return slc.EvalData(activations=tokens.activations, groups=groups)
 
 
 def card_columns(card: dict[str, Any]) -> dict[str, Any]:

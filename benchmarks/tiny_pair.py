@@ -84,6 +84,7 @@ def rows_of(
     table, manifest = diagnosis.latents, diagnosis.manifest
     carriers = concepts(crosscoder, None, data.contrasts, table).table
     found = carriers.join(oracle)
+    found["delta_contrast_of_oracle"] = ((1 - found.oracle) / found.oracle.clip(lower=1) + 1) / 2
     scores = {s: found[s].rank().corr(found.oracle.rank()) for s in ("delta_norm", "nu_error", "nu_free")}
     live = table[~table.dead]
     whole = {

@@ -135,6 +135,20 @@ def test_the_nu_shown_is_that_of_the_probe_that_judged():
     assert row[["latent", "probe", "nu_error", "verdict"]].isna().all()
 
 
+def test_the_share_of_specific_latents_counts_those_of_the_contrasts_model_alone():
+    crosscoder, rows = planted()
+    latents = pd.DataFrame({"delta_norm": 1.0, "label": "chat_only", "verdict": "shared"}, index=range(3))
+    for name in ("nu_error", "nu_reconstruction"):
+        latents[name] = latents[f"{name}_base_probe"] = 0.0
+    every = concepts(crosscoder, None, [rows], latents).latents["share"].loc["a"]
+    for ids, verdict, counted in (([], "", []), ([0], "base_specific", []), ([0, 2], "chat_specific", [0, 2])):
+        latents.loc[ids, "verdict"] = verdict
+        found = concepts(crosscoder, None, [rows], latents).table.loc["a", "share_specific"]
+        assert found == pytest.approx(every[counted].sum())
+    assert found > 0.9
+    assert "share_specific" not in concepts(crosscoder, None, [rows]).table
+
+
 def test_the_biases_share_of_the_difference():
     crosscoder, rows = planted()
     crosscoder.b_dec.data[3] = 2.0  # half of what the concept moves the chat model by

@@ -65,8 +65,9 @@ def concepts(
         `table` has a row per contrast. `latent` is the carrier, missing if the largest share is at most 0.1. `share` is
         its share, `coverage` that of all latents together, and `share_of_biases` what the decoder biases write along a
         difference (on both groups alike). `delta_contrast` is Delta_norm of what all latents write, in the trained
-        space; it needs no carrier. `auroc` is in the carrier's own direction: -1 in `direction` marks a latent that
-        goes off on positive prompts. `on_positive` and `on_negative` are the shares of prompts on which it is active.
+        space; it needs no carrier. `share_specific` is the share of all latents that are specific to the contrast's
+        model by their verdict. `auroc` is in the carrier's own direction: -1 in `direction` marks a latent that goes
+        off on positive prompts. `on_positive` and `on_negative` are the shares of prompts on which it is active.
         `probe` is the model whose decoder probed the nu shown. `kind_of_change` is the contrast's, if it is known.
 
     Raises:
@@ -168,6 +169,8 @@ def _carrier(
     is_carried = bool(table["share"].iloc[0] > LEAST_SHARE)
     row |= {"latent": best if is_carried else pd.NA, **table.to_dict("records")[0]}  # pyright: ignore[reportAssignmentType]
     if latents is not None:
+        is_specific = torch.tensor((latents["verdict"] == f"{contrast.model}_specific").tolist())
+        row["share_specific"] = float(held_shares[is_specific].sum())
         diagnosed = _diagnosed(latents.loc[best].to_dict())
         row |= diagnosed if is_carried else dict.fromkeys(diagnosed, float("nan"))
     row["summary"] = _summary(row, best, is_carried)
