@@ -54,7 +54,7 @@ class PolishConfig:
     n_steps: int = 600
     """BatchTopK steps at the end, which train the encoder to find what pursuit found."""
     n_candidates: int | None = None
-    """Atoms that a token may choose from; None means all of up to 2,048 latents, else 16 k."""
+    """Atoms that a token may choose from; None means all of up to 4,096 latents, else 16 k."""
     max_norm_ratio: float | None = MAX_NORM_RATIO
     """Tokens whose norm exceeds this many times the model's median are left out; None keeps all."""
 

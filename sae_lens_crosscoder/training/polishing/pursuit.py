@@ -48,10 +48,14 @@ def pursue(
     """
     n_candidates, max_atoms = min(n_candidates, len(units)), min(max_atoms, n_candidates, len(units))
     gram = units @ units.T if units.element_size() * len(units) ** 2 <= _gram_bytes(x.device.type) else None
-    width = 0 if gram is not None else n_candidates * units.shape[1]
-    numbers = len(units) + n_candidates * (max_atoms + 3) + max_atoms * (max_atoms + 3) + width
+    is_exact = gram is not None and n_candidates == len(units)
+    of_candidates = 0 if is_exact else n_candidates * (max_atoms + 2 + (units.shape[1] if gram is None else 1))
+    numbers = 3 * len(units) + of_candidates + max_atoms * (max_atoms + 3)
     n_at_once = max(1, _BYTES_AT_ONCE // (numbers * x.element_size()))
-    parts = [_pursue_part(part, units, gram, min_gain, max_atoms, n_candidates) for part in x.split(n_at_once)]
+    parts: list[Pursuit] = []
+    for part in x.split(n_at_once):
+        atoms = _EveryAtom(part, units, gram) if is_exact else _Candidates(part, units, gram, n_candidates, max_atoms)
+        parts.append(_pursue_part(part, atoms, min_gain, max_atoms))
     return Pursuit(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
@@ -60,47 +64,81 @@ def _gram_bytes(device_type: str) -> int:
     return 2**31 if device_type == "cpu" else 2**35
 
 
-def _pursue_part(
-    x: Tensor, units: Tensor, gram: Tensor | None, min_gain: float, max_atoms: int, n_candidates: int
-) -> Pursuit:
+class _EveryAtom:
+    """Tokens' correlations with all atoms, from the Gram matrix. A place is an atom's id."""
+
+    def __init__(self, x: Tensor, units: Tensor, gram: Tensor) -> None:
+        self._gram, self.start = gram, x @ units.T
+
+    def ids(self, rows: Tensor, place: Tensor) -> Int[Tensor, " token"]:
+        """The atoms at places."""
+        return place
+
+    def take(self, rows: Tensor, slot: int, place: Tensor, latent: Tensor) -> Float[Tensor, "token slot"]:
+        """Products of the atoms at places, now chosen in a slot, with those in the slots before."""
+        return self._gram[latent[rows, :slot], place[:, None]]
+
+    def explained(self, rows: Tensor, coefficients: Tensor, latent: Tensor) -> Float[Tensor, "token place"]:
+        """Correlation of what the chosen atoms write with all atoms."""
+        chosen = latent[rows, : coefficients.shape[1]]
+        return torch.nn.functional.embedding_bag(chosen, self._gram, per_sample_weights=coefficients, mode="sum")
+
+
+class _Candidates:
+    """Tokens' correlations with the atoms that are most correlated with each. A place is a rank among these."""
+
+    def __init__(self, x: Tensor, units: Tensor, gram: Tensor | None, n_candidates: int, max_atoms: int) -> None:
+        self._units, self._gram = units, gram
+        self.start, self._candidates = (x @ units.T).topk(n_candidates, dim=1)
+        self._products = x.new_zeros(len(x), max_atoms, n_candidates)  # of chosen atoms with candidates
+
+    def ids(self, rows: Tensor, place: Tensor) -> Int[Tensor, " token"]:
+        """The atoms at places."""
+        return self._candidates[rows, place]
+
+    def take(self, rows: Tensor, slot: int, place: Tensor, latent: Tensor) -> Float[Tensor, "token slot"]:
+        """Products of the atoms at places, now chosen in a slot, with those in the slots before."""
+        picked, candidates = self._candidates[rows, place], self._candidates[rows]
+        if self._gram is None:
+            products = torch.einsum("ncd,nd->nc", self._units[candidates], self._units[picked])
+        else:
+            products = self._gram[picked[:, None], candidates]
+        self._products[rows, slot] = products
+        return self._products[rows[:, None], torch.arange(slot, device=rows.device), place[:, None]]
+
+    def explained(self, rows: Tensor, coefficients: Tensor, latent: Tensor) -> Float[Tensor, "token place"]:
+        """Correlation of what the chosen atoms write with the candidates."""
+        products = self._products[rows, : coefficients.shape[1]]
+        return (coefficients[:, None] @ products).squeeze(1)
+
+
+def _pursue_part(x: Tensor, atoms: _EveryAtom | _Candidates, min_gain: float, max_atoms: int) -> Pursuit:
     """Pursue some tokens. Residuals are never formed: their correlations follow from those among the atoms."""
     n = len(x)
-    start, candidates = (x @ units.T).topk(n_candidates, dim=1)
-    correlation = start.clone()
-    columns = x.new_zeros(n, n_candidates, max_atoms)  # of the Gram matrix: candidates against chosen atoms
+    correlation = atoms.start
     latent = torch.zeros(n, max_atoms, dtype=torch.int64, device=x.device)
     value, gain = x.new_zeros(n, max_atoms), x.new_zeros(n, max_atoms)
     factor = torch.eye(max_atoms, dtype=x.dtype, device=x.device).repeat(n, 1, 1)  # Cholesky factor of the chosen ones'
     projection = x.new_zeros(n, max_atoms)
     rows = torch.arange(n, device=x.device)  # tokens that are still going
     for slot in range(max_atoms):
-        best, place = correlation[rows].max(dim=1)
-        picked = candidates[rows, place]
+        best, place = correlation.max(dim=1)
+        picked = atoms.ids(rows, place)
         is_new = ~(latent[rows, :slot] == picked[:, None]).any(dim=1)
         going = is_new & (best > 0) & (best.square() > min_gain)
         rows, place, picked, best = rows[going], place[going], picked[going], best[going]
         if len(rows) == 0:
             break
-        columns[rows, :, slot] = _products(units, gram, candidates[rows], picked)
-        cross = columns[rows, :, :slot].gather(1, place[:, None, None].expand(-1, 1, slot)).squeeze(1)
-        _add_to_fit(rows, slot, cross, start[rows, place], factor, projection)
+        cross = atoms.take(rows, slot, place, latent)
+        _add_to_fit(rows, slot, cross, atoms.start[rows, place], factor, projection)
         latent[rows, slot], gain[rows, slot] = picked, best.square()
         solved = torch.linalg.solve_triangular(
             factor[rows, : slot + 1, : slot + 1].mT, projection[rows, : slot + 1, None], upper=True
         )
-        coefficients = solved.clamp(min=0)
-        value[rows, : slot + 1] = coefficients.squeeze(2)
-        correlation[rows] = start[rows] - (columns[rows, :, : slot + 1] @ coefficients).squeeze(2)
+        coefficients = solved.squeeze(2).clamp(min=0)
+        value[rows, : slot + 1] = coefficients
+        correlation = atoms.start[rows] - atoms.explained(rows, coefficients, latent)
     return Pursuit(latent, value, gain)
-
-
-def _products(
-    units: Tensor, gram: Tensor | None, candidates: Int[Tensor, "token candidate"], picked: Int[Tensor, " token"]
-) -> Float[Tensor, "token candidate"]:
-    """Inner products of each token's candidates with the atom that it picked."""
-    if gram is None:
-        return torch.einsum("ncd,nd->nc", units[candidates], units[picked])
-    return gram[picked[:, None], candidates]
 
 
 def _add_to_fit(rows: Tensor, slot: int, cross: Tensor, projected: Tensor, factor: Tensor, projection: Tensor) -> None:

@@ -18,7 +18,7 @@ from sae_lens_crosscoder.training.polishing.replacement import free_slots, missi
 
 Stop = Literal["k", "noise"]
 _ATOMS_OVER_K = 3
-_EXACT_UP_TO = 2048
+_EXACT_UP_TO = 4096
 _CANDIDATES_OVER_K = 16
 # How often the largest correlation of pure noise with any of D atoms, 2 ln(D) s^2, an atom must explain.
 _CAREFUL, _STRICT = 3.0, 15.0
@@ -83,8 +83,8 @@ def polish_round(
 def default_candidates(d_sae: int, k: float | int) -> int:
     """Atoms that a token may choose from: all of a small dictionary, 16 k of a large one.
 
-    >>> default_candidates(2048, k=32), default_candidates(16_384, k=32)
-    (2048, 512)
+    >>> default_candidates(4096, k=32), default_candidates(16_384, k=32)
+    (4096, 512)
     """
     return d_sae if d_sae <= _EXACT_UP_TO else int(_CANDIDATES_OVER_K * k)
 
