@@ -48,13 +48,19 @@ def pursue(
     """
     n_candidates, max_atoms = min(n_candidates, len(units)), min(max_atoms, n_candidates, len(units))
     gram = units @ units.T if units.element_size() * len(units) ** 2 <= _gram_bytes(x.device.type) else None
-    is_exact = gram is not None and n_candidates == len(units)
-    of_candidates = 0 if is_exact else n_candidates * (max_atoms + 2 + (units.shape[1] if gram is None else 1))
+    whole_gram = gram if n_candidates == len(units) else None
+    of_candidates = (
+        0 if whole_gram is not None else n_candidates * (max_atoms + 2 + (units.shape[1] if gram is None else 1))
+    )
     numbers = 3 * len(units) + of_candidates + max_atoms * (max_atoms + 3)
     n_at_once = max(1, _BYTES_AT_ONCE // (numbers * x.element_size()))
     parts: list[Pursuit] = []
     for part in x.split(n_at_once):
-        atoms = _EveryAtom(part, units, gram) if is_exact else _Candidates(part, units, gram, n_candidates, max_atoms)
+        atoms = (
+            _Candidates(part, units, gram, n_candidates, max_atoms)
+            if whole_gram is None
+            else _EveryAtom(part, units, whole_gram)
+        )
         parts.append(_pursue_part(part, atoms, min_gain, max_atoms))
     return Pursuit(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
