@@ -27,6 +27,8 @@ from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStat
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles, activation_profiles
 from sae_lens_crosscoder.analysis.tables.interpretations import Interpretations, save_interpretations
 from sae_lens_crosscoder.analysis.tables.user_labels import load_labels, save_label
+from sae_lens_crosscoder.analysis.use.latent_use import latent_use
+from sae_lens_crosscoder.analysis.use.result import LatentUse
 
 __all__ = [
     "CLASS_BORDERS",
@@ -40,6 +42,7 @@ __all__ = [
     "Interpretations",
     "LatentScaling",
     "LatentStatistics",
+    "LatentUse",
     "PaperTables",
     "TargetEnergies",
     "activation_divergence",
@@ -56,6 +59,7 @@ __all__ = [
     "difference_rows",
     "difference_shares",
     "latent_statistics",
+    "latent_use",
     "load_examples",
     "load_labels",
     "mean_difference",

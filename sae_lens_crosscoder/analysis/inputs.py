@@ -94,8 +94,7 @@ class GivenActivations:
 
 def _read_first(batches: Iterator[Tensor], n_tokens: int) -> tuple[list[Tensor], list[Tensor]]:
     """Batches with at least `n_tokens` tokens, and these tokens, however they are cut into batches."""
-    read: list[Tensor] = []
-    first: list[Tensor] = []
+    read, first = list[Tensor](), list[Tensor]()
     while n_tokens > 0 and (batch := next(batches, None)) is not None:
         read.append(batch)
         first.append(batch[:n_tokens])
@@ -150,6 +149,11 @@ class DataSource:
             self._limits = NormLimits.measured(self._layout, norms, self.max_norm_ratio)
         return self._limits
 
+    def first(self, n_tokens: int) -> list[TokenBatch]:
+        """The first `n_tokens` tokens; they are not used up."""
+        limits = self.limits
+        return [TokenBatch(part, limits.ordinary(self._fitting(part))) for part in self._raw.first(n_tokens)]
+
     def fingerprint(self) -> str:
         """Digest of the data, the ratio and the limits that training measured."""
         return f"{self._raw.fingerprint()} {self.max_norm_ratio} {self._limits}"
@@ -170,8 +174,7 @@ class DataSource:
         Args:
             counted: True for the tokens to count in `dominant`; None for all.
         """
-        limits = self.limits  # before the stream is read from
-        n = 0
+        limits, n = self.limits, 0  # before the stream is read from
         for batch in self._raw.after(n_skipped):
             norms = token_norms(self._fitting(batch), self._layout)
             ordinary = limits.ordinary_norms(norms)
@@ -292,6 +295,5 @@ def shard_block(data: EvalData) -> int:
     Tokens of one context are not independent, so a context must not be spread over shards. Where tokens are masked,
     contexts differ in length, and a block is a multiple of the longest one.
     """
-    context_size = 1 if data.tokens is None else int(as_token_mask(data.tokens, data.token_mask).sum(dim=-1).max())
-    context_size = max(1, context_size)
-    return max(1, _SHARD_BLOCK // context_size) * context_size
+    longest = 1 if data.tokens is None else max(1, int(as_token_mask(data.tokens, data.token_mask).sum(dim=-1).max()))
+    return max(1, _SHARD_BLOCK // longest) * longest

@@ -162,10 +162,15 @@ class InferenceCrosscoder(CrosscoderViews):
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Encode to a sparse tensor, without a dense one in between; `decode` accepts it."""
-        sae_in = self.process_sae_in(x)
+        return self.encoding(self.process_sae_in(x), self.W_enc, self.b_enc)
+
+    def encoding(
+        self, x: Float[Tensor, "batch width"], W_enc: Float[Tensor, "width d_sae"], b_enc: Float[Tensor, " d_sae"]
+    ) -> Float[Tensor, "batch d_sae"]:
+        """Sparse encoding by other encoders of the latents, which keep their thresholds."""
         is_half = self.dtype.itemsize < 4  # and so cannot be screened in less
-        precision = "float32" if is_half else screening_precision("auto", sae_in.device)
-        pairs, pre = pairs_above(sae_in, self.W_enc, self.b_enc, self.thresholds, precision)
+        precision = "float32" if is_half else screening_precision("auto", x.device)
+        pairs, pre = pairs_above(x, W_enc, b_enc, self.thresholds, precision)
         return pairs.as_tensor(pre)
 
     @override

@@ -1,6 +1,6 @@
 """q-values from null runs, which show how one-sided latents get when the models do not differ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -55,9 +55,9 @@ def q_values(
         [_one_sidedness(null[(null.n_active >= min_active) & ~_exclusive(null)]).dropna() for null in nulls]
     )
     _validate_chance(by_chance, min_active)
-    q[learned] = _discovery_rates(scores.to_numpy()[learned], by_chance)
+    q[learned] = discovery_rates(scores.to_numpy()[learned], by_chance)
     if exclusive.any():
-        rates = _discovery_rates(
+        rates = discovery_rates(
             _margins(table, min_active)[exclusive],
             np.concatenate([_margins(null, min_active)[_exclusive(null)] for null in nulls]),
         )
@@ -65,7 +65,7 @@ def q_values(
     return q
 
 
-def _discovery_rates(
+def discovery_rates(
     scores: Float[np.ndarray, " latents"], by_chance: Float[np.ndarray, " null_latents"]
 ) -> Float[np.ndarray, " latents"]:
     """q of every score, of which larger ones are discoveries, given the scores of latents that are none."""
@@ -98,39 +98,43 @@ def validate_nulls(
 ) -> Sequence[Diagnosis]:
     """Null runs as a sequence; a ValueError for one that was trained differently than the crosscoder."""
     nulls = [] if null is None else [null] if isinstance(null, Diagnosis) else list(null)
+    for run in nulls:
+        if "architecture" not in run.manifest or not {"delta_norm", "n_active"} <= set(run.latents):
+            raise ValueError("A null run must be the Diagnosis that diagnose returns, with its manifest.")
+        validate_trained_alike(run.manifest, len(run.latents), crosscoder)
+    return nulls
+
+
+def validate_trained_alike(manifest: Mapping[str, Any], n_latents: int, crosscoder: InferenceCrosscoder) -> None:
+    """Raise a ValueError if a null run, was trained differently than the crosscoder, or on the same pair."""
     metadata = crosscoder.cfg.metadata
     expected = (crosscoder.cfg.architecture(), crosscoder.cfg.d_sae)
     training: dict[str, Any] = metadata.training_architecture_details or {}
     partition = None if crosscoder.cfg.partition is None else asdict(crosscoder.cfg.partition)
     models = [metadata.model_name, metadata.chat_model_name]
-    for run in nulls:
-        if "architecture" not in run.manifest or not {"delta_norm", "n_active"} <= set(run.latents):
-            raise ValueError("A null run must be the Diagnosis that diagnose returns, with its manifest.")
-        trained = (run.manifest["architecture"], len(run.latents))
-        if trained != expected:
-            raise ValueError(
-                f"The null run is a {trained[0]} with {trained[1]:,} latents, but the crosscoder is a {expected[0]} "
-                f"with {expected[1]:,}. Train the null run with the same config on the null pair."
-            )
-        null_partition = run.manifest.get("partition")
-        if null_partition != partition:
-            raise ValueError(
-                f"The null run has the partition {null_partition}, but the crosscoder has {partition}. Train the null "
-                "run with the same config on the null pair."
-            )
-        null_training: dict[str, Any] = run.manifest.get("training") or {}
-        keys = {*null_training, *training}
-        if differing := sorted(key for key in keys if null_training.get(key) != training.get(key)):
-            raise ValueError(
-                f"The null run was trained with other settings than the crosscoder: {differing}. Train it with the "
-                "same config on the null pair."
-            )
-        if None not in models and run.manifest["models"] == models:
-            raise ValueError(
-                f"The null run was trained on {' and '.join(models)}, like the crosscoder. Use a pair of models that "
-                "do not differ, such as NAME and NAME+jitter=0.02."
-            )
-    return nulls
+    trained = (manifest["architecture"], n_latents)
+    if trained != expected:
+        raise ValueError(
+            f"The null run is a {trained[0]} with {trained[1]:,} latents, but the crosscoder is a {expected[0]} "
+            f"with {expected[1]:,}. Train the null run with the same config on the null pair."
+        )
+    if manifest.get("partition") != partition:
+        raise ValueError(
+            f"The null run has the partition {manifest.get('partition')}, but the crosscoder has {partition}. Train "
+            "the null run with the same config on the null pair."
+        )
+    null_training: dict[str, Any] = manifest.get("training") or {}
+    keys = {*null_training, *training}
+    if differing := sorted(key for key in keys if null_training.get(key) != training.get(key)):
+        raise ValueError(
+            f"The null run was trained with other settings than the crosscoder: {differing}. Train it with the "
+            "same config on the null pair."
+        )
+    if None not in models and manifest["models"] == models:
+        raise ValueError(
+            f"The null run was trained on {' and '.join(models)}, like the crosscoder. Use a pair of models that "
+            "do not differ, such as NAME and NAME+jitter=0.02."
+        )
 
 
 def _exclusive(table: pd.DataFrame) -> Bool[np.ndarray, " d_sae"]:

@@ -1,0 +1,92 @@
+"""Sums of the swap readout: how often and how strongly each model alone uses every latent."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.analysis.inputs import Encoded
+from sae_lens_crosscoder.analysis.use.readout import SwapReadout
+from sae_lens_crosscoder.analysis.use.sparse_values import SparseValues
+from sae_lens_crosscoder.analysis.use.strong_firings import StrongFirings
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.storage.accumulators import Accumulator
+
+N_SHARDS = 50
+
+
+class UseSums(Accumulator):
+    """Accumulates the codes of two models alone, and how far the joint code moves without each of them.
+
+    Tokens are kept apart by cell: one per token group, and one for tokens of no group. Sums of codes are also kept
+    apart by shard, to which blocks of consecutive tokens are assigned in turn, for the bootstrap.
+
+    Args:
+        models: places of the two models among the crosscoder's.
+        block_size: consecutive tokens that the bootstrap keeps together.
+    """
+
+    buffers = ("n_tokens", "means", "cell_tokens", "alone", "joint", "n_joint", "moved")
+
+    def __init__(self, crosscoder: InferenceCrosscoder, models: tuple[int, int], n_cells: int, block_size: int) -> None:
+        self._crosscoder, self._models, self._block_size = crosscoder, models, block_size
+        self._readout: SwapReadout | None = None
+        d_sae, device = crosscoder.cfg.d_sae, crosscoder.W_dec.device
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        self.n_tokens = 0
+        self.means = zeros(n_cells + 1, crosscoder.layout.d_in).fill_(torch.nan)
+        """Mean activation of each cell, and of all tokens: see `measure_means`."""
+        self.cell_tokens = zeros(n_cells, N_SHARDS, dtype=torch.int64)
+        self.strong = StrongFirings(n_cells, N_SHARDS, d_sae, device)
+        self.alone = zeros(2, d_sae)
+        """Sum of each model's code alone, strong or not."""
+        self.joint = zeros(n_cells, d_sae)
+        """Sum of the joint code."""
+        self.n_joint = zeros(n_cells, d_sae, dtype=torch.int64)
+        """Tokens on which the joint code is on."""
+        self.moved = zeros(2, n_cells, d_sae)
+        """Sum of how far the joint code moves when a model's activation is replaced by its mean in the cell."""
+
+    def measure_means(
+        self, activations: Float[Tensor, "token d_in"], cells: Int[Tensor, " token"], min_tokens: int
+    ) -> None:
+        """Take the means from a first part of the data; a cell with fewer tokens gets the mean of all tokens."""
+        rows, cells = activations.to(self.means), cells.to(self.means.device)
+        total = rows.mean(dim=0)
+        sums = torch.zeros_like(self.means[:-1]).index_add_(0, cells, rows)
+        counts = cells.bincount(minlength=len(sums))[:, None]
+        self.means[:-1] = torch.where(counts >= min_tokens, sums / counts, total)
+        self.means[-1] = total
+
+    def turned(self, min_cosine: float, one_sided_ratio: float) -> Bool[Tensor, " d_sae"]:
+        """True for latents whose decoders in both models point apart, so neither can be read in the other's slot."""
+        first, second = (self._crosscoder.decoders[m].detach().double() for m in self._models)
+        norms = self._crosscoder.decoder_norms.detach().double()[:, list(self._models)]
+        cosine = torch.nn.functional.cosine_similarity(first, second, eps=torch.finfo(torch.float64).tiny)
+        is_one_sided = norms.amin(dim=1) < one_sided_ratio * norms.amax(dim=1)
+        return (cosine < min_cosine) & ~is_one_sided
+
+    @torch.no_grad()
+    def add(self, part: Encoded, cells: Int[Tensor, " token"]) -> None:
+        """Add tokens with the cell of each."""
+        if self._readout is None:
+            self._readout = SwapReadout(self._crosscoder, self.means, self._models)
+        cells = cells.to(self.joint.device)
+        tokens = torch.arange(self.n_tokens, self.n_tokens + len(cells), device=cells.device)
+        rows = cells * N_SHARDS + tokens // self._block_size % N_SHARDS
+        self.cell_tokens += rows.bincount(minlength=self.cell_tokens.numel()).view_as(self.cell_tokens)
+        self.n_tokens += len(cells)
+        codes = [SparseValues.of(acts) for acts in self._readout.alone(part.activations)]
+        self.strong.add(codes, rows)
+        for m, code in enumerate(codes):
+            code.add_to(self.alone[m], torch.zeros_like(cells))
+        joint = SparseValues.of(part.feature_acts)
+        joint.count_in(self.n_joint, cells)
+        joint.add_to(self.joint, cells)
+        for m, acts in enumerate(self._readout.without(part.activations, cells)):
+            replaced = SparseValues.of(acts)
+            # |f - f'| where f is on, and f' everywhere else.
+            joint.with_values((joint.values - joint.value_in(replaced)).abs()).add_to(self.moved[m], cells)
+            replaced.with_values(replaced.values * (replaced.value_in(joint) == 0)).add_to(self.moved[m], cells)
