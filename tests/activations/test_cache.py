@@ -277,11 +277,12 @@ class TestWriting:
         assert not [name for name in after if name.endswith(".partial")]
 
     def test_killed_at_any_file_operation_the_next_call_makes_the_unbroken_cache(self, pair, tmp_path, monkeypatch):
-        whole = {path.name: path.read_bytes() for path in write(pair, tmp_path / "whole").path.iterdir()}
+        made = partial(write, pair, tokens=TOKENS[: PER_SHARD + 1], batch_size=PER_SHARD)  # a whole shard and a part
+        whole = {path.name: path.read_bytes() for path in made(tmp_path / "whole").path.iterdir()}
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a killed process loses nothing it has written
         n = 0
-        while killed_at(n, tmp_path / str(n), partial(write, pair, tmp_path / str(n))):
-            cache = write(pair, tmp_path / str(n))
+        while killed_at(n, tmp_path / str(n), partial(made, tmp_path / str(n))):
+            cache = made(tmp_path / str(n))
             assert {path.name: path.read_bytes() for path in cache.path.iterdir()} == whole
             n += 1
         assert n > 2 * len(whole)

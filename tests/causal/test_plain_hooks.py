@@ -1,7 +1,6 @@
 """Every way of patching equals an independent reference on plain TransformerLens hooks, with every class of model."""
 
 import itertools
-from contextlib import ExitStack
 
 import pandas as pd
 import pytest
@@ -105,12 +104,21 @@ def test_there_are_more_than_500_cases():
     assert len(CASES) + len(PAIRS_OF_HOWS) + len(GENERATED) > 500
 
 
+def are_the_reference(pair, name, actual, cases):
+    """Results on TOKENS equal those of the reference, each under its own patches."""
+    assert len(actual) == len(cases) > 0
+    for result, expected in zip(
+        actual, plain_hooks.logits(pair.members, [TOKENS] * len(cases), CLASSES[name], cases), strict=True
+    ):
+        close(result, expected)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("how", HOWS)
 def test_a_patched_pair_is_both_models_on_plain_hooks(pairs, crosscoders, name, how):
     """Every direction, mask, reader, bias, set of latents and sign of the coefficient."""
     pair, crosscoder, coefficients = pairs[name], crosscoders[name], itertools.cycle((1.0, -0.7))
-    plain = plain_hooks.logits(pair.members, TOKENS, CLASSES[name], [])
+    actual, cases = [pair(TOKENS)], [[]]
     for of_class, of_how, model, mask, read_by, with_bias, chosen in CASES:
         if (of_class, of_how) != (name, how):
             continue
@@ -118,19 +126,19 @@ def test_a_patched_pair_is_both_models_on_plain_hooks(pairs, crosscoders, name, 
         options = options_of(how, next(coefficients)) | {"with_bias": with_bias}
         everywhere = {"positions": MASKS[mask], "read_by": read_by}
         with slc.patched(pair, crosscoder, latents, how, model=model, **options, **everywhere):
-            actual = pair(TOKENS)
-        patch = of_reference(crosscoder, latents, how, model, **options, **everywhere)
-        close(actual, plain_hooks.logits(pair.members, TOKENS, CLASSES[name], [patch]))
-        assert (actual - plain).abs().max() > 1e-3 or how == "scale"
+            actual.append(pair(TOKENS))
+        cases.append([of_reference(crosscoder, latents, how, model, **options, **everywhere)])
+        assert (actual[-1] - actual[0]).abs().max() > 1e-3 or how == "scale"
     assert hooks_of(pair) == []
-    close(pair(TOKENS), plain)
+    close(pair(TOKENS), actual[0])
+    are_the_reference(pair, name, actual, cases)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("outer", HOWS)
 def test_nested_patches_are_those_of_the_reference_one_after_the_other(pairs, crosscoders, name, outer):
     """Each reads the activations before any patch; an inner block that raises takes along its own edit alone."""
-    pair, crosscoder = pairs[name], crosscoders[name]
+    pair, crosscoder, actual, cases = pairs[name], crosscoders[name], [], []
     for number, inner in enumerate(HOWS):
         read_by = ("own", "chat")[number % 2]
         first = dict(model=None, positions=MASKS["some"], read_by=read_by, **options_of(outer, 0.8))
@@ -141,26 +149,30 @@ def test_nested_patches_are_those_of_the_reference_one_after_the_other(pairs, cr
         ]
         with slc.patched(pair, crosscoder, torch.tensor(LATENTS), outer, **first):
             with slc.patched(pair, crosscoder, pd.Index(LATENTS), inner, **second):
-                close(pair(TOKENS), plain_hooks.logits(pair.members, TOKENS, CLASSES[name], patches))
+                actual.append(pair(TOKENS))
             with pytest.raises(ZeroDivisionError), slc.patched(pair, crosscoder, LATENTS, inner, **second):
                 pair.run_with_hooks(TOKENS, fwd_hooks=[(CLASSES[name], lambda value, hook: 1 / 0)])
-            close(pair(TOKENS), plain_hooks.logits(pair.members, TOKENS, CLASSES[name], patches[:1]))
+            actual.append(pair(TOKENS))
+        cases += [patches, patches[:1]]
         assert hooks_of(pair) == []
+    are_the_reference(pair, name, actual, cases)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("how", HOWS)
 def test_generation_with_caches_writes_what_full_passes_write(pairs, crosscoders, name, how):
-    pair, crosscoder = pairs[name], crosscoders[name]
+    pair, crosscoder, actual, cases, writers = pairs[name], crosscoders[name], [], [], []
     for of_class, of_how, writer, mask, read_by in GENERATED:
         if (of_class, of_how) != (name, how):
             continue
         everywhere = {"positions": MASKS[mask], "read_by": read_by, **options_of(how, 1.0)}
         with slc.patched(pair, crosscoder, LATENTS, how, **everywhere):
-            actual = slc.causal.generate_patched(pair, TOKENS, writer, max_new_tokens=3, end=-1)
-        patch = of_reference(crosscoder, LATENTS, how, None, **everywhere)
-        m = 0 if writer == "base" else 1
-        assert torch.equal(actual, plain_hooks.written(pair.members, TOKENS, CLASSES[name], [patch], m, 3))
+            actual.append(slc.causal.generate_patched(pair, TOKENS, writer, max_new_tokens=3, end=-1))
+        cases.append([of_reference(crosscoder, LATENTS, how, None, **everywhere)])
+        writers.append(0 if writer == "base" else 1)
+    expected = plain_hooks.written(pair.members, [TOKENS] * len(cases), CLASSES[name], cases, writers, 3)
+    assert len(actual) == 6
+    assert all(torch.equal(*both) for both in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -170,16 +182,16 @@ def test_one_model_alone_is_steered_as_in_its_pair(pairs, crosscoders, name, mas
     for m, model in enumerate(("base", "chat")):
         options = options_of("steer", -0.5) | {"positions": MASKS[mask]}
         patch = of_reference(crosscoder, LATENTS, "steer", model, **options)
-        expected = plain_hooks.logits(pair.members, TOKENS, CLASSES[name], [patch])[:, :, m]
+        (expected,) = plain_hooks.logits(pair.members, [TOKENS], CLASSES[name], [[patch]])
         with slc.patched(pair.members[m], crosscoder, LATENTS, "steer", model=model, **options) as host:
-            close(host(TOKENS, return_type="logits"), expected)
+            close(host(TOKENS, return_type="logits"), expected[:, :, m])
 
 
 def test_two_widths_are_patched_each_in_its_own():
     pair = slc.HookedModelPair(*[random_hooked_transformer(d, seed=d, d_vocab=VOCAB) for d in (D, D + 8)])
-    crosscoder = random_crosscoder((D, D + 8), threshold=0.1, dtype="float32", d_sae=D_SAE)
+    crosscoder, actual, cases = random_crosscoder((D, D + 8), threshold=0.1, dtype="float32", d_sae=D_SAE), [], []
     for how, model in itertools.product(("ablate", "scale", "steer", "reconstruct"), MODELS):
-        patch = of_reference(crosscoder, LATENTS, how, model, **options_of(how, 0.6))
-        with ExitStack() as stack:
-            stack.enter_context(slc.patched(pair, crosscoder, LATENTS, how, model=model, **options_of(how, 0.6)))
-            close(pair(TOKENS), plain_hooks.logits(pair.members, TOKENS, CLASSES["HookedTransformer"], [patch]))
+        with slc.patched(pair, crosscoder, LATENTS, how, model=model, **options_of(how, 0.6)):
+            actual.append(pair(TOKENS))
+        cases.append([of_reference(crosscoder, LATENTS, how, model, **options_of(how, 0.6))])
+    are_the_reference(pair, "HookedTransformer", actual, cases)

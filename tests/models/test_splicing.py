@@ -117,7 +117,8 @@ def test_a_spliced_pair_is_the_patch_that_reconstructs(spliced):
         close(ours, pair(TOKENS))
     weights = {name: tensor.detach() for name, tensor in crosscoder.state_dict().items()}
     patch = dict(crosscoder=weights, latents=list(range(D_SAE)), how="reconstruct", models=(0, 1))
-    close(ours, plain_hooks.logits(pair.members, TOKENS, hook_name, [patch]))
+    (expected,) = plain_hooks.logits(pair.members, [TOKENS], hook_name, [[patch]])
+    close(ours, expected)
     assert (ours - pair(TOKENS)).abs().max() > 1e-2
 
 

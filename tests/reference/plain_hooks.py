@@ -28,33 +28,41 @@ def added(h, crosscoder, latents, how, models, coefficient=1.0, max_activation=N
     return result
 
 
-def edited(models, tokens, hook_name, patches):
-    """Both models' activations under patches, dicts of `added`'s arguments, `positions` and `read_by`, in order."""
-    h = [model.run_with_cache(tokens, names_filter=[hook_name])[1][hook_name] for model in models]
+def edited(h, patches):
+    """Both models' activations h[m] (batch, pos, d) under patches, dicts of `added`'s arguments, `positions` and
+    `read_by`, in order."""
     new = list(h)
     for patch in patches:
         rest = {name: value for name, value in patch.items() if name not in ("positions", "read_by")}
-        mask = torch.ones(tokens.shape, dtype=torch.bool) if patch.get("positions") is None else patch["positions"]
-        mask = torch.cat([mask, mask.new_zeros(len(mask), tokens.shape[1] - mask.shape[1])], dim=1)[..., None]
+        mask = torch.ones(h[0].shape[:2], dtype=torch.bool) if patch.get("positions") is None else patch["positions"]
+        mask = torch.cat([mask, mask.new_zeros(len(mask), h[0].shape[1] - mask.shape[1])], dim=1)[..., None]
         new = [part + mask * delta for part, delta in zip(new, added(h, **rest), strict=True)]
         if patch.get("read_by") == "chat":
             new[1] = new[0]
     return new
 
 
-def logits(models, tokens, hook_name, patches):
-    """Logits (batch, pos, model, vocab) of both models under the patches."""
-    new = edited(models, tokens, hook_name, patches)
+def logits(models, tokens, hook_name, cases):
+    """Logits (batch, pos, model, vocab) of both models for every case: tokens[case] under the patches cases[case].
+
+    Each model reads all cases in one batch, and writes them in one.
+    """
+    batch = torch.cat(tokens)
+    h = [model.run_with_cache(batch, names_filter=[hook_name])[1][hook_name] for model in models]
+    of_cases = zip(*(part.split([len(each) for each in tokens]) for part in h), strict=True)
+    new = [edited(of_case, patches) for of_case, patches in zip(of_cases, cases, strict=True)]
     outputs = []
-    for model, value in zip(models, new, strict=True):
+    for m, model in enumerate(models):
+        value = torch.cat([of_case[m] for of_case in new])
         hooks = [(hook_name, lambda activation, hook, value=value: value)]
-        outputs.append(model.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks))
-    return torch.stack(outputs, dim=2)
+        outputs.append(model.run_with_hooks(batch, return_type="logits", fwd_hooks=hooks))
+    return torch.stack(outputs, dim=2).split([len(each) for each in tokens])
 
 
-def written(models, tokens, hook_name, patches, writer, n):
-    """Greedy tokens of one model under the patches, every one from full passes of both."""
+def written(models, tokens, hook_name, cases, writers, n):
+    """Greedy tokens (batch, n) of one model, writers[case], for every case, every one from full passes of both."""
     for _ in range(n):
-        following = logits(models, tokens, hook_name, patches)[:, -1, writer].argmax(dim=-1)
-        tokens = torch.cat([tokens, following[:, None]], dim=1)
-    return tokens[:, -n:]
+        following = logits(models, tokens, hook_name, cases)
+        greedy = [each[:, -1, m].argmax(dim=-1) for each, m in zip(following, writers, strict=True)]
+        tokens = [torch.cat([each, token[:, None]], dim=1) for each, token in zip(tokens, greedy, strict=True)]
+    return [each[:, -n:] for each in tokens]
