@@ -59,10 +59,7 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.send("Emulation.setDeviceMetricsOverride", **size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.show_in(width, height, dark)
 
     def __enter__(self) -> "Browser":
         return self
@@ -88,13 +85,20 @@ class Browser:
                 assert "error" not in got, got["error"]
                 return got["result"]
 
-    def open(self, url: str) -> None:
-        """Go to a page, from an empty one, so that it is loaded anew, and wait until it shows something."""
+    def show_in(self, width: int, height: int = 900, dark: bool = False) -> None:
+        """A window of another size or colours, in which the page stays."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme])
+
+    def open(self, url: str, shown: str = "document.body?.dataset.shown !== undefined") -> None:
+        """Go to a page, from an empty one, so that it is loaded anew, and wait until a JavaScript condition holds."""
         self.send("Page.navigate", url="about:blank")
         self.evaluate("1")
         self.requests.clear()
         self.send("Page.navigate", url=url)
-        self.wait("document.body?.dataset.shown !== undefined")
+        self.wait(shown)
 
     def evaluate(self, expression: str, timeout: float = 30) -> Any:
         """The value of a JavaScript expression; of a promise, what it comes to."""

@@ -101,6 +101,35 @@ def test_rows_come_in_the_order_of_their_numbers(open_page, explorations, sort, 
 
 
 @needs_chromium
+@pytest.mark.parametrize(
+    ("hash", "said"),
+    [
+        (f"#latent={N}", f"There is no latent \u201c{N}\u201d: \u201cl1\u201d has latents 0 to {N - 1}."),
+        ("#latent=first", "There is no latent \u201cfirst\u201d"),
+        ("#c=l2&all=1", "There is no crosscoder \u201cl2\u201d here, so this is \u201cl1\u201d."),
+        ("#nu_eror=0..1", "There is no filter \u201cnu_eror\u201d."),
+        ("#nu_error=low..1", "\u201clow..1\u201d is no range of nu error, such as 0.9..1."),
+        ("#nu_error=1", "\u201c1\u201d is no range of nu error"),
+        ("#sort=-loudest", "There is no column \u201cloudest\u201d to sort by."),
+        ("#verdict=chat_specific,artefact", "No latent can have the verdict \u201cartefact\u201d."),
+        ("#x%E2%80%AEy=%3Cb%3E", "There is no filter \u201cx\ufffdy\u201d."),
+    ],
+)
+def test_what_the_address_says_and_the_page_does_not_know_stands_on_the_page(open_page, hash, said):
+    browser, shown = open_page(hash), "document.getElementById('unknown').innerText"
+    assert said in browser.evaluate(shown)
+    assert browser.evaluate("document.querySelectorAll('#unknown *').length") == 0
+    browser.evaluate("document.getElementById('all').click()")  # another filter, so the address is the page's own
+    browser.wait("document.getElementById('unknown').hidden")
+
+
+@needs_chromium
+@pytest.mark.parametrize("hash", ["", f"#latent={LATENT}", "#c=l1&nu_error=-.5..1e0&sort=-n_active&verdict=dead&q=<"])
+def test_nothing_is_said_of_an_address_that_is_understood(open_page, hash):
+    assert open_page(hash).evaluate("document.getElementById('unknown').hidden")
+
+
+@needs_chromium
 def test_a_deep_link_opens_the_latent_and_its_numbers(open_page, explorations):
     browser, table = open_page(f"#latent={LATENT}"), explorations["l1"].table
     assert browser.evaluate("document.body.dataset.shown") == f"latent {LATENT}"

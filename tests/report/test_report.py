@@ -140,6 +140,16 @@ def test_tables_show_the_numbers_of_the_frame(tables, tmp_path):
     assert deltas == sorted(deltas, reverse=True)
 
 
+def test_the_table_of_concepts_says_what_it_shows(tables, tmp_path):
+    concepts = pd.DataFrame({"concept": ["a"], "latent": [3], "coverage": [0.5]}).set_index("concept")
+    comparison = pd.DataFrame({"l1": {"L0": "8"}})
+    text = write_report(diagnoses(tables), tmp_path / "r.html", comparison, concepts).read_text("utf-8")
+    (caption,) = re.findall("<caption>(.*?)</caption>", text)
+    assert "the latent that writes the largest share of the difference" in caption
+    assert "coverage: the share that all latents together write." in caption
+    assert "auroc" not in caption  # which this table has not
+
+
 def test_named_latents_have_a_section_only_where_they_were_looked_for(tables, tmp_path):
     comparison = pd.DataFrame({"l1": ["1"]})
     rows = {"class": "turned", "rho": 0.31, "q_rho": 0.01, "q_written": 0.02, "written": 0.0, "named": False}

@@ -55,11 +55,14 @@ def cell(value: Any, decimals: int = 2) -> Markup:
     return Markup(dot + inert(rounded(value, decimals)))
 
 
-def html_table(frame: pd.DataFrame, corner: str | None = None, css_class: str = "", decimals: int = 2) -> Markup:
+def html_table(
+    frame: pd.DataFrame, corner: str | None = None, css_class: str = "", decimals: int = 2, caption: str = ""
+) -> Markup:
     """Format a frame as an HTML table, numbers flush right.
 
     Args:
         corner: the head of the index column; None leaves the index out.
+        caption: a text above the table, which says what it shows.
     """
     css = ["n" if pd.api.types.is_numeric_dtype(dtype) else "t" for dtype in frame.dtypes]
     heads = [f'<th scope="col" class="{c}">{inert(name)}</th>' for c, name in zip(css, frame.columns, strict=True)]
@@ -75,8 +78,9 @@ def html_table(frame: pd.DataFrame, corner: str | None = None, css_class: str = 
         if corner is not None:
             cells.insert(0, f'<th scope="row" class="t">{inert(index)}</th>')
         rows.append("<tr>" + "".join(cells) + "</tr>")
+    head = f"<caption>{inert(caption)}</caption>" if caption else ""
     return Markup(
-        f'<div class="scroll"><table class="{css_class}"><thead><tr>{"".join(heads)}</tr></thead><tbody>\n'
+        f'<div class="scroll"><table class="{css_class}">{head}<thead><tr>{"".join(heads)}</tr></thead><tbody>\n'
         + "\n".join(rows)
         + "\n</tbody></table></div>"
     )

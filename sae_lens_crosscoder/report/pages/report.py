@@ -19,6 +19,18 @@ from sae_lens_crosscoder.report.figures.panels import validate_tables
 from sae_lens_crosscoder.report.html.document import render_figure_page, write_document
 
 N_LATENTS_SHOWN = 30
+_CONCEPTS = (
+    "Each concept's carrier: the latent that writes the largest share of the difference between prompts with and "
+    "without it, chosen on other prompts than those measured here. A dash: no latent writes more than a tenth."
+)
+_CONCEPT_COLUMNS = {
+    "coverage": "the share that all latents together write",
+    "delta_contrast": "Delta_norm of what they write, 0 for base only, 1 for chat only",
+    "auroc": "how well the carrier's activation tells the two groups of prompts apart",
+    "on_positive": "the share of prompts with the concept on which it is active",
+    "on_negative": "the same for prompts without",
+    "probe": "the model whose decoder probed the nu",
+}
 _COLUMNS = (
     *("delta_norm", "label", "verdict", "n_active", "max_activation", "dead"),
     *("nu_error", "nu_error_low", "nu_error_high"),
@@ -60,6 +72,7 @@ def write_report(
         manifests={name: diagnosis.manifest for name, diagnosis in diagnoses.items()},
         comparison=comparison,
         concepts=concepts,
+        concepts_caption=_caption(concepts) if concepts is not None else "",
         turned={name: _named(table) for name, table in tables.items() if "named" in table},
         most_chat_only={name: _most_chat_only(table) for name, table in tables.items()},
         histogram=delta_norm_histogram(diagnoses),
@@ -74,6 +87,12 @@ def write_report(
         notes=[*notes, *(note for name, each in diagnoses.items() for note in _dominant_tokens(name, each.manifest))],
     )
     return write_document(page, path)
+
+
+def _caption(concepts: pd.DataFrame) -> str:
+    """What the table of concepts shows, with a word on each of its columns that needs one."""
+    said = [f"{name}: {meaning}." for name, meaning in _CONCEPT_COLUMNS.items() if name in concepts]
+    return " ".join([_CONCEPTS, *said])
 
 
 def _dominant_tokens(name: str, manifest: Mapping[str, Any]) -> list[str]:

@@ -116,9 +116,10 @@ function classNames(crosscoder, shown, x) {
       toggle();
     };
     const css = `region ${state.label.includes(name) ? "chosen" : ""}`;
-    const place = { class: css, x: at, y: 12, "text-anchor": anchor };
+    const place = { class: css, x: at, y: 12, "text-anchor": anchor, "aria-label": spaced(name) };
+    const isTight = x(1) - x(0) < 400 && name === "other";  // beside names at the ends, which it would touch
     return svg("text", { ...place, role: "button", tabindex: 0, onclick: toggle, onkeydown },
-      svg("tspan", {}, spaced(name)), svg("tspan", { x: at, dy: 14, class: "n" }, count(n)));
+      svg("tspan", {}, isTight ? "\u2026" : spaced(name)), svg("tspan", { x: at, dy: 14, class: "n" }, count(n)));
   });
 }
 

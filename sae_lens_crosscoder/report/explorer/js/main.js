@@ -5,6 +5,7 @@ let order = [];
 let filtersOfOrder = null;
 let drawing = 0;
 
+const unknown = html("p", { id: "unknown", role: "status", hidden: true });
 const overview = html("div", { id: "overview" });
 const page = html("div", { id: "page", hidden: true });
 const parts = {
@@ -46,7 +47,7 @@ function build() {
     html("div", { class: "filters" }, parts.verdicts, parts.ranges),
     table.node,
     parts.manifest);
-  document.querySelector("main").append(overview, page, tip);
+  document.querySelector("main").append(unknown, overview, page, tip);
   document.querySelector("noscript").remove();
 }
 
@@ -66,6 +67,8 @@ async function render() {
   crosscoder = opened;
   const tests = testsOf(crosscoder, state);
   drawTabs();
+  unknown.textContent = state.unknown.length ? `Parts of the address were left out. ${state.unknown.join(" ")}` : "";
+  unknown.hidden = state.unknown.length === 0;
   const filters = hashOf({ ...state, latent: null });
   if (filters !== filtersOfOrder) order = inOrder(crosscoder, passing(crosscoder, tests), state.sort);
   filtersOfOrder = filters;

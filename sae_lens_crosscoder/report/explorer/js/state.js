@@ -2,6 +2,7 @@
 const DEFAULT_SORT = "-delta_norm";
 const home = () => ({
   c: about.crosscoders[0].name, latent: null, q: "", label: [], verdict: [], ranges: {}, all: false, sort: DEFAULT_SORT,
+  unknown: [],
 });
 
 let state = home();
@@ -18,30 +19,50 @@ function hashOf(wanted) {
   return parts.toString().replaceAll("%2C", ",");
 }
 
-// Whatever in the address makes no sense is left out.
+// Whatever in the address makes no sense is left out, and `unknown` says so, in sentences for the page.
 function stateOf(hash) {
   const parsed = home();
   const parts = new URLSearchParams(hash.replace(/^#/, ""));
   const meta = about.crosscoders.find(({ name }) => name === parts.get("c")) ?? about.crosscoders[0];
   parsed.c = meta.name;
   for (const [name, value] of parts) {
-    const range = /^(-?[\d.eE+-]*?)\.\.(-?[\d.eE+-]*)$/.exec(value);
+    const range = rangeOf(value);
     if (name === "q") parsed.q = value;
     else if (name === "label" || name === "verdict") parsed[name] = value.split(",").filter(Boolean);
     else if (name === "all") parsed.all = value === "1";
     else if (name === "sort" && meta.columns.concat("latent").includes(value.replace(/^-/, ""))) parsed.sort = value;
     else if (name === "latent" && /^\d+$/.test(value) && Number(value) < meta.n) parsed.latent = Number(value);
-    else if (meta.columns.includes(name) && range !== null) {
-      parsed.ranges[name] = range.slice(1).map((end) => (end === "" || Number.isNaN(Number(end)) ? null : Number(end)));
-    }
+    else if (meta.columns.includes(name) && range !== null) parsed.ranges[name] = range;
+    else if (name !== "c" || value !== meta.name) parsed.unknown.push(unknownPart(meta, name, value));
+  }
+  for (const name of ["label", "verdict"]) {
+    const known = (meta.categories[name] ?? []).concat(VERDICTS);
+    const others = parsed[name].filter((value) => !known.includes(value));
+    if (others.length) parsed.unknown.push(`No latent can have the ${name} ${others.map(quoted).join(" or ")}.`);
   }
   return parsed;
 }
 
+function rangeOf(value) {
+  const ends = value.split("..").map((end) => (end === "" ? null : Number(end)));
+  return ends.length === 2 && !ends.some(Number.isNaN) ? ends : null;
+}
+
+function unknownPart(meta, name, value) {
+  if (name === "c") return `There is no crosscoder ${quoted(value)} here, so this is ${quoted(meta.name)}.`;
+  if (name === "latent") return `There is no latent ${quoted(value)}: ${quoted(meta.name)} has latents 0 to ${meta.n - 1}.`;
+  if (name === "sort") return `There is no column ${quoted(value.replace(/^-/, ""))} to sort by.`;
+  if (meta.columns.includes(name)) return `${quoted(value)} is no range of ${spaced(name)}, such as 0.9..1.`;
+  return `There is no filter ${quoted(name)}.`;
+}
+
+// Without characters that are not seen, or that turn the text around them.
+const quoted = (text) => `\u201c${text.replace(/\p{C}/gu, "\ufffd")}\u201d`;
+
 // Go on to what `changes` says; `quietly`, without an entry in the history. The address is not ours to write
 // everywhere: where the browser refuses, the page goes on without.
 function go(changes, quietly = false) {
-  state = { ...state, ...changes };
+  state = { ...state, unknown: [], ...changes };
   const address = `${location.href.split("#")[0]}#${hashOf(state)}`;
   try {
     if (quietly) history.replaceState(null, "", address);
