@@ -73,6 +73,11 @@ class PlantedTokens:
     places: Int[Tensor, " token"]
     """Index into `PlantedWorld.place_names`; 0 for tokens at no place."""
 
+    def without_sinks(self) -> "PlantedTokens":
+        """Return the tokens that are not sinks."""
+        kept = ~self.is_sink
+        return PlantedTokens(self.activations[kept], self.coefficients[kept], self.is_sink[kept], self.places[kept])
+
 
 class PlantedWorld:
     """A fixed set of concepts, directions and offsets to sample tokens from.

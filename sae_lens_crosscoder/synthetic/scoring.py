@@ -139,6 +139,8 @@ def base_presence(
 def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: PlantedTokens) -> pd.DataFrame:
     """Build the table of planted truth per latent, with the same index as the table of `diagnose`.
 
+    Sinks are left out, as `diagnose` leaves them out: with 100 times the activation, they would decide the truth alone.
+
     Returns:
         A frame with `concept` (-1 for none; the first of several with equal support, which count as one), its `kind`,
         `base_presence`, and `hit_rate`: the share of the concept's firings, in either model, on which the latent fires.
@@ -149,6 +151,7 @@ def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: Pl
             f"The crosscoder reads widths {crosscoder.layout.d_models}, but the world has {world.layout.d_models}. "
             "Pass one that was trained on this world."
         )
+    tokens = tokens.without_sinks()
     with torch.no_grad():
         feature_acts = crosscoder.encode(tokens.activations.to(crosscoder.W_dec))
     concepts = match_concepts(world, crosscoder)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sae_lens_crosscoder.analysis.contrasts.auroc import auroc
-from sae_lens_crosscoder.synthetic import Concept, PlantedWorld
+from sae_lens_crosscoder.synthetic import Concept, PlantedTokens, PlantedWorld
 from sae_lens_crosscoder.synthetic.scoring import (
     Attribution,
     base_presence,
@@ -115,6 +115,18 @@ def test_precision_and_recall_count_every_flagged_latent():
     said = table.assign(verdict=["chat_specific", "chat_specific", *["other"] * 3, "base_specific"])
     assert judged(said).chat_verdict == Attribution(2, 1 / 2, 1 / 2)
     assert judged(said).base_verdict == Attribution(1, 1.0, 1.0)
+
+
+def test_truth_is_that_of_the_tokens_that_a_diagnosis_judges():
+    """Sinks are left out of a diagnosis. With 100 times the activation, a few would decide the truth alone."""
+    world, crosscoder, plain = oracle()
+    loud_world = PlantedWorld(CONCEPTS, d_models=(16, 16), seed=0, offset_norm=0.0, frac_sinks=0.05)
+    loud = loud_world.sample(20_000, seed=1)
+    kept = ~loud.is_sink
+    calm = PlantedTokens(plain.activations[kept], plain.coefficients[kept], plain.is_sink[kept], plain.places[kept])
+    found = truth_table(loud_world, crosscoder, loud)
+    pd.testing.assert_frame_equal(found, truth_table(world, crosscoder, calm))
+    assert 0.5 < found.base_presence[2] < 1
 
 
 def test_a_latent_that_hardly_ever_fires_finds_nothing():
