@@ -130,6 +130,16 @@ def test_a_latent_that_the_other_model_has_half_the_time_is_decoupled(presence, 
     assert verdict("shared", 100, 0.0, 0.45, presence=presence) == "shared"
 
 
+@pytest.mark.parametrize(
+    ("beta", "expected"), [(1.0, "specific"), (0.1, "specific"), (0.09, ""), (-0.4, ""), (NAN, "specific")]
+)
+def test_a_latent_that_its_own_model_hardly_has_says_nothing_about_the_other(beta, expected):
+    for side in ("chat", "base"):
+        found = verdict(f"{side}_only", 100, 0.0, -15.0, beta_centred=beta)
+        assert found == (f"{side}_specific" if expected else "undetermined")
+    assert verdict("shared", 100, 0.0, 0.0, beta_centred=beta) == "shared"
+
+
 def test_absolute_bounds_reject_negative_nu():
     assert verdict("chat_only", 100, -0.3, 0.0, bounds="absolute") == "complete_shrinkage"
     assert verdict("chat_only", 100, 0.0, -0.6, bounds="absolute") == "latent_decoupling"

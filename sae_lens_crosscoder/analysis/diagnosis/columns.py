@@ -113,6 +113,7 @@ def _verdict(row: Mapping[Any, Any], min_active: int, bounds: NuBounds, share_of
         nu_reconstruction_centred=row[f"nu_reconstruction_centred{probe}"],
         presence=row[f"presence{probe}"],
         share_of_median=share_of_median,
+        beta_centred=row[f"beta_centred{probe}"],
     )
 
 
@@ -152,6 +153,7 @@ def _basis_free_columns(
 def _centred_columns(centred: CentredScaling) -> dict[str, Tensor]:
     columns: dict[str, Tensor] = {}
     for probe, suffix in ((CHAT, ""), (BASE, "_base_probe")):
+        columns[f"beta_centred{suffix}"] = centred.beta("activation", probe, probe)
         columns[f"presence{suffix}"] = centred.nu("activation", probe)
         for target in ("error", "reconstruction"):
             columns[f"nu_{target}_centred{suffix}"] = centred.nu(target, probe)

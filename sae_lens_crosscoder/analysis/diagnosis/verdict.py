@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import pandas as pd
 
 from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED
+from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import MIN_OWN_BETA
 
 VERDICTS = (
     "chat_specific",
@@ -54,16 +55,17 @@ def verdict(
     nu_reconstruction_centred: float = float("nan"),
     presence: float = float("nan"),
     share_of_median: float = float("nan"),
+    beta_centred: float = float("nan"),
 ) -> str:
     """Verdict on one latent: the first of these that holds.
 
     `dead`: never fired on the data. `rare`: fired on fewer than `min_active` tokens. `negligible`: at its strongest it
     writes less than 1/1000 of what the median latent does. For a chat-only or base-only latent: `undetermined` when a
-    nu is nan; `complete_shrinkage` when nu_error >= 0.2 (the other model has it too, its decoder norm was shrunk away);
-    `latent_decoupling` when nu_reconstruction >= 0.5 and the centred one is not below 0.5, or presence >= 0.4 (other
-    latents write it into the other model); `rotated` when nu_free > 0.5 (the other model has it along another
-    direction); `undetermined` when q_value >= 0.1 (null runs have latents as one-sided); else `chat_specific` or
-    `base_specific`. Anything else is its class.
+    nu is nan or beta_centred < 0.1 (the latent's own model hardly has it); `complete_shrinkage` when nu_error >= 0.2
+    (the other model has it too, its decoder norm was shrunk away); `latent_decoupling` when nu_reconstruction >= 0.5
+    and the centred one is not below 0.5, or presence >= 0.4 (other latents write it into the other model); `rotated`
+    when nu_free > 0.5 (the other model has it along another direction); `undetermined` when q_value >= 0.1 (null runs
+    have latents as one-sided); else `chat_specific` or `base_specific`. Anything else is its class.
 
     Args:
         nu_error, nu_reconstruction: probed with the decoder of the model that the latent is specific to.
@@ -76,6 +78,8 @@ def verdict(
             group. nan, if undefined, leaves the decision to nu_reconstruction.
         presence: how much of the latent the other model has, from deviations within groups; nan decides nothing.
         share_of_median: the most that the latent writes on a token, over the median live latent's; nan if unknown.
+        beta_centred: beta of the activation of the model that the latent is specific to, within groups; about 1 for a
+            latent that a model has, near 0 for one that only cancels what other latents write. nan decides nothing.
 
     >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.1)
     'chat_specific'
@@ -95,7 +99,7 @@ def verdict(
         return "negligible"
     if label not in ONE_SIDED:
         return label
-    if nu_error != nu_error or nu_reconstruction != nu_reconstruction:
+    if nu_error != nu_error or nu_reconstruction != nu_reconstruction or beta_centred < MIN_OWN_BETA:
         return "undetermined"
     if bounds == "absolute":
         nu_error, nu_reconstruction = abs(nu_error), abs(nu_reconstruction)

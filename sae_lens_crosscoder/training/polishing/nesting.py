@@ -60,15 +60,3 @@ def nesting_of(pairs: ActivePairs, values: Float[Tensor, " pairs"]) -> Nesting:
 def separated(W_dec: Float[Tensor, "d_sae d_in"], nesting: Nesting, share: float = 1.0) -> Float[Tensor, "d_sae d_in"]:
     """Decoder with a share of what every child says about its parent moved into the child."""
     return W_dec.index_add(0, nesting.child, share * nesting.slope[:, None] * W_dec[nesting.parent])
-
-
-@torch.no_grad()
-def reading_rows(W_dec: Float[Tensor, "d_sae d_in"], nesting: Nesting) -> Float[Tensor, "d_sae d_in"]:
-    """Encoder rows e_j that read a lone atom exactly, `<e_j, d_j> = 1`, and are 0 on its parents and children."""
-    rows = W_dec.clone()
-    relatives = torch.cat([torch.stack(nesting[:2]), torch.stack(nesting[1::-1])], dim=1)
-    for latent in relatives[0].unique().tolist():
-        others = torch.nn.functional.normalize(W_dec[relatives[1, relatives[0] == latent]], dim=1)
-        gram = others @ others.T + 0.1 * torch.eye(len(others)).to(W_dec)
-        rows[latent] -= torch.linalg.solve(gram, others @ W_dec[latent]) @ others
-    return rows / (rows * W_dec).sum(dim=1, keepdim=True).clamp(min=1e-12)

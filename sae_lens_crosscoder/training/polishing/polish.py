@@ -82,8 +82,9 @@ def polish(
     Each round codes fresh tokens by non-negative orthogonal matching pursuit over the decoder's rows, fits decoder and
     bias to these codes by least squares, takes what a latent that fires only where another one does says about that
     other one out of it, and puts directions that many poorly explained tokens share in the place of unused and
-    duplicate rows. BatchTopK steps then train the encoder alone, with `score="max"` and without revival. Latents keep
-    their ids unless they were replaced.
+    duplicate rows. The encoder starts as the best linear reading of the codes. BatchTopK steps then train it alone,
+    with `score="l2"`, the energy by which a pursuit chooses, and without revival. Latents keep their ids unless they
+    were replaced.
 
     Args:
         crosscoder: a trained BatchTopK crosscoder; left as it is.
@@ -145,7 +146,7 @@ def _feed_forward(
     crosscoder: BatchTopKTrainingCrosscoder, state: PolishState, k: float | int
 ) -> BatchTopKTrainingCrosscoder:
     """A training crosscoder with the polished dictionary."""
-    last = {"score": "max", "aux_loss_coefficient": 0.0, "k_max": None, "k_anneal_steps": 0, "polish_at": None}
+    last = {"score": "l2", "aux_loss_coefficient": 0.0, "k_max": None, "k_anneal_steps": 0, "polish_at": None}
     cfg = replace(copy.deepcopy(crosscoder.cfg), k=k, **last)
     polished = BatchTopKTrainingCrosscoder(cfg).to(crosscoder.W_dec.device)
     take_dictionary(polished, state)

@@ -11,8 +11,9 @@ from torch import Tensor
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts, gather_sum, run_starts
 from sae_lens_crosscoder.storage.accumulators import Accumulator
-from sae_lens_crosscoder.training.polishing.nesting import nesting_of, reading_rows, separated
+from sae_lens_crosscoder.training.polishing.nesting import nesting_of, separated
 from sae_lens_crosscoder.training.polishing.pursuit import Pursuit, pursue
+from sae_lens_crosscoder.training.polishing.reading import reading_rows
 from sae_lens_crosscoder.training.polishing.refit import refit_decoder
 from sae_lens_crosscoder.training.polishing.replacement import free_slots, missing_directions
 
@@ -67,7 +68,8 @@ def polish_round(
     state.atoms_per_token.fill_(len(pairs) / len(x))
     nesting = nesting_of(pairs, values)
     # A slope has an error of its own, which half of the last one averages with that of the round before.
-    W_dec = separated(W_dec, nesting, 0.5 if state.n_rounds == n_rounds - 1 else 1.0)
+    share = 0.5 if state.n_rounds == n_rounds - 1 else 1.0
+    W_dec = separated(W_dec, nesting, share)
     state.noise.fill_(float(residual.square().sum(dim=1).median()) / x.shape[1])
     if stop == "k" and len(pairs):
         state.min_gain.mul_(len(pairs) / (k * len(x)))
@@ -75,7 +77,7 @@ def polish_round(
     if 0 < state.n_rounds < n_rounds - 2:
         _replace(W_dec, counts(pairs.latent, d_sae), residual, 2 * float(state.min_gain))
     state.W_dec.copy_(W_dec)
-    state.W_enc.copy_(reading_rows(W_dec, nesting))
+    state.W_enc.copy_(reading_rows(x, pairs, values, W_dec, nesting, share))
     state.b_dec.copy_(b_dec)
     state.n_rounds += 1
 
