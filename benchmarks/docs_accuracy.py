@@ -130,8 +130,8 @@ def tiny_pair() -> str:
     off = (batchtopk.delta_contrast - batchtopk.delta_contrast_of_oracle).abs().max()
     return (
         f"{markdown_table(rows)}\n\nMedians over {pair.seed.nunique()} seeds; all columns but the last four are of the "
-        f"BatchTopK crosscoder. Its delta_contrast is within {off:.2f} of the oracle's for every concept and seed. On the "
-        f"base model against itself trained longer (`tiny-null`), {quiet} of {len(runs)} runs concluded "
+        f"BatchTopK crosscoder. Its delta_contrast is within {off:.2f} of the oracle's for every concept and seed. On "
+        f"the base model against itself trained longer (`tiny-null`), {quiet} of {len(runs)} runs concluded "
         f'"no difference detected". {source}'
     )
 

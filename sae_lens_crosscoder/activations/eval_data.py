@@ -1,7 +1,7 @@
 """EvalData: the data that an analysis runs on."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, validate_max_norm_ratio
-from sae_lens_crosscoder.activations.harvest import validate_tokens
+from sae_lens_crosscoder.activations.harvest import harvest, validate_tokens
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 from sae_lens_crosscoder.data.token_mask import as_token_mask, validate_padding
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -51,6 +51,8 @@ class EvalData:
     max_norm_ratio: float | None = MAX_NORM_RATIO
     """Tokens whose norm exceeds this many times the median norm of any model are left out. The median is that of the
     crosscoder's training; if the crosscoder does not know it, of the first 2048 tokens. None keeps all tokens."""
+    kept_batches: Mapping[str, Sequence[Float[Tensor, "_ d_in"]]] = field(default_factory=dict, init=False, repr=False)
+    """Activations of the tokens by hook name, where `keep_activations` harvested them."""
 
     def __post_init__(self) -> None:
         validate_max_norm_ratio(self.max_norm_ratio)
@@ -73,6 +75,19 @@ class EvalData:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1: it is the prompts per forward pass.")
         if self.tokenizer is None:
             object.__setattr__(self, "tokenizer", getattr(self.pair, "tokenizer", None))
+
+    def keep_activations(self, hook_name: str) -> "EvalData":
+        """The same data with the activations of its tokens in memory, so that several analyses run the models once.
+
+        Raises:
+            ValueError: for data without a pair, or an unknown hook.
+        """
+        if self.pair is None or self.tokens is None:
+            raise ValueError("These activations are given already. Call keep_activations on data with pair and tokens.")
+        kept = replace(self)
+        batches = list(harvest(self.pair, self.tokens, hook_name, self.batch_size, self.token_mask))
+        object.__setattr__(kept, "kept_batches", {**self.kept_batches, hook_name: batches})
+        return kept
 
     @property
     def contexts(self) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:

@@ -15,7 +15,6 @@ from sae_lens_crosscoder.activations.harvest import harvest, validate_activation
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.data.token_mask import as_token_mask
-from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import fingerprint
 
 # Tokens encoded at a time, and (at least) in one of the blocks that a bootstrap resamples.
@@ -24,13 +23,14 @@ _SHARD_BLOCK = 256
 
 
 class HarvestedActivations:
-    """Activations of the masked tokens, for which the models run batch by batch."""
+    """Activations of the masked tokens, for which the models run batch by batch, unless the data keeps them."""
 
-    def __init__(
-        self, pair: HookedModelPair, tokens: Tensor, token_mask: Tensor | None, hook_name: str, batch_size: int
-    ) -> None:
-        self._pair, self._tokens, self._hook_name, self._batch_size = pair, tokens, hook_name, batch_size
-        self._token_mask = as_token_mask(tokens, token_mask)
+    def __init__(self, data: EvalData, hook_name: str) -> None:
+        assert data.pair is not None
+        assert data.tokens is not None
+        self._pair, self._tokens, self._hook_name, self._batch_size = data.pair, data.tokens, hook_name, data.batch_size
+        self._token_mask = as_token_mask(data.tokens, data.token_mask)
+        self._kept = data.kept_batches.get(hook_name)
         self.n_tokens = int(self._token_mask.sum())
         self._begun: Iterator[Tensor] | None = None
         """The stream, if its start was read to measure limits."""
@@ -51,6 +51,8 @@ class HarvestedActivations:
         begun, self._begun = self._begun, None
         if begun is not None and n_batches == 0:
             return begun
+        if self._kept is not None:
+            return iter(self._kept[n_batches:])
         rows = slice(n_batches * self._batch_size, None)
         tokens, token_mask = self._tokens[rows], self._token_mask[rows]
         if n_batches > 0 and len(tokens) == 0:
@@ -223,9 +225,7 @@ def _raw_source(crosscoder: InferenceCrosscoder, data: EvalData) -> RawSource:
             data.activations.validate_source((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
         return GivenActivations(data.activations)
     assert data.pair is not None  # EvalData validates itself
-    assert data.tokens is not None
-    hook_name = validate_pair(crosscoder, data.pair)
-    return HarvestedActivations(data.pair, data.tokens, data.token_mask, hook_name, data.batch_size)
+    return HarvestedActivations(data, validate_pair(crosscoder, data.pair))
 
 
 class PromptSource:

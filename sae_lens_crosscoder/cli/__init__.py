@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sae_lens_crosscoder.cli.process import tune_process
+
 COMMANDS = {
     "demo": "Train L1 and BatchTopK on the built-in pair, and report on both: no download, under five minutes.",
     "look": "Find where and on what two models differ, before training: no crosscoder needed, minutes on a CPU.",
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, args: Sequence[str]) -> int:
+    tune_process()
     importlib.import_module("sae_lens_crosscoder.public")  # registers the architectures
     command = importlib.import_module(f"sae_lens_crosscoder.cli.{name.replace('-', '_')}")
     from sae_lens_crosscoder.training.interruption import TrainingInterrupted

@@ -23,6 +23,7 @@ from sae_lens_crosscoder.models.hook_access import (
     validate_common_hooks,
     validate_hook_name,
 )
+from sae_lens_crosscoder.models.lean_pass import lean_activations
 from sae_lens_crosscoder.models.loading import load_models, validate_same_tokenizer
 from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
 from sae_lens_crosscoder.models.patch_state import PatchState
@@ -206,8 +207,11 @@ class HookedModelPair(SplicedModels):
         self.validate_hook(hook_name)
         stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
         options: dict[str, Any] = {"stop_at_layer": stop, "prepend_bos": False, **model_kwargs}
-        _, cache = self.run_with_cache(tokens, names_filter=[hook_name], return_type=None, **options)
-        return cache[hook_name]
+        if not self.splices and not any(point.has_hooks(dir="fwd") for point in self.hook_dict.values()):
+            parts = lean_activations(self.members, tokens, hook_name, options)
+            if parts is not None:
+                return stack(parts)
+        return self.run_with_cache(tokens, names_filter=[hook_name], return_type=None, **options)[1][hook_name]
 
     @override
     def forward(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lens_crosscoder.activations.contrast_rows import contrast_rows
 from sae_lens_crosscoder.analysis.contrasts.concepts import concepts
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
@@ -110,14 +111,15 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
         warnings.filterwarnings("ignore", message="All samples in the training dataset have been exhausted")
         crosscoders: dict[str, InferenceCrosscoder] = runner.run()
     seconds = time.perf_counter() - started
-    data = runner.held_out_data()
+    data = runner.held_out_data().keep_activations(TINY_HOOK)
     diagnoses = {name: diagnose(crosscoder, data) for name, crosscoder in crosscoders.items()}
     for name, diagnosis in diagnoses.items():
         diagnosis.save(output_path / name)
     contrasts = tiny_contrasts(n_pairs=256, seed=cfg.seed)
+    rows = [contrast_rows(runner.pair, contrast, TINY_HOOK) for contrast in contrasts]
     carriers = pd.concat(
         {
-            name: concepts(crosscoders[name], runner.pair, contrasts, diagnosis.latents).table[[*_CONCEPT_COLUMNS]]
+            name: concepts(crosscoders[name], None, rows, diagnosis.latents).table[[*_CONCEPT_COLUMNS]]
             for name, diagnosis in diagnoses.items()
         },
         names=["crosscoder"],

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.analysis.inputs import HarvestedActivations
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
 TOKENS = some_tokens(n_prompts=4, n_pos=5)
@@ -66,3 +68,21 @@ def test_the_tokenizer_is_the_pairs_unless_given():
     assert slc.EvalData(pair=pair, tokens=TOKENS).tokenizer is pair.tokenizer
     assert slc.EvalData(pair=pair, tokens=TOKENS, tokenizer="mine").tokenizer == "mine"
     assert slc.EvalData(activations=torch.zeros(3, 16)).tokenizer is None
+
+
+def test_kept_activations_are_the_models_and_serve_every_analysis_without_another_pass(pair, monkeypatch):
+    hook_name = "blocks.0.hook_resid_post"
+    tokens = some_tokens(5, 8)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[2, 5:] = False
+    data = slc.EvalData(pair=pair, tokens=tokens, token_mask=mask, batch_size=2)
+    expected = torch.cat(list(harvest(pair, tokens, hook_name, 2, mask)))
+    kept = data.keep_activations(hook_name)
+    monkeypatch.setattr(type(pair), "activations", lambda *args, **kwargs: pytest.fail("the models ran again"))
+    for n_skipped in (0, 1, 3):
+        rest = torch.cat([expected[:0], *HarvestedActivations(kept, hook_name).after(n_skipped)])
+        assert torch.equal(rest, expected[int(mask[: 2 * n_skipped].sum()) :])
+    with pytest.raises(pytest.fail.Exception, match="ran again"):
+        list(HarvestedActivations(replace(kept, tokens=tokens.flip(0)), hook_name).after(0))
+    with pytest.raises(ValueError, match="given already"):
+        slc.EvalData(activations=expected).keep_activations(hook_name)

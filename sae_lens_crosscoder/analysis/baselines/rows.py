@@ -112,7 +112,7 @@ def _source(data: EvalData, hook_name: str | None) -> tuple[RawSource, StackedLa
             raise ValueError("hook_name is missing: name the hook to compare the models at.")
         assert data.pair is not None  # EvalData validates itself
         assert data.tokens is not None
-        source: RawSource = HarvestedActivations(data.pair, data.tokens, data.token_mask, hook_name, data.batch_size)
+        source: RawSource = HarvestedActivations(data, hook_name)
         layout = data.pair.layout_at(hook_name)
     else:
         source = GivenActivations(data.activations)
