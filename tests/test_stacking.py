@@ -5,7 +5,8 @@ import torch
 
 import sae_lens_crosscoder as slc
 
-LAYOUT = slc.stacking.StackedLayout((2, 3, 1))
+StackedLayout = slc.stacking.StackedLayout
+LAYOUT = StackedLayout((2, 3, 1))
 
 
 def test_stack_is_the_inverse_of_split():
@@ -35,3 +36,21 @@ def test_wrong_widths_are_named():
         LAYOUT.split(torch.zeros(4, 5))
     with pytest.raises(ValueError, match=r"parts are \(3, 2, 1\) wide, expected \(2, 3, 1\)"):
         LAYOUT.stack([torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4, 1)])
+
+
+def test_parts_of_several_hooks_lie_model_by_model():
+    layout = StackedLayout((1, 2, 3, 4), hook_names=("early", "late"))
+    assert not layout.is_pair
+    stacked = torch.arange(10.0)
+    by_model = layout.of_models.split(stacked)
+    parts = [
+        part for m, of_model in enumerate(by_model) for part in layout.at_hooks(of_model, m, "early+late").values()
+    ]
+    assert all(torch.equal(part, expected) for part, expected in zip(parts, layout.split(stacked), strict=True))
+    assert [layout.names[i] for i in layout.of_model("chat")] == ["chat@early", "chat@late"]
+
+
+@pytest.mark.parametrize(("d_models", "hook_names"), [((1, 1, 1), ("a", "b")), ((1, 1), ("a", "a")), ((1,), ("a",))])
+def test_hooks_that_do_not_fit_the_widths_are_refused(d_models, hook_names):
+    with pytest.raises(ValueError, match=r"hook_names=|expected one for every model"):
+        StackedLayout(d_models, hook_names)

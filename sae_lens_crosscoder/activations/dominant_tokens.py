@@ -21,7 +21,7 @@ _LARGEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class NormLimits:
-    """The rule: a token is left out if its norm exceeds the limit of any model.
+    """The rule: a token is left out if its norm exceeds the limit of any source.
 
     >>> limits = NormLimits(StackedLayout((1, 1)), max_norms=(5.0, 50.0))
     >>> limits.ordinary(torch.tensor([[1.0, 60.0], [-6.0, 1.0], [5.0, 50.0]]))
@@ -30,14 +30,14 @@ class NormLimits:
 
     layout: StackedLayout
     max_norms: tuple[float, ...] | None
-    """Largest norm of a used token per model, in raw units; 0 for a model without limit, None for no limits at all."""
+    """Largest norm of a used token per source, in raw units; 0 for one without limit, None for no limits at all."""
 
     def __post_init__(self) -> None:
         limits = self.max_norms
-        if limits is not None and (len(limits) != self.layout.n_models or not all(0 <= n < torch.inf for n in limits)):
+        if limits is not None and (len(limits) != self.layout.n_sources or not all(0 <= n < torch.inf for n in limits)):
             raise ValueError(
-                f"max_norms={limits} must have one finite number, at least 0, for each of {self.layout.n_models} "
-                "models. Use None to keep all tokens."
+                f"max_norms={limits} must have one finite number, at least 0, for each of {self.layout.n_sources} "
+                "sources. Use None to keep all tokens."
             )
 
     @classmethod
@@ -101,7 +101,7 @@ class DominantTokens(Accumulator):
     def __init__(self, layout: StackedLayout) -> None:
         self.layout = layout
         self.n_tokens = self.n_left_out = 0
-        self._energy = torch.zeros(2, layout.n_models, dtype=torch.float64)
+        self._energy = torch.zeros(2, layout.n_sources, dtype=torch.float64)
         """Of all tokens, and of those left out."""
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ def harvest(
 ) -> Iterator[Float[Tensor, "token d_in"]]:
     """Stacked activations at a hook, in the order of prompts and positions, one batch of prompts at a time.
 
-    Both models stop after the hook's layer.
+    All models stop after the hook's layer, or after the last of several joined by `+`.
 
     Args:
         batch_size: prompts per forward pass.
@@ -71,12 +71,12 @@ def validate_activations(activations: Float[Tensor, "batch d_in"], layout: Stack
     parts = layout.split(activations)  # raises for another width
     if torch.isfinite(activations.sum()):  # one pass; NaN and infinity always reach the sum, but it may overflow
         return
-    for name, part in zip(layout.names, parts, strict=True):
+    for owner, part in zip(layout.owners, parts, strict=True):
         if torch.isfinite(part).all():
             continue
         n_bad = int((~torch.isfinite(part)).any(dim=-1).sum())
         raise NonFiniteError(
-            f"The {name} model's activations are NaN or infinite on {n_bad} of {len(part)} tokens {where}. Check "
+            f"The {owner} activations are NaN or infinite on {n_bad} of {len(part)} tokens {where}. Check "
             "that model's dtype (float16 overflows where bfloat16 does not) and the hook."
         )
 

@@ -82,6 +82,7 @@ class OrdinaryBatches(Iterator[Batch]):
         """Limits, counts and waiting tokens; the stream keeps its own state."""
         return {
             "d_models": None if self.limits is None else list(self.limits.layout.d_models),
+            "hook_names": None if self.limits is None else list(self.limits.layout.hook_names),
             "max_norms": None if self.limits is None or self.limits.max_norms is None else list(self.limits.max_norms),
             "left_out": None if self.left_out is None else self.left_out.state_dict(),
             "rest": self._rest,
@@ -93,7 +94,7 @@ class OrdinaryBatches(Iterator[Batch]):
         if state["d_models"] is None:
             return
         max_norms = state["max_norms"]
-        layout = StackedLayout(tuple(state["d_models"]))
+        layout = StackedLayout(tuple(state["d_models"]), tuple(state.get("hook_names", ())))
         self._apply(NormLimits(layout, None if max_norms is None else tuple(max_norms)))
         if self.left_out is not None:
             self.left_out.load_state_dict(state["left_out"])

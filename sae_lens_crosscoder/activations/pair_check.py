@@ -13,12 +13,12 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.harvest import validate_activations, validate_tokens
 from sae_lens_crosscoder.data.token_mask import validate_padding
 from sae_lens_crosscoder.models.hidden_states import validate_hidden_state
-from sae_lens_crosscoder.models.hook_access import activation_at, device_of
+from sae_lens_crosscoder.models.hook_access import activations_at, device_of, stack
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.outputs import over_common_ids
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import validate_embedded
-from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
 
 N_CONTEXTS = 8
 # Logits of a large vocabulary are big: 256 positions of 256,000 float32 are 0.26 GB per model.
@@ -45,10 +45,13 @@ class PairCheck:
     def lines(self) -> str:
         """The numbers as three lines of text."""
         position_0, special = _times(self.position_0_norm), _times(self.special_norm)
+        norms = f"Norms relative to the median: position 0 {position_0}; special tokens up to {special}."
+        if len(self.position_0_norm) == 1:  # one model, which has nothing to differ from
+            return norms
         difference = "not defined" if self.difference is None else f"{self.difference:.3g} (median over tokens)"
         kl = "not known" if self.kl_nats is None else f"{self.kl_nats:.3g} nats per token"
         return (
-            f"Norms relative to the median: position 0 {position_0}; special tokens up to {special}.\n"
+            f"{norms}\n"
             f"Size of the difference, |chat - base| / |base|: {difference}, over {self.n_tokens} tokens.\n"
             f"Mean KL(chat || base): {kl}."
         )
@@ -102,11 +105,13 @@ class ModelView:
     """Activations and predictions of one model on the contexts.
 
     Attributes:
-        activations: at the hook.
+        activations: at the hook, or at joined ones side by side.
+        d_models: their width at each hook.
         logits: at the `predicting` tokens.
     """
 
-    activations: Float[Tensor, "batch pos d_model"]
+    activations: Float[Tensor, "batch pos _"]
+    d_models: tuple[int, ...]
     logits: Float[Tensor, "token vocab"]
 
 
@@ -121,14 +126,15 @@ def view(model: Any, name: str, looked_at: LookedAt, hook_name: str, **model_kwa
         ValueError: for a hook whose activation is not Hugging Face's hidden state for its layer.
     """
     tokens = looked_at.tokens
-    activations = activation_at(model, tokens, hook_name, **model_kwargs).cpu()
-    validate_hidden_state(model, name, tokens[:1], hook_name)
+    parts = [part.cpu() for part in activations_at(model, tokens, hook_name, **model_kwargs)]
+    for each in split_hooks(hook_name):
+        validate_hidden_state(model, name, tokens[:1], each)
     predicting, device = looked_at.predicting, device_of(model)
     logits = [
         model(context[None, :_KL_POSITIONS].to(device), return_type="logits", **model_kwargs)[0, : len(mask)][mask]
         for context, mask in zip(tokens, predicting[:, :_KL_POSITIONS].to(device), strict=True)
     ]
-    return ModelView(activations, torch.cat(logits).cpu())
+    return ModelView(stack(parts), tuple(part.shape[-1] for part in parts), torch.cat(logits).cpu())
 
 
 def compare(views: Sequence[ModelView], looked_at: LookedAt, hook_name: str) -> PairCheck:
@@ -151,8 +157,8 @@ def compare(views: Sequence[ModelView], looked_at: LookedAt, hook_name: str) -> 
             relative_norm(norm[special & ~first].max(), norm[used]) if bool((special & ~first).any()) else None
             for norm in norms
         ),
-        difference=relative_difference(parts[0], parts[-1]),
-        kl_nats=_mean_kl(views[0].logits, views[-1].logits),
+        difference=relative_difference(parts[0], parts[-1]) if len(views) > 1 else None,
+        kl_nats=_mean_kl(views[0].logits, views[-1].logits) if len(views) > 1 else None,
     )
 
 
@@ -175,7 +181,7 @@ def inspect_pair(
     validate_embedded(pair.members, tokens, pair.replaced_ids)
     validate_padding(tokens, token_mask, pair.tokenizer)
     looked_at = LookedAt.of(tokens, token_mask, pair.tokenizer)
-    names = pair.layout_at(hook_name).names
+    names = pair.layout_at(hook_name).of_models.names
     views = [
         view(model, name, looked_at, hook_name, **model_kwargs) for name, model in zip(names, pair.members, strict=True)
     ]
@@ -189,9 +195,10 @@ def inspect_cached(rows: Float[Tensor, "token d_in"], layout: StackedLayout, hoo
         ValueError: for identical activations.
         NonFiniteError: for NaN or infinite activations.
     """
-    parts = _validated(rows, layout, hook_name)
+    parts = _validated(rows, layout.of_models, hook_name)
     unknown = (None,) * layout.n_models
-    return PairCheck(len(rows), unknown, unknown, relative_difference(parts[0], parts[-1]), None)
+    difference = relative_difference(parts[0], parts[-1]) if layout.n_models > 1 else None
+    return PairCheck(len(rows), unknown, unknown, difference, None)
 
 
 def validate_two_models(pair: HookedModelPair) -> None:

@@ -26,7 +26,7 @@ class MeanNorms:
     def __init__(self, layout: StackedLayout) -> None:
         self.layout = layout
         self.n_tokens = 0
-        self._sums = torch.zeros(layout.n_models, dtype=torch.float64)
+        self._sums = torch.zeros(layout.n_sources, dtype=torch.float64)
         self._stacked_sum = 0.0
 
     @torch.no_grad()
@@ -39,10 +39,10 @@ class MeanNorms:
 
     def scales(self) -> Float[Tensor, " model"]:
         """c_m = sqrt(d_m) / mean |h^m|; a ValueError for a model whose activations are always zero."""
-        for name, total in zip(self.layout.names, self._sums.tolist(), strict=True):
+        for owner, total in zip(self.layout.owners, self._sums.tolist(), strict=True):
             if not (math.isfinite(total) and total > 0):
                 raise ValueError(
-                    f"The {name} model's activations have mean norm {total / max(self.n_tokens, 1)} and cannot be "
+                    f"The {owner} activations have mean norm {total / max(self.n_tokens, 1)} and cannot be "
                     "scaled. Check the hook, or train with activation_scaling='none'."
                 )
         widths = torch.tensor(self.layout.d_models, dtype=torch.float64)

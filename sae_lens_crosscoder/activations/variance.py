@@ -16,7 +16,7 @@ class VarianceExplained(Accumulator):
     >>> fve = VarianceExplained(StackedLayout((1, 1)))
     >>> h = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
     >>> fve.add(h, torch.tensor([[0.0, 1.0], [2.0, 1.0]]))  # base exact, chat a constant
-    >>> fve.per_model(), fve.pooled()
+    >>> fve.per_source(), fve.pooled()
     ({'base': 1.0, 'chat': 0.0}, 0.5)
     >>> different = VarianceExplained(StackedLayout((1, 1)))
     >>> different.add(torch.tensor([[0.0, 0.0], [2.0, 6.0]]), torch.tensor([[0.0, 0.0], [2.0, 4.0]]))
@@ -29,8 +29,9 @@ class VarianceExplained(Accumulator):
     def __init__(self, layout: StackedLayout) -> None:
         self.layout = layout
         self.n_tokens = 0
-        self._has_difference = layout.n_models == 2 and layout.same_width
-        width = layout.d_in + (layout.d_models[0] if self._has_difference else 0)
+        of_models = layout.of_models
+        self._has_difference = of_models.is_pair and of_models.same_width
+        width = layout.d_in + (of_models.d_models[0] if self._has_difference else 0)
         self._origin = torch.zeros(2, width, dtype=torch.float64)
         self._sums = torch.zeros(4, width, dtype=torch.float64)
 
@@ -61,19 +62,19 @@ class VarianceExplained(Accumulator):
         joined._sums = first._sums + moved
         return joined
 
-    def per_model(self) -> dict[str, float]:
-        """FVE of each model, by the layout's names; nan for a model whose activations do not vary."""
+    def per_source(self) -> dict[str, float]:
+        """FVE of each source, by the layout's names; nan for a source whose activations do not vary."""
         total, unexplained = (self.layout.split(part[: self.layout.d_in]) for part in self._variances())
         parts = zip(self.layout.names, total, unexplained, strict=True)
         return {name: _fraction_explained(variance.sum(), rest.sum()) for name, variance, rest in parts}
 
     def pooled(self) -> float:
-        """FVE over all models at once, in which models with larger activations count for more."""
+        """FVE over all sources at once, in which those with larger activations count for more."""
         total, unexplained = (part[: self.layout.d_in] for part in self._variances())
         return _fraction_explained(total.sum(), unexplained.sum())
 
     def difference(self) -> float:
-        """FVE of chat - base; nan unless there are two models of one width whose difference varies.
+        """FVE of chat - base, at all hooks; nan unless there are two models of one width whose difference varies.
 
         The FVE of two similar models says nothing about what sets them apart. This one does.
         """
@@ -82,7 +83,7 @@ class VarianceExplained(Accumulator):
 
     def all_figures(self) -> dict[str, float]:
         """Every FVE by name: each model's, `pooled`, and `difference`."""
-        return {**self.per_model(), "pooled": self.pooled(), "difference": self.difference()}
+        return {**self.per_source(), "pooled": self.pooled(), "difference": self.difference()}
 
     @property
     def models_are_identical(self) -> bool:
@@ -93,7 +94,7 @@ class VarianceExplained(Accumulator):
     def _with_difference(self, stacked: Float[Tensor, "token d_in"]) -> Float[Tensor, "token _"]:
         if not self._has_difference:
             return stacked
-        base, chat = self.layout.split(stacked)
+        base, chat = self.layout.of_models.split(stacked)
         return torch.cat([stacked, chat - base], dim=-1)
 
     def _variances(self) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,7 @@ class DataSource:
         if self._limits is None:
             assert self.max_norm_ratio is not None  # or the crosscoder would have limits that keep all tokens
             first = [token_norms(self._fitting(part), self._layout) for part in self._raw.first(BATCH_TOKENS)]
-            norms = torch.cat(first) if first else torch.zeros(0, self._layout.n_models)
+            norms = torch.cat(first) if first else torch.zeros(0, self._layout.n_sources)
             self._limits = NormLimits.measured(self._layout, norms, self.max_norm_ratio)
         return self._limits
 
@@ -222,7 +222,7 @@ def _raw_source(crosscoder: InferenceCrosscoder, data: EvalData) -> RawSource:
     metadata = crosscoder.cfg.metadata
     if data.activations is not None:
         if isinstance(data.activations, ActivationCache):
-            data.activations.validate_source((metadata.model_name, metadata.chat_model_name), metadata.hook_name)
+            data.activations.validate_source(crosscoder.model_names, metadata.hook_name)
         return GivenActivations(data.activations)
     assert data.pair is not None  # EvalData validates itself
     return HarvestedActivations(data, validate_pair(crosscoder, data.pair))

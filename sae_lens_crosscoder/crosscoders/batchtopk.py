@@ -12,8 +12,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
+from sae_lens_crosscoder.crosscoders.confinement import Confinement
 from sae_lens_crosscoder.crosscoders.inference import threshold_dtype
-from sae_lens_crosscoder.crosscoders.partition import Partition, PartitionedBatchTopK, confine_gradient
+from sae_lens_crosscoder.crosscoders.partition import Partition, PartitionedBatchTopK
 from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode, SparseCode
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import Found, Screening, screening_precision
@@ -48,13 +49,6 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
             for name in _THRESHOLD_BUFFERS:
                 self.register_buffer(_EXCLUSIVE + name, getattr(self, name).clone())
 
-    @override
-    def initialize_weights(self) -> None:
-        super().initialize_weights()
-        if (partition := self.partition) is not None:
-            partition.clear(self.W_dec.data, self.layout)
-            partition.clear(self.W_enc.data.T, self.layout)
-
     @property
     def partition(self) -> Partition | None:
         """Partition of the latents of this process; None without exclusive latents."""
@@ -62,10 +56,15 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         d_sae = self.cfg.d_sae
         return None if partition is None else partition.of_rows(self.collectives.latent_shard * d_sae, d_sae)
 
+    @property
     @override
-    def trainable_rows(self, rows: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
-        partition = self.partition
-        return rows if partition is None else confine_gradient(rows, partition, self.layout)
+    def reading(self) -> Confinement | None:
+        return self.partition or super().reading
+
+    @property
+    @override
+    def writing(self) -> Confinement | None:
+        return self.partition or super().writing
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
@@ -83,8 +82,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
 
         The selection carries no gradient, and none flows through s_j.
         """
-        W_enc = self.trainable_rows(self.W_enc.T).T
-        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ W_enc + self.b_enc)
+        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.trainable_encoder + self.b_enc)
         acts = hidden_pre.relu()
         with torch.no_grad():
             selected = self.activation_fn(acts * self.score_norms()) > 0
@@ -99,7 +97,7 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
             code = DenseCode(*self.encode_with_hidden_pre(sae_in))
         else:
             x = self.process_sae_in(sae_in)
-            code = SparseCode(x, self.trainable_rows(self.W_enc.T).T, self.b_enc, *self._select(x, norms, k))
+            code = SparseCode(x, self.trainable_encoder, self.b_enc, *self._select(x, norms, k))
         self._follow_smallest_scores(code, norms, step)
         return code
 
@@ -234,13 +232,6 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder, BatchTopKTrainingSAE):
         setattr(self, f"{prefix}topk_threshold", (1 - rate) * threshold + rate * smallest.to(threshold.dtype))
         n_samples += 1
         return True
-
-    @override
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_loading(state_dict)
-        if (partition := self.partition) is not None:
-            partition.validate(state_dict["W_dec"], self.layout, "W_dec")
-            partition.validate(state_dict["W_enc"].T, self.layout, "W_enc")
 
     @override
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.partition import PartitionFields
-from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase
+from sae_lens_crosscoder.crosscoders.training_config import CrosscoderTrainingConfigBase
 from sae_lens_crosscoder.storage.field_types import validate_minimums
 
 
@@ -87,6 +87,8 @@ class BatchTopKCrosscoderTrainingConfig(PartitionFields, CrosscoderTrainingConfi
             return
         if not 0 < self.polish_at < 1:
             raise ValueError(f"polish_at={self.polish_at} must be a share of the steps between 0 and 1, such as 0.75.")
+        if self.causality == "weak":
+            raise ValueError(f"polish_at={self.polish_at} cannot keep causality='weak'. Set polish_at to None.")
         if self.partition is not None or self.architecture() != "batchtopk_crosscoder":
             raise ValueError(
                 f"polish_at={self.polish_at} is not available for a {self.architecture()} with "

@@ -4,13 +4,14 @@ import difflib
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 import simple_parsing
 from sae_lens import SAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from typing_extensions import override
 
+from sae_lens_crosscoder.crosscoders.causality import Causality, WeakCausality, validate_order
 from sae_lens_crosscoder.crosscoders.partition import Partition
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -30,7 +31,11 @@ def _numbers(kind: type) -> Any:
 
 @dataclass(kw_only=True)
 class CrosscoderConfigBase(SAEConfig, ABC):
-    """Crosscoder fields of a SAELens config. Give one of `d_model`, `d_models`, `d_in`; the rest is derived."""
+    """Crosscoder fields of a SAELens config. Give one of `d_model`, `d_models`, `d_in`; the rest is derived.
+
+    A model at a hook is a source. With `hook_names`, every model is read at several hooks, and `d_models`,
+    `activation_scales` and the like have one entry per source: the base model's at all hooks, then the chat model's.
+    """
 
     d_in: int = 0
     """Stacked width, the sum of `d_models`. Given alone it must be even, and means two models of half of it."""
@@ -38,10 +43,15 @@ class CrosscoderConfigBase(SAEConfig, ABC):
     """Width of one model, for two models of equal width; None when the widths differ."""
     d_models: tuple[int, ...] | list[int] | None = _numbers(int)
     """Width of every model, base first. Always set after construction."""
+    hook_names: tuple[str, ...] | list[str] | None = simple_parsing.field(default=None, cmd=False)
+    """The hooks at which every model is read, if they are several; None for one. A runner config sets it."""
+    causality: Causality = "acausal"
+    """With several hooks: `acausal` lets every latent read and write all of them. `weak` divides the latents evenly
+    between the hooks; a latent reads its own hook and writes that and later ones, so it says where a concept starts."""
     score: Score = "sum"
     """The norm s_j of a latent: `sum` of the models' decoder norms (the paper's), `l2`, `max` or `none`."""
     activation_scales: tuple[float, ...] | list[float] | None = _numbers(float)
-    """One factor c_m per model by which its activations were multiplied in training; None means all 1."""
+    """One factor c_m per source by which its activations were multiplied in training; None means all 1."""
     apply_b_dec_to_input: bool = False
     """Must stay False: a crosscoder's encoder sees the activations without the decoder bias."""
     metadata: Any = field(default_factory=SAEMetadata)
@@ -51,7 +61,8 @@ class CrosscoderConfigBase(SAEConfig, ABC):
     def __post_init__(self) -> None:
         validate_config(self)
         # JSON knows no tuples, and SAELens's loaders hand us what JSON gave them.
-        self.d_models = resolve_widths(self.d_model, self.d_models, self.d_in)
+        self.hook_names = None if self.hook_names is None else tuple(self.hook_names)
+        self.d_models = resolve_widths(self.d_model, self.d_models, self.d_in, n_hooks=len(self.hook_names or (0,)))
         self.d_in = self.layout.d_in
         self.d_model = self.d_models[0] if self.layout.same_width else None
         if self.activation_scales is not None:
@@ -62,14 +73,31 @@ class CrosscoderConfigBase(SAEConfig, ABC):
     @property
     def layout(self) -> StackedLayout:
         assert self.d_models is not None  # set in __post_init__
-        return StackedLayout(tuple(self.d_models))
+        return StackedLayout(tuple(self.d_models), tuple(self.hook_names or ()))
 
     @property
     def partition(self) -> Partition | None:
         """The partition into exclusive and shared latents; None if all latents are shared."""
         return None
 
+    def weak_causality(self, shard: int = 0, n_shards: int = 1) -> WeakCausality | None:
+        """The hook that each latent reads, of the `d_sae` latents of a shard; None if all latents read all hooks.
+
+        Raises:
+            ValueError: for weak causality without several hooks.
+        """
+        if self.causality == "acausal":
+            return None
+        if self.hook_names is None:
+            raise ValueError("causality='weak' needs several hooks: name them as hook_names of the run.")
+        whole = WeakCausality.over(len(self.hook_names), n_shards * self.d_sae)
+        return whole.of_rows(shard * self.d_sae, self.d_sae)
+
     def _validate_fields(self) -> None:
+        if self.causality not in get_args(Causality):
+            raise ValueError(f"causality={self.causality!r} is not one of {get_args(Causality)}.")
+        if self.causality == "weak" and self.hook_names is not None:
+            validate_order(self.hook_names)
         if self.d_sae < 1:
             raise ValueError(f"d_sae={self.d_sae} must be at least 1: it is the number of latents.")
         if self.score not in SCORES:
@@ -90,9 +118,9 @@ class CrosscoderConfigBase(SAEConfig, ABC):
                 "on the residual stream, an MLP output or an attention output, and leave it 'none'."
             )
         scales = self.activation_scales
-        if scales is not None and (len(scales) != self.layout.n_models or not all(scale > 0 for scale in scales)):
+        if scales is not None and (len(scales) != self.layout.n_sources or not all(scale > 0 for scale in scales)):
             raise ValueError(
-                f"activation_scales={scales} must have one positive factor for each of {self.layout.n_models} models."
+                f"activation_scales={scales} must have one positive factor for each of {self.layout.n_sources} sources."
             )
 
     @classmethod
@@ -103,8 +131,8 @@ class CrosscoderConfigBase(SAEConfig, ABC):
         return super().from_dict(config_dict)
 
 
-def resolve_widths(d_model: int | None, d_models: Any, d_in: int) -> tuple[int, ...]:
-    """The models' widths from whichever of the three fields were given.
+def resolve_widths(d_model: int | None, d_models: Any, d_in: int, n_hooks: int = 1) -> tuple[int, ...]:
+    """The sources' widths from whichever of the three fields were given; without `d_models`, of two models.
 
     >>> resolve_widths(None, None, 128), resolve_widths(64, None, 0), resolve_widths(None, [64, 48], 112)
     ((64, 64), (64, 64), (64, 48))
@@ -112,9 +140,11 @@ def resolve_widths(d_model: int | None, d_models: Any, d_in: int) -> tuple[int, 
     if d_models is not None:
         widths = tuple(int(width) for width in d_models)
     elif d_model is not None:
-        widths = (d_model, d_model)
-    elif d_in > 0 and d_in % 2 == 0:
+        widths = 2 * n_hooks * (d_model,)
+    elif d_in > 0 and d_in % 2 == 0 and n_hooks == 1:
         widths = (d_in // 2, d_in // 2)
+    elif d_in > 0 and n_hooks > 1:
+        raise ValueError(f"d_in={d_in} does not say how wide each of the sources is: set d_models or d_model instead.")
     elif d_in > 0:
         raise ValueError(
             f"d_in={d_in} is odd, so the two models have different widths: set d_models=(base, chat) instead."

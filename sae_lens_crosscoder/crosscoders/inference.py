@@ -79,13 +79,13 @@ class InferenceCrosscoder(CrosscoderViews):
     """A crosscoder in canonical form: raw activations in, scores out."""
 
     @property
-    def decoder_norms(self) -> Float[Tensor, "d_sae model"]:
+    def decoder_norms(self) -> Float[Tensor, "d_sae source"]:
         """n_j^m in the space the crosscoder was trained in, the one that Delta_norm is about.
 
         With `score="sum"` every row of a latent that writes anything sums to 1, unless scales were given afterwards.
         """
         precision = torch.promote_types(self.W_dec.dtype, torch.float32)  # half precision has 23 values of Delta_norm
-        scales = self.cfg.activation_scales or (1.0,) * self.layout.n_models
+        scales = self.cfg.activation_scales or (1.0,) * self.layout.n_sources
         return self.layout.norms(self.W_dec.to(precision)) * torch.tensor(
             scales, dtype=precision, device=self.W_dec.device
         )
@@ -247,13 +247,23 @@ def validate_inference(crosscoder: object, purpose: str) -> InferenceCrosscoder:
     raise ValueError(f"{purpose} needs an inference crosscoder, but got a {type(crosscoder).__name__}. {advice}")
 
 
+def validate_one_hook(crosscoder: InferenceCrosscoder, purpose: str) -> None:
+    """Raise a ValueError for a crosscoder that reads models at several hooks, which has no one decoder per model."""
+    layout = crosscoder.layout
+    if layout.hook_names:
+        raise ValueError(
+            f"{purpose} needs one decoder per model, but this crosscoder reads {len(layout.hook_names)} hooks of "
+            f"{layout.n_models} {'models' if layout.n_models > 1 else 'model'}. Train one at a single hook."
+        )
+
+
 def hook_name_of(crosscoder: InferenceCrosscoder) -> str:
     """Return the hook that the crosscoder was trained on, or raise a ValueError if its config does not name it."""
     hook_name = crosscoder.cfg.metadata.hook_name
     if hook_name is None and crosscoder.cfg.metadata.sources is not None:
         raise ValueError(
-            f"The crosscoder reads {crosscoder.layout.n_models} activations of a token, cfg.metadata.sources, and not "
-            "one hook of a pair. Stack these activations yourself, and pass EvalData(activations=rows)."
+            f"The crosscoder reads {crosscoder.layout.n_sources} activations, but its file does not name the hooks. "
+            "Set crosscoder.cfg.metadata.hook_name to them, joined by '+', or pass EvalData(activations=rows)."
         )
     if hook_name is None:
         raise ValueError(

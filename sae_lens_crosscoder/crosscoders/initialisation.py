@@ -25,11 +25,11 @@ def initial_decoder(
     training makes it so. Models of different width have no common basis: they always start `independent`.
     """
     paired = initialisation == "paired" and layout.same_width
-    n_draws = 1 if paired else layout.n_models
+    n_draws = 1 if paired else layout.n_sources
     widths = layout.d_models[:n_draws]
     draws = [torch.randn(d_sae, width, dtype=dtype, device=device) for width in widths]
     units = [norm * torch.nn.functional.normalize(draw, dim=-1) for draw in draws]
-    return layout.stack(units * (layout.n_models // n_draws))
+    return layout.stack(units * (layout.n_sources // n_draws))
 
 
 def geometric_median(

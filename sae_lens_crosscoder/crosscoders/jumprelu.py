@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig, threshold_dtype
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode
-from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.training_config import CrosscoderTrainingConfigBase
 from sae_lens_crosscoder.storage.field_types import validate_minimums
 
 SparsityLoss = Literal["step", "tanh", "quadratic"]
@@ -32,6 +33,7 @@ class JumpReLUCrosscoderTrainingConfig(CrosscoderTrainingConfigBase, JumpReLUTra
     """
 
     has_sparse_step: ClassVar[bool] = False
+    has_weak_causality: ClassVar[bool] = False
 
     jumprelu_init_threshold: float = 0.1
     """Threshold of every latent's pre-activation at the start."""

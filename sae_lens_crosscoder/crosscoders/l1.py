@@ -13,7 +13,8 @@ from typing_extensions import override
 from sae_lens_crosscoder.crosscoders.inference import ReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode, SparseCode
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import pairs_above, screening_precision
-from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase, TrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
+from sae_lens_crosscoder.crosscoders.training_config import CrosscoderTrainingConfigBase
 from sae_lens_crosscoder.storage.field_types import validate_minimums
 
 # Share of active pairs below which sums over them beat matrix products.
@@ -71,13 +72,21 @@ class L1TrainingCrosscoder(TrainingCrosscoder, StandardTrainingSAE):
     _frac_active = 1.0
 
     @override
+    def encode_with_hidden_pre(
+        self, x: Float[Tensor, "*rows d_in"]
+    ) -> tuple[Float[Tensor, "*rows d_sae"], Float[Tensor, "*rows d_sae"]]:
+        """SAELens's, with a gradient for those encoder weights alone that training may change."""
+        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.trainable_encoder + self.b_enc)
+        return self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre
+
+    @override
     def encode_batch(self, sae_in: Float[Tensor, "batch d_in"], step: int) -> Code:
         """Sparsely once few enough latents are on, which at the start half of them are."""
         if self.cfg.training_step == "sparse" and self._frac_active < _SPARSE_BELOW:
             x = self.process_sae_in(sae_in)
             precision = screening_precision(self.cfg.screening, x.device)
             found = pairs_above(x, self.W_enc, self.b_enc, torch.zeros_like(self.b_enc), precision)
-            code = SparseCode(x, self.W_enc, self.b_enc, *found)
+            code = SparseCode(x, self.trainable_encoder, self.b_enc, *found)
             n_active = len(found.pairs)
         else:
             code = DenseCode(*self.encode_with_hidden_pre(sae_in))

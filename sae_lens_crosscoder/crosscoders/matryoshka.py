@@ -26,6 +26,7 @@ class MatryoshkaBatchTopKCrosscoderTrainingConfig(BatchTopKCrosscoderTrainingCon
     """
 
     has_latent_shards: ClassVar[bool] = False
+    has_weak_causality: ClassVar[bool] = False  # the first latents read the first hooks, and must stand alone here
 
     matryoshka_widths: tuple[int, ...] | list[int] = simple_parsing.field(default=(), type=int, nargs="+")
     """Numbers of latents, ascending and below d_sae, at which the first latents alone must reconstruct. The whole

@@ -13,7 +13,7 @@ def validate_pair(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> str
     metadata = crosscoder.cfg.metadata
     hook_name = hook_name_of(crosscoder)
     try:
-        pair.validate_trained_on(metadata.model_name, metadata.chat_model_name)
+        pair.validate_trained_on(*crosscoder.model_names)
     except ValueError as error:
         if not is_assumed(crosscoder, "model_names"):
             raise

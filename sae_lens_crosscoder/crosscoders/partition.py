@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_lens_crosscoder.crosscoders.confinement import Confinement
 from sae_lens_crosscoder.stacking import StackedLayout
 
 BY_CONSTRUCTION = (
@@ -19,7 +19,7 @@ BY_CONSTRUCTION = (
 
 
 @dataclass(frozen=True)
-class Partition:
+class Partition(Confinement):
     """The first `n_base` latents read and write the base model only, the next `n_chat` the chat model only.
 
     All other latents are shared: they read and write both models.
@@ -45,6 +45,7 @@ class Partition:
         """Mark the exclusive latents."""
         return torch.arange(d_sae) < self.n_exclusive
 
+    @override
     def foreign(
         self, rows: Float[Tensor, "d_sae d_in"], layout: StackedLayout
     ) -> tuple[Float[Tensor, "n_base d_chat"], Float[Tensor, "n_chat d_base"]]:
@@ -52,43 +53,12 @@ class Partition:
         base, chat = layout.split(rows)
         return chat[: self.n_base], base[self.n_base : self.n_exclusive]
 
-    def clear(self, rows: Float[Tensor, "d_sae d_in"], layout: StackedLayout) -> None:
-        """Set the foreign halves to 0, in place."""
-        for block in self.foreign(rows, layout):
-            block.zero_()
-
-    def validate(self, rows: Float[Tensor, "d_sae d_in"], layout: StackedLayout, name: str) -> None:
-        """Raise a ValueError unless the foreign halves are exactly 0."""
-        if any(bool(block.any()) for block in self.foreign(rows, layout)):
-            raise ValueError(
-                f"{name} is not 0 in the other model's half of exclusive latents, with n_base_exclusive={self.n_base} "
-                f"and n_chat_exclusive={self.n_chat}. Use weights that were trained with this partition."
-            )
-
-
-class _ConfinedGradient(torch.autograd.Function):
-    """The weights themselves, with a gradient of exactly 0 in foreign halves."""
-
-    @staticmethod
     @override
-    def forward(ctx: Any, rows: Tensor, partition: Partition, layout: StackedLayout) -> Tensor:
-        ctx.partition, ctx.layout = partition, layout
-        return rows.view_as(rows)
-
-    @staticmethod
-    @override
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = grad_outputs
-        # In place, because every product of a training step makes a gradient that nobody else holds.
-        ctx.partition.clear(gradient, ctx.layout)
-        return gradient, None, None
-
-
-def confine_gradient(
-    rows: Float[Tensor, "d_sae d_in"], partition: Partition, layout: StackedLayout
-) -> Float[Tensor, "d_sae d_in"]:
-    """Return a view of the weights, whose gradient is exactly 0 in the foreign halves of exclusive latents."""
-    return _ConfinedGradient.apply(rows, partition, layout)  # pyright: ignore[reportReturnType]
+    def violation(self, name: str) -> str:
+        return (
+            f"{name} is not 0 in the other model's half of exclusive latents, with n_base_exclusive={self.n_base} "
+            f"and n_chat_exclusive={self.n_chat}. Use weights that were trained with this partition."
+        )
 
 
 @dataclass(kw_only=True)
@@ -114,10 +84,10 @@ class PartitionFields:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 means no such latents.")
         if self.partition is None:
             return
-        if layout.n_models != 2:
+        if not layout.is_pair:
             raise ValueError(
                 f"n_base_exclusive={self.n_base_exclusive} and n_chat_exclusive={self.n_chat_exclusive} need two "
-                f"models, but d_models={layout.d_models} has {layout.n_models}. Set both to 0."
+                f"models at one hook, but the sources are {layout.names}. Set both to 0."
             )
         if self.partition.n_exclusive >= d_sae:
             raise ValueError(

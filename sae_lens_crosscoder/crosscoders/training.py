@@ -1,104 +1,29 @@
 """Base of all crosscoders in training."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from sae_lens import TrainingSAE, TrainingSAEConfig
+from sae_lens import TrainingSAE
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.scales import AUTO_SCALING_ABOVE, MeanNorms
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales, fold_scores
+from sae_lens_crosscoder.crosscoders.causality import WeakCausality
 from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
-from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
+from sae_lens_crosscoder.crosscoders.confinement import Confinement, confine_gradient
 from sae_lens_crosscoder.crosscoders.folder import write_checksums
-from sae_lens_crosscoder.crosscoders.initialisation import Initialisation, geometric_median, initial_decoder
-from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
+from sae_lens_crosscoder.crosscoders.initialisation import geometric_median, initial_decoder
+from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode
-from sae_lens_crosscoder.crosscoders.sparse_step.screening import ScreeningChoice
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 from sae_lens_crosscoder.stacking import StackedLayout
-
-ReconstructionLoss = Literal["l2_norm", "mse"]
-ActivationScaling = Literal["none", "per_model", "auto"]
-TRAINING_DTYPES = ("float32", "bfloat16", "float64")
-
-
-@dataclass(kw_only=True)
-class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
-    """Training fields that do not depend on how sparsity is reached."""
-
-    has_sparse_step: ClassVar[bool] = True
-    """False for architectures that train with `training_step="dense"` only, and so in one process."""
-    has_latent_shards: ClassVar[bool] = True
-    """False for architectures whose latents cannot be divided between processes."""
-
-    decoder_init_norm: float | None = 1.0
-    """Norm of each model's half of a decoder row at the start."""
-    initialisation: Initialisation = "paired"
-    """`paired`: all models start with the same directions; `independent`: each with its own."""
-    decoder_bias_init: Literal["geometric_median", "zeros"] = "zeros"
-    """Initial decoder biases; the geometric median is that of the first batch, per model."""
-    reconstruction_loss: ReconstructionLoss = "l2_norm"
-    """`l2_norm`: the paper's unsquared error, averaged over models; `mse`: squared, summed over models."""
-    activation_scaling: ActivationScaling = "none"
-    """`per_model` multiplies each model's activations by one factor so that their mean norm is sqrt(d_model). `auto`
-    does so only if one model's mean norm per sqrt(d_model) is more than 1.25 times another's."""
-    training_step: Literal["sparse", "dense"] = "sparse"
-    """`sparse` computes only what active pairs of token and latent need; `dense`, the reference, plain products."""
-    screening: ScreeningChoice = "auto"
-    """Precision of the one product over all pairs, from which the sparse step learns which pairs to compute. Either way
-    the result is that of the weights' own precision; `auto` is bfloat16 where the hardware multiplies it."""
-    gradient_clip_norm: float | None = None
-    """Largest gradient norm over all parameters, None for no clipping. `CrosscoderTrainer` reads it."""
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dtype.removeprefix("torch.") not in TRAINING_DTYPES:
-            raise ValueError(
-                f"dtype={self.dtype!r} cannot be trained: Adam's second moments need the range of one of "
-                f"{TRAINING_DTYPES}. Use 'bfloat16' to save memory."
-            )
-        for name, options in (
-            ("initialisation", get_args(Initialisation)),
-            ("decoder_bias_init", ("geometric_median", "zeros")),
-            ("reconstruction_loss", get_args(ReconstructionLoss)),
-            ("activation_scaling", get_args(ActivationScaling)),
-            ("training_step", ("sparse", "dense")),
-            ("screening", get_args(ScreeningChoice)),
-        ):
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {options}.")
-        if self.training_step == "sparse" and not self.has_sparse_step:
-            raise ValueError(
-                f"training_step='sparse' is not available for a {self.architecture()}, whose step needs every "
-                "pre-activation. Leave it 'dense'."
-            )
-        if self.decoder_init_norm is None or self.decoder_init_norm <= 0:
-            raise ValueError(f"decoder_init_norm={self.decoder_init_norm} must be a positive number.")
-        if self.gradient_clip_norm is not None and self.gradient_clip_norm <= 0:
-            raise ValueError(f"gradient_clip_norm={self.gradient_clip_norm} must be positive, or None.")
-
-    def validate_run(self, n_steps: int, batch_size: int) -> None:
-        """Raise a ValueError, or warn, about settings that do not fit `n_steps` steps of `batch_size` tokens."""
-
-    # SAELens copies every field of the inference config from here.
-
-    @property
-    def score_norm(self) -> Score:
-        return self.score
-
-    @property
-    def activation_means(self) -> None:
-        return None
 
 
 def reconstruction_loss(error: Float[Tensor, "*rows d_in"], layout: StackedLayout, kind: str) -> Float[Tensor, ""]:
@@ -131,6 +56,10 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         self.W_dec = nn.Parameter(W_dec)
         # A view of (d_sae, d_in) memory: a latent's weights lie together, as its gradient does.
         self.W_enc = nn.Parameter(W_dec.clone().T)
+        if (reading := self.reading) is not None:
+            reading.clear(self.W_enc.data.T, layout)
+        if (writing := self.writing) is not None:
+            writing.clear(self.W_dec.data, layout)
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, dtype=self.dtype, device=self.device))
         # Buffers, so that checkpoints restore them.
@@ -200,9 +129,31 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
             self.b_dec.data = self.layout.stack([geometric_median(part) for part in self.layout.split(scaled)])
         self.has_seen_data.fill_(True)
 
-    def trainable_rows(self, rows: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
-        """Return encoder or decoder rows with gradient wherever training may change them: by default everywhere."""
-        return rows
+    @property
+    def reading(self) -> Confinement | None:
+        """The encoder weights of this process's latents that must stay 0; None for none."""
+        causality = self._weak_causality()
+        return None if causality is None else causality.reading
+
+    @property
+    def writing(self) -> Confinement | None:
+        """The decoder weights of this process's latents that must stay 0; None for none."""
+        causality = self._weak_causality()
+        return None if causality is None else causality.writing
+
+    def _weak_causality(self) -> WeakCausality | None:
+        return self.cfg.weak_causality(self.collectives.latent_shard, self.collectives.n_latents)
+
+    def trainable_rows(
+        self, rows: Float[Tensor, "d_sae d_in"], confinement: Confinement | None
+    ) -> Float[Tensor, "d_sae d_in"]:
+        """Return encoder or decoder rows with gradient wherever training may change them."""
+        return rows if confinement is None else confine_gradient(rows, confinement, self.layout)
+
+    @property
+    def trainable_encoder(self) -> Float[Tensor, "d_in d_sae"]:
+        """The encoder, with gradient wherever training may change it."""
+        return self.trainable_rows(self.W_enc.T, self.reading).T
 
     def encode_batch(self, sae_in: Float[Tensor, "batch d_in"], step: int) -> Code:
         """A training batch's activations, with gradient; densely unless an architecture knows better."""
@@ -223,7 +174,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         """Loss and activations of one batch; the losses in `losses` add up to `loss`."""
         self.start_from(step_input.sae_in)
         code = self.encode_batch(step_input.sae_in, step_input.n_training_steps)
-        W_dec = self.trainable_rows(self.W_dec)
+        W_dec = self.trainable_rows(self.W_dec, self.writing)
         decoded = self.collectives.sum_over_latents(code.decode(W_dec)) + self.b_dec
         sae_out = self.run_time_activation_norm_fn_out(self.hook_sae_recons(decoded))
         error = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype) - sae_out)
@@ -253,6 +204,14 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
     def decode(self, feature_acts: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_in"]:
         """Reconstruction of the raw activations from raw (unscored) latent activations f."""
         return self.run_time_activation_norm_fn_out(self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec))
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        if (reading := self.reading) is not None:
+            reading.validate(state_dict["W_enc"].T, self.layout, "W_enc")
+        if (writing := self.writing) is not None:
+            writing.validate(state_dict["W_dec"], self.layout, "W_dec")
 
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
 
 # SAELens flattens (head, d_head) after we have stacked on d_head, which would interleave the models; attention
 # patterns and scores have no model axis to stack on. The second line has TransformerBridge's names of the same hooks.
@@ -87,12 +87,31 @@ def cached_activation(cache: Any, hook_name: str) -> Float[Tensor, "batch pos d_
 
 def activation_at(
     model: Any, tokens: Int[Tensor, "batch pos"], hook_name: str, **model_kwargs: Any
-) -> Float[Tensor, "batch pos d_model"]:
-    """One model's activation at a hook, from a forward pass that stops right after the hook's layer."""
-    stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
-    options: dict[str, Any] = {"names_filter": [hook_name], "stop_at_layer": stop, **model_kwargs}
+) -> Float[Tensor, "batch pos _"]:
+    """One model's activation at a hook, or at several joined ones side by side; see `activations_at`."""
+    parts = activations_at(model, tokens, hook_name, **model_kwargs)
+    return parts[0] if len(parts) == 1 else stack(parts)
+
+
+def activations_at(
+    model: Any, tokens: Int[Tensor, "batch pos"], hook_name: str, **model_kwargs: Any
+) -> list[Float[Tensor, "batch pos _"]]:
+    """One model's activation at each of joined hooks, from one forward pass that stops right after the last layer."""
+    names = split_hooks(hook_name)
+    options: dict[str, Any] = {"names_filter": list(names), "stop_at_layer": stop_after(hook_name), **model_kwargs}
     _, cache = model.run_with_cache(tokens.to(device_of(model)), **options)
-    return cached_activation(cache, hook_name)
+    return [cached_activation(cache, name) for name in names]
+
+
+def stop_after(hook_name: str) -> int | None:
+    """The layer at which a forward pass can stop that reads a hook, or several joined ones; None if at none.
+
+    >>> stop_after("blocks.1.hook_resid_post+blocks.0.hook_resid_post"), stop_after("ln_final.hook_normalized")
+    (2, None)
+    """
+    stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in split_hooks(hook_name)]
+    known = [stop for stop in stops if stop is not None]
+    return max(known) if len(known) == len(stops) else None
 
 
 def is_stackable(activation: Tensor | None) -> bool:

@@ -24,6 +24,8 @@ from transformer_lens.utilities.activation_functions import apply_softcap, gelu_
 from transformer_lens.utilities.addmm import batch_addmm
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
+from sae_lens_crosscoder.stacking import split_hooks
+
 _RESIDUAL_HOOK = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
 _ARGUMENTS = {"stop_at_layer", "prepend_bos"}
 _OTHER_BLOCKS = ("attn_only", "parallel_attn_mlp", "use_attn_in", "use_split_qkv_input", "use_hook_mlp_in")
@@ -33,7 +35,7 @@ _CHUNK = 2**17  # elements of an activation function's input whose temporaries s
 
 def can_read_lean(model: Any, hook_name: str, arguments: Mapping[str, Any]) -> bool:
     """True if `lean_activation` can read the hook: a plain HookedTransformer without hooks and without gradients."""
-    if type(model) is not HookedTransformer or not _RESIDUAL_HOOK.fullmatch(hook_name):
+    if type(model) is not HookedTransformer or not all(map(_RESIDUAL_HOOK.fullmatch, split_hooks(hook_name))):
         return False
     if torch.is_grad_enabled() or torch.is_autocast_enabled(model.W_E.device.type) or not set(arguments) <= _ARGUMENTS:
         return False
@@ -56,20 +58,22 @@ def lean_activations(
 
 def lean_activation(
     model: Any, tokens: Int[Tensor, "batch pos"], hook_name: str, arguments: Mapping[str, Any]
-) -> Float[Tensor, "batch pos d_model"]:
-    """The activation at a hook of the residual stream, from a pass that `can_read_lean` allows."""
-    read: list[Tensor] = []
+) -> Float[Tensor, "batch pos _"]:
+    """The activation at a hook of the residual stream, or at joined ones, from a pass that `can_read_lean` allows."""
+    names = split_hooks(hook_name)
+    read: dict[str, Tensor] = {}
 
-    def keep(point: Any, args: Any, output: Tensor) -> None:
-        read.append(output)
+    def keep(name: str, point: Any, args: Any, output: Tensor) -> None:
+        read[name] = output
 
-    handle = model.hook_dict[hook_name].register_forward_hook(keep)
+    handles = [model.hook_dict[name].register_forward_hook(partial(keep, name)) for name in names]
     try:
         with _lean_blocks(model):
             model(tokens, return_type=None, **arguments)
     finally:
-        handle.remove()
-    return read[0]
+        for handle in handles:
+            handle.remove()
+    return read[names[0]] if len(names) == 1 else torch.cat([read[name] for name in names], dim=-1)
 
 
 @contextmanager

@@ -1,18 +1,16 @@
 """HookedModelPair: a base and a chat model that run as one model with stacked activations."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
 from sae_lens_crosscoder.models.adapters import lower_layers_once
 from sae_lens_crosscoder.models.hook_access import (
-    activation_at,
     cached_activation,
     common_hook_names,
     device_of,
@@ -20,22 +18,26 @@ from sae_lens_crosscoder.models.hook_access import (
     is_stackable,
     replaced_activations,
     stack,
+    stop_after,
     validate_common_hooks,
-    validate_hook_name,
 )
 from sae_lens_crosscoder.models.lean_pass import lean_activations
 from sae_lens_crosscoder.models.loading import load_models, validate_same_tokenizer
 from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
 from sae_lens_crosscoder.models.patch_state import PatchState
+from sae_lens_crosscoder.models.reading import activations_of_models, in_order_of_execution, later_stop
 from sae_lens_crosscoder.models.shared_parameters import shared_parameters
 from sae_lens_crosscoder.models.splicing import SplicedModels
 from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
 from sae_lens_crosscoder.models.wrapping import hooked_models, validate_names
-from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
 
 
 class HookedModelPair(SplicedModels):
     """A base and a chat model that read the same tokens; at a hook, their activations are stacked, base first.
+
+    Several hooks, joined by `+` as `blocks.1.hook_resid_post+blocks.2.hook_resid_post`, count as one: the base model's
+    activations at all of them, then the chat model's. One model alone can be read at several hooks.
 
     SAELens's `ActivationsStore`, training runners and `run_evals` accept it like any model. Add hooks with
     TransformerLens's own `hooks`, `run_with_hooks` and `add_hook`: a hook function gets the stacked activation
@@ -45,9 +47,9 @@ class HookedModelPair(SplicedModels):
     over the ids that all models have, if their vocabularies differ in size.
 
     Args:
-        models: the base and the chat model, in this order; HookedTransformer, TransformerBridge, HookedProxyLM or
-            Hugging Face models, which are wrapped in place, or PeftModels, whose base model (or None) may be the base.
-            They may differ in width and device.
+        models: the base and the chat model, in this order, or one model; HookedTransformer, TransformerBridge,
+            HookedProxyLM or Hugging Face models, which are wrapped in place, or PeftModels, whose base model (or None)
+            may be the base. They may differ in width and device.
         model_names: names stored in saved crosscoders, so that a crosscoder of another pair is refused.
         token_replacements: control tokens of the chat model and the tokens that the other models read instead, for
             base models that lack them or never learned them; `models.TOKEN_REPLACEMENTS` has some. It changes the given
@@ -66,8 +68,8 @@ class HookedModelPair(SplicedModels):
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
-        if len(models) < 2:
-            raise ValueError(f"Got {len(models)} models, expected at least two, base first.")
+        if not models:
+            raise ValueError("Got no models, expected a base and a chat model, or one model to read at several hooks.")
         models = hooked_models(models, tokenizer)
         self.members: Any = nn.ModuleList(models)
         self.model_names = None if model_names is None else tuple(model_names)
@@ -82,14 +84,14 @@ class HookedModelPair(SplicedModels):
         self.tokenizer: Any = getattr(models[-1], "tokenizer", None)
         """The chat model's, because it carries the chat template."""
         self.patch_state = PatchState()
-        self.splices = {}
+        self.splices, self.joined_hooks = {}, set()
         self.setup()
 
     @classmethod
     def from_pretrained(
         cls,
         base: Any,
-        chat: Any,
+        chat: Any = None,
         *,
         device: str = "cpu",
         chat_device: str | None = None,
@@ -104,6 +106,7 @@ class HookedModelPair(SplicedModels):
             base, chat: Hub names, local folders, or the built-in `tiny-base`, `tiny-chat`, `tiny-null`.
                 `NAME+adapter=FOLDER_OR_HUB_ID` puts a LoRA adapter on NAME; if both have the same NAME and device, they
                 share one copy of its weights.
+                Without `chat`, the base model alone, to read at several hooks.
             chat_device: the chat model's device; None for the base model's.
             model_class_name: `HookedTransformer`, `TransformerBridge` or `AutoModelForCausalLM` (HookedProxyLM).
                 Local folders, and other models that HookedTransformer cannot load, are loaded with TransformerBridge.
@@ -112,10 +115,10 @@ class HookedModelPair(SplicedModels):
         Raises:
             ValueError: if the tokenizers give different ids; the message shows the first difference.
         """
-        base, chat = validate_names(base, chat)
-        devices = (device, chat_device or device)
-        models = load_models((base, chat), devices, dtype, model_class_name, model_from_pretrained_kwargs)
-        return cls(*models, model_names=(base, chat), token_replacements=token_replacements)
+        names = validate_names(base) if chat is None else validate_names(base, chat)
+        devices = (device, chat_device or device)[: len(names)]
+        models = load_models(names, devices, dtype, model_class_name, model_from_pretrained_kwargs)
+        return cls(*models, model_names=names, token_replacements=token_replacements)
 
     @override
     def setup(self) -> None:
@@ -137,13 +140,22 @@ class HookedModelPair(SplicedModels):
 
     @property
     def chat(self) -> Any:
-        """The last of the models."""
+        """The last of the models.
+
+        Raises:
+            ValueError: for one model alone, which has nothing to be compared with.
+        """
+        if len(self.members) == 1:
+            raise ValueError(
+                "There is no chat model: this is one model, read at several hooks. To compare two models, load "
+                "HookedModelPair(base, chat)."
+            )
         return self.members[-1]
 
     @property
     def shared_parameters(self) -> list[str]:
         """Names of the chat model's parameters that are also another member's, so that the models are not two."""
-        return [name for model in self.members[:-1] for name in shared_parameters(model, self.chat)]
+        return [name for model in self.members[:-1] for name in shared_parameters(model, self.members[-1])]
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -154,34 +166,7 @@ class HookedModelPair(SplicedModels):
 
     def to_tokens(self, *args: Any, **kwargs: Any) -> Int[Tensor, "batch pos"]:
         """The chat model's `to_tokens`."""
-        return self.chat.to_tokens(*args, **kwargs)
-
-    def validate_hook(self, hook_name: str) -> None:
-        """Raise a ValueError unless all models have the hook and its activations can be stacked."""
-        validate_hook_name(hook_name, self.hook_dict)
-
-    @override
-    def add_hook(self, name: str | Callable[[str], bool], hook: Any, *args: Any, **kwargs: Any) -> None:
-        """TransformerLens's `add_hook`; raises a ValueError for a hook that cannot be stacked."""
-        if isinstance(name, str):
-            self.validate_hook(name)
-        super().add_hook(name, hook, *args, **kwargs)
-
-    @override
-    def check_hooks_to_add(self, *args: Any, dir: str = "fwd", **kwargs: Any) -> None:
-        """Raise a ValueError for a backward hook: a pair's answer does not flow through its own hook points."""
-        if dir != "fwd":
-            raise ValueError("A pair has no backward hooks. Add them to pair.base and pair.chat instead.")
-
-    @override
-    def _enable_hook(
-        self, name: str | Callable[..., Any], hook: Callable[..., Any], dir: Literal["fwd", "bwd"]
-    ) -> None:
-        # `hooks` and `run_with_hooks` call this, and would raise a bare KeyError for an unknown name.
-        self.check_hooks_to_add(dir=dir)
-        if isinstance(name, str):
-            self.validate_hook(name)
-        super()._enable_hook(name, hook, dir)
+        return self.members[-1].to_tokens(*args, **kwargs)
 
     def validate_trained_on(self, *model_names: str | None) -> None:
         """Raise a ValueError if a crosscoder was trained on models with other names; unknown names are accepted."""
@@ -198,15 +183,18 @@ class HookedModelPair(SplicedModels):
         """The models' widths at a hook, measured by running one token."""
         self.validate_hook(hook_name)
         token = torch.zeros(1, 1, dtype=torch.long)
-        return StackedLayout(tuple(part.shape[-1] for part in self._read(token, hook_name, {})))
+        hooks = split_hooks(hook_name)
+        widths = [
+            part.shape[-1] for parts in activations_of_models(self.members, token, hook_name, {}) for part in parts
+        ]
+        return StackedLayout(tuple(widths), hooks if len(hooks) > 1 else ())
 
     def activations(
         self, tokens: Int[Tensor, "batch pos"], hook_name: str, **model_kwargs: Any
     ) -> Float[Tensor, "batch pos d_in"]:
-        """Stacked activations at one hook; each model runs once and stops right after the hook's layer."""
+        """Stacked activations at a hook, or at joined ones; each model runs once and stops right after the last."""
         self.validate_hook(hook_name)
-        stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
-        options: dict[str, Any] = {"stop_at_layer": stop, "prepend_bos": False, **model_kwargs}
+        options: dict[str, Any] = {"stop_at_layer": stop_after(hook_name), "prepend_bos": False, **model_kwargs}
         if not self.splices and not any(point.has_hooks(dir="fwd") for point in self.hook_dict.values()):
             parts = lean_activations(self.members, tokens, hook_name, options)
             if parts is not None:
@@ -246,55 +234,45 @@ class HookedModelPair(SplicedModels):
         with self._caching_saes(names) as of_saes:
             edits = self._edits(tokens)
         names = [name for name in names if name not in of_saes]
+        hooks = list(dict.fromkeys(hook for name in names for hook in split_hooks(name)))
+        if "stop_at_layer" in kwargs:
+            kwargs["stop_at_layer"] = later_stop(kwargs["stop_at_layer"], names)
         outputs: list[Any] = []
         caches: list[dict[str, Tensor]] = []
         with lower_layers_once(() if edits else self.members, kwargs):
             for m, model in enumerate(self.members):
                 with replaced_activations(model, {name: parts[m] for name, parts in edits.items()}):
-                    output, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=names, **kwargs)
+                    output, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=hooks, **kwargs)
                 outputs.append(output)
-                caches.append({name: cache[name] for name in names if name in cache})
+                caches.append({name: cache[name] for name in hooks if name in cache})
         output = stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
         if names_filter is None or callable(names_filter):  # a pattern skips hooks that did not run
             names = [name for name in names if all(is_stackable(cache.get(name)) for cache in caches)]
-        return output, {name: stack([cached_activation(cache, name) for cache in caches]) for name in names} | of_saes
+        stacked = {
+            name: stack([cached_activation(cache, hook) for cache in caches for hook in split_hooks(name)])
+            for name in names
+        }
+        return output, stacked | of_saes
 
     def _edits(self, tokens: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """Edited activations by hook name, one per model, in the order in which the models reach the hooks."""
+        """Edited activations by hook name, one per model, in the order in which the models reach the hooks.
+
+        Joined hooks are read in one pass, before any of them is edited.
+        """
         own = {name: self.hook_dict[name] for name in self._hooks_of_models()}
         hooked = [name for name, point in own.items() if name in self.splices or point.has_hooks(dir="fwd")]
         edits: dict[str, tuple[Tensor, ...]] = {}
-        for name in self._in_order_of_execution(tokens, hooked):
-            parts = self._read(tokens, name, edits)
+        for name in in_order_of_execution(self.base, tokens, hooked):
+            hooks = split_hooks(name)
+            parts = [part for of_model in activations_of_models(self.members, tokens, name, edits) for part in of_model]
             layout = StackedLayout(tuple(part.shape[-1] for part in parts))
-            edited = self.hook_dict[name](layout.stack(parts))
+            stacked = layout.stack(parts)
+            n_changes = stacked._version
+            edited = self.hook_dict[name](stacked)
             if name in self.splices:
                 edited = self.splices[name](edited, tokens)
-            pieces = layout.split(edited)
-            edits[name] = tuple(piece.to(part) for piece, part in zip(pieces, parts, strict=True))
+            if len(hooks) > 1 and edited is stacked and stacked._version == n_changes:
+                continue  # it was only read, so that later hooks still follow earlier edits
+            pieces = [piece.to(part) for piece, part in zip(layout.split(edited), parts, strict=True)]
+            edits |= {hook: tuple(pieces[i :: len(hooks)]) for i, hook in enumerate(hooks)}
         return edits
-
-    def _in_order_of_execution(self, tokens: Tensor, names: list[str]) -> list[str]:
-        if len(names) < 2:
-            return names
-        _, cache = self.base.run_with_cache(tokens.to(device_of(self.base)), names_filter=names)
-        reached = [name for name in cache if name in names]
-        return reached + [name for name in names if name not in cache]  # `_read` raises for these
-
-    def _read(self, tokens: Tensor, name: str, edits: dict[str, tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Each model's activation at a hook, with the edits made so far."""
-        parts: list[Tensor] = []
-        for m, model in enumerate(self.members):
-            with replaced_activations(model, {earlier: values[m] for earlier, values in edits.items()}):
-                parts.append(activation_at(model, tokens, name))
-        return tuple(parts)
-
-    def _resolve_names(self, names_filter: str | Sequence[str] | Callable[[str], bool] | None) -> list[str]:
-        if callable(names_filter):
-            return [name for name in self.hook_dict if names_filter(name)]
-        if names_filter is None:
-            return list(self.hook_dict)
-        names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
-        for name in names:
-            self.validate_hook(name)
-        return names

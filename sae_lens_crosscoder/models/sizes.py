@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sae_lens.util import extract_layer_from_tlens_hook_name
 from torch import nn
 
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.adapter_files import split_adapter
+from sae_lens_crosscoder.models.hook_access import stop_after
 from sae_lens_crosscoder.models.loading import official_name, split_jitter, usable_model_class, validate_loadable
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
 from sae_lens_crosscoder.models.tiny.models import new_tiny_model
@@ -99,7 +99,8 @@ def _empty_hooked_transformer(name: str) -> Any:
 def _measured(
     name: str, hook_name: str, model: nn.Module, blocks: list[nn.Module], n_heads: int, n_extra: int
 ) -> ModelSize:
-    layer = extract_layer_from_tlens_hook_name(hook_name)
+    stop = stop_after(hook_name)
+    layer = None if stop is None else stop - 1
     if layer is not None and layer >= len(blocks):
         raise ValueError(
             f"hook_name={hook_name!r} is in layer {layer}, but {name} has {len(blocks)} layers, counted from 0."

@@ -13,9 +13,8 @@ from sae_lens import SAE
 from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.HookedRootModule import HookedRootModule
 
-from sae_lens_crosscoder.models.hook_access import validate_hook_name
+from sae_lens_crosscoder.models.stacked_hooks import StackedHooks
 from sae_lens_crosscoder.stacking import StackedLayout
 
 
@@ -48,10 +47,9 @@ class Splice:
         return ~excluded if limits is None else ~excluded & limits.ordinary(x).to(x.device)
 
 
-class SplicedModels(HookedRootModule):
+class SplicedModels(StackedHooks):
     """Methods of SAELens's `HookedSAETransformer` for models that run as one; the SAEs read stacked activations."""
 
-    hook_dict: dict[str, HookPoint]
     tokenizer: Any
     splices: dict[str, Splice]
     """By hook name, the attached SAEs."""
@@ -84,7 +82,6 @@ class SplicedModels(HookedRootModule):
             ValueError: for an SAE that names no hook of the pair, or reads another width.
         """
         hook_name = str(sae.cfg.metadata.hook_name)
-        validate_hook_name(hook_name, self._hooks_of_models())
         layout = self.layout_at(hook_name)
         if sae.cfg.d_in != layout.d_in:
             raise ValueError(

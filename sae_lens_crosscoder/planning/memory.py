@@ -55,7 +55,7 @@ def memory_items(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None]
         MemoryItem(device_name(cfg.act_store_device or device), "shuffling buffer", buffer_bytes(cfg)),
     ]
     model_devices = (cfg.llm_device or cfg.device, cfg.chat_device or cfg.llm_device or cfg.device)
-    is_one_copy = share_weights((cfg.model_name, cfg.chat_model_name), model_devices)
+    is_one_copy = share_weights(cfg.model_names, model_devices[: len(cfg.model_names)])
     passes: defaultdict[str, int] = defaultdict(int)
     for m, (size, model_device) in enumerate(zip(models, map(device_name, model_devices), strict=False)):
         if size is not None:  # there are no models for a cache

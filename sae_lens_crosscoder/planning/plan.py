@@ -114,7 +114,7 @@ def _model_sizes(cfg: CrosscoderRunnerConfig, folder: str | None) -> tuple[tuple
     """Sizes of the models that the run loads, and a note for each model whose config cannot be read."""
     sizes: list[ModelSize | None] = []
     notes: list[str] = []
-    for name in () if cfg.use_cached_activations else (cfg.model_name, cfg.chat_model_name):
+    for name in () if cfg.use_cached_activations else cfg.model_names:
         try:
             size = model_size(name, cfg.hook_name, cfg.model_class_name, folder)
         except OSError as error:
@@ -123,7 +123,7 @@ def _model_sizes(cfg: CrosscoderRunnerConfig, folder: str | None) -> tuple[tuple
                 f"Memory and time leave out {name}: its config cannot be read ({reason}). Put a config.json of such a "
                 "model into a folder, and give that folder as model_config."
             )
-        width = cfg.sae.d_models[len(sizes)]
+        width = cfg.sae.d_models[len(sizes) * len(cfg.hook_names or (0,))]
         # The widths at other hooks are known only after loading.
         if size is not None and size.d_model != width and "hook_resid" in cfg.hook_name:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Planted worlds with known answers, null streams, and the score card that judges a crosscoder against them."""
 
+from sae_lens_crosscoder.synthetic.layers import LayeredTokens, LayeredWorld, layers_found
 from sae_lens_crosscoder.synthetic.null_streams import NullKind, null_activations, shuffled_batches
 from sae_lens_crosscoder.synthetic.planted import Concept, PlantedTokens, PlantedWorld
 from sae_lens_crosscoder.synthetic.scoring import (
@@ -14,12 +15,15 @@ from sae_lens_crosscoder.synthetic.worlds import background_world, lora_world, n
 __all__ = [
     "Attribution",
     "Concept",
+    "LayeredTokens",
+    "LayeredWorld",
     "NullKind",
     "PlantedTokens",
     "PlantedWorld",
     "ScoreCard",
     "background_world",
     "concept_recovery",
+    "layers_found",
     "lora_world",
     "null_activations",
     "null_world",

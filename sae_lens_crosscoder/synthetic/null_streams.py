@@ -66,7 +66,7 @@ def null_activations(
     generator = torch.Generator().manual_seed(seed)
     for batch in activations:
         base = layout.split(batch)[0].cpu()
-        copies = [base] * layout.n_models
+        copies = [base] * layout.n_sources
         if kind == "jittered":
             spread = jitter * base.std(dim=0, correction=0)
             copies = [copy + spread * torch.randn(copy.shape, generator=generator).to(copy) for copy in copies]

@@ -14,7 +14,7 @@ from sae_lens.util import temporary_seed
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.training import CrosscoderTrainingConfigBase
+from sae_lens_crosscoder.crosscoders.training_config import CrosscoderTrainingConfigBase
 from sae_lens_crosscoder.training.loop import CrosscoderTrainer
 from sae_lens_crosscoder.training.saved_run import load_runner_config
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig

@@ -138,7 +138,10 @@ class CrosscoderTrainingRunner(RunData):
             with temporary_seed(self.cfg.seed):  # so that a crosscoder does not depend on its neighbours
                 crosscoder = sae_class(cfg)
         metadata = crosscoder.cfg.metadata
-        metadata.model_name, metadata.chat_model_name = self.model_names
+        metadata.model_name, metadata.chat_model_name = (*self.model_names, None)[:2]
+        if self.cfg.hook_names is not None:
+            named = [(name, hook) for name in self.model_names for hook in self.cfg.hook_names]
+            metadata.sources = [{"model_name": name, "hook_name": hook} for name, hook in named]
         metadata.pair_check = self.pair_check.to_dict()
         settings = self.cfg.to_dict()
         for key in (

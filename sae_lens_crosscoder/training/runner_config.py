@@ -25,6 +25,7 @@ from sae_lens_crosscoder.storage.secrets import validate_no_secrets
 from sae_lens_crosscoder.training.data.mix_settings import mix_from
 from sae_lens_crosscoder.training.devices import same_device
 from sae_lens_crosscoder.training.nested_configs import crosscoder_config, logging_config
+from sae_lens_crosscoder.training.several_hooks import DEFAULT_HOOK_NAME, set_several_hooks
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig, default_dead_feature_window
 from sae_lens_crosscoder.training.validation import validate_dtype
 
@@ -45,15 +46,18 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     """Instead of `sae`: several crosscoders by name."""
     model_name: str = "google/gemma-2-2b"
     """The base model: a Hub name, a local folder, or a built-in one such as `tiny-base`."""
-    chat_model_name: str = "google/gemma-2-2b-it"
-    """The chat model, tuned from the base model."""
+    chat_model_name: str | None = "google/gemma-2-2b-it"
+    """The chat model, tuned from the base model; None for a crosscoder of one model, `model_name`, at several hooks."""
     chat_device: str | None = None
     """Device of the chat model; None for the base model's device (`llm_device`)."""
     model_dtype: str = "float32"
     """Precision of the two language models (not of the crosscoder)."""
     token_replacements: dict[str, str] = dict_field({})
     """Replacements of chat control tokens for the base model; see `slc.models.TOKEN_REPLACEMENTS`."""
-    hook_name: str = "blocks.13.hook_resid_post"
+    hook_name: str = DEFAULT_HOOK_NAME
+    hook_names: list[str] | None = simple_parsing.field(default=None, type=str, nargs="+")
+    """Instead of `hook_name`: several hooks, in the order of the stack, at which every model is read in one forward
+    pass. Every crosscoder gets a source for each model and hook; give its `d_model`, or `d_models` of all sources."""
     mix: Any = simple_parsing.field(default=None, type=mix_from)
     """Instead of `dataset_path`: a `DataMix` of several sources of text and conversations. On the command line, and
     wherever a mix is read, JSON of its fields, or the name of a JSON file."""
@@ -106,6 +110,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     @override
     def __post_init__(self) -> None:
         validate_config(self)
+        set_several_hooks(self)
         if (self.sae is None) == (self.saes is None):
             raise ValueError("Pass exactly one of `sae` (one crosscoder) and `saes` (several by name).")
         if self.saes is not None:
@@ -124,9 +129,14 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         validate_no_secrets(self.to_dict())
 
     @property
+    def model_names(self) -> tuple[str, ...]:
+        """The models that the crosscoders read, base first."""
+        return (self.model_name,) if self.chat_model_name is None else (self.model_name, self.chat_model_name)
+
+    @property
     def _has_a_device_for_the_models(self) -> bool:
         base_device = self.llm_device or self.device
-        devices = (base_device, self.chat_device or base_device)
+        devices = (base_device, self.chat_device or base_device)[: len(self.model_names)]
         return not all(same_device(device, self.device) for device in devices)
 
     def _validate_data(self) -> None:
@@ -136,6 +146,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             raise ValueError(
                 "use_chat_formatting=True applies to dataset_path. In a mix, kind='conversations' makes a source's "
                 "rows be rendered with the chat template."
+            )
+        if self.chat_model_name is None and self.mix is not None and "answers" in {s.kind for s in self.mix.sources}:
+            raise ValueError(
+                "kind='answers' needs a chat model beside the base model, but chat_model_name=None. Use another kind."
             )
         if self.packing not in get_args(PackingRule):
             raise ValueError(f"packing={self.packing!r} is not one of {get_args(PackingRule)}.")

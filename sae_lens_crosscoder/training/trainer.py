@@ -243,6 +243,10 @@ class StepTrainer(SAETrainer[Any, Any]):
             "n_dead": float(collectives.sum(self.dead_neurons.sum(), "latents")),
             "lr": self._lr_of_step,
         }
+        if self.sae.layout.hook_names:
+            dead_at = counts(self.sae.hooks_read[self.dead_neurons], len(self.sae.layout.hook_names))
+            n_dead = collectives.sum(dead_at, "latents").tolist()
+            row |= {f"n_dead_{name}": float(n) for name, n in zip(self.sae.layout.hook_names, n_dead, strict=True)}
         for name, value in output.metrics.items():
             assert not callable(value)  # ours are numbers
             row[name] = float(value)

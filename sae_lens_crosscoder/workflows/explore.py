@@ -20,7 +20,7 @@ from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStat
 from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import LogitLens, Responses, kl_between_models, latent_effects, logit_lens
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference, validate_one_hook
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.data.token_groups import packed_token_groups
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -60,6 +60,7 @@ def explore(
             functions that it calls.
     """
     crosscoder = validate_inference(crosscoder, "explore")
+    validate_one_hook(crosscoder, "explore")
     if data.pair is None and (contrasts or responses is not None):
         raise ValueError(
             "contrasts and responses need the models. Pass EvalData with pair and tokens, or leave them out."
@@ -74,7 +75,7 @@ def explore(
         examples = _collected(crosscoder, data, seed)
     statistics = _statistics(crosscoder, data)
     twins = None
-    if crosscoder.layout.n_models == 2 and crosscoder.layout.same_width:
+    if crosscoder.layout.is_pair and crosscoder.layout.same_width:
         pairs = decoupled_pairs(crosscoder, table)
         twins = activation_divergence(crosscoder, data, pairs, max_activation=table["max_activation"])
     exploration = Exploration(

@@ -41,18 +41,19 @@ def load_pair(
         options: as for `HookedModelPair.from_pretrained`.
     """
     metadatas: list[Any] = [crosscoder.cfg.metadata for crosscoder in crosscoders.values()]
-    names = {(metadata.model_name, metadata.chat_model_name) for metadata in metadatas}
-    base, chat = names.pop()
-    if names or base is None or chat is None:
+    names = {crosscoder.model_names for crosscoder in crosscoders.values()}
+    trained_on = names.pop()
+    if names or None in trained_on:
         raise ValueError(
-            f"{folder} must contain crosscoders of one named pair of models, not of {[(base, chat), *names]}: pass the "
+            f"{folder} must contain crosscoders of one named pair of models, not of {[trained_on, *names]}: pass the "
             "folder of one crosscoder."
         )
-    paths = (model_name or base, chat_model_name or chat)
+    known = [name for name in trained_on if name is not None]
+    paths = [given or name for given, name in zip((model_name, chat_model_name), known, strict=False)]
     for name in paths:
         if Path(name).is_absolute() and not Path(name).is_dir():
             raise ValueError(
-                f"The crosscoder was trained on {base} and {chat}, but the folder {name} does not exist: pass "
+                f"The crosscoder was trained on {' and '.join(known)}, but the folder {name} does not exist: pass "
                 "model_name and chat_model_name."
             )
     pair = HookedModelPair.from_pretrained(
@@ -61,5 +62,5 @@ def load_pair(
         token_replacements=metadatas[0].token_replacements,
         **options,
     )
-    pair.model_names = (base, chat)  # the names of training, even if the models have moved
+    pair.model_names = tuple(known)  # the names of training, even if the models have moved
     return pair

@@ -359,7 +359,7 @@ class TestWriting:
         ]:
             with pytest.raises(ValueError, match=message):
                 write(pair, tmp_path / "cache", tokens, **options)
-        with pytest.raises(ValueError, match="must be a HookedModelPair, or the names"):
+        with pytest.raises(ValueError, match="There is one model and one hook, "):
             write(("tiny-base",), tmp_path / "cache")
         assert not (tmp_path / "cache").exists()
         monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 100}))

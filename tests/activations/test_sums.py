@@ -28,7 +28,7 @@ def test_variance_explained_is_over_the_whole_set(sizes):
     guess = x + torch.randn(30, 5, dtype=torch.float64)
     fve = fve_of(x, guess, sizes)
     expected = {name: variance_explained(x[:, cut].tolist(), guess[:, cut].tolist()) for name, cut in CUTS.items()}
-    assert fve.per_model() == pytest.approx(expected)
+    assert fve.per_source() == pytest.approx(expected)
     assert fve.pooled() == pytest.approx(variance_explained(x.tolist(), guess.tolist()))
 
 
@@ -40,7 +40,7 @@ def test_variance_explained_of_the_difference_is_over_the_whole_set(sizes, shift
     expected = variance_explained_of_difference(x.tolist(), (x + 0.3 * noise).tolist(), 3)
     assert fve.difference() == pytest.approx(expected, abs=1e-6)
     assert 0 < expected < 1
-    figures = {**fve.per_model(), "pooled": fve.pooled(), "difference": fve.difference()}
+    figures = {**fve.per_source(), "pooled": fve.pooled(), "difference": fve.difference()}
     assert fve.all_figures() == figures
     assert list(figures) == ["base", "chat", "pooled", "difference"]
 
@@ -49,7 +49,7 @@ def test_two_models_can_be_explained_well_and_their_difference_not_at_all():
     base, tuning = torch.randn(2, 500, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = torch.cat([base, base + 0.05 * tuning], dim=-1)
     blind = fve_of(x, torch.cat([base, base], dim=-1), layout=PAIR)  # one shared direction per concept
-    assert min(blind.per_model().values()) > 0.99
+    assert min(blind.per_source().values()) > 0.99
     assert blind.difference() == pytest.approx(0)
     assert fve_of(x, x, layout=PAIR).difference() == 1
 
@@ -102,7 +102,7 @@ def test_a_model_that_does_not_vary_has_no_variance_to_explain(constant, dtype):
         guess = 0.5 * x
         guess[:, :2] += blur * torch.randn(1001, 2, dtype=dtype)
         fve = fve_of(x, guess, [333, 668])
-        assert fve.per_model() == pytest.approx({"base": float("nan"), "chat": 0.75}, nan_ok=True)
+        assert fve.per_source() == pytest.approx({"base": float("nan"), "chat": 0.75}, nan_ok=True)
     assert fve_of(x, 0.5 * x, [333, 668]).pooled() == pytest.approx(0.75)
     assert fve_of(x[:1], x[:1]).pooled() != fve_of(x[:1], x[:1]).pooled()
 

@@ -43,7 +43,7 @@ def test_widths_are_derived_from_what_is_given(given, d_models, d_model):
         ({"d_model": 8, "normalize_activations": "layer_norm"}, "activation_scaling='per_model'"),
         ({"d_model": 8, "normalize_activations": "covariance_whitening"}, "mixes the models' coordinates"),
         ({"d_model": 8, "reshape_activations": "hook_z"}, "interleave the models' heads"),
-        ({"d_model": 8, "activation_scales": (1.0,)}, "one positive factor for each of 2 models"),
+        ({"d_model": 8, "activation_scales": (1.0,)}, "one positive factor for each of 2 sources"),
         ({"d_model": 8, "activation_scales": (1.0, 0.0)}, "one positive factor"),
         ({"d_model": 8, "initialisation": "pairs"}, "initialisation='pairs' is not one of"),
         ({"d_model": 8, "reconstruction_loss": "l2"}, "reconstruction_loss='l2' is not one of"),

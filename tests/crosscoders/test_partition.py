@@ -76,7 +76,7 @@ def test_the_gradient_is_exactly_zero_in_foreign_halves_and_elsewhere_that_of_th
     crosscoder.training_forward_pass(step(x, dead=dead)).loss.backward()
     assert (foreign(crosscoder, gradient=True) == 0).all()
     free = copy.deepcopy(crosscoder)
-    free.trainable_rows = lambda rows: rows
+    free.trainable_rows = lambda rows, confinement: rows
     free.zero_grad()
     free.training_forward_pass(step(x, dead=dead)).loss.backward()
     assert (foreign(free, gradient=True) != 0).any()

@@ -122,6 +122,12 @@ class World:
         return slc.synthetic.world_a(0, d_models=(8, 8), probabilities=(0.2, 0.3))
 
     @cached_property
+    def over_layers(self) -> Any:
+        crosscoder = random_crosscoder((8, 8), dtype="float32", threshold=0.1, d_sae=12)
+        crosscoder.cfg.hook_names = slc.synthetic.LayeredWorld(2, 2, 8).layout.hook_names
+        return crosscoder
+
+    @cached_property
     def exploration(self) -> Any:
         return slc.explore(self.crosscoder, self.data, self.diagnosis, examples=self.examples, n_random=2)
 
@@ -275,6 +281,7 @@ OF_TENSORS = {
     "correlations": lambda w: dict(latents=w.latents),
     "counts_below": lambda w: dict(latents=w.latents),
     "decoupled_pairs": lambda w: dict(crosscoder=w.crosscoder, latents=w.latents),
+    "layers_found": lambda w: dict(crosscoder=w.over_layers, world=slc.synthetic.LayeredWorld(2, 2, 8)),
     "delta_norm": lambda w: dict(norms=w.crosscoder.decoder_norms),
     "difference_pca": lambda w: dict(rows=w.rows, n_components=2),
     "mean_difference": lambda w: dict(rows=w.rows),

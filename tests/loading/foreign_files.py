@@ -128,18 +128,18 @@ def dedicated_batchtopk(n_a=2, n_b=3):
     }
 
 
-def gemma(n_layers=4, n=3):
+def gemma(n_layers=4, n=3, width=WIDTH):
     """Files `params_layer_{i}` that read one layer and write it and later ones."""
     random, tensors = randoms(6), {}
     for layer in range(n_layers):
-        w_dec = random(n, n_layers, WIDTH)
+        w_dec = random(n, n_layers, width)
         w_dec[:, :layer] *= 1e-3  # small, and not 0
         tensors |= {
-            f"params_layer_{layer}.w_enc": random(WIDTH, n),
+            f"params_layer_{layer}.w_enc": random(width, n),
             f"params_layer_{layer}.b_enc": random(n),
             f"params_layer_{layer}.threshold": random(n).abs(),
             f"params_layer_{layer}.w_dec": w_dec,
-            f"params_layer_{layer}.b_dec": random(WIDTH),
+            f"params_layer_{layer}.b_dec": random(width),
         }
     return tensors
 

@@ -69,7 +69,7 @@ def test_it_computes_what_its_own_code_computes(tmp_path, name, dtype):
     has_threshold = layout.options.get("theta") or any("threshold" in tensor for tensor in layout.tensors)
     assert crosscoder.cfg.architecture() == ("jumprelu_crosscoder" if has_threshold else "crosscoder")
     assert (crosscoder.cfg.score, crosscoder.cfg.score_norm) == ("sum", layout.score_norm)
-    assert crosscoder.layout.n_models == layout.n_sources
+    assert crosscoder.layout.n_sources == layout.n_sources
 
 
 @assumed

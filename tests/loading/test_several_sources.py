@@ -21,8 +21,9 @@ from tests.loading.foreign_files import (
     gemma_cfg,
     openmoss,
     openmoss_cfg,
-    tokens,
 )
+from tests.loading.foreign_files import tokens as stacked_tokens
+from tests.models.small_models import random_hooked_transformer, some_tokens
 
 SEVERAL = [name for name, layout in LAYOUTS.items() if not layout.is_pair]
 
@@ -43,8 +44,11 @@ def refusal(tmp_path, layout, **options):
 def test_it_has_sources_in_place_of_a_hook_and_a_pair(tmp_path, name):
     crosscoder = loaded(tmp_path, LAYOUTS[name])
     metadata = crosscoder.cfg.metadata
-    assert len(metadata.sources) == crosscoder.layout.n_models == LAYOUTS[name].n_sources
-    assert (metadata.hook_name, metadata.chat_model_name) == (None, None)
+    assert len(metadata.sources) == crosscoder.layout.n_sources == LAYOUTS[name].n_sources
+    hooks = [source["hook_name"] for source in metadata.sources][: len(crosscoder.layout.hook_names)]
+    assert metadata.hook_name == (None if None in hooks else "+".join(hooks))
+    assert len(crosscoder.layout.hook_names) == len(set(crosscoder.layout.hook_names)) > 1
+    assert not crosscoder.layout.is_pair
     with pytest.raises(ValueError, match=r"cannot be set: this .* reads \d activations of one token"):
         slc.load(tmp_path, hook_name="here", **LAYOUTS[name].options)
 
@@ -84,7 +88,7 @@ def test_a_latent_of_gemma_scope_2_reads_one_layer(tmp_path):
         (gemma(), gemma_cfg(layers=(5, 5, 9, 12)), "names 3 layers"),
         (gemma(), gemma_cfg(hf_hook_point_out="model.layers.{6,9,12,15}.output"), "is a transcoder"),
         (gemma(), gemma_cfg(hf_hook_point_in="x", hf_hook_point_out="x"), "expected the outputs of blocks"),
-        (gemma(2), gemma_cfg(layers=(5, 9)), "expected a crosscoder over at least 3"),
+        (gemma(1), gemma_cfg(layers=(5,)), "expected a crosscoder over at least 2"),
         (gemma() | {"params_layer_1.affine_skip_connection": torch.ones(5, 5)}, gemma_cfg(), "affine connection"),
         (gemma() | {"params_layer_1.w_dec": torch.ones(3, 5)}, gemma_cfg(), r"shape \(3, 5\), expected \(3, 4, 5\)"),
         (gemma() | {"params_layer_1.other": torch.ones(3)}, gemma_cfg(), "unknown tensors, params_layer_1.other"),
@@ -100,7 +104,7 @@ def test_what_is_no_crosscoder_of_gemma_scope_2_is_refused(tmp_path, tensors, cf
     ("cfg", "message"),
     [
         (openmoss_cfg(sae_type="clt"), "is a Llamascopium clt, not a crosscoder"),
-        (openmoss_cfg(hook_points=list(HOOKS[:2])), "reads 2 hooks of one model, and cannot be converted"),
+        (openmoss_cfg(hook_points=list(HOOKS[:1])), "reads 1 hook of one model: it is no crosscoder"),
         (openmoss_cfg(hook_points=[*HOOKS, "x"]), "3 heads, but the config beside it names 4 hook_points|unknown tens"),
         (openmoss_cfg(d_model=6), "d_model=6, but the tensors have 5"),
         (openmoss_cfg(expansion_factor=2), "expansion_factor=2, expected 1.8"),
@@ -129,10 +133,26 @@ def test_scales_of_hooks_are_kept(tmp_path):
     assert crosscoder.cfg.activation_scales == pytest.approx([5**0.5 / norm for norm in NORMS])
 
 
-@pytest.mark.parametrize(("n_models", "n_hooks"), [(1, 2), (1, 1)])
-def test_two_hooks_of_one_model_are_not_taken_for_base_and_chat(tmp_path, n_models, n_hooks):
-    layout = Layout(crosscode(n_models, n_hooks), "model.pt", crosscode_cfg(n_models, n_hooks), format="crosscode")
-    assert "this crosscoder has no chat model" in refusal(tmp_path, layout)
+def test_two_hooks_of_one_model_are_not_taken_for_base_and_chat(tmp_path):
+    layout = Layout(crosscode(1, 2), "model.pt", crosscode_cfg(1, 2), format="crosscode", n_sources=2)
+    crosscoder = loaded(tmp_path / "two", layout)
+    assert (crosscoder.layout.n_models, crosscoder.layout.hook_names) == (1, ("hook_0", "hook_1"))
+    with pytest.raises(ValueError, match="its file does not name the hooks"):
+        hook_name_of(crosscoder)
+    alone = Layout(crosscode(1, 1), "model.pt", crosscode_cfg(1, 1), format="crosscode")
+    assert "it is an SAE, and no crosscoder" in refusal(tmp_path / "one", alone)
+
+
+def test_a_published_crosscoder_over_layers_reads_the_model_itself(tmp_path):
+    crosscoder = loaded(tmp_path, Layout(gemma(2, width=16), "", gemma_cfg((0, 1)), format="gemma_scope_2"))
+    model, tokens = random_hooked_transformer(16, seed=1), some_tokens()
+    hooks = [source["hook_name"] for source in crosscoder.cfg.metadata.sources]
+    rows = torch.cat([model.run_with_cache(tokens)[1][hook] for hook in hooks], dim=-1).flatten(0, 1)
+    of_model = slc.EvalData(pair=slc.HookedModelPair(model), tokens=tokens, max_norm_ratio=None)
+    of_rows = slc.EvalData(activations=rows, max_norm_ratio=None)
+    tables = [slc.diagnose(crosscoder, data).latents for data in (of_model, of_rows)]
+    assert tables[0].equals(tables[1])
+    assert set(tables[0].hook_read) == set(hooks)
 
 
 def test_crosscode_names_models_and_hooks(tmp_path):
@@ -154,19 +174,20 @@ def test_biases_that_are_off_are_zero_and_missing_ones_are_refused(tmp_path):
 
 def test_diagnose_describes_the_parts_and_judges_no_latent(tmp_path):
     crosscoder = loaded(tmp_path, LAYOUTS["gemma"])
-    diagnosis = slc.diagnose(crosscoder, slc.EvalData(activations=tokens(4, n=600).flatten(1)), min_active=1)
+    diagnosis = slc.diagnose(crosscoder, slc.EvalData(activations=stacked_tokens(4, n=600).flatten(1)), min_active=1)
     latents = diagnosis.latents
-    norms = torch.tensor(latents[[f"dec_norm_model_{m}" for m in range(4)]].to_numpy())
+    norms = torch.tensor(latents[[f"dec_norm_{name}" for name in crosscoder.layout.names]].to_numpy())
     torch.testing.assert_close(norms, crosscoder.decoder_norms.double(), rtol=1e-5, atol=1e-6)
     assert set(latents["verdict"]) <= {"undefined", "dead", "rare"}
     assert latents["delta_norm"].isna().all()
-    assert "exactly two models" in str(diagnosis.conclusion)
-    assert len([name for name in diagnosis.manifest["fve"] if name.startswith("model_")]) == 4
+    assert "two models at one hook" in str(diagnosis.conclusion)
+    assert len([name for name in diagnosis.manifest["fve"] if name.startswith("blocks.")]) == 4
 
 
 def test_a_pair_has_no_activations_for_it(tmp_path):
-    with pytest.raises(ValueError, match=r"reads 4 activations of a token, cfg.metadata.sources, .*EvalData\("):
-        hook_name_of(loaded(tmp_path, LAYOUTS["gemma"]))
+    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+    with pytest.raises(ValueError, match="was trained on google/gemma-3-270m-pt, but the pair"):
+        slc.diagnose(loaded(tmp_path, LAYOUTS["gemma"]), slc.EvalData(pair=pair, tokens=some_tokens()))
 
 
 @pytest.mark.parametrize("n_a", [0, 2])
@@ -202,7 +223,7 @@ def test_weights_that_the_masks_forbid_are_zero_as_in_its_own_code_and_that_is_s
     with pytest.warns(UserWarning, match="weights that the masks forbid are not 0 in the file"):
         crosscoder = slc.load(edited.write(tmp_path), **layout.options)
     scores, reconstruction, _ = edited.expected()
-    torch.testing.assert_close(crosscoder.encode(tokens().flatten(1)).double(), scores, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(crosscoder.encode(stacked_tokens().flatten(1)).double(), scores, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
-        crosscoder(tokens().flatten(1)).double(), reconstruction.flatten(1), rtol=1e-5, atol=1e-5
+        crosscoder(stacked_tokens().flatten(1)).double(), reconstruction.flatten(1), rtol=1e-5, atol=1e-5
     )

@@ -66,9 +66,13 @@ class TestMembers:
         assert readers == bridges
         assert len(pair.hook_dict) > 50
 
-    def test_one_model_is_no_pair(self):
-        with pytest.raises(ValueError, match="Got 1 models, expected at least two"):
-            slc.HookedModelPair(random_hooked_transformer(16, seed=1))
+    def test_one_model_has_no_chat_model_and_none_is_refused(self):
+        alone = slc.HookedModelPair(random_hooked_transformer(16, seed=1))
+        assert alone.base is alone.members[-1]
+        with pytest.raises(ValueError, match="There is no chat model: this is one model"):
+            _ = alone.chat
+        with pytest.raises(ValueError, match="Got no models"):
+            slc.HookedModelPair()
 
     def test_vocabularies_of_different_size_are_compared_over_the_common_ids(self):
         base, chat = (random_hooked_transformer(16, seed=seed, d_vocab=size) for seed, size in ((1, 50), (2, 60)))

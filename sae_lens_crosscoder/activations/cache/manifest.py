@@ -15,7 +15,7 @@ from filelock import FileLock
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
 from sae_lens_crosscoder.storage.atomic import atomic_write, write_text_atomically
 from sae_lens_crosscoder.storage.checksums import FolderChecksums, digest, file_sha256
 from sae_lens_crosscoder.storage.field_types import naming_file, validate_field_types
@@ -61,8 +61,9 @@ class CacheManifest:
 
     @property
     def layout(self) -> StackedLayout:
-        """The models' slices of the stacked axis."""
-        return StackedLayout(self.d_models)
+        """The sources' slices of the stacked axis; a file holds one model's, at all hooks."""
+        hooks = split_hooks(self.hook_name)
+        return StackedLayout(self.d_models, hooks if len(hooks) > 1 else ())
 
     @property
     def n_tokens(self) -> int:
@@ -72,7 +73,8 @@ class CacheManifest:
     @property
     def bytes_per_token(self) -> dict[str, int]:
         """Bytes per token in each file of a shard, by the name of its content: a model, or `tokens` for their ids."""
-        widths = zip(self.layout.names, self.d_models, strict=True)
+        of_models = self.layout.of_models
+        widths = zip(of_models.names, of_models.d_models, strict=True)
         return {TOKENS: TOKEN_DTYPE.itemsize} | {name: width * DTYPES[self.dtype].itemsize for name, width in widths}
 
     @property
@@ -104,9 +106,8 @@ class CacheManifest:
                 continue
             mine, theirs = getattr(self, field.name), getattr(second, field.name)
             if field.name == "weights_sha256":
-                changed = [
-                    name for name, a, b in zip(self.layout.names, mine or (), theirs or (), strict=False) if a != b
-                ]
+                names = self.layout.of_models.names
+                changed = [name for name, a, b in zip(names, mine or (), theirs or (), strict=False) if a != b]
                 if changed:
                     return f"the {' and the '.join(changed)} model had other weights under the same name"
                 continue
@@ -193,8 +194,8 @@ class CacheManifest:
         manifest = cls(**values)
         for name in ("model_names", "weights_sha256"):
             entries = getattr(manifest, name)
-            if entries is not None and len(entries) != len(manifest.d_models):
-                raise ValueError(f"`{name}` has {len(entries)} entries for {len(manifest.d_models)} models")
+            if entries is not None and len(entries) != manifest.layout.n_models:
+                raise ValueError(f"`{name}` has {len(entries)} entries for {manifest.layout.n_models} models")
         return manifest
 
 

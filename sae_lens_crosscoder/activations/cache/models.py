@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from jaxtyping import Bool, Int
@@ -32,7 +33,7 @@ from sae_lens_crosscoder.models.token_replacements import (
     replacement_ids,
     validate_ids_of,
 )
-from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
 from sae_lens_crosscoder.storage.checksums import fingerprint
 
 Loader = Callable[[], nn.Module]
@@ -57,6 +58,7 @@ class CacheModels:
     loaders: tuple[Loader, ...]
     model_names: tuple[str, ...] | None
     d_models: tuple[int, ...]
+    """Widths of all sources."""
     weights_sha256: tuple[str, ...]
     """Fingerprint of each model's weights."""
     token_replacements: dict[str, str]
@@ -89,6 +91,11 @@ class CacheModels:
             sources = _of_pair(models)
         else:
             sources = _of_names(models, loading or {})
+        if len(sources.loaders) * len(split_hooks(hook_name)) == 1:
+            raise ValueError(
+                f"There is one model and one hook, {hook_name!r}: a crosscoder reads several activations. Pass two "
+                "models, or join several hooks by '+'."
+            )
         validate_padding(tokens, token_mask, sources.tokenizer)
         looked_at = LookedAt.of(tokens[:N_CONTEXTS], token_mask[:N_CONTEXTS], sources.tokenizer)
         weights: list[str] = []
@@ -96,7 +103,8 @@ class CacheModels:
         names = StackedLayout((1,) * len(sources.loaders)).names
         for name, load in zip(names, sources.loaders, strict=True):
             model: Any = load()
-            validate_hook_name(hook_name, model.hook_dict)
+            for each in split_hooks(hook_name):
+                validate_hook_name(each, model.hook_dict)
             validate_ids_of(model, f"the {name} model", tokens, {} if name == names[-1] else sources.replaced_ids)
             views.append(view(model, name, looked_at, hook_name))
             weights.append(fingerprint(model.parameters()))
@@ -104,7 +112,7 @@ class CacheModels:
         return cls(
             sources.loaders,
             sources.model_names,
-            tuple(seen.activations.shape[-1] for seen in views),
+            tuple(chain.from_iterable(seen.d_models for seen in views)),
             tuple(weights),
             sources.token_replacements,
             compare(views, looked_at, hook_name),
@@ -119,8 +127,11 @@ def _of_pair(pair: HookedModelPair) -> _Sources:
 
 
 def _of_names(models: Sequence[str], loading: Mapping[str, Any]) -> _Sources:
-    if isinstance(models, str) or len(models) < 2:
-        raise ValueError(f"models={models!r} must be a HookedModelPair, or the names of the base and the chat model.")
+    if isinstance(models, str) or not models:
+        raise ValueError(
+            f"models={models!r} must be a HookedModelPair, or a list of the names of the base and the chat model, or "
+            "of one model."
+        )
     defaults = {"device": "cpu", "dtype": "float32", "model_class_name": "HookedTransformer"}
     options: dict[str, Any] = {**defaults, **loading}
     if len(models) == 2 and share_weights(models, (options["device"],) * 2):

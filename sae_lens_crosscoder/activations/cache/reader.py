@@ -69,7 +69,7 @@ class ActivationCache:
 
     @property
     def layout(self) -> StackedLayout:
-        """The models' slices of the stacked axis."""
+        """The sources' slices of the stacked axis."""
         return self.manifest.layout
 
     @property
@@ -113,7 +113,7 @@ class ActivationCache:
         for shard in range(len(self.manifest.shards)):
             parts = self.parts(shard)
             for start in range(0, len(parts[0]), _ROWS_IN_ORDER):
-                yield self.layout.stack([part[start : start + _ROWS_IN_ORDER] for part in parts])
+                yield self.layout.of_models.stack([part[start : start + _ROWS_IN_ORDER] for part in parts])
 
     def shuffled(
         self,
@@ -176,11 +176,12 @@ class ActivationCache:
         self._verified.add(path)
 
     def parts(self, shard: int) -> list[Float[Tensor, "token _"]]:
-        """Each model's rows of a shard, verified when they are first read."""
+        """Each model's rows of a shard, at all hooks, verified when they are first read."""
+        of_models = self.layout.of_models
         n_tokens = self.manifest.shards[shard].n_tokens
         return [
             load_part(self._part(shard, name), n_tokens, d_model, self.manifest.dtype)
-            for name, d_model in zip(self.layout.names, self.layout.d_models, strict=True)
+            for name, d_model in zip(of_models.names, of_models.d_models, strict=True)
         ]
 
     def _part(self, shard: int, name: str) -> Path:
@@ -252,7 +253,7 @@ class _ShuffledBlocks(Iterator[Tensor]):
             self._parts, self._shard = self._cache.parts(shard), shard
         self._n_read += 1
         rows = slice(block * self._block_size, (block + 1) * self._block_size)
-        return self._cache.layout.stack([part[rows] for part in self._parts])
+        return self._cache.layout.of_models.stack([part[rows] for part in self._parts])
 
     def _shuffled_blocks(self, seed: int, n_passes: int | None) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(seed)

@@ -55,12 +55,14 @@ def cache_activations(
     loading: Mapping[str, Any] | None = None,
     worker: tuple[int, int] = (0, 1),
 ) -> ActivationCache:
-    """Write both models' activations at one hook to disk; called again after an interruption, it resumes.
+    """Write both models' activations at a hook to disk; called again after an interruption, it resumes.
 
     A loaded pair writes shard after shard, which an `ActivationCache` with `wait` can read meanwhile. Models given by
     name are loaded one at a time (and once before, to check them), so that memory holds only one: the base model writes
     all shards, then the chat model does. Models that differ in an adapter share one copy of their weights, so they are
     loaded together, and layers below the adapter run once.
+
+    Several hooks, joined by `+`, are read in one pass of each model, of which there may then be only one.
 
     The models are compared on the first contexts before anything is written; the manifest keeps the numbers.
 
@@ -107,7 +109,7 @@ def cache_activations(
     folder = Path(path)
     manifest = _begin_or_resume(folder, manifest)
     own_shards = range(worker[0], len(shards), worker[1])
-    loaders = dict(zip(manifest.layout.names, sources.loaders, strict=True))
+    loaders = dict(zip(manifest.layout.of_models.names, sources.loaders, strict=True))
     try:
         if not token_mask.all():
             _write_contexts(folder, tokens, token_mask)

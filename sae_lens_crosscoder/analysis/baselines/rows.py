@@ -122,7 +122,7 @@ def _source(data: EvalData, hook_name: str | None) -> tuple[RawSource, StackedLa
             layout = StackedLayout((data.activations.shape[-1] // 2,) * 2)
         else:
             raise ValueError("activations must be one tensor (token, 2 * d_model), base first, or an ActivationCache.")
-    if layout.n_models != 2 or not layout.same_width:
+    if not layout.is_pair or not layout.same_width:
         raise ValueError(
             f"The difference needs two models of one width, but the widths are {layout.d_models}. Compare models that "
             "share their basis, such as a model and its fine-tune."

@@ -29,7 +29,7 @@ def rho(base: Float[Tensor, "d_sae d_model"], chat: Float[Tensor, "d_sae d_model
 def rho_of(crosscoder: InferenceCrosscoder) -> Float[Tensor, " d_sae"]:
     """rho of every latent in float64; nan for all unless there are two models of one width."""
     layout = crosscoder.layout
-    if layout.n_models != 2 or not layout.same_width:
+    if not layout.is_pair or not layout.same_width:
         return torch.full((crosscoder.cfg.d_sae,), float("nan"), dtype=torch.float64)
     scaled = crosscoder.W_dec.detach().double() * layout.expand(crosscoder.activation_scales).double()
     return rho(*layout.split(scaled)).cpu()

@@ -15,7 +15,7 @@ from sae_lens_crosscoder.analysis.contrasts.group_differences import GroupDiffer
 from sae_lens_crosscoder.analysis.contrasts.shares import delta_contrast, shares
 from sae_lens_crosscoder.analysis.tables.rows import validate_rows
 from sae_lens_crosscoder.arguments import validate_arguments
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference, validate_one_hook
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -74,6 +74,7 @@ def concepts(
         ValueError: for contrasts with one name, or without the pair that they need.
     """
     crosscoder = validate_inference(crosscoder, "concepts")
+    validate_one_hook(crosscoder, "concepts")
     if target not in ("model", "difference"):
         raise ValueError(f"target={target!r} must be 'model' or 'difference'.")
     if target == "difference":
@@ -119,7 +120,7 @@ def harvested_rows(
 def validate_comparable(crosscoder: InferenceCrosscoder, purpose: str) -> None:
     """Raise a ValueError unless the crosscoder reads two models of one width."""
     layout = crosscoder.layout
-    if layout.n_models != 2 or not layout.same_width:
+    if not layout.is_pair or not layout.same_width:
         raise ValueError(f"{purpose} need two models of one width, but this crosscoder reads {layout.d_models}.")
 
 
@@ -163,7 +164,7 @@ def _carrier(
         base, chat = crosscoder.decoder_biases
         bias = (chat - base).detach().double().cpu()
         row["share_of_biases"] = float(bias @ vector / vector.square().sum())
-    if crosscoder.layout.n_models == 2:
+    if crosscoder.layout.is_pair:
         scaled = crosscoder.W_dec.detach().double() * crosscoder.layout.expand(crosscoder.activation_scales).double()
         row["delta_contrast"] = delta_contrast(held_out.feature_acts, *crosscoder.layout.split(scaled.cpu()))
     is_carried = bool(table["share"].iloc[0] > LEAST_SHARE)

@@ -103,7 +103,7 @@ def _n_neighbours(
 
 def _validate_comparable(crosscoder: InferenceCrosscoder) -> None:
     layout = crosscoder.layout
-    if layout.n_models != 2 or not layout.same_width:
+    if not layout.is_pair or not layout.same_width:
         raise ValueError(
             f"Decoders of models of widths {layout.d_models} have no cosine, so latents cannot be paired by it: this "
             "needs two models of the same width."

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
-from sae_lens_crosscoder.analysis.diagnosis.classes import labels_of
+from sae_lens_crosscoder.analysis.diagnosis.classes import labels_of, norms_of_pair
 from sae_lens_crosscoder.analysis.inputs import DataSource, data_source
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, labelled_parts
 from sae_lens_crosscoder.arguments import validate_arguments
@@ -151,7 +151,7 @@ def _evidence(
     maxima: Float[Tensor, "pair 2"],
     sums: ActivationDivergence,
 ) -> pd.DataFrame:
-    labels = labels_of(crosscoder.decoder_norms)
+    labels = labels_of(norms_of_pair(crosscoder.decoder_norms, crosscoder.layout))
     evidence = latent_pairs.assign(divergence=sums.divergence().cpu().numpy(), n_high=sums.n_high.cpu().numpy())
     for side, name in enumerate(("chat", "base")):
         evidence[f"n_only_{name}"] = sums.n_only[:, side].cpu().numpy()

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.stacking import StackedLayout
 
 CLASS_BORDERS = (0.1, 0.4, 0.6, 0.9)
 """On Delta_norm: base_only is below the first, shared between the middle two, chat_only above the last."""
@@ -16,7 +17,7 @@ ONE_SIDED = ("chat_only", "base_only")
 def delta_norm(norms: Float[Tensor, "d_sae model"]) -> Float[Tensor, " d_sae"]:
     """`1/2 ((n_chat - n_base) / max(n_chat, n_base) + 1)`: 0 is base-only, 1/2 equal norms, 1 chat-only.
 
-    nan for a latent that writes to neither model, and for every latent unless there are exactly two models.
+    nan for a latent that writes to neither model, and for every latent unless there are exactly two norms.
 
     >>> delta_norm(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0], [0.0, 0.0]]))
     tensor([0.0000, 0.5000, 1.0000,    nan])
@@ -25,6 +26,14 @@ def delta_norm(norms: Float[Tensor, "d_sae model"]) -> Float[Tensor, " d_sae"]:
         return torch.full_like(norms[..., 0], float("nan"))
     base, chat = norms.unbind(dim=-1)
     return ((chat - base) / norms.amax(dim=-1) + 1) / 2  # 0 / 0 is nan, as it should be
+
+
+def norms_of_pair(norms: Float[Tensor, "d_sae source"], layout: StackedLayout) -> Float[Tensor, "d_sae source"]:
+    """Decoder norms that Delta_norm compares, those of two models at one hook; nan for every other layout.
+
+    Two layers of one model also have two norms, which are no base and chat.
+    """
+    return norms if layout.is_pair else torch.full_like(norms, torch.nan)
 
 
 def label(delta: float) -> str:

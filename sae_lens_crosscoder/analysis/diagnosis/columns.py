@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_lens_crosscoder.analysis.changed.rho import rho_of
-from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED, delta_norm, labels_of
+from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED, delta_norm, labels_of, norms_of_pair
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
 from sae_lens_crosscoder.analysis.diagnosis.verdict import (
@@ -27,7 +27,7 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 def one_sided_latents(crosscoder: InferenceCrosscoder) -> Int[Tensor, " chosen"]:
     """Latents of class chat_only or base_only, which follow from the decoder norms alone."""
-    labels = labels_of(crosscoder.decoder_norms)
+    labels = labels_of(norms_of_pair(crosscoder.decoder_norms, crosscoder.layout))
     return torch.tensor([latent for latent, name in enumerate(labels) if name in ONE_SIDED], dtype=torch.int64)
 
 
@@ -48,7 +48,8 @@ def latent_table(
     scaling = centred.scaling
     norms = crosscoder.decoder_norms.detach().double()
     n_active = scaling.n_active
-    columns: dict[str, Tensor] = {"delta_norm": delta_norm(norms)}
+    compared = norms_of_pair(norms, crosscoder.layout)
+    columns: dict[str, Tensor] = {"delta_norm": delta_norm(compared)}
     for name, norm in zip(crosscoder.layout.names, norms.unbind(dim=-1), strict=True):
         columns[f"dec_norm_{name}"] = norm
     columns |= _cosines(crosscoder)
@@ -65,13 +66,16 @@ def latent_table(
     if reconstructed is not None:
         columns |= _basis_free_columns(crosscoder, free, reconstructed)
     if len(set(crosscoder.activation_scales.tolist())) > 1 or crosscoder.cfg.activation_means is not None:
-        columns["delta_norm_raw"] = delta_norm(crosscoder.layout.norms(crosscoder.W_dec.detach().double()))
+        raw = crosscoder.layout.norms(crosscoder.W_dec.detach().double())
+        columns["delta_norm_raw"] = delta_norm(norms_of_pair(raw, crosscoder.layout))
         for target in ("error", "reconstruction"):
             columns[f"nu_{target}_raw"] = scaling.nu(target, space="raw")
     table = pd.DataFrame({name: column.detach().cpu().numpy() for name, column in columns.items()})
     table.index.name = "latent"
-    table.insert(1, "label", labels_of(norms))
+    table.insert(1, "label", labels_of(compared))
     table["nu_kind"] = nu_kind(crosscoder)
+    if hook_names := crosscoder.layout.hook_names:
+        table.insert(2, "hook_read", [hook_names[hook] for hook in crosscoder.hooks_read.tolist()])
     if (partition := crosscoder.cfg.partition) is not None:
         table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
@@ -90,7 +94,7 @@ def _shares_of_median(max_activation: pd.Series, norms: Tensor) -> pd.Series:
 
 def nu_kind(crosscoder: InferenceCrosscoder) -> NuKind:
     """Return how nu is measured for the models of this crosscoder."""
-    if crosscoder.layout.n_models != 2:
+    if not crosscoder.layout.is_pair:
         return "undefined"
     return "along_decoder" if crosscoder.layout.same_width else "basis_free"
 
@@ -163,7 +167,7 @@ def _centred_columns(centred: CentredScaling) -> dict[str, Tensor]:
 def _cosines(crosscoder: InferenceCrosscoder) -> dict[str, Tensor]:
     """Cosine between the models' decoders and encoders, nan where there is none, and the encoders' norm ratio."""
     layout = crosscoder.layout
-    if not layout.same_width or layout.n_models != 2:
+    if not layout.same_width or not layout.is_pair:
         missing = torch.full((crosscoder.cfg.d_sae,), float("nan"))
         return {"cos_sim": missing, "enc_cos_sim": missing, "enc_norm_ratio": missing}
     W_dec, W_enc = crosscoder.W_dec.detach().double(), crosscoder.W_enc.detach().double().T

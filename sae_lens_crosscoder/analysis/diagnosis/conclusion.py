@@ -153,7 +153,7 @@ def _nothing_to_read(evidence: Evidence) -> str | None:
         return (
             f"no latent fires on the {evidence.n_tokens:,} tokens; use data like that of the training, or train longer"
         )
-    return "Delta_norm is undefined for every live latent; it compares the decoder norms of exactly two models"
+    return "Delta_norm is undefined for every live latent; it compares the decoder norms of two models at one hook"
 
 
 def _too_little_explained(evidence: Evidence) -> str | None:

@@ -36,7 +36,7 @@ class FreeDirections(Accumulator):
         zeros = torch.zeros(len(latents), crosscoder.cfg.d_in, dtype=torch.float64, device=self.latents.device)
         self._f_error, self._f3_error = zeros, zeros.clone()
         self._f1, self._f2, self._f4 = (torch.zeros_like(zeros[:, :1]) for _ in range(3))
-        self._f2_error2 = zeros.new_zeros(len(latents), crosscoder.layout.n_models)
+        self._f2_error2 = zeros.new_zeros(len(latents), crosscoder.layout.n_sources)
         self._f2_per_error = torch.zeros_like(self._f2_error2)
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ class FreeDirections(Accumulator):
     def angles(self) -> Float[Tensor, " chosen"]:
         """Degrees between the models' v: nan where either is below its noise floor, and unless two widths are equal."""
         layout = self.crosscoder.layout
-        if layout.n_models != 2 or not layout.same_width:
+        if not layout.is_pair or not layout.same_width:
             return self._f2.new_full((len(self.latents),), torch.nan)
         base, chat = self.directions()
         cosine = torch.nn.functional.normalize(base, dim=-1) * torch.nn.functional.normalize(chat, dim=-1)
@@ -106,21 +106,21 @@ class FreeDirections(Accumulator):
         """
         details = getattr(self.crosscoder.cfg.metadata, "training_architecture_details", None) or {}
         mu, layout = details.get("l1_coefficient"), self.crosscoder.layout
-        if mu is None or layout.n_models != 2:
+        if mu is None or not layout.is_pair:
             return self._f2.new_full((len(self.latents),), torch.nan)
         if self.crosscoder.cfg.score != "sum":
             return self._f2.new_zeros(len(self.latents))
         own = self.crosscoder.decoder_norms[self.latents].argmax(dim=-1, keepdim=True)
         gain = 2 * self._f2
         if details.get("reconstruction_loss") == "l2_norm":
-            gain = self._f2_per_error.gather(-1, 1 - own) / layout.n_models
+            gain = self._f2_per_error.gather(-1, 1 - own) / layout.n_sources
             gain = gain / self.crosscoder.activation_scales.double()[1 - own]
         return (mu * self._f1 / (gain * self.norms().gather(-1, own)))[:, 0]
 
     def columns(self) -> Mapping[str, Float[Tensor, " d_sae"]]:
         """Columns of the latent table; nan for latents that were not chosen."""
         norms, noise = self.norms(), self.noise()
-        of_pair = 1.0 if self.crosscoder.layout.n_models == 2 else torch.nan
+        of_pair = 1.0 if self.crosscoder.layout.is_pair else torch.nan
         parts = {
             "nu_free": norms[:, 0] / norms[:, -1] * of_pair,
             "angle_degrees": self.angles(),

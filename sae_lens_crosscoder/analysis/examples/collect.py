@@ -79,6 +79,7 @@ def collect_examples(
         "window": list(window),
         "sample_seed": seed,
         "d_models": list(crosscoder.layout.d_models),
+        "hook_names": list(crosscoder.layout.hook_names),
         "context_size": tokens.shape[1],
         "n_tokens": windows.n_tokens,
         "max_norms": None if source.limits.max_norms is None else list(source.limits.max_norms),

@@ -137,6 +137,7 @@ class ExamplesFile:
             remedy = f"Latent {latent} is affected. Make the file again with slc.analysis.collect_examples."
             raise ValueError(mismatch(self.path, remedy))
         n_top, n_quantiles = self.manifest["n_top"], self.manifest["n_quantiles"]
+        layout = StackedLayout(tuple(self.manifest["d_models"]), tuple(self.manifest.get("hook_names", ())))
         top = self._examples(rows, slice(0, n_top))
         sample = self._examples(rows, slice(n_top, None))
         bands: list[list[Example]] = [[] for _ in range(n_quantiles)]
@@ -148,7 +149,7 @@ class ExamplesFile:
             b_enc=float(rows["b_enc"]),
             top=tuple(top),
             quantiles=tuple(map(tuple, bands)),
-            model_names=StackedLayout(tuple(self.manifest["d_models"])).names,
+            model_names=layout.names,
         )
 
     def _examples(self, rows: Mapping[str, Tensor], slots: slice) -> list[Example]:

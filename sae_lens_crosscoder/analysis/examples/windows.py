@@ -93,7 +93,7 @@ class ExampleWindows:
         shape = (d_sae, n_top + n_sampled, len(self._offsets))
         self.token_ids = torch.full(shape, -1, dtype=torch.int32, device=device)
         self.scores = torch.full(shape, torch.nan, device=device)
-        self.shares = torch.full((*shape, crosscoder.layout.n_models), torch.nan, device=device)
+        self.shares = torch.full((*shape, crosscoder.layout.n_sources), torch.nan, device=device)
 
     @torch.no_grad()
     def add(self, activations: Float[Tensor, "token d_in"], spans: TokenSpans) -> None:

@@ -39,7 +39,7 @@ class ReconstructedDirections(Accumulator):
         self._y = torch.zeros(crosscoder.cfg.d_in, dtype=torch.float64, device=device)
         self._f_y, self._f2_y = (self._y.new_zeros(len(latents), crosscoder.cfg.d_in) for _ in range(2))
         self._f1, self._f2 = (self._y.new_zeros(len(latents), 1) for _ in range(2))
-        self._f2_y2 = self._y.new_zeros(len(latents), crosscoder.layout.n_models)
+        self._f2_y2 = self._y.new_zeros(len(latents), crosscoder.layout.n_sources)
 
     @torch.no_grad()
     def add(

@@ -56,7 +56,7 @@ class LatentScaling(Accumulator):
         self.is_control = probes is not None
         """True if directions other than the decoders are probed."""
         self.probes = [probe.detach() for probe in (crosscoder.decoders if probes is None else probes)]
-        self.comparable = crosscoder.layout.same_width and crosscoder.layout.n_models == 2
+        self.comparable = crosscoder.layout.same_width and crosscoder.layout.is_pair
         self.n_tokens = 0
         self._block_size = block_size
         d_sae = crosscoder.cfg.d_sae

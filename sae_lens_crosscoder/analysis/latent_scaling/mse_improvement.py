@@ -19,7 +19,7 @@ class TargetEnergies:
 
     def __init__(self, crosscoder: InferenceCrosscoder) -> None:
         self.crosscoder = crosscoder
-        zeros = torch.zeros(crosscoder.layout.n_models, dtype=torch.float64, device=crosscoder.W_dec.device)
+        zeros = torch.zeros(crosscoder.layout.n_sources, dtype=torch.float64, device=crosscoder.W_dec.device)
         self.activation, self.reconstruction, self.error = zeros, zeros.clone(), zeros.clone()
 
     @torch.no_grad()

@@ -124,7 +124,7 @@ class _Sums:
 
 
 def _pairs(crosscoder: InferenceCrosscoder, latents: pd.DataFrame) -> pd.DataFrame:
-    if not (crosscoder.layout.same_width and crosscoder.layout.n_models == 2):  # whose decoders have no cosine
+    if not (crosscoder.layout.same_width and crosscoder.layout.is_pair):  # whose decoders have no cosine
         return pd.DataFrame({name: [] for name in ("chat_latent", "base_latent", "cosine", "isolated")})
     return decoupled_pairs(crosscoder, latents)
 

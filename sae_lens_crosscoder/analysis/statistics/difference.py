@@ -47,7 +47,7 @@ def difference_shares(crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " 
     """
     crosscoder = validate_inference(crosscoder, "difference_shares")
     layout = crosscoder.layout
-    if layout.n_models != 2 or not layout.same_width:
+    if not layout.is_pair or not layout.same_width:
         raise ValueError(
             f"difference_shares needs two models of the same width, but this crosscoder reads widths {layout.d_models}."
         )

@@ -110,4 +110,5 @@ def with_caches(pair: HookedModelPair) -> HookedModelPair | None:
         return None
     cached_pair = HookedModelPair(*members)
     cached_pair.hook_dict, cached_pair.splices = pair.hook_dict, pair.splices
+    cached_pair.joined_hooks = pair.joined_hooks
     return cached_pair

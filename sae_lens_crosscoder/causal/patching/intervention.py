@@ -1,6 +1,6 @@
 """Interventions on latents, as what they add to the models' activations: pure maths, no models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -52,18 +52,25 @@ class Intervention:
         used = self.limits.ordinary(stacked)[..., None].to(hidden_pre.device)
         return hidden_pre.relu() * (hidden_pre > self.threshold) * used
 
-    def deltas(self, stacked: Float[Tensor, "*batch d_in"] | None) -> tuple[Float[Tensor, "*_ _"] | None, ...]:
-        """The edit added to each model's activation; a single vector where it is the same at every position.
+    def deltas(
+        self, stacked: Float[Tensor, "*batch d_in"] | None, now: Mapping[int, Sequence[Tensor]] | None = None
+    ) -> tuple[Float[Tensor, "*_ _"] | None, ...]:
+        """The edit added to each source's activation; a single vector where it is the same at every position.
 
         Args:
-            stacked: both models' unedited activations; None is allowed if the intervention does not read them.
+            stacked: unedited activations of all sources; None is allowed if the intervention does not read them.
+            now: by the place of a hook among several, each model's activation there as earlier edits made it, to which
+                the edit is added; by default the unedited ones.
         """
         written = self.directions
         if self.reads_activations:
             assert stacked is not None
             f = self.feature_acts(stacked)
             written = [None if direction is None else f @ direction for direction in self.directions]
-            for m, part in enumerate(self.layout.split(stacked)):
+            parts = list(self.layout.split(stacked))
+            for place, edited in (now or {}).items():
+                parts[place :: len(self.layout.hook_names)] = edited
+            for m, part in enumerate(parts):
                 if self.input_factors[m] != 0:
                     written[m] = _sum_present(written[m], self.input_factors[m] * part.to(f))
         deltas = [_sum_present(*parts) for parts in zip(written, self.constants, strict=True)]
@@ -180,8 +187,8 @@ def _direction(decoders: Sequence[Tensor], m: int, how: How, coefficient: float)
 
 def _targets(layout: StackedLayout, how: How, model: ModelName | None) -> Sequence[int]:
     if model is not None:
-        return [layout.names.index(model)]
-    return [0] if how in CARRIES else range(layout.n_models)
+        return layout.of_model(model)
+    return [0] if how in CARRIES else range(layout.n_sources)
 
 
 def _validated_ids(latent_ids: Any, crosscoder: InferenceCrosscoder) -> slice | Tensor:
@@ -236,9 +243,9 @@ def _validate_combination(
     layout = crosscoder.layout
     if how not in get_args(How):
         raise ValueError(f"Unknown how={how!r}: expected one of {get_args(How)}.")
-    if model is not None and model not in layout.names:
-        raise ValueError(f"Unknown model={model!r}: expected one of {layout.names}, or None.")
-    if how in CARRIES and (layout.n_models != 2 or not layout.same_width):
+    if model is not None and not layout.of_model(model):
+        raise ValueError(f"Unknown model={model!r}: expected one of {layout.of_models.names}, or None.")
+    if how in CARRIES and (not layout.is_pair or not layout.same_width):
         raise ValueError(
             f"how={how!r} carries directions between models, but the crosscoder reads widths {layout.d_models}. Only "
             "two models of one width share a basis: use 'ablate', 'scale' or 'steer'."

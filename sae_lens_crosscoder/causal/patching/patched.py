@@ -23,9 +23,9 @@ from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.models.hook_access import validate_hook_name
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.patch_state import PatchState
-from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
 
-HookFunction = Callable[..., Tensor]
+HookFunction = Callable[..., Tensor | None]
 
 
 @validate_arguments
@@ -48,6 +48,9 @@ def patched(
     Blocks nest: edits at one hook add up, and each reads the latents from the activations before any patch at that
     hook. The hooks are removed on exit, also after an exception.
 
+    A crosscoder over several hooks edits all of them. Latents are read from unedited activations, and a later hook's
+    edit is added to what earlier ones made of the activation there, as plain TransformerLens hooks do.
+
     Args:
         host: the pair; each forward pass then costs one more pass of both models up to the hook. `steer` reads no
             activations, so it also takes one model alone (`model` names it), and holds while that model generates,
@@ -69,27 +72,31 @@ def patched(
     if isinstance(host, HookedModelPair):
         hook_name = validate_pair(crosscoder, host)
         _validate_reader(crosscoder.layout, read_by)
+        make = _joined_hooks if crosscoder.layout.hook_names else _pair_hook
         with (
-            _pair_hook(host.patch_state, hook_name, crosscoder.layout, edit, positions, read_by) as hook,
-            host.hooks(fwd_hooks=[(hook_name, hook)]),
+            make(host.patch_state, hook_name, crosscoder.layout, edit, positions, read_by) as hooks,
+            host.hooks(fwd_hooks=[*hooks]),
         ):
             yield host
         return
     if not hasattr(host, "hook_dict"):
         raise ValueError(f"host is a {type(host).__name__}, expected a HookedModelPair or one of its models.")
-    hook_name = hook_name_of(crosscoder)
-    validate_hook_name(hook_name, host.hook_dict)
-    _validate_single_model(how, model, read_by)
-    delta = edit.deltas(None)[crosscoder.layout.names.index(str(model))]
-    with host.hooks(fwd_hooks=[(hook_name, _model_hook(delta, positions))]):
+    hook_names, layout = split_hooks(hook_name_of(crosscoder)), crosscoder.layout
+    for hook_name in hook_names:
+        validate_hook_name(hook_name, host.hook_dict)
+    name = layout.of_models.names[0] if layout.n_models == 1 else model
+    _validate_single_model(how, name, read_by)
+    deltas = edit.deltas(None)
+    at_hooks = [_model_hook(deltas[place], positions) for place in layout.of_model(str(name))]
+    with host.hooks(fwd_hooks=list(zip(hook_names, at_hooks, strict=True))):
         yield host
 
 
 @contextmanager
 def _pair_hook(
     state: PatchState, hook_name: str, layout: StackedLayout, edit: Intervention, positions: Tensor | None, read_by: str
-) -> Generator[HookFunction]:
-    """The hook function of one patch; the outermost patch at a hook keeps the unedited activation for nested ones."""
+) -> Generator[list[tuple[str, HookFunction]]]:
+    """The hook of one patch, and its function; the outermost patch keeps the unedited activation for nested ones."""
     outermost = hook_name not in state.unedited
 
     def edit_stacked(stacked: Tensor, hook: HookPoint) -> Tensor:
@@ -104,7 +111,39 @@ def _pair_hook(
 
     state.unedited.setdefault(hook_name)
     try:
-        yield edit_stacked
+        yield [(hook_name, edit_stacked)]
+    finally:
+        if outermost:
+            del state.unedited[hook_name]
+
+
+@contextmanager
+def _joined_hooks(
+    state: PatchState, hook_name: str, layout: StackedLayout, edit: Intervention, positions: Tensor | None, read_by: str
+) -> Generator[list[tuple[str, HookFunction]]]:
+    """The hook functions of one patch at several hooks: one reads all of them at once, and one edits at each."""
+    outermost, n_hooks = hook_name not in state.unedited, len(layout.hook_names)
+
+    def read(stacked: Tensor, hook: HookPoint) -> None:
+        if outermost:
+            state.unedited[hook_name] = stacked
+
+    def editing(place: int) -> HookFunction:
+        here = StackedLayout(layout.d_models[place::n_hooks])
+
+        def edit_stacked(stacked: Tensor, hook: HookPoint) -> Tensor:
+            deltas = edit.deltas(state.unedited[hook_name], now={place: here.split(stacked)})[place::n_hooks]
+            mask = _mask_of_pass(positions, state, stacked.shape[1])
+            parts = [_added(part, delta, mask) for part, delta in zip(here.split(stacked), deltas, strict=True)]
+            if read_by == "chat":
+                parts[-1] = parts[0]
+            return here.stack(parts)
+
+        return edit_stacked
+
+    state.unedited.setdefault(hook_name)
+    try:
+        yield [(hook_name, read), *((name, editing(place)) for place, name in enumerate(split_hooks(hook_name)))]
     finally:
         if outermost:
             del state.unedited[hook_name]
@@ -150,6 +189,8 @@ def _added(activation: Tensor, delta: Tensor | None, positions: Tensor | None) -
 def _validate_reader(layout: StackedLayout, read_by: str) -> None:
     if read_by not in ("own", "chat"):
         raise ValueError(f"Unknown read_by={read_by!r}: expected 'own' or 'chat'.")
+    if read_by == "chat" and layout.n_models == 1:
+        raise ValueError("read_by='chat' needs two models, but the crosscoder reads one. Leave read_by='own'.")
     if read_by == "chat" and not layout.same_width:
         raise ValueError(
             f"read_by='chat' hands the base model's activation to the chat model, but the widths are {layout.d_models}."

@@ -71,12 +71,12 @@ def splice_evals(
         stacked = pair.activations(batch, hook_name).to(crosscoder.W_dec)
         spliced = [crosscoder.decode(crosscoder.encode(stacked)), torch.zeros_like(stacked), mean.expand_as(stacked)]
         used = limits.ordinary(stacked)[..., None]
-        parts = [layout.split(torch.where(used, activation, stacked)) for activation in spliced]
+        parts = [layout.of_models.split(torch.where(used, activation, stacked)) for activation in spliced]
         for m, model in enumerate(pair.members):
-            sums[m] += _sums(model, batch, selected, hook_name, [by_model[m] for by_model in parts])
-    return pd.DataFrame([_row(per_token) for per_token in (sums / n_scored).unbind()], index=list(layout.names)).assign(
-        n_tokens=n_scored
-    )
+            replaced = [layout.at_hooks(by_model[m], m, hook_name) for by_model in parts]
+            sums[m] += _sums(model, batch, selected, replaced)
+    rows = [_row(per_token) for per_token in (sums / n_scored).unbind()]
+    return pd.DataFrame(rows, index=list(layout.of_models.names)).assign(n_tokens=n_scored)
 
 
 def _predicting(tokens: Tensor, scored: Tensor) -> Bool[Tensor, "prompt pos"]:
@@ -93,7 +93,7 @@ def _predicting(tokens: Tensor, scored: Tensor) -> Bool[Tensor, "prompt pos"]:
 
 
 def _sums(
-    model: torch.nn.Module, tokens: Tensor, selected: Tensor, hook_name: str, spliced: list[Tensor]
+    model: torch.nn.Module, tokens: Tensor, selected: Tensor, spliced: list[dict[str, Tensor]]
 ) -> Float[Tensor, "activation 2"]:
     """Cross-entropy and KL summed over the selected positions: unpatched first, then with each activation."""
     device = device_of(model)
@@ -104,12 +104,10 @@ def _sums(
 
     unpatched = run()
     sums: list[Tensor] = []
-    for activation in (None, *spliced):
-        if activation is None:
-            patched = unpatched
-        else:
-            with replaced_activations(model, {hook_name: activation.to(device, next(model.parameters()).dtype)}):
-                patched = run()
+    for activations in ({}, *spliced):
+        values = {name: value.to(device, next(model.parameters()).dtype) for name, value in activations.items()}
+        with replaced_activations(model, values):
+            patched = run() if values else unpatched
         entropy = -patched.gather(-1, targets[:, None]).double().sum()
         sums.append(torch.stack([entropy, kl_terms(unpatched, patched).double().sum()]))
     return torch.stack(sums).cpu()

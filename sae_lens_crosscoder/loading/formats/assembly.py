@@ -12,7 +12,7 @@ from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_s
 from sae_lens_crosscoder.crosscoders.inference import JumpReLUCrosscoderConfig, ReLUCrosscoderConfig
 from sae_lens_crosscoder.crosscoders.scores import Score, score_norms
 from sae_lens_crosscoder.loading.formats.foreign import ForeignCrosscoder, ForeignFile, ForeignOptions
-from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.stacking import StackedLayout, join_hooks
 from sae_lens_crosscoder.storage.names import printable_names
 
 _OF_PAIR = ("hook_name", "model_names", "dropped_tokens")
@@ -52,6 +52,7 @@ def canonical_state(
     means = None if foreign.means is None else [mean.tolist() for mean in layout.split(foreign.means)]
     shared: dict[str, Any] = {
         "d_models": layout.d_models,
+        "hook_names": _hook_names(foreign),
         "d_sae": len(norms),
         "dtype": str(norms.dtype).removeprefix("torch."),
         "score_norm": foreign.score_norm,
@@ -91,19 +92,28 @@ def _metadata(foreign: ForeignCrosscoder, options: ForeignOptions, file: Foreign
         assumptions.append(f"not read from the config: {printable_names(unread)}")
     if foreign.sources is not None:
         _validate_no_pair_options(foreign, options)
-        models = {model for model, _ in foreign.sources}
-        model = models.pop() if len(models) == 1 else None
+        models = [model for model, _ in foreign.sources[:: foreign.n_hooks]]
+        known = dict(zip(("model_name", "chat_model_name"), models, strict=False)) if len(models) <= 2 else {}
+        hooks = [hook for _, hook in foreign.sources[: foreign.n_hooks]]
+        joined = None if None in hooks else join_hooks([str(hook) for hook in hooks])
         sources = [{"model_name": name, "hook_name": hook} for name, hook in foreign.sources]
-        return {"model_name": model, "sources": sources, "dropped_tokens": values["dropped_tokens"], **common}
+        return {**known, "hook_name": joined, "sources": sources, "dropped_tokens": values["dropped_tokens"], **common}
     base, chat = values.pop("model_names") or (None, None)
     return {"model_name": base, "chat_model_name": chat, **values, **common}
+
+
+def _hook_names(foreign: ForeignCrosscoder) -> tuple[str, ...] | None:
+    """Names of the hooks at which every model is read, numbered where they are unknown; None for one hook."""
+    if foreign.sources is None or foreign.n_hooks == 1:
+        return None
+    return tuple(hook or f"hook_{i}" for i, (_, hook) in enumerate(foreign.sources[: foreign.n_hooks]))
 
 
 def _validate_no_pair_options(foreign: ForeignCrosscoder, options: ForeignOptions) -> None:
     given = [name for name in ("hook_name", "model_names", "model_order", "activation_scales") if name in options.given]
     if given:
         raise ValueError(
-            f"{', '.join(given)} cannot be set: this {foreign.format} crosscoder reads {foreign.layout.n_models} "
+            f"{', '.join(given)} cannot be set: this {foreign.format} crosscoder reads {foreign.layout.n_sources} "
             "activations of one token, not a pair of models at one hook."
         )
 

@@ -98,7 +98,7 @@ def convert_stacked(
         assumptions.append(f"the weights expect activations that are {unit}")
     if n_hooks > 1 or n_models != 2:
         sources = _sources(file, n_models, n_hooks)
-        return ForeignCrosscoder(**shared, weights=weights, scales=scales, sources=sources)
+        return ForeignCrosscoder(**shared, weights=weights, scales=scales, sources=sources, n_hooks=n_hooks)
     validate_pair(file, n_models)
     order = order_of(file, options)
     return ForeignCrosscoder(
@@ -173,11 +173,8 @@ def _folded_scales(file: ForeignFile, shape: tuple[int, int]) -> tuple[float, ..
 
 def _sources(file: ForeignFile, n_models: int, n_hooks: int) -> tuple[Source, ...]:
     """Name every part of the stack, models first."""
-    if n_models * n_hooks < 3:
-        raise ValueError(
-            f"{file.path} (crosscode) reads {n_hooks} hooks of {n_models} model, and cannot be converted. Here a stack "
-            "of one or two activations is an SAE's, or base and chat, and this crosscoder has no chat model."
-        )
+    if n_models * n_hooks == 1:
+        raise ValueError(f"{file.path} (crosscode) reads one hook of one model: it is an SAE, and no crosscoder.")
     hooks = _names(file, "hooks", n_hooks, ("hookpoints", "hook_points", "hook_names", *_HOOK_KEYS))
     models = _names(file, "models", n_models, ("model_names", "models", "model_name"))
     return tuple((model, hook) for model in models for hook in hooks)

@@ -65,8 +65,8 @@ def convert_dictionary_learning(
     is_decoupled = _is_decoupled(file)
     score_norm = "sum" if is_decoupled else _score_norm(file, assumptions)
     scales, means = _normaliser(file, layout, options, assumptions)
-    width = layout.d_in // layout.n_models
-    validate_agreement(file, {"num_layers": layout.n_models, "activation_dim": width, "dict_size": len(weights.b_enc)})
+    width = layout.d_in // layout.n_sources
+    validate_agreement(file, {"num_layers": layout.n_sources, "activation_dim": width, "dict_size": len(weights.b_enc)})
     if is_decoupled:
         weights, theta = _split(file, weights, layout, options, assumptions)
     else:
@@ -174,8 +174,8 @@ def _split(
         )
     theta = file.tensors.get("threshold")
     if options.theta is not None:
-        theta = torch.full((layout.n_models,), options.theta)
-    if theta is None or theta.shape != (layout.n_models,) or not bool((theta >= 0).all()):
+        theta = torch.full((layout.n_sources,), options.theta)
+    if theta is None or theta.shape != (layout.n_sources,) or not bool((theta >= 0).all()):
         found = None if theta is None else [round(value, 6) for value in theta.flatten().tolist()]
         raise ValueError(
             f"{file.path} is a decoupled crosscoder with the thresholds {found}, expected one estimated threshold per "
@@ -241,21 +241,21 @@ def _normaliser(
         return options.activation_scales, None
     if options.activation_scales is not None:
         raise ValueError(f"{file.path} contains activation_global_scale: leave activation_scales out.")
-    shape = (layout.n_models, layout.d_in // layout.n_models)
+    shape = (layout.n_sources, layout.d_in // layout.n_sources)
     if scale is None or not bool(scale.isfinite().all()) or not bool(mean.isfinite().all()):
         raise ValueError(
             f"Incomplete normaliser: {file.path} needs finite activation_mean and activation_global_scale."
         )
     given = {name: tensor for name, tensor in (("mean", mean), ("std", std)) if tensor is not None}
     validate_shapes(file, {f"activation_{name}": (tensor, shape) for name, tensor in given.items()})
-    if scale.shape not in ((), (layout.n_models,)):
+    if scale.shape not in ((), (layout.n_sources,)):
         raise ValueError(
             f"{file.path}: activation_global_scale has shape {tuple(scale.shape)}, expected one factor, or one per "
             "model."
         )
     if std is not None:
         _validate_scaling(file, std, scale)
-    return tuple(scale.expand(layout.n_models).tolist()), layout.stack([*mean])
+    return tuple(scale.expand(layout.n_sources).tolist()), layout.stack([*mean])
 
 
 def _validate_scaling(file: ForeignFile, std: Tensor, scale: Tensor) -> None:

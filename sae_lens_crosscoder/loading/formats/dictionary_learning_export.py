@@ -44,7 +44,7 @@ def save_dictionary_learning(crosscoder: InferenceCrosscoder, folder: str | Path
             f"activation_scales={cfg.activation_scales} were given after training, and dictionary_learning would "
             "select in the scaled space. Export the crosscoder as it was loaded, without activation_scales."
         )
-    if cfg.layout.n_models != 2 or not cfg.layout.same_width:
+    if not cfg.layout.is_pair or not cfg.layout.same_width:
         raise ValueError(
             f"d_models={cfg.d_models} cannot be saved: dictionary_learning needs two models of equal width."
         )

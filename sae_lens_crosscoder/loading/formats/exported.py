@@ -73,8 +73,8 @@ def with_exported_facts(file: ForeignFile, foreign: ForeignCrosscoder) -> Foreig
 
 
 def _validate_limits(file: ForeignFile, foreign: ForeignCrosscoder, limits: dict[str, Any]) -> None:
-    norms, ratio = limits.get("max_norms", [1.0] * foreign.layout.n_models), limits.get("max_norm_ratio", 1.0)
-    if len(norms) != foreign.layout.n_models or not all(norm > 0 for norm in (*norms, ratio)):
+    norms, ratio = limits.get("max_norms", [1.0] * foreign.layout.n_sources), limits.get("max_norm_ratio", 1.0)
+    if len(norms) != foreign.layout.n_sources or not all(norm > 0 for norm in (*norms, ratio)):
         raise ValueError(
             f"The config beside {file.path} has {EXPORT_KEY}.max_norms={norms!r:.80} and max_norm_ratio={ratio!r:.40}, "
             "expected a positive number for every model, and one."

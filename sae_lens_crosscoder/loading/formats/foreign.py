@@ -97,6 +97,8 @@ class ForeignCrosscoder:
     model_order: Fact = field(default_factory=lambda: Fact("base_chat"))
     sources: tuple[Source, ...] | None = None
     """Every part of the stack, of a crosscoder over several hooks; None for a pair of models at one hook."""
+    n_hooks: int = 1
+    """Hooks at which every model is read."""
     score_norm: Score = "sum"
     theta: float | Float[Tensor, " d_sae"] | None = None
     """The threshold on scores under `score_norm`, one or one per latent; None for a ReLU crosscoder."""
@@ -137,7 +139,7 @@ def split_gates(weights: Weights, layout: StackedLayout, thresholds: list[Tensor
     Returns:
         The weights, and the threshold of every new latent on its score with the norm `sum`.
     """
-    n = layout.n_models
+    n = layout.n_sources
     decoders = layout.split(weights.W_dec)
     zero = [torch.zeros_like(decoder) for decoder in decoders]
     rows = [layout.stack([*zero[:m], decoder, *zero[m + 1 :]]) for m, decoder in enumerate(decoders)]

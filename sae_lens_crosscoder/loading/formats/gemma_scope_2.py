@@ -41,13 +41,14 @@ def convert_gemma_scope_2(file: ForeignFile, options: ForeignOptions) -> Foreign
     layout, weights, thresholds = _stacked(file, n_layers)
     validate_agreement(file, {"width": len(thresholds)})
     sources = _sources(file, n_layers)
-    if n_layers < 3:
-        raise ValueError(f"{file.path} (gemma_scope_2) has {n_layers} layers, expected a crosscoder over at least 3.")
+    if n_layers < 2:
+        raise ValueError(f"{file.path} (gemma_scope_2) has {n_layers} layer, expected a crosscoder over at least 2.")
     return ForeignCrosscoder(
         format="gemma_scope_2",
         weights=weights,
         layout=layout,
         sources=sources,
+        n_hooks=n_layers,
         score_norm="none",
         # Below 0 a threshold is none, because latents are rectified as well.
         theta=thresholds.clamp(min=0),
@@ -106,7 +107,7 @@ def _details(file: ForeignFile, layout: StackedLayout, weights: Weights) -> dict
     """Facts about the causality: the share of decoder norms in layers before the one that a latent reads."""
     norms, reads = layout.norms(weights.W_dec), layout.norms(weights.W_enc.T) > 0
     first_read = reads.double().argmax(dim=-1)
-    earlier = torch.arange(layout.n_models)[None] < first_read[:, None]
+    earlier = torch.arange(layout.n_sources)[None] < first_read[:, None]
     share = (norms * earlier).sum() / norms.sum().clamp(min=torch.finfo(norms.dtype).tiny)
     target = file.settings.get("l0")
     details = {"causality": "weak", "frac_written_to_earlier_layers": float(share)}

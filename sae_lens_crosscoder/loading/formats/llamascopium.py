@@ -32,7 +32,7 @@ def convert_llamascopium(file: ForeignFile, options: ForeignOptions) -> ForeignC
     """Convert a crosscoder; with a threshold, only with `split_gates`, as one latent per hook.
 
     Raises:
-        ValueError: for another kind of dictionary, fewer than three hooks, inputs that are normalised token by token or
+        ValueError: for another kind of dictionary, fewer than two hooks, inputs that are normalised token by token or
             batch by batch, and a threshold that is unknown or per hook, without the option that says what to do.
     """
     assumptions: list[str] = []
@@ -48,6 +48,7 @@ def convert_llamascopium(file: ForeignFile, options: ForeignOptions) -> ForeignC
         weights=weights,
         layout=layout,
         sources=tuple((model, hook) for hook in hooks),
+        n_hooks=len(hooks),
         theta=theta,
         scales=_scales(file, hooks, layout, options),
         assumptions=assumptions,
@@ -61,11 +62,8 @@ def _hooks(file: ForeignFile) -> tuple[str, ...]:
     hooks = file.settings.texts("hook_points")
     if hooks is None:
         raise ValueError(f"{file.path} (llamascopium) has no config.json with hook_points: download the whole folder.")
-    if len(hooks) < 3:
-        raise ValueError(
-            f"{file.path} (llamascopium) reads {len(hooks)} hooks of one model, and cannot be converted. Here a stack "
-            "of one or two activations is an SAE's, or base and chat, and this crosscoder has no chat model."
-        )
+    if len(hooks) < 2:
+        raise ValueError(f"{file.path} (llamascopium) reads {len(hooks)} hook of one model: it is no crosscoder.")
     return hooks
 
 
@@ -121,14 +119,14 @@ def _split(
     if not options.split_gates:
         raise ValueError(
             f"{file.path} (llamascopium) takes its threshold hook by hook, so a latent has no one activation. Pass "
-            f"split_gates=True to load every latent as {layout.n_models} that write one hook each, the same function."
+            f"split_gates=True to load every latent as {layout.n_sources} that write one hook each, the same function."
         )
     d_sae = len(weights.b_enc)
     assumptions.append(
-        f"every latent of the file became {layout.n_models}: latent m {d_sae} + j is latent j as it writes hook m"
+        f"every latent of the file became {layout.n_sources}: latent m {d_sae} + j is latent j as it writes hook m"
     )
     thresholds = torch.as_tensor(theta).to(weights.b_enc).expand(d_sae)
-    return split_gates(weights, layout, [thresholds] * layout.n_models)
+    return split_gates(weights, layout, [thresholds] * layout.n_sources)
 
 
 def _scales(

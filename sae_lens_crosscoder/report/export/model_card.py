@@ -36,7 +36,7 @@ def model_card(
         metrics: the last row of `metrics.jsonl`.
     """
     cfg = crosscoder.cfg
-    names = [_public_name(str(name)) for name in (cfg.metadata.model_name, cfg.metadata.chat_model_name)]
+    names = [_public_name(str(name)) for name in crosscoder.model_names]
     bases = [name for name in names if name.count("/") == 1]
     front_matter = ModelCardData(library_name="saelens", base_model=bases or None, tags=_TAGS, license=license)
     shown = {name: value for name, value in (metrics or {}).items() if (name.startswith("fve_") or name in _METRICS)}
@@ -45,7 +45,7 @@ def model_card(
         front_matter=Markup(front_matter.to_yaml()),
         mark=Markup(CARD_MARK),
         base=names[0],
-        chat=names[1],
+        chat=names[1] if len(names) > 1 else None,
         cfg=cfg,
         by_construction=BY_CONSTRUCTION,
         basis_free=BASIS_FREE if diagnosis is not None and nu_kind_of(diagnosis.latents) == "basis_free" else "",

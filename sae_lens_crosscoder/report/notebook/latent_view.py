@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm, labels_of
+from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm, labels_of, norms_of_pair
 from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
 from sae_lens_crosscoder.arguments import validate_arguments
@@ -132,7 +132,8 @@ def latent(
 def _table_of_norms(crosscoder: InferenceCrosscoder) -> pd.DataFrame:
     norms = crosscoder.decoder_norms.detach().double()
     columns = {f"dec_norm_{name}": norms[:, m].tolist() for m, name in enumerate(crosscoder.layout.names)}
-    return pd.DataFrame({"delta_norm": delta_norm(norms).tolist(), "label": labels_of(norms), **columns})
+    compared = norms_of_pair(norms, crosscoder.layout)
+    return pd.DataFrame({"delta_norm": delta_norm(compared).tolist(), "label": labels_of(compared), **columns})
 
 
 def _marked(shown: ShownExample) -> str:

@@ -36,7 +36,7 @@ class RunAnswers:
     """
 
     def __init__(self, cfg: CrosscoderRunnerConfig, tokenizer: Any, pair: HookedModelPair | None = None) -> None:
-        names = (cfg.model_name, cfg.chat_model_name)
+        names = cfg.model_names
         models = named_models(names, cfg.model_dtype, cfg.token_replacements) if pair is None else models_of(pair)
         self.files: dict[str, AnswerFiles] = {}
         for source in sources_of_answers(cfg):

@@ -73,7 +73,7 @@ def write_run_cache(
     validate_worker(worker)
     if in_memory not in get_args(InMemory):
         raise ValueError(f"in_memory={in_memory!r} is not one of {', '.join(get_args(InMemory))}.")
-    names = (cfg.model_name, cfg.chat_model_name)
+    names = cfg.model_names
     loading: dict[str, Any] = {
         "device": cfg.llm_device or cfg.device,
         "dtype": cfg.model_dtype,
@@ -85,12 +85,12 @@ def write_run_cache(
     def load_pair() -> HookedModelPair:
         return HookedModelPair.from_pretrained(*names, chat_device=cfg.chat_device, **loading)
 
-    answers, tokenizer = None, load_tokenizer(cfg.chat_model_name, cfg.model_class_name)
+    answers, tokenizer = None, load_tokenizer(cfg.model_names[-1], cfg.model_class_name)
     if sources_of_answers(cfg):
         answers = run_answers(cfg, tokenizer, None, load_pair, worker)
     rows = RunRows(cfg, tokenizer=tokenizer, answers=answers)
     rule = TokenRule.from_config(cfg, tokenizer)
-    devices = (loading["device"], cfg.chat_device or loading["device"])
+    devices = (loading["device"], cfg.chat_device or loading["device"])[: len(names)]
     at_once = in_memory == "both_models" or share_weights(names, devices)
     models = load_pair() if at_once else names
     options: dict[str, Any] = {
@@ -126,7 +126,7 @@ def load_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, Activa
         ActivationCache(folder / HELD_OUT, wait=cfg.wait_for_cache).verify()
     training, held_out = (ActivationCache(folder / name, wait=cfg.wait_for_cache) for name in (TRAINING, HELD_OUT))
     for cache in (training, held_out):
-        cache.validate_source((cfg.model_name, cfg.chat_model_name), cfg.hook_name)
+        cache.validate_source(cfg.model_names, cfg.hook_name)
         stored: dict[str, Any] = json.loads(cache.manifest.dataset or "{}")
         wanted: dict[str, Any] = json.loads(json.dumps(_data_of(cfg)))
         different = sorted(name for name in wanted if stored.get(name) != wanted[name])

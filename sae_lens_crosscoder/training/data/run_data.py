@@ -32,7 +32,7 @@ class RunData:
     Attributes:
         activations_store: an endless iterator of batches (batch, d_in) to train on; of several processes, this one's
             share of them.
-        model_names: the base and the chat model's, None where they are not known.
+        model_names: the base and the chat model's, or the only model's, None where they are not known.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RunData:
     def tokenizer(self) -> Any:
         """The chat model's, for which no model is loaded."""
         cfg = self.cfg
-        return load_tokenizer(cfg.chat_model_name, cfg.model_class_name) if self._pair is None else self._pair.tokenizer
+        return load_tokenizer(cfg.model_names[-1], cfg.model_class_name) if self._pair is None else self._pair.tokenizer
 
     @cached_property
     def held_out_tokens(self) -> Int[Tensor, "batch pos"]:
@@ -149,12 +149,12 @@ class RunData:
         cfg = self.cfg
         tokenizer, answers = None if self._pair is None else self._pair.tokenizer, None
         if override_dataset is None and sources_of_answers(cfg):
-            tokenizer = tokenizer or load_tokenizer(cfg.chat_model_name, cfg.model_class_name)
+            tokenizer = tokenizer or load_tokenizer(cfg.model_names[-1], cfg.model_class_name)
             worker = (self.collectives.rank, self.collectives.n_processes)
             answers = run_answers(cfg, tokenizer, self._pair, self._load_pair, worker)
         self._rows = RunRows(cfg, override_dataset, tokenizer, self.collectives, answers)
         pair = self._load_pair()
-        self.model_names = pair.model_names or (None, None)
+        self.model_names = pair.model_names or (None,) * len(pair.members)
         self.activations_store = PairActivationsStore.from_config(
             pair, self._share, override_dataset=self._rows.training
         )
@@ -162,6 +162,11 @@ class RunData:
     def _load_pair(self) -> HookedModelPair:
         if self._pair is None:
             self._pair = load_pair(self.cfg)
+        if len(self._pair.members) != len(self.cfg.model_names):
+            raise ValueError(
+                f"override_model has {len(self._pair.members)} models, but the config names {self.cfg.model_names}. "
+                "Set chat_model_name=None for one model."
+            )
         self._validate_widths(self._pair.layout_at(self.cfg.hook_name).d_models)
         return self._pair
 
@@ -172,7 +177,7 @@ class RunData:
             raise ValueError("use_cached_activations=True needs no dataset and no models: leave them out.")
         training, self._held_out_cache = load_run_cache(cfg)
         self._validate_widths(training.layout.d_models)
-        self.model_names = training.manifest.model_names or (None, None)
+        self.model_names = training.manifest.model_names or (None,) * training.layout.n_models
         self.activations_store = training.shuffled(
             self._share.train_batch_size_tokens,
             seed=cfg.seed,
@@ -193,8 +198,7 @@ class RunData:
 def load_pair(cfg: CrosscoderRunnerConfig) -> HookedModelPair:
     """The pair of models that a run is of."""
     return HookedModelPair.from_pretrained(
-        cfg.model_name,
-        cfg.chat_model_name,
+        *cfg.model_names,
         device=cfg.llm_device or cfg.device,
         chat_device=cfg.chat_device,
         dtype=cfg.model_dtype,

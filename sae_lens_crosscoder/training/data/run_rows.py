@@ -106,7 +106,7 @@ class RunRows:
     def tokenizer(self) -> Any:
         """The chat model's, because it carries the chat template."""
         cfg = self._cfg
-        return self._given_tokenizer or load_tokenizer(cfg.chat_model_name, cfg.model_class_name)
+        return self._given_tokenizer or load_tokenizer(cfg.model_names[-1], cfg.model_class_name)
 
     @cached_property
     def _packing(self) -> Packing:

@@ -96,7 +96,8 @@ def polish(
         A new training crosscoder.
 
     Raises:
-        ValueError: for another architecture, a crosscoder that saw no data or has a partition, or a stream that ends.
+        ValueError: for another architecture, a crosscoder that saw no data, has a partition or is weakly causal, or a
+            stream that ends.
     """
     crosscoder = _validated(crosscoder)
     batches = iter(activations)
@@ -187,6 +188,8 @@ def _validated(crosscoder: TrainingCrosscoder) -> BatchTopKTrainingCrosscoder:
             f"polish cannot keep a partition: the crosscoder has {crosscoder.cfg.partition}. Train it without "
             "n_base_exclusive and n_chat_exclusive."
         )
+    if crosscoder.cfg.causality == "weak":
+        raise ValueError("polish cannot keep causality='weak', in which a latent reads one hook. Use it untouched.")
     if not bool(crosscoder.has_seen_data):
         raise ValueError("The crosscoder has seen no data, so there is nothing to polish. Train it first.")
     return crosscoder
