@@ -34,9 +34,15 @@ def quantiles(
     >>> quantiles(torch.arange(101.0), (0.05, 0.95))
     tensor([ 5., 95.])
     """
-    if values.device.type == "cpu":  # where numpy is several times as fast
-        return torch.from_numpy(np.asarray(np.quantile(values.numpy(), levels, axis=-1))).to(values)
-    return torch.quantile(values, values.new_tensor(levels), dim=-1)
+    if values.device.type != "cpu":
+        return torch.quantile(values, values.new_tensor(levels), dim=-1)
+    # numpy's sort is five times as fast as its quantiles, and puts nan last.
+    ordered = torch.from_numpy(np.sort(values.numpy(), axis=-1))
+    places = torch.tensor(levels, dtype=torch.float64) * (ordered.shape[-1] - 1)
+    below = places.floor().long()
+    weights = (places - below).to(values)
+    bounds = torch.lerp(ordered[..., below], ordered[..., (below + 1).clamp(max=ordered.shape[-1] - 1)], weights)
+    return torch.where(ordered[..., -1:].isnan(), torch.nan, bounds).movedim(-1, 0)
 
 
 def sign_flip_p_values(

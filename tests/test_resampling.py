@@ -34,6 +34,7 @@ def test_quantiles_interpolate_like_torch_and_keep_nan():
     expected = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=-1)
     torch.testing.assert_close(quantiles(values), expected, rtol=1e-15, atol=0, equal_nan=True)
     assert quantiles(values)[:, 1].isnan().all()
+    assert torch.equal(quantiles(values[:, :1]), values[:, 0].expand(2, 3))
 
 
 def test_p_values_are_the_share_of_sign_flips_at_least_as_far_from_zero():

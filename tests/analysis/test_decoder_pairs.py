@@ -116,3 +116,17 @@ def test_what_cannot_be_paired_is_refused():
     for value in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="must lie in"):
             slc.analysis.decoupled_pairs(crosscoder, table_of(crosscoder), min_cosine=value)
+
+
+def test_neighbours_are_counted_for_paired_latents_only(monkeypatch):
+    counted = []
+    original = decoder_pairs._n_neighbours
+
+    def count(latents, *args):
+        counted.append(latents.tolist())
+        return original(latents, *args)
+
+    monkeypatch.setattr(decoder_pairs, "_n_neighbours", count)
+    crosscoder = built(("chat", 0), ("base", 5), ("chat", 90), ("base", 45), ("shared", 120))
+    assert pairs_of(crosscoder) == ([(0, 1)], [(0, 1)])
+    assert counted == [[0], [1]]

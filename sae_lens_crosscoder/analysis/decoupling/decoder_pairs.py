@@ -1,17 +1,21 @@
 """Pairs of latents that write the same direction into different models: Latent Decoupling in the decoders."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
+from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 
-# Cosines that are in memory at a time.
-_MAX_COSINES = 2**24
+# Cosines that are in memory at a time: they stay in a core's cache, because comparing them costs more than the product.
+_MAX_COSINES = 2**20
 
 
 @validate_arguments
@@ -52,13 +56,13 @@ def decoupled_pairs(crosscoder: InferenceCrosscoder, latents: pd.DataFrame, min_
     ends = [live & ~chat_only, live & ~base_only]
     chat_latents, base_latents = indices_of(chat_only & live), indices_of(base_only & live)
     base, chat = decoders
-    first, second, cosine = _close_pairs(chat[chat_latents], base[base_latents], min_cosine)
-    n_neighbours = [
-        _n_neighbours(latents, own, decoders, ends, min_cosine)
-        for latents, own in ((chat_latents, chat), (base_latents, base))
-    ]
-    # All edges of one-sided decoders are counted, so two that have only each other are a component.
-    isolated = (n_neighbours[0][first] == 1) & (n_neighbours[1][second] == 1)
+    with tqdm(total=len(chat_latents), desc="Comparing decoders", unit="latent", unit_scale=True, leave=False) as bar:
+        first, second, cosine = _close_pairs(chat[chat_latents], base[base_latents], min_cosine, bar)
+        # All edges of one-sided decoders are counted, so two that have only each other are a component.
+        isolated = torch.ones_like(first, dtype=torch.bool)
+        for ids, own, place in ((chat_latents, chat, first), (base_latents, base, second)):
+            paired, pair_of = torch.unique(place, return_inverse=True)
+            isolated &= (_n_neighbours(ids[paired], own, decoders, ends, min_cosine, bar) == 1)[pair_of]
     columns = {
         "chat_latent": chat_latents[first],
         "base_latent": base_latents[second],
@@ -68,18 +72,32 @@ def decoupled_pairs(crosscoder: InferenceCrosscoder, latents: pd.DataFrame, min_
     return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
 
 
+def _blocks(
+    rows: Float[Tensor, "rows d_model"], columns: Float[Tensor, "columns d_model"], bar: Any
+) -> Iterator[tuple[int, int, Float[Tensor, "_ _"]]]:
+    """Cosines of all rows and columns in blocks, with the place of each block's first row and column."""
+    n_rows = max(1, min(512, int(_MAX_COSINES**0.5)))
+    n_columns = max(1, _MAX_COSINES // n_rows)
+    for row in range(0, len(rows), n_rows):
+        part = rows[row : row + n_rows]
+        for column in range(0, len(columns), n_columns):
+            yield row, column, part @ columns[column : column + n_columns].T
+        bar.update(len(part))
+
+
 def _close_pairs(
-    rows: Float[Tensor, "rows d_model"], columns: Float[Tensor, "columns d_model"], min_cosine: float
+    rows: Float[Tensor, "rows d_model"], columns: Float[Tensor, "columns d_model"], min_cosine: float, bar: Any
 ) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Float[Tensor, " found"]]:
-    """Row, column and cosine of all pairs above `min_cosine`."""
+    """Row, column and cosine of all pairs above `min_cosine`, by row and then by column."""
     pairs: list[tuple[Tensor, ...]] = [(*rows.new_zeros(2, 0, dtype=torch.int64), rows.new_zeros(0))]
-    size = max(1, _MAX_COSINES // max(1, len(columns)))
-    for start in range(0, len(rows), size):
-        cosines = rows[start : start + size] @ columns.T
-        row, column = (cosines > min_cosine).nonzero(as_tuple=True)
-        pairs.append((start + row, column, cosines[row, column]))
+    for first_row, first_column, cosines in _blocks(rows, columns, bar):
+        near = indices_of(cosines.amax(dim=-1) > min_cosine)
+        row, column = (cosines[near] > min_cosine).nonzero(as_tuple=True)
+        row = near[row]
+        pairs.append((first_row + row, first_column + column, cosines[row, column]))
     row, column, cosine = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return row, column, cosine
+    order = (row * len(columns) + column).argsort()
+    return row[order], column[order], cosine[order]
 
 
 def _n_neighbours(
@@ -88,17 +106,19 @@ def _n_neighbours(
     decoders: list[Float[Tensor, "d_sae d_model"]],
     ends: list[Bool[Tensor, " d_sae"]],
     min_cosine: float,
+    bar: Any,
 ) -> Int[Tensor, " chosen"]:
     """Number of other latents' decoders, in either model, above `min_cosine` with each latent's decoder."""
-    n_close = [latents.new_zeros(0)]
-    for chunk in latents.split(max(1, _MAX_COSINES // len(own))):
-        n = torch.zeros_like(chunk)
-        for decoder, may_end in zip(decoders, ends, strict=True):
-            close = (own[chunk] @ decoder.T > min_cosine) & may_end
-            close[torch.arange(len(chunk), device=chunk.device), chunk] = False
-            n += close.sum(dim=-1)
-        n_close.append(n)
-    return torch.cat(n_close)
+    n_close = torch.zeros_like(latents)
+    bar.total += len(decoders) * len(latents)
+    for decoder, may_end in zip(decoders, ends, strict=True):
+        others = indices_of(may_end)
+        for row, column, cosines in _blocks(own[latents], decoder[others], bar):
+            itself = latents[row : row + len(cosines), None] == others[column : column + cosines.shape[1]]
+            cosines.masked_fill_(itself, -1.0)
+            near = indices_of(cosines.amax(dim=-1) > min_cosine)
+            n_close[row + near] += (cosines[near] > min_cosine).sum(dim=-1)
+    return n_close
 
 
 def _validate_comparable(crosscoder: InferenceCrosscoder) -> None:

@@ -122,7 +122,7 @@ class LatentScaling(Accumulator):
 
     def beta(self, target: Target, model: int, probe: int = CHAT, space: Space = "trained") -> Float[Tensor, " d_sae"]:
         """Best factor for one target; nan where the latent never fires or the probe direction is 0."""
-        every_shard = torch.ones(1, len(self.f1), dtype=self.f1.dtype, device=self.f1.device)
+        every_shard = torch.ones(1, self._n_filled, dtype=self.f1.dtype, device=self.f1.device)
         return self._beta(every_shard, target, model, probe, slice(None), space)[:, 0]
 
     def nu(
@@ -164,18 +164,21 @@ class LatentScaling(Accumulator):
         parts = [self._beta(counts, target, probe, probe, chunk, space).std(dim=-1) for chunk in self._latent_chunks()]
         return torch.cat(parts)
 
-    def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample shard"]:
+    @property
+    def _n_filled(self) -> int:
+        """Shards with tokens, which come first."""
+        return min(len(self.f1), -(-self.n_tokens // self._block_size))
+
+    def _resamples(self, n_resamples: int, seed: int) -> Float[Tensor, "resample filled"]:
         """Count the draws of each shard when as many are drawn, with replacement, as have tokens."""
-        n_filled = min(len(self.f1), -(-self.n_tokens // self._block_size))
-        counts = bootstrap_counts(n_filled, n_resamples, seed).to(self.f1.device)
-        return torch.nn.functional.pad(counts, (0, len(self.f1) - n_filled))
+        return bootstrap_counts(self._n_filled, n_resamples, seed).to(self.f1.device)
 
     def _latent_chunks(self) -> list[slice]:
         return [slice(start, start + _CHUNK) for start in range(0, self.f1.shape[1], _CHUNK)]
 
     def _beta(
         self,
-        counts: Float[Tensor, "resample shard"],
+        counts: Float[Tensor, "resample filled"],
         target: Target,
         model: int,
         probe: int,
@@ -183,17 +186,18 @@ class LatentScaling(Accumulator):
         space: Space,
     ) -> Float[Tensor, "latent resample"]:
         """beta of resampled shards; 0 / 0 is nan, as it should be."""
-        energy = self.f2[:, latents].T @ counts.T * self.probe_squares[probe, latents, None]
+        energy = self.f2[: self._n_filled, latents].T @ counts.T * self.probe_squares[probe, latents, None]
         numerator = self._numerators(target, model, probe, latents, space).T @ counts.T
         return self._space_factor(model, probe, space) * numerator / energy
 
     def _numerators(
         self, target: Target, model: int, probe: int, latents: slice, space: Space
-    ) -> Float[Tensor, "shard latent"]:
-        """`sum f <d^probe, y>`, with y in raw units but centred as in the space."""
-        activation, reconstruction = self._dots[probe, model, :, :, latents]
+    ) -> Float[Tensor, "filled latent"]:
+        """`sum f <d^probe, y>`, with y in raw units but centred as in the space, in the shards with tokens."""
+        filled = slice(self._n_filled)
+        activation, reconstruction = self._dots[probe, model, :, filled, latents]
         if space == "trained":
-            shift = self.f1[:, latents] * self._mean_products[probe, model, latents]
+            shift = self.f1[filled, latents] * self._mean_products[probe, model, latents]
             activation, reconstruction = activation - shift, reconstruction - shift
         match target:
             case "activation":
@@ -201,7 +205,7 @@ class LatentScaling(Accumulator):
             case "reconstruction":
                 return reconstruction
             case "error":
-                put_back = self.f2[:, latents] * self.products[probe, model, latents]
+                put_back = self.f2[filled, latents] * self.products[probe, model, latents]
                 return activation - reconstruction + put_back
 
     def _space_factor(self, model: int, probe: int, space: Space) -> float:
