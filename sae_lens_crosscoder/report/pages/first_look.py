@@ -10,6 +10,7 @@ from sae_lens_crosscoder.causal.localisation.hooks import short_name
 from sae_lens_crosscoder.report.figures.first_look import hook_curves
 from sae_lens_crosscoder.report.html.cells import MISSING, significant
 from sae_lens_crosscoder.report.html.document import render_figure_page, write_document
+from sae_lens_crosscoder.report.html.inert import visible
 
 N_PROMPTS_SHOWN = 12
 
@@ -55,9 +56,9 @@ def _hooks(hooks: pd.DataFrame) -> pd.DataFrame:
 
 
 def _in_one_line(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with line breaks in texts shown as a sign."""
+    """The table with line breaks in texts shown as a sign, and without what a column of texts cannot hold."""
     return pd.DataFrame({name: table[name].map(_one_line) for name in table})
 
 
 def _one_line(value: object) -> object:
-    return value.replace("\n", "\u21b5") if isinstance(value, str) else value
+    return visible(value.replace("\n", "\u21b5")) if isinstance(value, str) else value
