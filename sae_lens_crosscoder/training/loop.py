@@ -163,9 +163,16 @@ def _next_batch(
     activations: Iterator[Float[Tensor, "batch d_in"]], trainer: StepTrainer
 ) -> Float[Tensor, "batch d_in"]:
     try:
-        return next(activations)
+        batch = next(activations)
     except StopIteration:
         raise stream_ended(trainer.n_training_samples, trainer.cfg.total_training_samples) from None
+    n_ranks, wanted = trainer.collectives.n_processes, trainer.cfg.train_batch_size_samples
+    if n_ranks > 1 and len(batch) * n_ranks != wanted:
+        raise ValueError(
+            f"The batch has {len(batch)} rows on this rank, expected {wanted} / {n_ranks}. "
+            "Every rank needs the same share."
+        )
+    return batch
 
 
 def _progress_note(trainers: Mapping[str, StepTrainer]) -> str:
@@ -200,12 +207,13 @@ def _estimate_scales(
     mean_norms = MeanNorms(lead.sae.layout)
     wanted = lead.cfg.n_batches_for_norm_estimate
     for _ in tqdm(range(wanted), desc="Estimating activation scales", leave=False):
-        batch = next(activations, None)
-        if batch is None:
-            raise ValueError(
-                f"The activations ended while scales were estimated on n_batches_for_norm_estimate={wanted} batches, "
-                "before training. Lower that number, or give a longer (or repeating) stream."
-            )
+        with lead.collectives.fail_together():
+            batch = next(activations, None)
+            if batch is None:
+                raise ValueError(
+                    f"The activations ended while scales were estimated on n_batches_for_norm_estimate={wanted} "
+                    "batches, before training. Lower that number, or give a longer (or repeating) stream."
+                )
         mean_norms.add(lead.collectives.all_gather(batch, "all"))
         interruption.raise_if_requested()
     for trainer in per_model:

@@ -64,7 +64,7 @@ class CrosscoderTrainingRunner(RunData):
         override_dataset: HfDataset | None = None,
         override_model: HookedModelPair | None = None,
     ) -> None:
-        collectives = connect(cfg.latent_shards, cfg.device)
+        collectives = connect(cfg.latent_shards, cfg.device, _shared_settings(cfg))
         cfg.checkpoint_path = collectives.broadcast(cfg.checkpoint_path)  # to which each appended another random id
         for folder in (cfg.output_path, cfg.checkpoint_path):
             validate_writable(folder)
@@ -220,6 +220,11 @@ class CrosscoderTrainingRunner(RunData):
         checksums.write()
         saved = SAE.load_from_disk(path, device=self.cfg.device)
         return saved
+
+
+def _shared_settings(cfg: CrosscoderRunnerConfig) -> dict[str, Any]:
+    """Settings that all ranks must share: all but the checkpoint folder, to which each appends a random id."""
+    return {name: value for name, value in cfg.to_dict().items() if name != "checkpoint_path"}
 
 
 def _resume_from(requested: str, cfg: CrosscoderRunnerConfig) -> None:

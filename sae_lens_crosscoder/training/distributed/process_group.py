@@ -39,11 +39,14 @@ class StoppedElsewhereError(RuntimeError):
     """Another rank failed; its log has the error."""
 
 
-def connect(latent_shards: int, device: str) -> Collectives:
+def connect(latent_shards: int, device: str, settings: Mapping[str, Any] | None = None) -> Collectives:
     """Connect the processes that `torchrun` started; a single process without `torchrun`.
 
+    Args:
+        settings: of the run, which must be the same on all ranks.
+
     Raises:
-        ValueError: if the latents cannot be divided as asked among so many processes.
+        ValueError: if the latents cannot be divided as asked among so many processes, or ranks differ in a setting.
     """
     n = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     if latent_shards < 1 or n % latent_shards:
@@ -58,7 +61,27 @@ def connect(latent_shards: int, device: str) -> Collectives:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # which "cuda" then means in this process
     if not dist.is_initialized():
         dist.init_process_group()
+    _validate_same_settings({"latent_shards": latent_shards, **(settings or {})})
     return ProcessGroup(latent_shards, kind)
+
+
+def _validate_same_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse a run whose ranks were started with different settings, on all of them."""
+    lead = [dict(settings)]
+    with _exchange():
+        dist.broadcast_object_list(lead, src=0)
+        missing = object()
+        differing = [name for name in settings if settings[name] != lead[0].get(name, missing)]
+        everyones: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyones, differing)
+    names = sorted({name for each in everyones for name in each})
+    if names:
+        ranks = [rank for rank, each in enumerate(everyones) if each]
+        own = ", ".join(f"{name}={settings.get(name)!r:.80}" for name in names)
+        raise ValueError(
+            f"Ranks {ranks} have other settings than rank 0: {', '.join(names)}. This rank has {own}. "
+            "Start all ranks with the same settings."
+        )
 
 
 class ProcessGroup(Collectives):
