@@ -1,0 +1,276 @@
+"""Latents used differently in planted worlds, and how often null runs are called different.
+
+python benchmarks/use_and_error.py --seeds 0 1 --null_families 11 --output benchmarks/results/use_and_error.json
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from planted_training import BATCH, D_SAE, EVALUATION_TOKENS, POOL_TOKENS, as_loaded, polished, trainer_config
+from results_file import write_results
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis import LatentUse
+from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT
+from sae_lens_crosscoder.synthetic import (
+    Concept,
+    PlantedTokens,
+    PlantedWorld,
+    null_world,
+    shuffled_batches,
+    truth_table,
+    world_a,
+)
+
+K = 4.5
+"""Of all large worlds, so that all are trained in the same way."""
+CHANGED = ("less_used",)
+UNCHANGED = ("shared",)
+STEPS = 2000
+SMALL = {"d_model": 24, "d_sae": 96, "k": 2.0, "steps": 600, "batch": 256, "tokens": 40_000}
+N_TIMED = 3
+FAMILY = 4
+"""Null runs of a family; each is judged against the other three."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A crosscoder trained on a planted world, with its readings on fresh tokens."""
+
+    world: PlantedWorld
+    crosscoder: slc.crosscoders.InferenceCrosscoder
+    tokens: PlantedTokens
+    diagnosis: slc.Diagnosis
+    use: LatentUse
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, world: PlantedWorld, trained: Any, tokens: PlantedTokens, seconds: float) -> "Run":
+        crosscoder = as_loaded(trained)
+        data = slc.EvalData(activations=tokens.activations)
+        # Interleaved, so that a slow machine slows both.
+        timed: dict[str, list[float]] = {"diagnose": [], "latent_use": []}
+        results: dict[str, Any] = {}
+        for _ in range(N_TIMED):
+            for name, function in (("diagnose", slc.diagnose), ("latent_use", slc.latent_use)):
+                started = time.process_time()
+                results[name] = function(crosscoder, data)
+                timed[name].append(time.process_time() - started)
+        medians = {name: statistics.median(values) for name, values in timed.items()}
+        return cls(
+            world, crosscoder, tokens, results["diagnose"], results["latent_use"], {"training": seconds, **medians}
+        )
+
+    def against(self, nulls: Sequence["Run"]) -> tuple[slc.Diagnosis, LatentUse]:
+        """Diagnosis and use with q-values from null runs."""
+        data = slc.EvalData(activations=self.tokens.activations)
+        return (
+            slc.diagnose(self.crosscoder, data, null=[run.diagnosis for run in nulls]),
+            slc.latent_use(self.crosscoder, data, null=[run.use for run in nulls]),
+        )
+
+
+def trained_on(world: PlantedWorld, seed: int) -> Iterator[tuple[str, Any, float]]:
+    """Yield the recipe's name, the crosscoder and the CPU seconds of its training: plain, then polished."""
+    torch.manual_seed(seed)
+    cfg = slc.BatchTopKCrosscoderTrainingConfig(
+        d_models=world.layout.d_models,
+        d_sae=D_SAE,
+        k=K,
+        gradient_clip_norm=1.0,
+        decoder_bias_init="zeros",
+        topk_threshold_lr=0.01,
+    )
+    crosscoder = slc.BatchTopKTrainingCrosscoder(cfg)
+    batches = shuffled_batches(world.sample(POOL_TOKENS, seed=1000 + seed).activations, BATCH, seed)
+    started = time.process_time()
+    slc.CrosscoderTrainer(trainer_config(STEPS), crosscoder, batches).fit()
+    yield "plain", crosscoder, time.process_time() - started
+    yield "polish", polished(crosscoder, batches), time.process_time() - started
+
+
+def large_runs(world: PlantedWorld, seed: int) -> dict[str, Run]:
+    tokens = world.sample(EVALUATION_TOKENS, seed=2000 + seed)
+    return {name: Run.of(world, crosscoder, tokens, s) for name, crosscoder, s in trained_on(world, seed)}
+
+
+def use_rows(seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield a row per seed, world and recipe: the world `use` against two null twins, and these against each other."""
+    for seed in seeds:
+        runs = large_runs(world_a(seed, less_used=True), seed)
+        nulls = [large_runs(null_world(twin, less_used=True), twin) for twin in (seed, seed + 100)]
+        for recipe, run in runs.items():
+            twins = [null[recipe] for null in nulls]
+            about = {"part": "use", "seed": seed, "recipe": recipe}
+            yield about | {"is_null": False} | judged(run, twins)
+            for i, twin in enumerate(twins):
+                others = twins[:i] + twins[i + 1 :]
+                yield about | {"is_null": True} | judged(twin, others)
+
+
+def judged(run: Run, nulls: Sequence[Run]) -> dict[str, Any]:
+    """Score the ratios against the planted ones, among latents whose use is judged."""
+    diagnosis, use = run.against(nulls)
+    table = use.latents.join(truth_table(run.world, run.crosscoder, run.tokens))
+    table["q"] = [run.world.concepts[i].q if i >= 0 else float("nan") for i in table.concept]
+    read = table[table.readable & (table[["n_strong_base", "n_strong_chat"]].max(axis=1) >= MIN_ACTIVE)]
+    changed, unchanged = read[read.kind.isin(CHANGED)], read[read.kind.isin(UNCHANGED)]
+    planted = -np.log(changed.q)
+    called = read[read.use.str.startswith("more_in")]
+    return {
+        "auroc": auroc(changed.log_use_ratio.abs().to_numpy(), unchanged.log_use_ratio.abs().to_numpy()),
+        "spearman": float(changed.log_use_ratio.corr(planted, method="spearman")) if len(changed) > 2 else None,
+        "median_error": float((changed.log_use_ratio - planted).abs().median()) if len(changed) else None,
+        "n_changed": len(changed),
+        "n_unchanged": len(unchanged),
+        "frac_changed_called": float(changed.use.eq("more_in_chat").mean()) if len(changed) else None,
+        "frac_unchanged_called": float(unchanged.use.str.startswith("more_in").mean()) if len(unchanged) else None,
+        "n_called": len(called),
+        "n_q_use": int((use.latents.q_use < Q_LIMIT).sum()),
+        "n_specific": int(diagnosis.latents.verdict.isin(["chat_specific", "base_specific"]).sum()),
+        "conclusion": use.conclusion,
+        **{f"cpu_seconds_{name}": value for name, value in run.seconds.items()},
+        "cost_over_diagnose": run.seconds["latent_use"] / run.seconds["diagnose"],
+    }
+
+
+def auroc(higher: np.ndarray, lower: np.ndarray) -> float | None:
+    if len(higher) == 0 or len(lower) == 0:
+        return None
+    return float((higher[:, None] > lower).mean() + 0.5 * (higher[:, None] == lower).mean())
+
+
+def small_world(seed: int, null: bool) -> PlantedWorld:
+    """Build 40 concepts in 24 dimensions: all turned a little, or six less used by base, and four chat-only."""
+    draws = torch.rand(2, 40, generator=torch.Generator().manual_seed(seed)).tolist()
+    probabilities = [0.02 * 4**draw for draw in draws[0]]
+    turned = [Concept("rotated", p, angle_degrees=15 * a) for p, a in zip(probabilities, draws[1], strict=True)]
+    if not null:
+        for i in range(6):
+            turned[i] = Concept("less_used", probabilities[i], q=0.3 + 0.08 * i)
+        turned[6:10] = [Concept("chat_only", p) for p in probabilities[6:10]]
+    width = int(SMALL["d_model"])
+    return PlantedWorld(turned, (width, width), seed, noise=0.03)
+
+
+def small_run(seed: int, null: bool) -> Run:
+    world = small_world(seed, null)
+    torch.manual_seed(seed)
+    width, batch = int(SMALL["d_model"]), int(SMALL["batch"])
+    cfg = slc.BatchTopKCrosscoderTrainingConfig(
+        d_models=(width, width), d_sae=int(SMALL["d_sae"]), k=SMALL["k"], gradient_clip_norm=1.0
+    )
+    steps = int(SMALL["steps"])
+    trainer = slc.CrosscoderTrainerConfig(
+        total_training_samples=steps * batch,
+        train_batch_size_samples=batch,
+        lr=5e-3,
+        lr_warm_up_steps=steps // 20,
+        lr_decay_steps=steps // 5,
+        dead_feature_window=100,
+    )
+    crosscoder = slc.BatchTopKTrainingCrosscoder(cfg)
+    pool = world.sample(int(SMALL["tokens"]), seed=1000 + seed).activations
+    started = time.process_time()
+    batches = shuffled_batches(pool, batch, seed)
+    slc.CrosscoderTrainer(trainer, crosscoder, batches).fit()
+    crosscoder = polished(crosscoder, batches)
+    tokens = world.sample(int(SMALL["tokens"]), seed=2000 + seed)
+    return Run.of(world, crosscoder, tokens, time.process_time() - started)
+
+
+def calibration_rows(n_families: int) -> Iterator[dict[str, Any]]:
+    """Yield a row per null run, judged against the others of its family, and one per family's pair with changes."""
+    for family in range(n_families):
+        first = 10_000 + 10 * family
+        nulls = [small_run(first + i, null=True) for i in range(FAMILY)]
+        for i, run in enumerate(nulls):
+            yield calibrated(run, nulls[:i] + nulls[i + 1 :]) | {"family": family, "is_null": True}
+        yield calibrated(small_run(first + FAMILY, null=False), nulls[1:]) | {"family": family, "is_null": False}
+
+
+def calibrated(run: Run, nulls: Sequence[Run]) -> dict[str, Any]:
+    """Count what is called different at q < 0.1, right and wrong."""
+    diagnosis, use = run.against(nulls)
+    truth = truth_table(run.world, run.crosscoder, run.tokens)
+    row: dict[str, Any] = {"part": "calibration"}
+    specific = diagnosis.latents.verdict.isin(["chat_specific", "base_specific"])
+    calls = {"use": use.latents.use.str.startswith("more_in"), "specific": specific}
+    right: dict[str, Callable[[pd.Series], pd.Series]] = {
+        "use": lambda kind: kind.isin(["less_used", "chat_only"]),
+        "specific": lambda kind: kind.eq("chat_only"),
+    }
+    wanted = {"use": "less_used", "specific": "chat_only"}
+    for name, called in calls.items():
+        is_right = right[name](truth.kind)
+        found = set(truth.concept[called & truth.kind.eq(wanted[name])])
+        n_wanted = len(run.world.indices(wanted[name]))  # pyright: ignore[reportArgumentType]
+        row[f"n_called_{name}"] = int(called.sum())
+        row[f"false_share_{name}"] = float((called & ~is_right).sum() / max(1, called.sum()))
+        row[f"power_{name}"] = len(found) / n_wanted if n_wanted else None
+    for name, q in (("use", use.latents.q_use), ("specific", diagnosis.latents.q_value)):
+        row[f"n_q_{name}"] = int((q < Q_LIMIT).sum())
+    return row
+
+
+def wilson(n_hits: int, n: int) -> list[float]:
+    """95 % interval of a share."""
+    z, share = 1.96, n_hits / n
+    middle, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return [max(0.0, (middle - half) / (1 + z**2 / n)), (middle + half) / (1 + z**2 / n)]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of the world `use`, and the shares of null runs in which anything was called different at q < 0.1."""
+    frame = pd.DataFrame(list(rows))
+    figures: dict[str, Any] = {}
+    for recipe, part in frame[(frame.part == "use") & ~frame.is_null].groupby("recipe"):
+        suffix = "" if recipe == "polish" else f"_{recipe}"
+        figures |= {f"use_{name}{suffix}": float(part[name].median()) for name in ("auroc", "spearman", "median_error")}
+        figures |= {f"use_{name}{suffix}_worst": float(part[name].min()) for name in ("auroc", "spearman")}
+    large_nulls = frame[(frame.part == "use") & frame.is_null]
+    nulls = frame[(frame.part == "calibration") & frame.is_null]
+    changed = frame[(frame.part == "calibration") & ~frame.is_null]
+    n = len(nulls)
+    for name in ("use", "specific"):
+        n_false = int((nulls[f"n_q_{name}"] > 0).sum())
+        figures[f"false_share_at_q_{name}"] = n_false / n
+        figures[f"false_share_at_q_{name}_interval"] = wilson(n_false, n)
+        figures[f"power_at_q_{name}"] = float(changed[f"power_{name}"].mean())
+        figures[f"false_share_among_changes_{name}"] = float(changed[f"false_share_{name}"].mean())
+    n_any = int(((nulls.n_q_use > 0) | (nulls.n_q_specific > 0)).sum())
+    return figures | {
+        "false_share_at_q": n_any / n,
+        "false_share_at_q_interval": wilson(n_any, n),
+        "power_at_q": float(changed.power_use.mean()),
+        "n_null_runs": n,
+        "n_large_null_runs": len(large_nulls),
+        "n_called_in_large_null_runs": int((large_nulls.n_q_use > 0).sum()),
+        "cost_over_diagnose": float(frame[frame.part == "use"].cost_over_diagnose.median()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--null_families", type=int, default=11)
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for part in (calibration_rows(arguments.null_families), use_rows(arguments.seeds)):
+        for row in part:
+            rows.append(row)
+            print({name: value for name, value in row.items() if name != "conclusion"}, flush=True)
+    write_results(arguments.output, rows, summary=summary(rows))
+
+
+if __name__ == "__main__":
+    main()
