@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from planted_training import BATCH, D_SAE, EVALUATION_TOKENS, POOL_TOKENS, as_loaded, polished, trainer_config
+from planted_training import BATCH, D_SAE, EVALUATION_TOKENS, LEARNING_RATE, POOL_TOKENS, as_loaded, trainer_config
 from results_file import write_results
 
 import sae_lens_crosscoder as slc
@@ -94,6 +94,11 @@ def trained_on(world: PlantedWorld, seed: int) -> Iterator[tuple[str, Any, float
     slc.CrosscoderTrainer(trainer_config(STEPS), crosscoder, batches).fit()
     yield "plain", crosscoder, time.process_time() - started
     yield "polish", polished(crosscoder, batches), time.process_time() - started
+
+
+def polished(crosscoder: Any, batches: Any) -> Any:
+    """Polish with the given k, which null runs must share."""
+    return slc.training.polish(crosscoder, batches, slc.training.PolishConfig(lr=LEARNING_RATE / 5))
 
 
 def large_runs(world: PlantedWorld, seed: int) -> dict[str, Run]:

@@ -18,6 +18,7 @@ from sae_lens_crosscoder.analysis.examples.collect import collect_examples, vali
 from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics, latent_statistics
 from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
+from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import LogitLens, Responses, kl_between_models, latent_effects, logit_lens
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference, validate_one_hook
@@ -25,6 +26,7 @@ from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.data.token_groups import packed_token_groups
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.explorer.records import Exploration
+from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
 _CONVERSATION_GROUPS = ("template", "user", "assistant")
 
@@ -38,6 +40,7 @@ def explore(
     examples: ExamplesFile | None = None,
     contrasts: Sequence[Contrast] = (),
     responses: Responses | None = None,
+    use: LatentUse | None = None,
     n_random: int = 40,
     seed: int = 0,
 ) -> Exploration:
@@ -52,6 +55,7 @@ def explore(
         contrasts: known concepts; the latents that carry them are marked.
         responses: answered conversations, as `generate_responses` returns. The causal effects of the latents that are
             specific to a model, and of random ones, are measured on them.
+        use: use of this crosscoder's latents, from `latent_use`; its columns join the table.
         n_random: live latents of neither model to draw, as the band to compare these effects with.
         seed: of the draws.
 
@@ -71,6 +75,9 @@ def explore(
     if diagnosis is None:
         diagnosis = diagnose(crosscoder, data)
     table = diagnosis.latents
+    if use is not None:
+        use.validate_read_from(named_fingerprint(crosscoder.state_dict()))
+        table = table.drop(columns=[*use.columns], errors="ignore").join(use.latents[[*use.columns]])
     if examples is None:
         examples = _collected(crosscoder, data, seed)
     statistics = _statistics(crosscoder, data)
@@ -86,6 +93,7 @@ def explore(
         profiles=activation_profiles(crosscoder, data, table["max_activation"]),
         examples=examples,
         twins=twins,
+        use=use,
     )
     if data.pair is None:
         return exploration

@@ -197,6 +197,18 @@ def test_null_runs_give_q_values_and_take_back_verdicts():
     assert "no difference in use detected" in against_itself.conclusion
 
 
+def test_a_diagnosis_takes_over_the_use_of_its_latents():
+    _, crosscoder, tokens = planted_use()
+    data = slc.EvalData(activations=tokens.activations.double(), max_norm_ratio=None)
+    use = slc.latent_use(crosscoder, data)
+    diagnosis = slc.diagnose(crosscoder, data, use=use)
+    pd.testing.assert_frame_equal(diagnosis.latents[[*use.columns]], use.latents[[*use.columns]])
+    assert use.conclusion in diagnosis.conclusion
+    assert not diagnosis.conclusion.startswith("no difference detected")
+    with pytest.raises(ValueError, match="`use` belongs to another crosscoder"):
+        slc.diagnose(planted_use(seed=1)[1], data, use=use)
+
+
 def test_a_result_is_saved_and_loaded(tmp_path):
     use = use_of(random_crosscoder(), random_activations(N), groups_of(N))
     assert use.save(tmp_path) == tmp_path

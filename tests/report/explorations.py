@@ -9,7 +9,7 @@ from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStat
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report import Exploration
-from tests.report.made_up import make_manifest, make_table
+from tests.report.made_up import make_manifest, make_table, make_use
 
 CONTEXT, N_PROMPTS, BEFORE, AFTER = 64, 128, 16, 10
 GROUPS = ("bos", "template", "user", "assistant", "text")
@@ -43,6 +43,8 @@ def make_exploration(folder, n=200, seed=0, words=(), n_top=4, n_quantiles=3, n_
     table["frac_template"] = np.where(table.dead, np.nan, rng.random(n).round(2))
     for column in ("dec_norm_base", "dec_norm_chat", "cos_sim", "enc_norm_base", "enc_norm_chat", "enc_cos_sim"):
         table[column] = rng.random(n)
+    use = make_use(n, seed)
+    table = table.join(use.latents[[*use.columns]])
     ids = torch.tensor(rng.integers(2, 500, (N_PROMPTS, CONTEXT)))
     lens = LogitLens(*(torch.tensor(part) for _ in "ab" for part in (rng.integers(0, 500, (n, 8)), rng.random((n, 8)))))
     places = pd.DataFrame({f"{c}_{g}": rng.random(n) for g in GROUPS for c in PLACE_COLUMNS})
@@ -62,6 +64,7 @@ def make_exploration(folder, n=200, seed=0, words=(), n_top=4, n_quantiles=3, n_
         twins=_twins(table, rng),
         effects=_effects(table, rng),
         random_effects={column: rng.normal(0, 0.005, 40).tolist() for column in KL_COLUMNS},
+        use=use,
         concepts=pd.DataFrame({"latent": [7], "share": [0.4], "auroc": [0.9]}, index=["the refusal"]),
     )
 

@@ -10,6 +10,7 @@ import pandas as pd
 from sae_lens_crosscoder.analysis.diagnosis.classes import label
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.verdict import verdict
+from sae_lens_crosscoder.analysis.use.result import LatentUse
 
 HOSTILE = "<script>alert(1)</script>\"'&quot;\u202e\0gpj</b><img src=http://x onerror=alert(2)>"
 BIDI = "\u202e"
@@ -33,6 +34,22 @@ def make_table(n=1000, seed=0, bounds="signed"):
     judged = zip(table.label, table.n_active, table.nu_error, table.nu_reconstruction, strict=True)
     table["verdict"] = [verdict(*row, bounds=bounds) for row in judged]
     return table
+
+
+def make_use(n, seed=0, groups=("user", "assistant")):
+    """The use of n latents, some of them more by one model."""
+    rng = np.random.default_rng(seed)
+    ratio = rng.choice([-1.0, 0.0, 1.0], n, p=[0.1, 0.8, 0.1]) + rng.normal(0, 0.02, n)
+    numbers = {name: rng.random(n) for name in ("rate_base", "rate_chat", "magnitude_base", "magnitude_chat")}
+    latents = pd.DataFrame(numbers | {"log_use_ratio": ratio, "q_use": rng.random(n)})
+    latents["log_use_ratio_low"], latents["log_use_ratio_high"] = ratio - 0.1, ratio + 0.1
+    latents["moved_by_base"], latents["moved_by_chat"] = rng.random(n), rng.random(n)
+    latents["use"] = np.select([ratio < -0.5, ratio > 0.5], ["more_in_base", "more_in_chat"], "equal")
+    latents.index.name = "latent"
+    rates = [latents[["rate_base", "rate_chat"]] / (g + 2) for g in range(len(groups))]
+    by_group = pd.concat([table.assign(group=group) for group, table in zip(groups, rates, strict=True)])
+    manifest = {"use_of": ["base", "chat"], "groups": list(groups), "n_tokens": 12345, "n_null_runs": 0}
+    return LatentUse(latents, by_group, manifest)
 
 
 def make_manifest(bounds="signed"):

@@ -37,7 +37,8 @@ def looked_at():
     data = slc.EvalData(pair=pair, tokens=TOKENS)
     diagnosis = slc.diagnose(crosscoder, data, min_active=1)
     diagnosis.latents.loc[[0, 1], "verdict"] = ["chat_specific", "base_specific"]
-    found = slc.explore(crosscoder, data, diagnosis, contrasts=contrasts, responses=said, n_random=3)
+    use = slc.latent_use(crosscoder, data, groups=slc.data.TokenGroups(TOKENS % 2, ("even", "odd")), min_active=1)
+    found = slc.explore(crosscoder, data, diagnosis, contrasts=contrasts, responses=said, use=use, n_random=3)
     return pair, crosscoder, said, diagnosis, found
 
 
@@ -64,6 +65,14 @@ def test_records_say_what_the_parts_say(looked_at):
     assert len(found[3].top) > 5
     norms = crosscoder.W_enc.detach()[96:].norm(dim=0)
     np.testing.assert_allclose(found.table.enc_norm_chat, norms, rtol=1e-5)
+
+
+def test_the_use_of_latents_joins_the_table_and_the_records(looked_at):
+    *_, found = looked_at
+    assert found.use_groups == ("even", "odd")
+    pd.testing.assert_series_equal(found.table.log_use_ratio, found.use.latents.log_use_ratio)
+    in_odd = found.use.by_group[found.use.by_group.group == "odd"]
+    assert found[4].uses[1][1] == in_odd.rate_chat[4]
 
 
 def test_places_and_template_share_are_those_of_the_generators_roles(looked_at):

@@ -67,6 +67,7 @@ def in_box(table):
         ("#all=1", lambda t: t.dead | ~t.dead),
         ("#verdict=chat_specific,rare", lambda t: ~t.dead & t.verdict.isin(["chat_specific", "rare"])),
         ("#label=chat_only&delta_norm=0.95..", lambda t: ~t.dead & (t.label == "chat_only") & (t.delta_norm >= 0.95)),
+        ("#use=more_in_chat,more_in_base&log_use_ratio=0..", lambda t: ~t.dead & (t.use == "more_in_chat")),
         ("#frac_template=0.7..", lambda t: t.frac_template >= 0.7),
         ("#nu_error=-0.5..0.2&nu_reconstruction=..0.5", in_box),
         ("#q=refusal", lambda t: t.index == 7),
@@ -150,6 +151,21 @@ def test_a_deep_link_opens_the_latent_and_its_numbers(open_page, explorations):
         )
         == f"above {rank} % of live latents"
     )
+
+
+@needs_chromium
+def test_the_use_of_a_latent_is_shown_with_its_rates_by_model_and_group(open_page, explorations):
+    browser, row = open_page(f"#latent={LATENT}"), explorations["l1"].table.loc[LATENT]
+    page = browser.evaluate("document.querySelector('article').innerText").replace("\u2212", "-")
+    assert row.use.replace("_", " ") in page
+    assert f"{row.log_use_ratio:.2f} [{row.log_use_ratio_low:.2f}, {row.log_use_ratio_high:.2f}]" in page
+    record = explorations["l1"][LATENT]
+    assert np.allclose(record.uses, [[row[f"rate_{model}"] / (g + 2) for g in (0, 1)] for model in ("base", "chat")])
+    for model in ("base", "chat"):
+        assert f"share of strongly active tokens in each group, {model}" in page
+    open_page()
+    chips = browser.evaluate("[...document.querySelectorAll('[aria-label=use] button')].map((b) => b.textContent)")
+    assert [re.sub(r"\d+$", "", text) for text in chips] == ["use: equal", "use: more in base", "use: more in chat"]
 
 
 @needs_chromium

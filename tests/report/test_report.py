@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.report import delta_norm_histogram, nu_scatter, write_report
-from tests.report.made_up import BIDI, HOSTILE, Page, diagnoses
+from tests.report.made_up import BIDI, HOSTILE, Page, diagnoses, make_use
 
 
 def test_drawing_changes_nothing(tables, tmp_path):
@@ -161,6 +161,19 @@ def test_named_latents_have_a_section_only_where_they_were_looked_for(tables, tm
     assert section.index(">5</th>") < section.index(">3</th>")
     assert section.count("turned</td>") == 2
     assert title not in write_report(diagnoses({"l1": tables["l1"]}), tmp_path / "r.html", comparison).read_text()
+
+
+def test_latents_used_differently_have_a_section_only_where_their_use_was_read(tables, tmp_path):
+    comparison, use = pd.DataFrame({"l1": ["1"]}), make_use(len(tables["l1"]))
+    table = tables["l1"].join(use.latents[[*use.columns]])
+    text = write_report(diagnoses({"l1": table}), tmp_path / "r.html", comparison).read_text()
+    section = text.split("Latents used differently")[1].split("<h2>")[0]
+    assert section.count("more_in_") == 30
+    largest = use.latents.log_use_ratio.abs().nlargest(30).index
+    places = [section.index(f">{latent}</th>") for latent in largest]
+    assert places == sorted(places)
+    plain = write_report(diagnoses({"l1": tables["l1"]}), tmp_path / "r.html", comparison).read_text()
+    assert "Latents used differently" not in plain
 
 
 def test_it_says_what_was_left_out_as_dominant_and_the_fve_with_it(tables, tmp_path):

@@ -9,6 +9,7 @@ import pandas as pd
 from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, ONE_SIDED
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT, nu_kind_of
+from sae_lens_crosscoder.analysis.use.result import LatentUse
 
 FVE_FLOOR = 0.5
 """A crosscoder that explains less of a model than this supports no claim that nothing differs."""
@@ -33,6 +34,8 @@ class Evidence:
     """True if both models had exactly equal activations on every token."""
     changed: Changed | None = None
     """Turned latents, if they were looked for."""
+    use: LatentUse | None = None
+    """How both models use the latents, if it was read."""
 
     @property
     def live(self) -> pd.DataFrame:
@@ -74,7 +77,8 @@ def conclusion(evidence: Evidence) -> str:
     if evidence.models_are_identical:
         return f"undecided: {_identical(evidence)}"
     n_chat, n_base = ((evidence.latents.verdict == f"{side}_specific").sum() for side in ("chat", "base"))
-    if n_chat + n_base > 0 or (evidence.changed is not None and evidence.changed.named):
+    is_changed = evidence.changed is not None and bool(evidence.changed.named)
+    if n_chat + n_base > 0 or is_changed or (evidence.use is not None and evidence.use.n_changed):
         return _difference(evidence, int(n_chat), int(n_base))
     for reason in _REASONS:
         if text := reason(evidence):
@@ -118,7 +122,8 @@ def _chance(evidence: Evidence) -> str:
 
 
 def _caveats(evidence: Evidence) -> str:
-    return _by_construction(evidence) + _basis_free(evidence)
+    use = "" if evidence.use is None else f"; {evidence.use.conclusion}"
+    return use + _by_construction(evidence) + _basis_free(evidence)
 
 
 def _basis_free(evidence: Evidence) -> str:

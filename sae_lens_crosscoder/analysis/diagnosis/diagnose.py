@@ -16,6 +16,7 @@ from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds, validate_bounds
 from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, data_source, encoded, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
+from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
@@ -29,6 +30,7 @@ def diagnose(
     *,
     null: Diagnosis | Sequence[Diagnosis] | None = None,
     changed: Changed | None = None,
+    use: LatentUse | None = None,
     free_directions: Literal["model_specific", "all"] = "model_specific",
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
@@ -46,6 +48,7 @@ def diagnose(
             (`chat_model_name="NAME+jitter=0.02"`), or after more pre-training.
         changed: turned latents of this crosscoder, which join the table and the conclusion. Without it the conclusion
             says that they were not looked for.
+        use: use of this crosscoder's latents, from `latent_use`, which joins the table and the conclusion.
         free_directions: latents whose free directions are measured: those of class chat_only or base_only
             (`model_specific`), or `all`, which takes two float64 numbers per latent and activation coordinate.
         min_active: latents that fire on fewer tokens get the verdict `rare`.
@@ -84,8 +87,9 @@ def diagnose(
     if free_directions not in ("model_specific", "all"):
         raise ValueError(f"free_directions={free_directions!r} must be 'model_specific' or 'all'.")
     nulls = validate_nulls(null, crosscoder)
-    if changed is not None:
-        changed.validate_read_from(named_fingerprint(crosscoder.state_dict()))
+    for reading in (changed, use):
+        if reading is not None:
+            reading.validate_read_from(named_fingerprint(crosscoder.state_dict()))
     source = data_source(crosscoder, data)
     block_size = shard_block(data)
     background = BackgroundGroups.of(data)
@@ -98,7 +102,7 @@ def diagnose(
         parts = {**sums.parts, "source": source}
         checkpoint = AccumulatorCheckpoint(checkpoint_path, "diagnosis", parts, {**origin, "set of options": options})
     _stream(source, crosscoder, sums, checkpoint)
-    diagnosis = sums.diagnosis(source.manifest(), nulls, min_active, bounds, fve_floor, changed)
+    diagnosis = sums.diagnosis(source.manifest(), nulls, min_active, bounds, fve_floor, changed, use)
     if checkpoint is not None:
         checkpoint.remove()
     return diagnosis

@@ -20,6 +20,7 @@ from sae_lens_crosscoder.analysis.latent_scaling.background_groups import Backgr
 from sae_lens_crosscoder.analysis.latent_scaling.basis_free import ReconstructedDirections
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
+from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.storage.accumulators import ResumableAccumulator
 
@@ -86,6 +87,7 @@ class DiagnosisSums:
         bounds: NuBounds = "signed",
         fve_floor: float = FVE_FLOOR,
         changed: Changed | None = None,
+        use: LatentUse | None = None,
     ) -> Diagnosis:
         """Diagnosis of all tokens so far; a ValueError if there are none.
 
@@ -103,9 +105,11 @@ class DiagnosisSums:
         )
         if changed is not None:
             latents = latents.join(changed.latents[[*CHANGED_COLUMNS]])
+        if use is not None:
+            latents = latents.join(use.latents[[*use.columns]])
         n_tokens, fve = self.scaling.n_tokens, self.fve.all_figures()
         identical = self.fve.models_are_identical
-        evidence = Evidence(latents, fve, n_tokens, len(nulls), min_active, fve_floor, identical, changed)
+        evidence = Evidence(latents, fve, n_tokens, len(nulls), min_active, fve_floor, identical, changed, use)
         manifest: dict[str, Any] = {
             "conclusion": conclusion(evidence),
             **provenance(self.crosscoder),

@@ -47,6 +47,11 @@ class LatentUse:
         return (*_COLUMNS, *(f"{kind}_{name}" for kind in kinds for name in self.names))
 
     @property
+    def n_changed(self) -> int:
+        """Number of latents that one model uses more."""
+        return int(self.latents["use"].str.startswith("more_in").sum())
+
+    @property
     def conclusion(self) -> str:
         """One sentence on the pair of models.
 

@@ -112,6 +112,7 @@ def record_json(record: LatentRecord, texts: Texts, pool: TokenPool, groups: Seq
     """Convert a latent's record to JSON values; `place_examples` then fills in the examples' starts."""
     packed_record = {
         "places": [[short(record.places[group][column]) for column in _PLACE_COLUMNS] for group in groups],
+        "uses": [[short(rate) for rate in rates] for rates in record.uses],
         "histogram": record.histogram,
         "positions": [short(share) for share in record.by_position],
         "raises": [_weighted(tokens, texts) for tokens in record.raises.values()],

@@ -121,6 +121,7 @@ def _crosscoder(
         **described,
         "models": _models(exploration),
         "groups": [visible(group) for group in exploration.groups],
+        "useGroups": [visible(group) for group in exploration.use_groups],
         "lastPosition": None if exploration.profiles is None else exploration.profiles.last_position,
         "examples": examples is not None,
         "lenses": bool(exploration.lenses),

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_lens_crosscoder.analysis.examples.file import Example, ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
+from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
@@ -39,6 +42,8 @@ class LatentRecord:
     """Its row of the latent table."""
     places: dict[str, dict[str, Any]]
     """By token group: `n_active`, `frequency`, `max_score`, `mean_score`, as `latent_statistics` has them."""
+    uses: tuple[tuple[float, ...], ...]
+    """By model, and token group of `Exploration.use`, the share of tokens on which it is strongly active there."""
     histogram: tuple[int, ...]
     """Tokens by activation, in bins of equal width from 0 to the highest."""
     by_position: tuple[float, ...]
@@ -102,13 +107,15 @@ class Exploration:
     """Conversations on which the effects were measured."""
     concepts: pd.DataFrame | None = None
     """The table of `analysis.concepts`."""
+    use: LatentUse | None = None
+    """As `latent_use` makes it."""
 
     def __post_init__(self) -> None:
         n = len(self.table)
         if "delta_norm" not in self.table or "label" not in self.table or n == 0:
             raise ValueError("The table lacks latents, delta_norm or label: pass the whole table of slc.diagnose.")
         sizes: dict[str, Sized | None] = {"statistics": None if self.statistics is None else self.statistics.table}
-        sizes |= {"examples": self.examples}
+        sizes |= {"examples": self.examples, "use": None if self.use is None else self.use.latents}
         sizes["profiles"] = None if self.profiles is None else self.profiles.histogram
         sizes |= {f"logit lens of {model}": lens.raised for model, lens in self.lenses.items()}
         for name, part in sizes.items():
@@ -127,6 +134,7 @@ class Exploration:
             latent=latent,
             numbers={name: column[latent] for name, column in self._columns.items()},
             places=self._places(latent),
+            uses=() if self._rates is None else tuple(map(tuple, self._rates[:, :, latent].tolist())),
             histogram=() if profiles is None else tuple(profiles.histogram[latent].tolist()),
             by_position=() if profiles is None else tuple(profiles.by_position[latent].tolist()),
             raises=self._weighted(latent, "raised"),
@@ -145,6 +153,20 @@ class Exploration:
         """The token groups of the statistics."""
         names = () if self.statistics is None else self.statistics.n_tokens
         return tuple(name for name in names if name != "all")
+
+    @cached_property
+    def use_groups(self) -> tuple[str, ...]:
+        """The token groups in which the use of latents is known."""
+        return () if self.use is None else tuple(self.use.manifest["groups"])
+
+    @cached_property
+    def _rates(self) -> NDArray[np.float64] | None:
+        """Rates by model, token group and latent."""
+        if self.use is None or not self.use_groups:
+            return None
+        columns = [f"rate_{name}" for name in self.use.names]
+        rates = self.use.by_group[columns].to_numpy().T  # group after group
+        return rates.reshape(len(columns), len(self.use_groups), -1)
 
     @cached_property
     def texts(self) -> TokenTexts:

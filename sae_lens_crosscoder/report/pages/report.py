@@ -74,6 +74,7 @@ def write_report(
         concepts=concepts,
         concepts_caption=_caption(concepts) if concepts is not None else "",
         turned={name: _named(table) for name, table in tables.items() if "named" in table},
+        used={name: _used_differently(table) for name, table in tables.items() if "use" in table},
         most_chat_only={name: _most_chat_only(table) for name, table in tables.items()},
         histogram=delta_norm_histogram(diagnoses),
         scatter=nu_scatter(diagnoses),
@@ -111,6 +112,15 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
     """Latents that `changed` named, the one that writes most first."""
     named = table[table["named"].astype(bool)].sort_values("written", ascending=False, kind="stable")
     return named[["class", "delta_norm", "rho", "q_rho", "written", "q_written", "n_active"]].head(N_LATENTS_SHOWN)
+
+
+def _used_differently(table: pd.DataFrame) -> pd.DataFrame:
+    """Latents that one model uses more, the largest ratio first."""
+    rows = table[table["use"].str.startswith("more_in")]
+    rows = rows.sort_values("log_use_ratio", key=abs, ascending=False, kind="stable")
+    rates = [str(name) for name in table if str(name).startswith(("rate_", "magnitude_"))]
+    intervals = [f"log_use_ratio{end}" for end in ("", "_low", "_high")]
+    return rows[["use", *intervals, *rates, "q_use", "n_active"]].head(N_LATENTS_SHOWN)
 
 
 def _most_chat_only(table: pd.DataFrame) -> list[dict[Hashable, Any]]:

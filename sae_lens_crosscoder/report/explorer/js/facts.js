@@ -92,6 +92,36 @@ const forestCells = (title, frame, value, interval) => [
   html("span", { class: "n interval" }, interval),
 ];
 
+const USE = "Each model is read alone, in the place of both. Rates are of strong firings.";
+
+function howItIsUsed(c, j, record) {
+  if (!c.has("use")) return null;
+  const rows = [[html("dt", {}, "use"), html("dd", {}, spaced(c.category("use", j))), html("dd")]];
+  const add = (name, title, format) => c.has(name) && rows.push(fact(c, name, title, format(c.value(name, j)), j));
+  const [low, high] = ["_low", "_high"].map((end) => decimal(c.value(`log_use_ratio${end}`, j)));
+  add("log_use_ratio", "log use ratio", (ratio) => `${decimal(ratio)} [${low}, ${high}]`);
+  for (const model of c.models) {
+    add(`rate_${model}`, `strongly active in ${model}`, percent);
+    add(`magnitude_${model}`, `activation there, ${model}`, (score) => decimal(score));
+    add(`moved_by_${model}`, `moves without ${model}`, percent);
+  }
+  add("q_use", "q value of use", (value) => decimal(value, 3));
+  return section("How it is used", html("p", { class: "soft" }, USE), html("dl", { class: "facts" }, rows),
+    record.uses ? c.models.map((model, m) => useBars(c.useGroups, record.uses[m], model, record.uses)) : null);
+}
+
+// Rates by token group of one model; both models' bars have one scale.
+function useBars(groups, rates, model, both) {
+  const most = Math.max(...both.flat().map((rate) => rate ?? 0)) || 1;
+  const rows = groups.map((name, g) => [
+    html("span", {}, name),
+    html("span", { class: "bar-track", vars: { part: (rates[g] ?? 0) / most } }, html("i")),
+    html("span", { class: "n" }, percent(rates[g])),
+  ]);
+  const caption = `share of strongly active tokens in each group, ${model}`;
+  return html("figure", {}, html("figcaption", {}, caption), html("div", { class: "places" }, rows));
+}
+
 function whenItFires(c, j, record) {
   const nActive = c.value("n_active", j);
   const rows = [];

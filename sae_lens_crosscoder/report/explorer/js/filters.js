@@ -16,7 +16,7 @@ function testsOf(crosscoder, wanted) {
   const found = matcher(crosscoder, wanted.q);
   if (found !== null) tests.q = found;
   if (!wanted.all) tests.all = (j) => !crosscoder.isDead(j);
-  for (const name of ["label", "verdict"]) {
+  for (const name of CHOICES) {
     if (wanted[name].length) tests[name] = (j) => wanted[name].includes(crosscoder.category(name, j));
   }
   for (const [name, [low, high]] of Object.entries(wanted.ranges)) {

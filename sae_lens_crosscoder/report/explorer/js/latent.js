@@ -6,7 +6,7 @@ async function latentPage(c, j, order) {
   const verdict = c.category("verdict", j) ?? c.category("label", j);
   const label = c.category("user_label", j);
   const [model, otherModel] = c.value("delta_norm", j) < 0.5 ? ["base", "chat"] : ["chat", "base"];
-  const facts = [whereItWrites(c, j), whetherGenuine(c, j), whenItFires(c, j, record)];
+  const facts = [whereItWrites(c, j), whetherGenuine(c, j), howItIsUsed(c, j, record), whenItFires(c, j, record)];
   facts.push(twinsOf(c, record), effectOf(c, record));
   const mark = html("span", { class: "verdict" }, dot(verdict), spaced(verdict));
   return html("article", { class: "latent" },

@@ -14,6 +14,7 @@ const parts = {
   histogram: html("div", { class: "chart" }),
   scatter: html("div", { class: "chart" }),
   verdicts: html("div", { class: "verdicts", role: "group", "aria-label": "verdicts" }),
+  uses: html("div", { class: "verdicts", role: "group", "aria-label": "use" }),
   ranges: html("span", { class: "ranges" }),
   total: html("span", { class: "total", role: "status" }),
   search: html("input", { id: "search", type: "search", placeholder: "token, concept or number" }),
@@ -44,7 +45,7 @@ function build() {
       html("label", { id: "template-label" }, "template share \u2265 ", html("output"), template),
       html("label", {}, all, " dead latents too"),
       parts.total),
-    html("div", { class: "filters" }, parts.verdicts, parts.ranges),
+    html("div", { class: "filters" }, parts.verdicts, parts.uses, parts.ranges),
     table.node,
     parts.manifest);
   document.querySelector("main").append(unknown, overview, page, tip);
@@ -106,6 +107,7 @@ function drawOverview(tests) {
   document.getElementById("scatter").hidden = !hasNu;
   if (hasNu) drawScatter(parts.scatter, c, passing(c, tests, ["nu_error", "nu_reconstruction"]), live);
   drawVerdicts(passing(c, tests, ["verdict"]));
+  drawUses(passing(c, tests, ["use"]));
   drawFilters();
   parts.total.replaceChildren(html("b", {}, count(order.length)), ` of ${count(c.n)} latents`);
   table.show(c, order);
@@ -114,18 +116,27 @@ function drawOverview(tests) {
 
 function drawVerdicts(latents) {
   const name = "verdict" in crosscoder.categories ? "verdict" : "label";
+  const chips = choices(name, latents, (a, b) => VERDICTS.indexOf(a) - VERDICTS.indexOf(b), (verdict) => [dot(verdict)]);
+  parts.verdicts.replaceChildren(...chips);
+}
+
+function drawUses(latents) {
+  const chips = "use" in crosscoder.categories ? choices("use", latents, undefined, () => ["use: "]) : [];
+  parts.uses.replaceChildren(...chips);
+}
+
+// A button per category, with the number of latents in it.
+function choices(name, latents, order, mark) {
   const counts = new Map();
   for (const j of latents) {
-    const verdict = crosscoder.category(name, j);
-    counts.set(verdict, (counts.get(verdict) ?? 0) + 1);
+    const category = crosscoder.category(name, j);
+    counts.set(category, (counts.get(category) ?? 0) + 1);
   }
-  const names = [...new Set([...counts.keys(), ...state[name]])];
-  names.sort((a, b) => VERDICTS.indexOf(a) - VERDICTS.indexOf(b));
-  parts.verdicts.replaceChildren(...names.map((verdict) => {
-    const n = soft(count(counts.get(verdict) ?? 0));
-    const button = chip({ [name]: toggled(state[name], verdict) }, dot(verdict), spaced(verdict), n);
-    return fill(button, { "aria-pressed": String(state[name].includes(verdict)) }, []);
-  }));
+  return [...new Set([...counts.keys(), ...state[name]])].sort(order).map((category) => {
+    const n = soft(count(counts.get(category) ?? 0));
+    const button = chip({ [name]: toggled(state[name], category) }, mark(category), spaced(category), n);
+    return fill(button, { "aria-pressed": String(state[name].includes(category)) }, []);
+  });
 }
 
 function drawFilters() {
@@ -142,7 +153,7 @@ function drawFilters() {
     return chip({ ranges: withRange(name, null) }, `${spaced(name)} ${range} \u00d7`);
   });
   const labels = state.label.map((name) => chip({ label: toggled(state.label, name) }, `${spaced(name)} \u00d7`));
-  const isFiltered = state.q || state.verdict.length || state.label.length || Object.keys(state.ranges).length;
+  const isFiltered = state.q || CHOICES.some((name) => state[name].length) || Object.keys(state.ranges).length;
   const { c, all: alsoDead, sort } = state;
   const clear = isFiltered ? [chip({ ...home(), c, all: alsoDead, sort }, "clear all")] : [];
   parts.ranges.replaceChildren(...labels, ...removable, ...clear);

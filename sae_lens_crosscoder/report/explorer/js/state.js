@@ -1,8 +1,10 @@
 // What is looked at, as the address says it: "#c=l1&verdict=rotated&delta_norm=0.9..1&q=dog&sort=-n_active&latent=12".
 const DEFAULT_SORT = "-delta_norm";
+// Parts that name categories of the column of the same name.
+const CHOICES = ["label", "verdict", "use"];
 const home = () => ({
-  c: about.crosscoders[0].name, latent: null, q: "", label: [], verdict: [], ranges: {}, all: false, sort: DEFAULT_SORT,
-  unknown: [],
+  c: about.crosscoders[0].name, latent: null, q: "", label: [], verdict: [], use: [], ranges: {}, all: false,
+  sort: DEFAULT_SORT, unknown: [],
 });
 
 let state = home();
@@ -11,7 +13,7 @@ function hashOf(wanted) {
   const parts = new URLSearchParams();
   if (wanted.c !== about.crosscoders[0].name) parts.set("c", wanted.c);
   if (wanted.q) parts.set("q", wanted.q);
-  for (const name of ["label", "verdict"]) if (wanted[name].length) parts.set(name, wanted[name].join(","));
+  for (const name of CHOICES) if (wanted[name].length) parts.set(name, wanted[name].join(","));
   for (const [name, [low, high]] of Object.entries(wanted.ranges)) parts.set(name, `${low ?? ""}..${high ?? ""}`);
   if (wanted.all) parts.set("all", "1");
   if (wanted.sort !== DEFAULT_SORT) parts.set("sort", wanted.sort);
@@ -28,7 +30,7 @@ function stateOf(hash) {
   for (const [name, value] of parts) {
     const range = rangeOf(value);
     if (name === "q") parsed.q = value;
-    else if (name === "label" || name === "verdict") parsed[name] = value.split(",").filter(Boolean);
+    else if (CHOICES.includes(name)) parsed[name] = value.split(",").filter(Boolean);
     else if (name === "all") parsed.all = value === "1";
     else if (name === "sort" && meta.columns.concat("latent").includes(value.replace(/^-/, ""))) parsed.sort = value;
     else if (name === "latent" && /^\d+$/.test(value) && Number(value) < meta.n) parsed.latent = Number(value);
