@@ -1,6 +1,6 @@
 """Latents used differently in planted worlds, and how often null runs are called different.
 
-python benchmarks/use_and_error.py --seeds 0 1 --null_families 11 --output benchmarks/results/use_and_error.json
+python benchmarks/use_and_error.py --seeds 0 1 --null_families 10 --output benchmarks/results/use_and_error.json
 """
 
 import argparse
@@ -34,7 +34,7 @@ K = 4.5
 CHANGED = ("less_used",)
 UNCHANGED = ("shared",)
 STEPS = 2000
-SMALL = {"d_model": 24, "d_sae": 96, "k": 2.0, "steps": 600, "batch": 256, "tokens": 40_000}
+SMALL = {"d_model": 16, "d_sae": 48, "k": 1.0, "steps": 400, "batch": 128, "tokens": 15_000, "concepts": 24}
 N_TIMED = 3
 FAMILY = 4
 """Null runs of a family; each is judged against the other three."""
@@ -52,13 +52,15 @@ class Run:
     seconds: dict[str, float]
 
     @classmethod
-    def of(cls, world: PlantedWorld, trained: Any, tokens: PlantedTokens, seconds: float) -> "Run":
+    def of(
+        cls, world: PlantedWorld, trained: Any, tokens: PlantedTokens, seconds: float, n_timed: int = N_TIMED
+    ) -> "Run":
         crosscoder = as_loaded(trained)
         data = slc.EvalData(activations=tokens.activations)
         # Interleaved, so that a slow machine slows both.
         timed: dict[str, list[float]] = {"diagnose": [], "latent_use": []}
         results: dict[str, Any] = {}
-        for _ in range(N_TIMED):
+        for _ in range(n_timed):
             for name, function in (("diagnose", slc.diagnose), ("latent_use", slc.latent_use)):
                 started = time.process_time()
                 results[name] = function(crosscoder, data)
@@ -153,8 +155,8 @@ def auroc(higher: np.ndarray, lower: np.ndarray) -> float | None:
 
 
 def small_world(seed: int, null: bool) -> PlantedWorld:
-    """Build 40 concepts in 24 dimensions: all turned a little, or six less used by base, and four chat-only."""
-    draws = torch.rand(2, 40, generator=torch.Generator().manual_seed(seed)).tolist()
+    """Build 24 concepts in 16 dimensions: all turned a little, or six less used by base, and four chat-only."""
+    draws = torch.rand(2, int(SMALL["concepts"]), generator=torch.Generator().manual_seed(seed)).tolist()
     probabilities = [0.02 * 4**draw for draw in draws[0]]
     turned = [Concept("rotated", p, angle_degrees=15 * a) for p, a in zip(probabilities, draws[1], strict=True)]
     if not null:
@@ -186,9 +188,10 @@ def small_run(seed: int, null: bool) -> Run:
     started = time.process_time()
     batches = shuffled_batches(pool, batch, seed)
     slc.CrosscoderTrainer(trainer, crosscoder, batches).fit()
-    crosscoder = polished(crosscoder, batches)
+    cfg = slc.training.PolishConfig(lr=1e-3, n_rounds=4, n_tokens_per_round=4096, n_steps=200)
+    crosscoder = slc.training.polish(crosscoder, batches, cfg)
     tokens = world.sample(int(SMALL["tokens"]), seed=2000 + seed)
-    return Run.of(world, crosscoder, tokens, time.process_time() - started)
+    return Run.of(world, crosscoder, tokens, time.process_time() - started, n_timed=1)
 
 
 def calibration_rows(n_families: int) -> Iterator[dict[str, Any]]:
@@ -265,7 +268,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--null_families", type=int, default=11)
+    parser.add_argument("--null_families", type=int, default=10)
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
