@@ -200,12 +200,12 @@ def _jitter_size(text: str) -> float:
 
 
 @torch.no_grad()
-def add_jitter(model: nn.Module, size: float) -> nn.Module:
+def add_jitter(model: nn.Module, size: float, seed: int = 0) -> nn.Module:
     """Add Gaussian noise of `size` times its root mean square to every weight tensor, in place; returns the model.
 
-    The noise depends on the shapes alone, so the name of a jittered model identifies its weights.
+    The noise depends on the shapes and the seed alone, so the name of a jittered model identifies its weights.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for weights in model.parameters():
         noise = torch.randn(weights.shape, generator=generator)
         weights += (size * weights.float().square().mean().sqrt() * noise.to(weights.device)).to(weights.dtype)

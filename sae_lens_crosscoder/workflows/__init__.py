@@ -8,6 +8,7 @@ from sae_lens_crosscoder.workflows.difference_sae import train_difference_sae
 from sae_lens_crosscoder.workflows.explore import explore
 from sae_lens_crosscoder.workflows.first_look import first_look
 from sae_lens_crosscoder.workflows.look import LookConfig, run_look
+from sae_lens_crosscoder.workflows.null_family import NullFamily, NullPair, NullRuns, null_family
 from sae_lens_crosscoder.workflows.paper_report import PaperReportConfig, run_paper_report
 from sae_lens_crosscoder.workflows.publish import push_to_hub, write_model_card
 
@@ -15,11 +16,15 @@ __all__ = [
     "CausalConfig",
     "DemoConfig",
     "LookConfig",
+    "NullFamily",
+    "NullPair",
+    "NullRuns",
     "PaperReportConfig",
     "changed",
     "compare",
     "explore",
     "first_look",
+    "null_family",
     "push_to_hub",
     "run_causal",
     "run_demo",

@@ -259,6 +259,7 @@ OF_MODELS = {
     "explore": lambda w: dict(
         crosscoder=w.crosscoder, data=w.data, diagnosis=w.diagnosis, responses=w.responses, n_random=2
     ),
+    "null_family": lambda w: dict(pair=w.pair, n_per_kind=1),
     "first_look": lambda w: dict(pair=w.pair, data=POSITIVE + NEGATIVE, n_resamples=10),
     "interpretation_cases": lambda w: dict(
         crosscoder=w.crosscoder,
