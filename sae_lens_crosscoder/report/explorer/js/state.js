@@ -37,7 +37,7 @@ function stateOf(hash) {
     else if (meta.columns.includes(name) && range !== null) parsed.ranges[name] = range;
     else if (name !== "c" || value !== meta.name) parsed.unknown.push(unknownPart(meta, name, value));
   }
-  for (const name of ["label", "verdict"]) {
+  for (const name of CHOICES) {
     const known = (meta.categories[name] ?? []).concat(VERDICTS);
     const others = parsed[name].filter((value) => !known.includes(value));
     if (others.length) parsed.unknown.push(`No latent can have the ${name} ${others.map(quoted).join(" or ")}.`);
