@@ -6,7 +6,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset
 
-TOKENS = torch.tensor(tiny_dataset(12, seed=3)["input_ids"])[:, :20]
+TOKENS = torch.tensor(tiny_dataset(60, seed=3)["input_ids"])[:, :20]
 
 
 @pytest.fixture(scope="module")
