@@ -12,7 +12,7 @@ import docs_real_pair
 import docs_runs
 import docs_verdicts
 from docs_results import ROOT
-from docs_speed import centred, speed
+from docs_speed import centred, speed, waits
 
 PASSAGES: Mapping[str, Callable[[], str]] = {
     "headline": docs_accuracy.headline,
@@ -26,6 +26,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "causal": docs_accuracy.causal,
     "real pair": docs_real_pair.real_pair,
     "speed": speed,
+    "waits": waits,
     "centred": centred,
     "processes": docs_runs.processes,
     "faults": docs_runs.faults,

@@ -61,16 +61,18 @@ def stepping(trainer: Any, size: Size, batches: list[Tensor]) -> Step:
     return step
 
 
-def sae_lens_step(size: Size, batches: list[Tensor]) -> Step:
+def sae_lens_step(size: Size, batches: list[Tensor], autocast: bool = False) -> Step:
     torch.manual_seed(0)
-    sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=2 * size.d_model, d_sae=size.d_sae, k=size.k))
+    device = str(batches[0].device)
+    sae_cfg = BatchTopKTrainingSAEConfig(d_in=2 * size.d_model, d_sae=size.d_sae, k=size.k, device=device)
+    sae = BatchTopKTrainingSAE(sae_cfg)
     cfg = SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
         save_final_checkpoint=False,
         total_training_samples=10**9,
-        device="cpu",
-        autocast=False,
+        device=device,
+        autocast=autocast,
         lr=1e-3,
         lr_end=1e-4,
         lr_scheduler_name="constant",
@@ -97,7 +99,7 @@ def dictionary_learning_step(size: Size, batches: list[Tensor], checkout: str) -
 
     trainer = BatchTopKCrossCoderTrainer(
         steps=10**6, activation_dim=size.d_model, dict_size=size.d_sae, k=size.k, layer=0, lm_name="", lr=1e-3,
-        warmup_steps=10, seed=0, device="cpu",
+        warmup_steps=10, seed=0, device=str(batches[0].device),
     )  # fmt: skip
     stream, dead = endless([batch.view(size.batch, 2, size.d_model) for batch in batches]), dead_latents(size)
     steps = iter(range(10**9))

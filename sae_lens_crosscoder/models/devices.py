@@ -32,3 +32,12 @@ def memory_of(device: str) -> int | None:
     if parsed.type == "cuda" and is_available(device):
         return torch.cuda.get_device_properties(parsed).total_memory
     return None
+
+
+def is_slow_in_bfloat16(device: str) -> bool:
+    """True for an x86 processor without instructions for bfloat16, on which one product is about 100 times as slow."""
+    if torch.device(device).type != "cpu":
+        return False
+    known = torch.cpu.get_capabilities()
+    is_x86 = known.get("architecture") in ("x86_64", "AMD64")
+    return is_x86 and not (known.get("amx_bf16") or known.get("avx512_bf16"))

@@ -12,6 +12,7 @@ from sae_lens_crosscoder.planning.memory import MemoryItem, bytes_of, bytes_per_
 from sae_lens_crosscoder.planning.suggestions import USABLE_SHARE, Suggestion, overfull_devices, suggest
 from sae_lens_crosscoder.planning.timing import TimeEstimate, estimate_time
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.validation import slow_precisions
 
 _GIB = 2**30
 _PYTHON_BYTES = _GIB // 2  # of a process with torch, SAELens and TransformerLens, before anything is loaded
@@ -85,6 +86,7 @@ def plan(
         # The main memory of another machine is unknown unless memory_gib gives it.
         return None if name == "cpu" and not only_cpu else int(memory_gib * _GIB)
 
+    notes += slow_precisions(cfg)
     memory = memory_items(cfg, models)
     can_measure = measure_time and is_available(cfg.device)
     if measure_time and not can_measure:

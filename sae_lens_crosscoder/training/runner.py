@@ -5,6 +5,7 @@ import json
 import random
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from sae_lens_crosscoder.training.interruption import interruptible
 from sae_lens_crosscoder.training.loop import CrosscoderTrainer, train_together
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
-from sae_lens_crosscoder.training.validation import validate_no_folder_at, validate_writable
+from sae_lens_crosscoder.training.validation import slow_precisions, validate_no_folder_at, validate_writable
 
 METRICS_FILENAME = "metrics.jsonl"
 _WRITTEN_FILES = (
@@ -71,6 +72,8 @@ class CrosscoderTrainingRunner(RunData):
         if cfg.output_path is not None:
             for name in cfg.crosscoder_configs:
                 validate_no_folder_at(*(Path(cfg.output_path, name, file) for file in _WRITTEN_FILES))
+        for note in slow_precisions(cfg):
+            warnings.warn(note, stacklevel=2)
         if cfg.resume_from_checkpoint is not None:
             _resume_from(cfg.resume_from_checkpoint, cfg)
         _seed_everything(cfg.seed)

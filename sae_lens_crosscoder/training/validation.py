@@ -2,9 +2,12 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from sae_lens.constants import DTYPE_MAP
+
+from sae_lens_crosscoder.models.devices import is_slow_in_bfloat16
 
 
 def validate_writable(folder: str | None) -> None:
@@ -51,3 +54,19 @@ def stream_ended(n_tokens: int, n_wanted: int) -> ValueError:
         f"The activations ended after {n_tokens} tokens, but total_training_samples={n_wanted}. Give a longer (or "
         "repeating) stream, or train on fewer tokens."
     )
+
+
+def slow_precisions(cfg: Any) -> list[str]:
+    """A sentence on each setting of a run that multiplies in bfloat16 on a processor without instructions for it."""
+    base_device = cfg.llm_device or cfg.device
+    devices: dict[str, list[str]] = {}
+    if cfg.model_dtype == "bfloat16" and not cfg.use_cached_activations:
+        devices["model_dtype"] = [base_device, cfg.chat_device or base_device]
+    if any(sae.dtype == "bfloat16" for sae in cfg.crosscoder_configs.values()):
+        devices["sae.dtype"] = [cfg.device]
+    return [
+        f"{name}='bfloat16' is about 100 times as slow as float32 on this CPU, which has neither AMX nor AVX512-BF16. "
+        f"Set {name}='float32', or train on a GPU."
+        for name, names in devices.items()
+        if any(is_slow_in_bfloat16(device) for device in names)
+    ]
