@@ -126,8 +126,10 @@ class CrosscoderConfigBase(SAEConfig, ABC):
     @classmethod
     @override
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:
-        """As SAELens's, except that an unknown key is an error instead of being dropped."""
+        """As SAELens's, except that an unknown key is an error instead of being dropped, and so is a missing d_sae."""
         validate_known_keys(config_dict, cls)
+        if "d_sae" not in config_dict:
+            raise ValueError("The crosscoder's config has no d_sae. Add the number of latents.")
         return super().from_dict(config_dict)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from sae_lens_crosscoder.storage.json_files import load_json
 from sae_lens_crosscoder.training.distributed.latent_shards import LATENT_AXIS
 from sae_lens_crosscoder.training.trainer import StepTrainer
 
@@ -52,8 +53,18 @@ def load_trainer(trainer: StepTrainer, folder: Path) -> None:
             "one process, or start from its weights with from_pretrained_path."
         )
     else:
+        _validate_scaler(folder / ACTIVATION_SCALER_CFG_FILENAME)
         trainer.sae.load_weights_from_checkpoint(folder)
         trainer.load_trainer_state(folder)
+
+
+def _validate_scaler(path: Path) -> None:
+    """Refuse by its name a file that SAELens would read without a check."""
+    factor = load_json(path).get("scaling_factor", "missing")
+    if factor is not None and (isinstance(factor, bool) or not isinstance(factor, int | float)):
+        raise ValueError(
+            f"{path}: scaling_factor={factor!r:.80} must be a number or null. Resume from another checkpoint."
+        )
 
 
 def _load_sharded(trainer: StepTrainer, folder: Path) -> None:
