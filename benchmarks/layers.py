@@ -118,13 +118,13 @@ def measured(name: str, rounds: int, seeds: list[int]) -> list[dict[str, Any]]:
         return measure_step(rounds)
     if name.startswith("memory"):
         return [measure_memory(name.removeprefix("memory/"))]
-    return [measure_planted(seed, causality, n_steps=1500) for seed in seeds for causality in ("weak", "acausal")]
+    return [measure_planted(seed, causality, n_steps=500) for seed in seeds for causality in ("weak", "acausal")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--output", type=Path, default=Path("layers.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()

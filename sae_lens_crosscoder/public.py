@@ -16,7 +16,7 @@ from sae_lens_crosscoder import training as training
 from sae_lens_crosscoder import workflows as workflows
 from sae_lens_crosscoder.activations import ActivationCache, cache_activations
 from sae_lens_crosscoder.activations.eval_data import EvalData
-from sae_lens_crosscoder.analysis import Diagnosis, delta_norm, diagnose, latent_use
+from sae_lens_crosscoder.analysis import Diagnosis, compare_dictionaries, delta_norm, diagnose, latent_use
 from sae_lens_crosscoder.causal import patched
 from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKTrainingCrosscoder
 from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
@@ -69,6 +69,7 @@ __all__ = [
     "cache_activations",
     "changed",
     "compare",
+    "compare_dictionaries",
     "delta_norm",
     "diagnose",
     "explore",

@@ -22,6 +22,7 @@ from sae_lens_crosscoder.analysis.paper.paper_tables import PaperTables, paper_t
 from sae_lens_crosscoder.analysis.statistics.agreement import agreement
 from sae_lens_crosscoder.analysis.statistics.artifacts import counts_below, overlap_with_shared, rank_overlap
 from sae_lens_crosscoder.analysis.statistics.correlations import correlations
+from sae_lens_crosscoder.analysis.statistics.dictionaries import DictionaryComparison, compare_dictionaries
 from sae_lens_crosscoder.analysis.statistics.difference import DifferenceShares, difference_shares
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics, latent_statistics
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles, activation_profiles
@@ -36,6 +37,7 @@ __all__ = [
     "Changed",
     "Concepts",
     "Diagnosis",
+    "DictionaryComparison",
     "DifferenceDirections",
     "DifferenceRows",
     "DifferenceShares",
@@ -49,6 +51,7 @@ __all__ = [
     "activation_profiles",
     "agreement",
     "collect_examples",
+    "compare_dictionaries",
     "concepts",
     "correlations",
     "counts_below",

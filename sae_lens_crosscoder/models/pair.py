@@ -189,6 +189,15 @@ class HookedModelPair(SplicedModels):
         ]
         return StackedLayout(tuple(widths), hooks if len(hooks) > 1 else ())
 
+    def validate_order(self, hook_name: str) -> None:
+        """Raise a ValueError unless joined hooks are named in the order in which the models reach them."""
+        names, token = split_hooks(hook_name), torch.zeros(1, 1, dtype=torch.long)
+        reached = tuple(in_order_of_execution(self.base, token, names))
+        if reached != names:
+            raise ValueError(
+                f"The models reach the hooks {names} in another order, {reached}. Name them in that order."
+            )
+
     def activations(
         self, tokens: Int[Tensor, "batch pos"], hook_name: str, **model_kwargs: Any
     ) -> Float[Tensor, "batch pos d_in"]:

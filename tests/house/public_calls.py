@@ -279,6 +279,7 @@ OF_TENSORS = {
     "agreement": lambda w: dict(
         first=w.crosscoder, second=w.crosscoder, first_latents=w.latents, second_latents=w.latents
     ),
+    "compare_dictionaries": lambda w: dict(first=w.crosscoder, second=w.crosscoder),
     "correlations": lambda w: dict(latents=w.latents),
     "counts_below": lambda w: dict(latents=w.latents),
     "decoupled_pairs": lambda w: dict(crosscoder=w.crosscoder, latents=w.latents),

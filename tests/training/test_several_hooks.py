@@ -176,6 +176,17 @@ def test_runs_that_make_no_sense_are_refused(tmp_path, fields, message):
         config(tmp_path, **fields)
 
 
+def test_weakly_causal_hooks_must_be_named_in_the_order_in_which_the_model_reaches_them(tmp_path):
+    within = ["blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"]  # in one layer, so that names do not tell
+    cfg = config(tmp_path, None, hook_names=within, sae={"causality": "weak"})
+    with pytest.raises(ValueError, match=r"reach the hooks .* in another order, .*mlp_out.*resid_post"):
+        slc.CrosscoderTrainingRunner(cfg, override_dataset=rows())
+    _, crosscoder = run(config(tmp_path, None, hook_names=within[::-1], sae={"causality": "weak"}))
+    assert crosscoder.cfg.weak_causality().hooks_read().tolist() == crosscoder.hooks_read.tolist()
+    with pytest.raises(ValueError, match="causality='weak' needs several hooks"):
+        config(tmp_path, hook_names=None, hook_name=HOOKS[0], sae={"causality": "weak"})
+
+
 def test_a_loaded_model_that_is_not_the_configs_is_refused(tmp_path):
     pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
     with pytest.raises(ValueError, match="override_model has 2 models"):

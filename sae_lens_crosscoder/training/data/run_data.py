@@ -168,6 +168,8 @@ class RunData:
                 "Set chat_model_name=None for one model."
             )
         self._validate_widths(self._pair.layout_at(self.cfg.hook_name).d_models)
+        if any(getattr(cfg, "causality", "") == "weak" for cfg in self.cfg.crosscoder_configs.values()):
+            self._pair.validate_order(self.cfg.hook_name)
         return self._pair
 
     def _read_cache(self, override_dataset: HfDataset | None) -> None:
