@@ -3,7 +3,7 @@
 import pandas as pd
 from docs_results import load_results, markdown_table
 
-GOOD_PRECISION, GOOD_RECALL = 0.95, 0.9
+BAR = {"precision": 0.95, "recall": 0.9}
 SIDES = ("chat", "base")
 N_WORLDS = 16
 """Worlds of the suite. A results file of a run that goes on has fewer."""
@@ -30,25 +30,44 @@ def hard() -> str:
         null = by_recipe.get("null twin")
         n_false = "not measured" if null is None else str(int(sum(null[f"n_{side}_verdict"].sum() for side in SIDES)))
         rows.append([str(cell), *numbers, n_false])
-    seeds = ", ".join(str(seed) for seed in frame.seed.drop_duplicates())
+    seeds = ", ".join(str(seed) for seed in sorted(frame.seed.unique()))
     n_missing = N_WORLDS - (len(rows) - 1)
     missing = f" {n_missing} of the {N_WORLDS} worlds below are not measured yet." if n_missing else ""
     return (
         f"{markdown_table(rows)}\n\nPrecision / recall of verdicts, means over seeds ({seeds}); the last column counts "
-        f"false verdicts of the recommended recipe.{missing} It reaches a precision of {GOOD_PRECISION} and a recall "
-        f"of {GOOD_RECALL}, for chat-only and base-only concepts and with every seed, in: {_reached(frame, True)}. Not "
-        f"in: {_reached(frame, False)}. {_wrong(frame)} {_presence(frame)}{_cost(frame)} {source}"
+        f"false verdicts of the recommended recipe.{missing} In the mean over seeds it reaches a precision of "
+        f"{BAR['precision']} and a recall of {BAR['recall']}, for chat-only and for base-only concepts, in all worlds "
+        f"but: {short_of(frame, ['cell'])}. With every seed by itself, where one wrong verdict or one unfound "
+        f"concept of eight weighs more, in all but: {short_of(frame, ['cell', 'seed'])}. {_wrong(frame)} {_presence(frame)}"
+        f"{_cost(frame)} {source}"
     )
 
 
-def _reached(frame: pd.DataFrame, wanted: bool) -> str:
+def hard_headline() -> str:
+    """What the recommended recipe reaches over all hard worlds, for the README."""
+    frame, _ = load_results("planted_hard.json")
+    recommended, null = frame[frame.recommended & ~frame.is_null], frame[frame.is_null]
+    n = {side: recommended[f"n_{side}_verdict"] for side in SIDES}
+    right = sum((n[side] * recommended[f"precision_{side}_verdict"].astype(float)).sum() for side in SIDES)
+    recalls = recommended[[f"recall_{side}_verdict" for side in SIDES]].astype(float)
+    null = null[~null.drop(columns="cell").astype(str).duplicated()]  # an equal twin has the row of the first
+    n_false = int(sum(null[f"n_{side}_verdict"].sum() for side in SIDES))
+    return (
+        f"With BatchTopK and polish, {right / sum(n[side].sum() for side in SIDES):.1%} of the verdicts in "
+        f"{recommended.cell.nunique()} [hard worlds](docs/trust-a-verdict.md), {recommended.seed.nunique()} seeds "
+        f"each, are right, and they find {recalls.mean(axis=None):.0%} of the concepts of one model alone. In "
+        f"{len(null)} runs on worlds without a difference {n_false} latents get one."
+    )
+
+
+def short_of(frame: pd.DataFrame, keys: list[str]) -> str:
+    """List the worlds in which the recommended recipe falls short of the bar, in means over rows with equal keys."""
     polished = frame[frame.recommended & ~frame.is_null]
-    good = pd.Series(True, polished.index)
-    for side in SIDES:
-        good &= polished[f"precision_{side}_verdict"].astype(float) >= GOOD_PRECISION
-        good &= polished[f"recall_{side}_verdict"].astype(float) >= GOOD_RECALL
-    by_cell = good.groupby(polished.cell, sort=False).all()
-    return ", ".join(str(cell) for cell in by_cell[by_cell == wanted].index) or "none"
+    columns = {f"{name}_{side}_verdict": bar for name, bar in BAR.items() for side in SIDES}
+    means = polished.astype(dict.fromkeys(columns, float)).groupby(keys, sort=False)[list(columns)].mean()
+    short = pd.concat([means[column] < bar for column, bar in columns.items()], axis=1).any(axis=1)
+    cells = short.groupby("cell", sort=False).any()
+    return ", ".join(str(cell) for cell in cells[cells].index) or "none"
 
 
 def _wrong(frame: pd.DataFrame) -> str:

@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sae_lens_crosscoder.synthetic import null_world
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import planted_hard
+from docs_verdicts import short_of
 from planted_hard import SITUATIONS, Situation, hard_rows
 
 
@@ -43,3 +45,14 @@ def test_every_situation_has_a_null_twin_in_which_nothing_differs():
         coefficients = situation.null(seed=7, **situation.options).sample(300, seed=1).coefficients
         assert (coefficients[..., 0] == coefficients[..., 1]).all(), situation.name
     assert {situation.null for situation in SITUATIONS if situation.name not in ("background", "lora")} == {null_world}
+
+
+def test_a_world_falls_short_by_its_mean_or_by_any_of_its_seeds():
+    """World A has one bad seed that the mean forgives; B misses too many base-only concepts; C's bad row is plain."""
+    columns = ["cell", "seed", "recommended", "is_null", "precision_chat_verdict", "recall_base_verdict"]
+    rows = [["A", 0, True, False, 0.94, 1.0], ["A", 1, True, False, 1.0, 1.0], ["B", 0, True, False, 1.0, 0.89]]
+    rows += [["C", 0, True, False, 0.95, 0.9], ["C", 1, False, False, 0.0, 0.0], ["C", 2, True, True, None, None]]
+    frame = pd.DataFrame(rows, columns=columns).assign(precision_base_verdict=None, recall_chat_verdict=1.0)
+    assert short_of(frame, ["cell"]) == "B"
+    assert short_of(frame, ["cell", "seed"]) == "A, B"
+    assert short_of(frame[frame.cell == "C"], ["cell", "seed"]) == "none"
