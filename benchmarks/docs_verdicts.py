@@ -38,8 +38,8 @@ def hard() -> str:
         f"false verdicts of the recommended recipe.{missing} In the mean over seeds it reaches a precision of "
         f"{BAR['precision']} and a recall of {BAR['recall']}, for chat-only and for base-only concepts, in all worlds "
         f"but: {short_of(frame, ['cell'])}. With every seed by itself, where one wrong verdict or one unfound "
-        f"concept of eight weighs more, in all but: {short_of(frame, ['cell', 'seed'])}. {_wrong(frame)} {_presence(frame)}"
-        f"{_cost(frame)} {source}"
+        f"concept of eight weighs more, in all but: {short_of(frame, ['cell', 'seed'])}. {_wrong(frame)} "
+        f"{_presence(frame)}{_cost(frame)} {source}"
     )
 
 
