@@ -1,6 +1,8 @@
 """Tables of what crosscoders find: on planted worlds, and on the built-in pair."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from docs_results import RESULTS, load_results, markdown_table, two_decimals
@@ -107,14 +109,7 @@ def tiny_pair() -> str:
     }
     aurocs = pair.pivot_table(index="concept", columns="crosscoder", values="auroc", aggfunc="median", sort=False)
     batchtopk = pair[pair.crosscoder == "batchtopk"]
-    columns = {
-        "oracle": "in base (oracle)",
-        "coverage": "coverage",
-        "delta_contrast": "delta_contrast",
-        "delta_contrast_of_oracle": "the oracle's",
-        "share_specific": "share of specific latents",
-        "share": "share of the carrier",
-    }
+    columns = {"oracle": "in base (oracle)", "delta_norm": "Delta_norm", "nu_error": "nu_error"}
     medians = batchtopk.groupby("concept")[list(columns)].median()
     rows = [["concept", *columns.values(), *(f"AUROC, {name}" for name in methods.values())]]
     for concept in dict.fromkeys(pair.concept):
@@ -123,12 +118,37 @@ def tiny_pair() -> str:
     null = frame[(frame.chat == "tiny-null") & frame.crosscoder.isin(["l1", "batchtopk"])]
     runs = null.drop_duplicates(["crosscoder", "seed"])
     quiet = runs.conclusion.str.startswith("no difference detected").sum()
-    off = (batchtopk.delta_contrast - batchtopk.delta_contrast_of_oracle).abs().max()
+    correlation = batchtopk.drop_duplicates("seed").spearman_delta_norm.median()
     return (
-        f"{markdown_table(rows)}\n\nMedians over {pair.seed.nunique()} seeds; all columns but the last four are of the "
-        f"BatchTopK crosscoder. Its delta_contrast is within {off:.2f} of the oracle's for every concept and seed. On "
-        f"the base model against itself trained longer (`tiny-null`), {quiet} of {len(runs)} runs concluded "
+        f"{markdown_table(rows)}\n\nMedians over {pair.seed.nunique()} seeds. Delta_norm and nu_error are those of "
+        f"BatchTopK's latent. Its Delta_norm has a rank correlation of {correlation:.2f} with the oracle. On the base "
+        f"model against itself trained longer (`tiny-null`), {quiet} of {len(runs)} runs concluded "
         f'"no difference detected". {source}'
+    )
+
+
+def carriers() -> str:
+    """What latents write of each concept of the built-in pair, beside the oracle."""
+    frame, source = load_results("tiny_pair_carriers.json")
+    pair = frame[frame.chat == "tiny-chat"]
+    columns = {
+        "oracle": "in base (oracle)",
+        "coverage": "coverage",
+        "delta_contrast": "delta_contrast",
+        "delta_contrast_of_oracle": "the oracle's",
+        "share_specific": "share of specific latents",
+        "share": "share of the carrier",
+    }
+    medians = pair.groupby("concept", sort=False)[list(columns)].median()
+    rows = [["concept", *columns.values()]]
+    rows += [[str(concept), *map(two_decimals, row)] for concept, row in medians.iterrows()]
+    off = (pair.delta_contrast - pair.delta_contrast_of_oracle).abs().max()
+    null = frame[frame.chat == "tiny-null"].drop_duplicates("seed")
+    quiet = null.conclusion.str.startswith("no difference detected").sum()
+    return (
+        f"{markdown_table(rows)}\n\nBatchTopK, medians over {pair.seed.nunique()} seeds. delta_contrast is within "
+        f"{off:.2f} of the oracle's for every concept and seed. On the base model against itself trained longer "
+        f'(`tiny-null`), {quiet} of {len(null)} runs concluded "no difference detected". {source}'
     )
 
 
@@ -218,12 +238,39 @@ def _refusals(document: dict[str, dict[str, dict[str, list[int]]]], names: list[
 def recipes() -> str:
     """Verdicts of plain BatchTopK, of a partition and after polishing, in planted worlds."""
     frame, source = load_results("planted_recipes.json")
-    table = [["world, recipe", "chat: precision / recall", "base: precision / recall", "verdicts, chat and base"]]
-    for row in frame.to_dict("records"):
-        sides = [
-            f"{two_decimals(row[f'precision_{side}_verdict'])} / {two_decimals(row[f'recall_{side}_verdict'])}"
-            for side in ("chat", "base")
-        ]
-        table.append([row["cell"], *sides, f"{row['n_chat_verdict']}, {row['n_base_verdict']}"])
+    return _verdicts(frame, "world, recipe", source)
+
+
+def architectures() -> str:
+    """Verdicts of the architectures that are given a number of active latents, in planted worlds."""
+    frame, source = load_results("planted_architectures.json")
+    return _verdicts(frame, "world, architecture", source)
+
+
+def _verdicts(frame: pd.DataFrame, heading: str, source: str) -> str:
+    """Precision and recall of the verdicts of each side, a row per cell."""
+    table = [[heading, "chat: precision / recall", "base: precision / recall", "verdicts, chat and base"]]
+    table += [
+        [row["cell"], *_sides(row), f"{row['n_chat_verdict']}, {row['n_base_verdict']}"]
+        for row in frame.to_dict("records")
+    ]
     seeds = ", ".join(str(seed) for seed in sorted(frame.seed.unique()))
     return f"{markdown_table(table)}\n\nSeeds: {seeds}. {source}"
+
+
+def _sides(row: Mapping[Any, Any]) -> list[str]:
+    return [
+        f"{two_decimals(row[f'precision_{side}_verdict'])} / {two_decimals(row[f'recall_{side}_verdict'])}"
+        for side in ("chat", "base")
+    ]
+
+
+def scores() -> str:
+    """Verdicts of plain BatchTopK by its score, in the hard worlds."""
+    frame, source = load_results("planted_scores.json")
+    table = [["world", *(f"{side}, `{score}`" for score in ("sum", "max") for side in ("chat", "base"))]]
+    for world, rows in frame.groupby(frame.cell.str.replace(r", (sum|max)", "", regex=True), sort=False):
+        by_score = {row["score"]: _sides(row) for row in rows.to_dict("records")}
+        table.append([str(world), *by_score["sum"], *by_score["max"]])
+    seeds = ", ".join(str(seed) for seed in sorted(frame.seed.unique()))
+    return f"{markdown_table(table)}\n\nPrecision / recall of the verdicts. Seeds: {seeds}. {source}"

@@ -1,6 +1,7 @@
 """Trains crosscoders and baselines on the built-in pair: which find its known differences, and after how long.
 
 python benchmarks/tiny_pair.py --suite score --seeds 0 1 2 --output benchmarks/results/tiny_pair.json
+python benchmarks/tiny_pair.py --suite carriers --seeds 0 1 2 --output benchmarks/results/tiny_pair_carriers.json
 python benchmarks/tiny_pair.py --suite convergence --seeds 0 --output benchmarks/results/tiny_pair_convergence.json
 """
 
@@ -163,6 +164,20 @@ def score(seeds: list[int]) -> Iterator[dict[str, Any]]:
             yield {"chat": "tiny-chat", **row}
 
 
+def carriers(seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """Run BatchTopK on the pair and on its null pair, which gives the null runs."""
+    pairs = {name: Data(name) for name in ("tiny-null", "tiny-chat")}
+    oracles = {name: oracle_of(data) for name, data in pairs.items()}
+    cfg = crosscoder_configs()["batchtopk"]
+    for seed in seeds:
+        nulls: list[slc.Diagnosis] = []
+        for chat, data in pairs.items():
+            crosscoder = train(cfg, data, seed)
+            nulls.append(slc.diagnose(crosscoder, slc.EvalData(pair=data.pair, tokens=data.held_out), null=nulls[:]))
+            for row in rows_of("batchtopk", seed, crosscoder, nulls[-1], data, oracles[chat]):
+                yield {"chat": chat, **row}
+
+
 def convergence(seeds: list[int]) -> Iterator[dict[str, Any]]:
     """Train BatchTopK longer, wider, sparser, and with other scores, one change at a time."""
     data = Data("tiny-chat")
@@ -185,7 +200,7 @@ def oracle_of(data: Data) -> pd.Series:
     return oracle_table(data.pair.base, data.pair.chat, TINY_HOOK, n_pairs=500, seed=2)["oracle"]
 
 
-SUITES = {"score": score, "convergence": convergence}
+SUITES = {"score": score, "carriers": carriers, "convergence": convergence}
 
 
 def main() -> None:

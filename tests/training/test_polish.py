@@ -1,6 +1,8 @@
 """Polish: pursuit and refit are their formulas, and planted concepts that BatchTopK merged are found."""
 
+import re
 import tempfile
+import warnings
 from functools import cache
 
 import pytest
@@ -179,6 +181,23 @@ def test_scaled_activations_are_polished_in_the_scaled_space():
         results.append(slc.training.polish(crosscoder, shuffled_batches(data.double(), BATCH, seed=5), cfg))
     torch.testing.assert_close(results[0].W_dec, results[1].W_dec, rtol=1e-6, atol=1e-7)
     assert results[1].cfg.activation_scales is not None
+
+
+def test_a_polish_that_explains_less_than_before_says_so():
+    """Some tokens per latent are no basis for a decoder; many are."""
+    _, pool, crosscoder = start("null")
+
+    def warnings_of(n_tokens, n_steps):
+        cfg = slc.training.PolishConfig(lr=1e-3, n_rounds=4, n_tokens_per_round=n_tokens, n_steps=n_steps)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            slc.training.polish(crosscoder, shuffled_batches(pool, BATCH, seed=5), cfg)
+        return [str(warning.message) for warning in caught if "explains" in str(warning.message)]
+
+    (message,) = warnings_of(n_tokens=BATCH, n_steps=1)
+    after, before = (float(number) for number in re.findall(r"-?\d\.\d{3}", message))
+    assert after < before
+    assert warnings_of(n_tokens=16 * BATCH, n_steps=150) == []
 
 
 def test_what_cannot_be_polished_is_refused():

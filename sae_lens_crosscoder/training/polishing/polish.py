@@ -1,6 +1,7 @@
 """Polish of a trained crosscoder: matching pursuit finds concepts that BatchTopK merged or missed."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -18,6 +19,7 @@ from sae_lens_crosscoder.activations.dominant_tokens import (
     token_norms,
     validate_max_norm_ratio,
 )
+from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKTrainingCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
@@ -84,7 +86,8 @@ def polish(
     other one out of it, and puts directions that many poorly explained tokens share in the place of unused and
     duplicate rows. The encoder starts as the best linear reading of the codes. BatchTopK steps then train it alone,
     with `score="l2"`, the energy by which a pursuit chooses, and without revival. Latents keep their ids unless they
-    were replaced.
+    were replaced. A warning says if the result explains less variance than before, as on activations without a noise
+    floor, where rounds are too short for a wide dictionary.
 
     Args:
         crosscoder: a trained BatchTopK crosscoder; left as it is.
@@ -110,7 +113,11 @@ def polish(
     k, found = crosscoder.cfg.k, float(state.atoms_per_token)
     if cfg.stop == "noise" and k / _MOST_OFF <= found <= k * _MOST_OFF:
         k = found
-    polished = _train_encoder(_feed_forward(crosscoder, state, k), batches, cfg)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError(f"The activations ended before the last n_steps={cfg.n_steps}: pass a longer stream.")
+    polished = _train_encoder(_feed_forward(crosscoder, state, k), first, batches, cfg)
+    _warn_if_worse(crosscoder, polished, first, cfg.max_norm_ratio)
     if checkpoint is not None:
         checkpoint.remove()
     return polished
@@ -157,11 +164,8 @@ def _feed_forward(
 
 
 def _train_encoder(
-    crosscoder: BatchTopKTrainingCrosscoder, batches: Iterator[Tensor], cfg: PolishConfig
+    crosscoder: BatchTopKTrainingCrosscoder, first: Tensor, batches: Iterator[Tensor], cfg: PolishConfig
 ) -> BatchTopKTrainingCrosscoder:
-    first = next(batches, None)
-    if first is None:
-        raise ValueError(f"The activations ended before the last n_steps={cfg.n_steps}: pass a longer stream.")
     trainer_cfg = CrosscoderTrainerConfig(
         total_training_samples=cfg.n_steps * len(first),
         train_batch_size_samples=len(first),
@@ -175,6 +179,27 @@ def _train_encoder(
     CrosscoderTrainer(trainer_cfg, crosscoder, chain([first], batches)).fit()
     crosscoder.W_dec.requires_grad_(True)
     return crosscoder
+
+
+@torch.no_grad()
+def _warn_if_worse(
+    before: BatchTopKTrainingCrosscoder, after: BatchTopKTrainingCrosscoder, raw: Tensor, max_norm_ratio: float | None
+) -> None:
+    """Warn if the polished crosscoder explains less of a batch, the first that its encoder was trained on."""
+    if max_norm_ratio is not None:
+        raw = raw[NormLimits.measured(before.layout, token_norms(raw, before.layout), max_norm_ratio).ordinary(raw)]
+    raw = raw.to(before.W_dec)
+    fve: list[float] = []
+    for crosscoder in (before, after):
+        variance = VarianceExplained(crosscoder.layout)
+        variance.add(raw, crosscoder(raw))
+        fve.append(variance.pooled())
+    if fve[1] < fve[0]:
+        warnings.warn(
+            f"The polished crosscoder explains {fve[1]:.3f} of the variance of a batch, that before {fve[0]:.3f}. "
+            "Prefer that one, or polish with more n_tokens_per_round and n_steps.",
+            stacklevel=3,
+        )
 
 
 def _validated(crosscoder: TrainingCrosscoder) -> BatchTopKTrainingCrosscoder:
