@@ -38,7 +38,7 @@ from sae_lens_crosscoder.training import (
     CrosscoderTrainerConfig,
     CrosscoderTrainingRunner,
 )
-from sae_lens_crosscoder.workflows import changed, compare, explore, first_look, null_family, paper_report, push_to_hub
+from sae_lens_crosscoder.workflows import changed, compare, explore, first_look, paper_report, push_to_hub
 
 register_architectures()
 
@@ -77,7 +77,6 @@ __all__ = [
     "latent",
     "latent_use",
     "load",
-    "null_family",
     "patched",
     "push_to_hub",
     "write_explorer",

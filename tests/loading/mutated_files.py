@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -301,6 +302,11 @@ def _hook_name(folder, layout):
     if layout.format == "dictionary_learning":
         layer = settings.get("layer")
         return None if layer is None else f"blocks.{layer}.hook_resid_post"
+    if layout.format == "llamascopium":
+        return "+".join(settings["hook_points"])
+    if layout.format == "gemma_scope_2":
+        layers = re.fullmatch(r"model\.layers\.\{([\d,]+)\}\.output", settings["hf_hook_point_in"])[1]
+        return "+".join(f"blocks.{int(layer)}.hook_resid_post" for layer in layers.split(","))
     return settings.get("hook_point")
 
 

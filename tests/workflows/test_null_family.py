@@ -19,7 +19,7 @@ def rows_of(null):
 
 
 def test_jittered_pairs_differ_a_little_and_by_their_seeds(pair):
-    first, second = slc.null_family(pair).pairs
+    first, second = slc.workflows.null_family(pair).pairs
     (base, noisy), (base_again, other) = rows_of(first), rows_of(second)
     own = pair.layout_at(TINY_HOOK).split(pair.activations(TOKENS, TINY_HOOK).flatten(0, 1))[0]
     torch.testing.assert_close(base, own)
@@ -32,7 +32,7 @@ def test_jittered_pairs_differ_a_little_and_by_their_seeds(pair):
 
 
 def test_unpaired_nulls_have_the_same_rows_elsewhere(pair):
-    shuffled, other_text = slc.null_family(pair, ["other_text", "shuffled"], n_per_kind=1).pairs
+    shuffled, other_text = slc.workflows.null_family(pair, ["other_text", "shuffled"], n_per_kind=1).pairs
     base, moved = rows_of(shuffled)
     assert not torch.allclose(base, moved)
     torch.testing.assert_close(base.sum(dim=1).sort().values, moved.sum(dim=1).sort().values)
@@ -51,7 +51,7 @@ def test_its_runs_are_null_runs_of_the_crosscoder(pair):
     crosscoder.cfg.metadata.model_name, crosscoder.cfg.metadata.chat_model_name = pair.model_names
     crosscoder.cfg.metadata.hook_name = TINY_HOOK
     data = slc.EvalData(pair=pair, tokens=TOKENS)
-    family = slc.null_family(pair, ["jittered", "shuffled"], n_per_kind=1)
+    family = slc.workflows.null_family(pair, ["jittered", "shuffled"], n_per_kind=1)
     runs = family.run(crosscoder, data, TOKENS, min_active=5)
     assert (len(runs.uses), len(runs.diagnoses)) == (2, 1)
     use = slc.latent_use(crosscoder, data, null=runs.uses, min_active=5)
@@ -73,4 +73,4 @@ def test_its_runs_are_null_runs_of_the_crosscoder(pair):
 )
 def test_families_that_cannot_be_made_are_refused(pair, options, message):
     with pytest.raises(ValueError, match=message):
-        slc.null_family(pair, **options)
+        slc.workflows.null_family(pair, **options)
