@@ -94,7 +94,7 @@ class TestRule:
 
     @pytest.mark.parametrize("limits", [(1.0,), (1.0, -2.0), (1.0, math.inf), (math.nan, 1.0)])
     def test_limits_that_fit_no_models_are_refused(self, limits):
-        with pytest.raises(ValueError, match="must have one finite number, at least 0, for each of 2 models"):
+        with pytest.raises(ValueError, match="must have one finite number, at least 0, for each of 2 sources"):
             NormLimits(LAYOUT, limits)
 
 

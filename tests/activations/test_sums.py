@@ -110,7 +110,7 @@ def test_a_model_that_does_not_vary_has_no_variance_to_explain(constant, dtype):
 def test_no_tokens_are_an_error():
     fve = VarianceExplained(LAYOUT)
     fve.add(torch.zeros(0, 5), torch.zeros(0, 5))
-    for ask in (fve.pooled, fve.per_model, fve.difference):
+    for ask in (fve.pooled, fve.per_source, fve.difference):
         with pytest.raises(ValueError, match="undefined without tokens"):
             ask()
 

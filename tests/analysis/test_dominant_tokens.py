@@ -186,7 +186,7 @@ class TestLimits:
     def test_metadata_that_fit_no_pair_are_refused(self, max_norms):
         crosscoder = random_crosscoder()  # noqa: F811
         crosscoder.cfg.metadata.max_norms = max_norms
-        with pytest.raises(ValueError, match="must have one finite number, at least 0, for each of 2 models"):
+        with pytest.raises(ValueError, match="must have one finite number, at least 0, for each of 2 sources"):
             slc.diagnose(crosscoder, slc.EvalData(activations=random_activations()))
 
     def test_a_ratio_that_is_none_is_refused(self):

@@ -24,7 +24,7 @@ def test_every_command_is_a_module_and_named_in_the_help(capsys):
     assert main([]) == main(["--help"]) == 0
     shown = capsys.readouterr().out
     modules = {module.name.replace("_", "-") for module in pkgutil.iter_modules(cli.__path__)}
-    assert modules - {"flags", "train-flags"} == COMMANDS.keys()
+    assert modules - {"flags", "process", "train-flags"} == COMMANDS.keys()
     for name, summary in COMMANDS.items():
         assert f"  {name} " in shown
         assert summary in shown

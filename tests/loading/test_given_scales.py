@@ -56,7 +56,7 @@ def test_what_cannot_be_read_so_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"the crosscoder was trained with activation_scales=\(2.0, 0.25\)"):
         read.with_activation_scales((1.0, 2.0))
     for wrong in ((1.0,), (1.0, -1.0), (1.0, 2.0, 3.0)):
-        with pytest.raises(ValueError, match="must have one positive factor for each of 2 models"):
+        with pytest.raises(ValueError, match="must have one positive factor for each of 2 sources"):
             slc.load(folder).with_activation_scales(wrong)
     with pytest.raises(ValueError, match="were given after training"):
         slc.convert.save_dictionary_learning(read, tmp_path / "theirs", k=2)

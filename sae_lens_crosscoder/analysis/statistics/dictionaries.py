@@ -97,7 +97,7 @@ def compare_dictionaries(
     """
     _validate(first, second, matching, min_cosine)
     layout = _layout(first)
-    decoders, encoders = ([_rows(sae, layout, name) for sae in (first, second)] for name in ("W_dec", "W_enc"))
+    decoders, encoders = ([_rows(sae, name) for sae in (first, second)] for name in ("W_dec", "W_enc"))
     cosine = _cosine(*decoders)
     columns: dict[str, Tensor] = {"cos_decoder": cosine, "cos_encoder": _cosine(*encoders)}
     if layout.n_sources > 1:
@@ -148,12 +148,12 @@ def _layout(sae: Any) -> StackedLayout:
     return sae.layout if isinstance(sae, CrosscoderViews) else StackedLayout((sae.cfg.d_in,))
 
 
-def _rows(sae: Any, layout: StackedLayout, name: str) -> Float[Tensor, "d_sae d_in"]:
+def _rows(sae: Any, name: str) -> Float[Tensor, "d_sae d_in"]:
     """Decoder or encoder rows in the space of the dictionary's training."""
     rows = (sae.W_dec if name == "W_dec" else sae.W_enc.T).detach().double().cpu()
     if not isinstance(sae, CrosscoderViews):
         return rows
-    scales = layout.expand(sae.activation_scales.detach().double().cpu())
+    scales = sae.layout.expand(sae.activation_scales.detach().double().cpu())
     return rows * scales if name == "W_dec" else rows / scales
 
 

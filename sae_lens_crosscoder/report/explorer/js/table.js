@@ -20,7 +20,7 @@ const COLUMNS = [
   ["verdict", "verdict", 11.5, "t", (c, j) => named(c.category("verdict", j)), "the verdict of Latent Scaling"],
   ["rho", "rho", 4.4, "n", numbers("rho", decimal), "0: the same decoder in both models, 1: in one model only; between, it turned"],
   ["use", "use", 8, "t", (c, j) => [spaced(c.category("use", j) ?? "")], "the model that uses it more, when each is read alone"],
-  ["log_use_ratio", "log use ratio", 6.2, "n", numbers("log_use_ratio", decimal),
+  ["log_use_ratio", "log use ratio", 7.6, "n", numbers("log_use_ratio", decimal),
     "above 0: chat uses it more, below 0: base does; 0.22 is a factor of 1.25"],
   ["frequency", "active", 5, "n", numbers("frequency", percent), "share of active tokens"],
   ["max_activation", "max", 4.4, "n", numbers("max_activation", (score) => decimal(score, 1)), "highest activation"],
