@@ -1,6 +1,9 @@
 """Passages on runs: several processes, predicted step times, and what runs survive."""
 
-from docs_results import load_results
+import json
+
+import pandas as pd
+from docs_results import RESULTS, load_results
 
 
 def processes() -> str:
@@ -25,6 +28,7 @@ def faults() -> str:
     """Kills, long runs and damaged files."""
     frame, source = load_results("faults.json")
     files, files_source = load_results("mutated_files.json")
+    pages = pd.DataFrame(json.loads((RESULTS / "mutated_files.json").read_text())["pages"])
     trained, cached = frame[frame.name == "train"], frame[frame.name == "cache"]
     soaked = frame[frame.name.str.startswith("soak/")]
     growth = " and ".join(f"{row.growth_mib:.1f} MiB (of {row.warm_up_mib:,.0f})" for row in soaked.itertuples())
@@ -37,5 +41,9 @@ def faults() -> str:
         f"{growth} over that of the first {soaked.warm_up_minutes.max():.0f} minutes.\n"
         f"- **Damaged files.** {files.n.sum():,} truncated, bit-flipped and otherwise mutated files through every "
         f"loader: {files.refused.sum():,} refused with the file's name, {files.loaded_right.sum():,} loaded correctly, "
-        f"{files.wrong.sum():,} loaded wrongly, {files.crashed.sum():,} crashes.\n\n{source} {files_source}"
+        f"{files.told.sum():,} loaded with a warning that names the edited file, {files.wrong.sum():,} loaded wrongly, "
+        f"{files.crashed.sum():,} crashes.\n"
+        f"- **Hostile texts.** {pages.n.sum():,} pages of {len(pages)} kinds (reports, the explorer, model cards) with "
+        f"markup and control characters as names, tokens and labels: {pages.shown_right.sum():,} show them as text, "
+        f"{pages.wrong.sum():,} do not, {pages.crashed.sum():,} crashes.\n\n{source} {files_source}"
     )

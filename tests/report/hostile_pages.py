@@ -65,7 +65,7 @@ def page_outcomes(name, n_pages, seed, folder):
     rng, folder = random.Random(f"{name} {seed}"), folder / name
     folder.mkdir(parents=True)
     _FOLDER[:] = [folder]
-    expected = _read(PAGES[name](Words(), folder))
+    expected = read(PAGES[name](Words(), folder))
     for _ in range(n_pages):
         words = Words(random.Random(rng.random()))
         try:
@@ -77,12 +77,12 @@ def page_outcomes(name, n_pages, seed, folder):
             yield "crashed", error
             continue
         found = [repr(match) for match in _RAW.findall(text.replace(get_plotlyjs(), ""))] or _difference(
-            expected, _read(text)
+            expected, read(text)
         )
         yield ("wrong" if found else "shown_right"), (found, words.given)
 
 
-def _read(text):
+def read(text):
     return _card(text) if text.startswith("---\n") else _elements(text)
 
 

@@ -2,7 +2,25 @@
 
 import pytest
 
-from tests.report.hostile_pages import PAGES, page_outcomes
+from tests.report.hostile_pages import PAGES, Words, page_outcomes, read
+
+
+class Conclusion(Words):
+    """Plain words, but for the conclusion, the eighth text of a card."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text = text
+
+    def __call__(self, must_be_seen=True):
+        word = super().__call__(must_be_seen)
+        return self.text if len(self.given) == 8 else word
+
+
+@pytest.mark.parametrize("conclusion", ["# head", "7", "- a", "> a", "    a", "===", "```", "<b>", "+ a"])
+def test_no_conclusion_begins_a_heading_a_list_or_a_quote_of_the_card(conclusion, tmp_path):
+    kinds = [read(PAGES["model card"](Conclusion(text), tmp_path)) for text in ("word", conclusion)]
+    assert kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize("name", PAGES)

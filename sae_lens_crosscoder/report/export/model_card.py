@@ -13,6 +13,7 @@ from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.verdict import BASIS_FREE, nu_kind_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.partition import BY_CONSTRUCTION
+from sae_lens_crosscoder.report.html.cells import MISSING
 from sae_lens_crosscoder.report.html.document import render
 from sae_lens_crosscoder.report.html.inert import inert, visible
 
@@ -71,7 +72,7 @@ def code(value: object) -> Markup:
     `google/gemma-2-2b` `'<b>/`
     """
     text = visible(" ".join(str(value).replace("`", "'").replace("|", "/").split()))
-    return Markup(f"`{text}`" if text else "none")
+    return Markup(f"`{text or MISSING}`")
 
 
 def plain(value: object) -> Markup:
