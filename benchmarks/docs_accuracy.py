@@ -270,7 +270,7 @@ def scores() -> str:
     frame, source = load_results("planted_scores.json")
     table = [["world", *(f"{side}, `{score}`" for score in ("sum", "max") for side in ("chat", "base"))]]
     for world, rows in frame.groupby(frame.cell.str.replace(r", (sum|max)", "", regex=True), sort=False):
-        by_score = {row["score"]: _sides(row) for row in rows.to_dict("records")}
+        by_score = {row["cell"].split(", ")[1]: _sides(row) for row in rows.to_dict("records")}
         table.append([str(world), *by_score["sum"], *by_score["max"]])
     seeds = ", ".join(str(seed) for seed in sorted(frame.seed.unique()))
     return f"{markdown_table(table)}\n\nPrecision / recall of the verdicts. Seeds: {seeds}. {source}"

@@ -101,20 +101,3 @@ def _amount(value: float, unit: str) -> str:
     if unit == "mib":
         return f"{value:.0f} MiB"
     return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
-
-
-def polish_cost() -> str:
-    """What the rounds of a polish cost, by size."""
-    frame, source = load_results("polish_cost.json")
-    rows = [["latents", "width of a model", "k", "ms per step", "tokens per step", "ms per round", "rounds in steps"]]
-    rows += [
-        [
-            *(f"{row[name]:,}" for name in ("d_sae", "d_model", "k")),
-            f"{row['step_ms']:.0f}",
-            f"{row['batch']:,}",
-            f"{row['round_ms']:,.0f}",
-            f"{row['rounds_in_steps']:,.0f}",
-        ]
-        for row in frame.to_dict("records")
-    ]
-    return f"{markdown_table(rows)}\n\nOne core; all rounds of a polish with the default settings. {source}"

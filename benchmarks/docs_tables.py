@@ -24,6 +24,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "intervals": docs_accuracy.intervals,
     "recipes": docs_accuracy.recipes,
     "architectures": docs_accuracy.architectures,
+    "scores": docs_accuracy.scores,
     "hard": docs_verdicts.hard,
     "causal": docs_accuracy.causal,
     "real pair": docs_real_pair.real_pair,
