@@ -8,12 +8,13 @@ than a round has by default would be no measure: the least squares of a wide dec
 
 import argparse
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from harness import hand_back, in_child, interleaved
 from results_file import write_results
+from step_peers import Size
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.training.polishing.rounds import PolishState, default_candidates, polish_round
@@ -21,16 +22,6 @@ from sae_lens_crosscoder.training.polishing.rounds import PolishState, default_c
 ROUND_TOKENS = slc.training.PolishConfig(lr=1.0).n_tokens_per_round
 N_ROUNDS = slc.training.PolishConfig(lr=1.0).n_rounds
 NOISE = 0.02
-
-
-@dataclass(frozen=True)
-class Size:
-    """A dictionary and its training step."""
-
-    d_model: int
-    d_sae: int
-    k: int
-    batch: int
 
 
 SIZES = {

@@ -14,7 +14,7 @@ def run(args: Sequence[str]) -> None:
     for name, diagnosis in result.diagnoses.items():
         print(f"{name}: {diagnosis.conclusion}")
     print()
-    print("The best latent of every known concept, chosen on one half of matched prompts and scored on the other:\n")
+    print("The latent that carries each concept, chosen on one half of matched prompts and measured on the other:\n")
     print(result.concepts.round(2).to_string())
     print()
     for name in (SUMMARY_FILENAME, REPORT_FILENAME, *result.diagnoses):

@@ -73,7 +73,7 @@ def page_outcomes(name, n_pages, seed, folder):
         except ValueError as error:
             yield ("refused" if any(visible(each)[:50] in str(error) for each in words.given) else "crashed"), error
             continue
-        except Exception as error:
+        except Exception as error:  # any other error is what this looks for
             yield "crashed", error
             continue
         found = [repr(match) for match in _RAW.findall(text.replace(get_plotlyjs(), ""))] or _difference(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
+from sae_lens_crosscoder.analysis.tables.parquet import load_tables, save_tables
 from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 
 TURNED = "turned"
@@ -112,10 +112,7 @@ class Changed:
 
     def save(self, folder: str | Path) -> Path:
         """Save the tables as Parquet files in a folder, such as the crosscoder's."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, file in _FILES.items():
-            save_table(getattr(self, name), self.manifest, Path(folder, file))
-        return Path(folder)
+        return save_tables({file: getattr(self, name) for name, file in _FILES.items()}, self.manifest, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Changed":
@@ -124,15 +121,5 @@ class Changed:
         Raises:
             ValueError: for a folder without the tables, or tables that are damaged or belong to different runs.
         """
-        tables: dict[str, pd.DataFrame] = {}
-        manifests: list[dict[str, Any]] = []
-        for name, file in _FILES.items():
-            path = Path(folder, file)
-            if not path.exists():
-                raise ValueError(f"{folder} has no {file}. Create it with changed(...).save(folder).")
-            table, manifest = load_table(path)
-            tables[name] = table.rename_axis(_INDEX[name])
-            manifests.append(manifest)
-        if any(manifest != manifests[0] for manifest in manifests):
-            raise ValueError(f"The tables in {folder} belong to different runs. Save the result again.")
-        return cls(manifest=manifests[0], **tables)
+        tables, manifest = load_tables(folder, _FILES, "changed(...)")
+        return cls(manifest=manifest, **{name: table.rename_axis(_INDEX[name]) for name, table in tables.items()})

@@ -67,9 +67,8 @@ def diagnose(
         `presence` estimates how much of the latent base has (0 none, 1 as much as chat) from deviations within groups
         of tokens, which leave out what both models have on all tokens of a kind; `nu_error_centred` and
         `nu_reconstruction_centred` are nu from such deviations, and `beta_centred` is how much of the latent its own
-        model has (1 all of it). Groups are frequent token ids, split by the groups of
-        the data; the manifest says which. `probe` is the model whose decoder judged: chat, or base for a base-only
-        latent.
+        model has (1 all of it). Groups are frequent token ids, split by those of the data; the manifest says which.
+        `probe` is the model whose decoder judged: chat, or base for a base-only latent.
         `nu_kind` says how nu is measured. For models of different widths it is `basis_free`: the verdict then rests on
         `nu_error_basis_free` and `nu_reconstruction_basis_free`, the lengths of the latent's directions in the other
         model over those in its own, which presume that latents fire independently.

@@ -1,6 +1,7 @@
 """Tables with one row per latent, in Parquet files with a manifest and a checksum of both."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,39 @@ def load_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if sha256 != _checksum(table, text):
         raise ValueError(f"{path}: checksum mismatch. The file was corrupted or edited. Make the table again.")
     return table, json.loads(text)
+
+
+def save_tables(tables: Mapping[str, pd.DataFrame], manifest: dict[str, Any], folder: str | Path) -> Path:
+    """Save the tables of one result in a folder, which is created, by their file names."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file, table in tables.items():
+        save_table(table, manifest, Path(folder, file))
+    return Path(folder)
+
+
+def load_tables(
+    folder: str | Path, files: Mapping[str, str], call: str
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Load the tables of one result by their names, and its manifest.
+
+    Args:
+        files: file name of each table.
+        call: what to write in code to make the result, for the message about a missing file.
+
+    Raises:
+        ValueError: for a folder without the tables, or tables that are damaged or belong to different runs.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    manifests: list[dict[str, Any]] = []
+    for name, file in files.items():
+        path = Path(folder, file)
+        if not path.exists():
+            raise ValueError(f"{folder} has no {file}. Create it with {call}.save(folder).")
+        tables[name], manifest = load_table(path)
+        manifests.append(manifest)
+    if any(manifest != manifests[0] for manifest in manifests):
+        raise ValueError(f"The tables in {folder} belong to different runs. Save the result again.")
+    return tables, manifests[0]
 
 
 def _frame(arrow: Any) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import discovery_rates, validate_trained_alike
 from sae_lens_crosscoder.analysis.diagnosis.verdict import Q_LIMIT
-from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
+from sae_lens_crosscoder.analysis.tables.parquet import load_tables, save_tables
 from sae_lens_crosscoder.analysis.use.table import USE_RATIO, judged, least_change
 from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
@@ -88,10 +88,7 @@ class LatentUse:
 
     def save(self, folder: str | Path) -> Path:
         """Save the tables as Parquet files in a folder, such as the crosscoder's."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, file in _FILES.items():
-            save_table(getattr(self, name), self.manifest, Path(folder, file))
-        return Path(folder)
+        return save_tables({file: getattr(self, name) for name, file in _FILES.items()}, self.manifest, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "LatentUse":
@@ -100,17 +97,8 @@ class LatentUse:
         Raises:
             ValueError: for a folder without the tables, or tables that are damaged or belong to different runs.
         """
-        tables: dict[str, pd.DataFrame] = {}
-        manifests: list[dict[str, Any]] = []
-        for name, file in _FILES.items():
-            path = Path(folder, file)
-            if not path.exists():
-                raise ValueError(f"{folder} has no {file}. Create it with latent_use(...).save(folder).")
-            tables[name], manifest = load_table(path)
-            manifests.append(manifest)
-        if manifests[0] != manifests[1]:
-            raise ValueError(f"The tables in {folder} belong to different runs. Save the result again.")
-        return cls(manifest=manifests[0], **tables)
+        tables, manifest = load_tables(folder, _FILES, "latent_use(...)")
+        return cls(manifest=manifest, **tables)
 
 
 def validate_null_uses(

@@ -196,8 +196,8 @@ def _warn_if_worse(
         fve.append(variance.pooled())
     if fve[1] < fve[0]:
         warnings.warn(
-            f"The polished crosscoder explains {fve[1]:.3f} of the variance of a batch, that before {fve[0]:.3f}. "
-            "Prefer that one, or polish with more n_tokens_per_round and n_steps.",
+            f"The polished crosscoder explains {fve[1]:.3f} of a batch's variance, less than the {fve[0]:.3f} before. "
+            "Keep the crosscoder before the polish, or polish with more n_tokens_per_round and n_steps.",
             stacklevel=3,
         )
 
