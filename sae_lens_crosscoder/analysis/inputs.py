@@ -276,7 +276,21 @@ class Encoded(NamedTuple):
     reconstruction: Float[Tensor, "token d_in"]
 
 
+class Code(NamedTuple):
+    """Activations, and the crosscoder's encoding of them."""
+
+    activations: Float[Tensor, "token d_in"]
+    feature_acts: Float[Tensor, "token d_sae"]
+    """Sparse."""
+
+
 def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_seen: int) -> Iterator[Encoded]:
+    """Encode and reconstruct a batch, as `codes` does in parts."""
+    for code in codes(crosscoder, batch, n_seen):
+        yield Encoded(*code, crosscoder.decode(code.feature_acts))
+
+
+def codes(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_seen: int) -> Iterator[Code]:
     """Encode a batch in parts of at most 2048 tokens, in the crosscoder's precision and on its device.
 
     Raises:
@@ -285,8 +299,7 @@ def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_s
     validate_activations(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {n_seen}")
     for part in batch.split(BATCH_TOKENS) if len(batch) else ():
         part = part.to(crosscoder.W_dec)  # which may overflow
-        feature_acts = crosscoder.encode_sparse(part)
-        yield Encoded(part, feature_acts, crosscoder.decode(feature_acts))
+        yield Code(part, crosscoder.encode_sparse(part))
 
 
 def shard_block(data: EvalData) -> int:

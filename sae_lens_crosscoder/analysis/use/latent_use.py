@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT
-from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, data_source, encoded, shard_block
+from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, codes, data_source, shard_block
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells
 from sae_lens_crosscoder.analysis.use.result import LatentUse, use_q_values, validate_null_uses
 from sae_lens_crosscoder.analysis.use.sums import UseSums
@@ -155,7 +155,7 @@ def _stream(
         for n_batches, batch in enumerate(source.batches(n_skipped), start=n_skipped + 1):
             places = torch.arange(seen, seen + len(batch.activations))[batch.ordinary.cpu()].split(BATCH_TOKENS)
             seen += len(batch.activations)
-            for part, place in zip(encoded(crosscoder, batch.used, sums.n_tokens), places, strict=False):
+            for part, place in zip(codes(crosscoder, batch.used, sums.n_tokens), places, strict=False):
                 sums.add(part, cells.at(place))
             bar.update(len(batch.activations))
             if checkpoint is not None:

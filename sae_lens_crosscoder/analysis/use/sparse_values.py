@@ -14,8 +14,8 @@ class SparseValues:
     """Values at pairs (token, latent), sorted by token, then by latent.
 
     >>> code = SparseValues.of(torch.tensor([[0.0, 2.0], [3.0, 4.0]]))
-    >>> code.value_in(SparseValues.of(torch.tensor([[5.0, 6.0], [0.0, 7.0]])))
-    tensor([6., 0., 7.], dtype=torch.float64)
+    >>> code.places_in(SparseValues.of(torch.tensor([[5.0, 6.0], [0.0, 7.0]])))
+    tensor([ 1, -1,  2])
     """
 
     pairs: ActivePairs
@@ -31,13 +31,13 @@ class SparseValues:
         """Other values at the same pairs."""
         return replace(self, values=values)
 
-    def value_in(self, other: "SparseValues") -> Float[Tensor, " pairs"]:
-        """Value of another code of the same tokens at the pairs of this one; 0 where it is off."""
-        if len(other.values) == 0:
-            return torch.zeros_like(self.values)
+    def places_in(self, other: "SparseValues") -> Int[Tensor, " pairs"]:
+        """Place of each pair among those of another code of the same tokens; -1 where that is off."""
         keys, own = other._keys, self._keys
+        if len(keys) == 0:
+            return torch.full_like(own, -1)
         place = torch.searchsorted(keys, own).clamp(max=len(keys) - 1)
-        return torch.where(keys[place] == own, other.values[place], 0)
+        return torch.where(keys[place] == own, place, -1)
 
     def add_to(self, sums: Float[Tensor, "*row d_sae"], rows: Int[Tensor, " token"]) -> None:
         """Add each token's values to its row of the sums."""

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.inputs import Encoded
+from sae_lens_crosscoder.analysis.inputs import Code
 from sae_lens_crosscoder.analysis.use.readout import SwapReadout
 from sae_lens_crosscoder.analysis.use.sparse_values import SparseValues
 from sae_lens_crosscoder.analysis.use.strong_firings import StrongFirings
@@ -69,7 +69,7 @@ class UseSums(Accumulator):
         return (cosine < min_cosine) & ~is_one_sided
 
     @torch.no_grad()
-    def add(self, part: Encoded, cells: Int[Tensor, " token"]) -> None:
+    def add(self, part: Code, cells: Int[Tensor, " token"]) -> None:
         """Add tokens with the cell of each."""
         if self._readout is None:
             self._readout = SwapReadout(self._crosscoder, self.means, self._models)
@@ -87,6 +87,10 @@ class UseSums(Accumulator):
         joint.add_to(self.joint, cells)
         for m, acts in enumerate(self._readout.without(part.activations, cells)):
             replaced = SparseValues.of(acts)
+            place = joint.places_in(replaced)
+            both = (place >= 0).nonzero().flatten()
             # |f - f'| where f is on, and f' everywhere else.
-            joint.with_values((joint.values - joint.value_in(replaced)).abs()).add_to(self.moved[m], cells)
-            replaced.with_values(replaced.values * (replaced.value_in(joint) == 0)).add_to(self.moved[m], cells)
+            moved = joint.values.index_add(0, both, replaced.values[place[both]], alpha=-1).abs()
+            joint.with_values(moved).add_to(self.moved[m], cells)
+            elsewhere = replaced.values.index_fill(0, place[both], 0)
+            replaced.with_values(elsewhere).add_to(self.moved[m], cells)
