@@ -1,4 +1,4 @@
-"""Batches of activations from EvalData for one crosscoder, and their encodings."""
+"""Batches of activations from EvalData for one crosscoder."""
 
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
@@ -11,7 +11,7 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.dominant_tokens import DominantTokens, NormLimits, token_norms
 from sae_lens_crosscoder.activations.eval_data import Activations, Batches, EvalData
-from sae_lens_crosscoder.activations.harvest import harvest, validate_activations
+from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.data.token_mask import as_token_mask
@@ -265,41 +265,6 @@ class PromptSource:
             used[used.clone()] = batch.ordinary.to(used.device)
             yield rows, used, batch.used
             rest = TokenBatch(joined.activations[n_tokens:], joined.ordinary[n_tokens:])
-
-
-class Encoded(NamedTuple):
-    """Activations, and the crosscoder's encoding and reconstruction of them."""
-
-    activations: Float[Tensor, "token d_in"]
-    feature_acts: Float[Tensor, "token d_sae"]
-    """Sparse."""
-    reconstruction: Float[Tensor, "token d_in"]
-
-
-class Code(NamedTuple):
-    """Activations, and the crosscoder's encoding of them."""
-
-    activations: Float[Tensor, "token d_in"]
-    feature_acts: Float[Tensor, "token d_sae"]
-    """Sparse."""
-
-
-def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_seen: int) -> Iterator[Encoded]:
-    """Encode and reconstruct a batch, as `codes` does in parts."""
-    for code in codes(crosscoder, batch, n_seen):
-        yield Encoded(*code, crosscoder.decode(code.feature_acts))
-
-
-def codes(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_seen: int) -> Iterator[Code]:
-    """Encode a batch in parts of at most 2048 tokens, in the crosscoder's precision and on its device.
-
-    Raises:
-        ValueError: for activations that are NaN or infinite; `n_seen` tokens before them were not.
-    """
-    validate_activations(batch.to(crosscoder.W_dec), crosscoder.layout, f"after the first {n_seen}")
-    for part in batch.split(BATCH_TOKENS) if len(batch) else ():
-        part = part.to(crosscoder.W_dec)  # which may overflow
-        yield Code(part, crosscoder.encode_sparse(part))
 
 
 def shard_block(data: EvalData) -> int:

@@ -22,10 +22,13 @@ class CrosscoderViews(SAE[Any]):
 
     @property
     def model_names(self) -> tuple[str | None, ...]:
-        """The base and the chat model's names in the metadata, or that of the only model; None where unknown."""
-        metadata = self.cfg.metadata
-        names = (metadata.model_name, metadata.chat_model_name)
-        return names[:1] if self.layout.n_models == 1 else names
+        """Names of the models in the metadata, base first; None where unknown."""
+        metadata, n_models = self.cfg.metadata, self.layout.n_models
+        if n_models <= 2:
+            return (metadata.model_name, metadata.chat_model_name)[:n_models]
+        sources: list[dict[str, str | None]] = metadata.sources or []
+        names = [source["model_name"] for source in sources[:: max(1, len(self.layout.hook_names))]]
+        return tuple(names) if len(names) == n_models else (None,) * n_models
 
     @property
     def decoders(self) -> tuple[Float[Tensor, "d_sae d_model"], ...]:

@@ -13,7 +13,7 @@ from sae_lens_crosscoder.analysis.contrasts.concepts import concepts
 from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pairs
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
 from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
-from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis, validate_one_pair
 from sae_lens_crosscoder.analysis.examples.collect import collect_examples, validate_examples
 from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics, latent_statistics
@@ -21,6 +21,7 @@ from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
 from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import LogitLens, Responses, kl_between_models, latent_effects, logit_lens
+from sae_lens_crosscoder.crosscoders.compared import validate_two_models
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference, validate_one_hook
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.data.token_groups import packed_token_groups
@@ -65,6 +66,10 @@ def explore(
     """
     crosscoder = validate_inference(crosscoder, "explore")
     validate_one_hook(crosscoder, "explore")
+    if diagnosis is not None:
+        validate_one_pair(diagnosis, "explore")
+    else:
+        validate_two_models(crosscoder, "explore without a diagnosis")
     if data.pair is None and (contrasts or responses is not None):
         raise ValueError(
             "contrasts and responses need the models. Pass EvalData with pair and tokens, or leave them out."
@@ -72,8 +77,7 @@ def explore(
     tokens, token_mask = data.contexts
     if examples is not None:
         validate_examples(examples, tokens, token_mask)
-    if diagnosis is None:
-        diagnosis = diagnose(crosscoder, data)
+    diagnosis = diagnosis or diagnose(crosscoder, data)
     table = diagnosis.latents
     if use is not None:
         use.validate_read_from(named_fingerprint(crosscoder.state_dict()))

@@ -1,7 +1,7 @@
 """Delta_norm, and the classes of latents that it defines."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens_crosscoder.arguments import validate_arguments
@@ -28,12 +28,19 @@ def delta_norm(norms: Float[Tensor, "d_sae model"]) -> Float[Tensor, " d_sae"]:
     return ((chat - base) / norms.amax(dim=-1) + 1) / 2  # 0 / 0 is nan, as it should be
 
 
-def norms_of_pair(norms: Float[Tensor, "d_sae source"], layout: StackedLayout) -> Float[Tensor, "d_sae source"]:
+def norms_of_pair(
+    norms: Float[Tensor, "d_sae source"], layout: StackedLayout, absent: Bool[Tensor, " d_sae"] | None = None
+) -> Float[Tensor, "d_sae source"]:
     """Decoder norms that Delta_norm compares, those of two models at one hook; nan for every other layout.
 
     Two layers of one model also have two norms, which are no base and chat.
+
+    Args:
+        absent: True for latents that count as writing to neither model, with nan for norms; None for no such latent.
     """
-    return norms if layout.is_pair else torch.full_like(norms, torch.nan)
+    if not layout.is_pair:
+        return torch.full_like(norms, torch.nan)
+    return norms if absent is None else norms.masked_fill(absent[:, None], torch.nan)
 
 
 def label(delta: float) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.analysis.changed.rho import rho_of
@@ -25,9 +25,15 @@ from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHA
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 
-def one_sided_latents(crosscoder: InferenceCrosscoder) -> Int[Tensor, " chosen"]:
-    """Latents of class chat_only or base_only, which follow from the decoder norms alone."""
-    labels = labels_of(norms_of_pair(crosscoder.decoder_norms, crosscoder.layout))
+def one_sided_latents(
+    crosscoder: InferenceCrosscoder, absent: Bool[Tensor, " d_sae"] | None = None
+) -> Int[Tensor, " chosen"]:
+    """Latents of class chat_only or base_only, which follow from the decoder norms alone.
+
+    Args:
+        absent: True for latents that count as writing to neither model; None for no such latent.
+    """
+    labels = labels_of(norms_of_pair(crosscoder.decoder_norms.detach(), crosscoder.layout, absent))
     return torch.tensor([latent for latent, name in enumerate(labels) if name in ONE_SIDED], dtype=torch.int64)
 
 
@@ -39,16 +45,18 @@ def latent_table(
     nulls: Sequence[pd.DataFrame],
     min_active: int,
     bounds: NuBounds,
+    absent: Bool[Tensor, " d_sae"] | None = None,
 ) -> pd.DataFrame:
     """Build the table of `diagnose` from accumulated sums.
 
     Args:
+        absent: True for latents that count as writing to neither model; None for no such latent.
         reconstructed: sums over the latents of `free`, for models without a common basis.
     """
     scaling = centred.scaling
     norms = crosscoder.decoder_norms.detach().double()
     n_active = scaling.n_active
-    compared = norms_of_pair(norms, crosscoder.layout)
+    compared = norms_of_pair(norms, crosscoder.layout, absent)
     columns: dict[str, Tensor] = {"delta_norm": delta_norm(compared)}
     for name, norm in zip(crosscoder.layout.names, norms.unbind(dim=-1), strict=True):
         columns[f"dec_norm_{name}"] = norm
@@ -67,7 +75,7 @@ def latent_table(
         columns |= _basis_free_columns(crosscoder, free, reconstructed)
     if len(set(crosscoder.activation_scales.tolist())) > 1 or crosscoder.cfg.activation_means is not None:
         raw = crosscoder.layout.norms(crosscoder.W_dec.detach().double())
-        columns["delta_norm_raw"] = delta_norm(norms_of_pair(raw, crosscoder.layout))
+        columns["delta_norm_raw"] = delta_norm(norms_of_pair(raw, crosscoder.layout, absent))
         for target in ("error", "reconstruction"):
             columns[f"nu_{target}_raw"] = scaling.nu(target, space="raw")
     table = pd.DataFrame({name: column.detach().cpu().numpy() for name, column in columns.items()})

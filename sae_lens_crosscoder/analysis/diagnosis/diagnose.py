@@ -11,10 +11,17 @@ from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.diagnosis.conclusion import FVE_FLOOR, validate_fve_floor
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.analysis.diagnosis.family import (
+    comparisons,
+    family_diagnosis,
+    validate_evidence,
+    validate_use_of,
+)
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import validate_nulls
 from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds, validate_bounds
-from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, data_source, encoded, shard_block
+from sae_lens_crosscoder.analysis.encoding import encoded
+from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, data_source, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
 from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.arguments import validate_arguments
@@ -28,6 +35,7 @@ def diagnose(
     crosscoder: InferenceCrosscoder,
     data: EvalData,
     *,
+    models: Sequence[str] | None = None,
     null: Diagnosis | Sequence[Diagnosis] | None = None,
     changed: Changed | None = None,
     use: LatentUse | None = None,
@@ -43,6 +51,9 @@ def diagnose(
         crosscoder: an inference crosscoder, as `CrosscoderTrainingRunner.run()` returns or `slc.load` loads.
         data: held-out data, such as `runner.held_out_data()`. Tokens that dominate are left out of everything, and
             the manifest says how many; see `EvalData.max_norm_ratio`.
+        models: names of the two models to compare, the one in the place of base first: of `crosscoder.layout.names`, or
+            as they were trained. With several hooks, two sources, such as `base@HOOK`. None for base and chat, and for
+            every model beside the first if there are more.
         null: diagnoses of null runs, which give q-values: crosscoders trained in the same way on a pair that does not
             differ, and diagnosed in the same way. Such pairs are a model and itself with jittered weights
             (`chat_model_name="NAME+jitter=0.02"`), or after more pre-training.
@@ -75,16 +86,25 @@ def diagnose(
         Columns ending in `_base_probe` mirror nu for base-only latents, those in `_unfiltered` keep nu where its
         denominator may be 0, and those in `_raw` (if models were scaled differently, or centred) are in the space of
         raw activations.
+        For two of several sources, `base` and `chat` stand for the first and the second name. A latent that writes into
+        neither (below 0.2 times its largest decoder norm) has no Delta_norm. For more than two models without `models`,
+        `latents` has `label_<model>`, `verdict_<model>`, `delta_norm_<model>` and the like for each model beside the
+        first, and `norm_share_<model>`, its share of a latent's decoder norms; `pairs` has their whole diagnoses.
 
     Raises:
-        ValueError: for a training crosscoder, a pair it was not trained on, a null run that was trained differently,
-            activations that are NaN, groups that do not fit the tokens, no data, or a checkpoint of another diagnosis.
+        ValueError: for names that are not two sources, evidence such as null runs for more than one pair, a training
+            crosscoder, a pair it was not trained on, a null run that was trained differently, activations that are NaN,
+            groups that do not fit the tokens, no data, or a checkpoint of another diagnosis.
     """
     crosscoder = validate_inference(crosscoder, "diagnose")
     validate_bounds(bounds)
     validate_fve_floor(fve_floor)
     if free_directions not in ("model_specific", "all"):
         raise ValueError(f"free_directions={free_directions!r} must be 'model_specific' or 'all'.")
+    compared = comparisons(crosscoder, models)
+    validate_evidence(compared, {"null": null, "changed": changed, "use": use})
+    if use is not None:
+        validate_use_of(use.names, next(iter(compared.values())))
     nulls = validate_nulls(null, crosscoder)
     for reading in (changed, use):
         if reading is not None:
@@ -93,23 +113,34 @@ def diagnose(
     block_size = shard_block(data)
     background = BackgroundGroups.of(data)
     background.validate_count(source.n_tokens)
-    sums = DiagnosisSums(crosscoder, block_size, background, free_directions)
+    sums = {
+        name: DiagnosisSums(crosscoder, block_size, background, free_directions, each)
+        for name, each in compared.items()
+    }
     checkpoint = None
     if checkpoint_path is not None:
         options = f"block_size={block_size}, free_directions={free_directions}, groups={background.fingerprint()}"
+        options += f", sources={[None if each is None else each.names for each in compared.values()]}"
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "data source": source.fingerprint()}
-        parts = {**sums.parts, "source": source}
+        parts = {f"{name} {part}": each for name, of in sums.items() for part, each in of.parts.items()}
+        parts["source"] = source
         checkpoint = AccumulatorCheckpoint(checkpoint_path, "diagnosis", parts, {**origin, "set of options": options})
-    _stream(source, crosscoder, sums, checkpoint)
-    diagnosis = sums.diagnosis(source.manifest(), nulls, min_active, bounds, fve_floor, changed, use)
+    _stream(source, crosscoder, list(sums.values()), checkpoint)
+    options = (source.manifest(), nulls, min_active, bounds, fve_floor, changed, use)
+    diagnoses = {name: each.diagnosis(*options) for name, each in sums.items()}
     if checkpoint is not None:
         checkpoint.remove()
-    return diagnosis
+    if len(diagnoses) == 1:
+        return next(iter(diagnoses.values()))
+    return family_diagnosis(crosscoder, diagnoses)
 
 
 @torch.no_grad()
 def _stream(
-    source: DataSource, crosscoder: InferenceCrosscoder, sums: DiagnosisSums, checkpoint: AccumulatorCheckpoint | None
+    source: DataSource,
+    crosscoder: InferenceCrosscoder,
+    sums: Sequence[DiagnosisSums],
+    checkpoint: AccumulatorCheckpoint | None,
 ) -> None:
     """Add all tokens, or those that are not in the checkpoint."""
     n_seen = 0 if checkpoint is None else checkpoint.resume()
@@ -118,10 +149,13 @@ def _stream(
         for n_batches, batch in enumerate(source.batches(n_seen), start=n_seen + 1):
             places = torch.arange(seen, seen + len(batch.activations))[batch.ordinary.cpu()].split(BATCH_TOKENS)
             seen += len(batch.activations)
-            for part, place in zip(encoded(crosscoder, batch.used, sums.scaling.n_tokens), places, strict=False):
-                sums.add(part, place)
-            for part in encoded(crosscoder, batch.left_out, sums.scaling.n_tokens):
-                sums.add_left_out(part)
+            n_added = sums[0].scaling.n_tokens
+            for part, place in zip(encoded(crosscoder, batch.used, n_added), places, strict=False):
+                for each in sums:
+                    each.add(part, place)
+            for part in encoded(crosscoder, batch.left_out, n_added):
+                for each in sums:
+                    each.add_left_out(part)
             bar.update(len(batch.activations))
             if checkpoint is not None:
                 checkpoint.save_if_due(n_batches)

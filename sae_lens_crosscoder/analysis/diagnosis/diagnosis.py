@@ -1,5 +1,6 @@
 """Diagnosis: the latent table with its manifest, in memory and in a crosscoder's folder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sae_lens_crosscoder.loading.hub import download
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME
 
 LATENTS_FILENAME = "latents.parquet"
+_PAIRS_FOLDER = "pairs"
 
 # Fields of a manifest that identify the crosscoder.
 _IDENTITY = ("architecture", "models", "hook_name", "dataset_path", "seed", "space", "score", "training")
@@ -31,6 +33,9 @@ class Diagnosis:
     """Versions, models, hook, number of tokens, FVE, L0 and the conclusion."""
     interpretation: dict[str, Any] | None = None
     """Manifest of the explanations, if latents were interpreted."""
+    pairs: Mapping[str, "Diagnosis"] = field(default_factory=dict[str, "Diagnosis"])
+    """Of more than two models: the diagnosis of each model beside the first, by its name. `latents` then has columns
+    per model. Figures, reports, the explorer and null runs take one of these."""
 
     @property
     def conclusion(self) -> str:
@@ -48,7 +53,7 @@ class Diagnosis:
         return judging_nu(nu_kind_of(self.latents))
 
     def save(self, folder: str | Path) -> Path:
-        """Save the table with its manifest as `latents.parquet` in a crosscoder's folder.
+        """Save the table with its manifest as `latents.parquet` in a crosscoder's folder, and `pairs` in `pairs/`.
 
         Raises:
             ValueError: if the crosscoder in the folder has other weights than the diagnosed one.
@@ -56,6 +61,8 @@ class Diagnosis:
         path = Path(folder) / LATENTS_FILENAME
         _validate_weights(self.manifest, path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for name, each in self.pairs.items():
+            each.save(path.parent / _PAIRS_FOLDER / name)
         save_table(self.latents, self.manifest, path)
         return path
 
@@ -77,7 +84,8 @@ class Diagnosis:
         if not path.exists():
             raise ValueError(f"{folder} has no {LATENTS_FILENAME}. Create it with diagnose(...).save(folder).")
         latents, manifest = load_table(path)
-        if "delta_norm" not in latents:
+        pairs = {name: cls.load(path.parent / _PAIRS_FOLDER / name) for name in manifest.get("pairs", ())}
+        if "delta_norm" not in latents and not pairs:
             raise ValueError(f"{path} is not a latent table of this package: the column delta_norm is missing.")
         _validate_weights(manifest, path)
         interpretation = None
@@ -88,7 +96,16 @@ class Diagnosis:
             interpretation = interpretations.manifest
         if labels := load_labels(folder):
             latents = latents.assign(user_label=latents.index.map(labels))
-        return cls(latents, manifest, interpretation)
+        return cls(latents, manifest, interpretation, pairs)
+
+
+def validate_one_pair(diagnosis: Diagnosis, purpose: str) -> None:
+    """Raise a ValueError for a diagnosis of more than two models, which has no one pair to show."""
+    if diagnosis.pairs:
+        raise ValueError(
+            f"{purpose} shows two models, but the diagnosis compares {len(diagnosis.pairs)} models with the first. "
+            f"Pass one of diagnosis.pairs: {', '.join(diagnosis.pairs)}."
+        )
 
 
 def _validate_weights(manifest: dict[str, Any], path: Path) -> None:

@@ -24,12 +24,16 @@ class FreeDirections(Accumulator):
 
     Args:
         latents: the chosen ones. Two float64 numbers per latent and activation coordinate are kept.
+        n_sources: number of sources that the loss averaged over; None for those of the crosscoder.
     """
 
     buffers = ("_f_error", "_f3_error", "_f1", "_f2", "_f4", "_f2_error2", "_f2_per_error")
 
-    def __init__(self, crosscoder: InferenceCrosscoder, latents: Int[Tensor, " chosen"]) -> None:
+    def __init__(
+        self, crosscoder: InferenceCrosscoder, latents: Int[Tensor, " chosen"], n_sources: int | None = None
+    ) -> None:
         self.crosscoder = crosscoder
+        self._n_sources = n_sources or crosscoder.layout.n_sources
         self.latents = latents.to(crosscoder.W_dec.device)
         self._position = torch.full((crosscoder.cfg.d_sae,), -1, device=self.latents.device)
         self._position[self.latents] = torch.arange(len(latents), device=self.latents.device)
@@ -113,7 +117,7 @@ class FreeDirections(Accumulator):
         own = self.crosscoder.decoder_norms[self.latents].argmax(dim=-1, keepdim=True)
         gain = 2 * self._f2
         if details.get("reconstruction_loss") == "l2_norm":
-            gain = self._f2_per_error.gather(-1, 1 - own) / layout.n_sources
+            gain = self._f2_per_error.gather(-1, 1 - own) / self._n_sources
             gain = gain / self.crosscoder.activation_scales.double()[1 - own]
         return (mu * self._f1 / (gain * self.norms().gather(-1, own)))[:, 0]
 

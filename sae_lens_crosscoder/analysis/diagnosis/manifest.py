@@ -16,7 +16,7 @@ def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
         "versions": package_versions(),
         CROSSCODER_SHA256: named_fingerprint(crosscoder.state_dict()),
         "architecture": crosscoder.cfg.architecture(),
-        "models": [metadata.model_name, metadata.chat_model_name],
+        "models": trained_models(crosscoder),
         "hook_name": metadata.hook_name,
         **({"assumptions": list(metadata.assumptions)} if metadata.assumptions else {}),
         "dataset_path": metadata.dataset_path,
@@ -27,6 +27,14 @@ def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
         "partition": None if partition is None else asdict(partition),
         "training": metadata.training_architecture_details,
     }
+
+
+def trained_models(crosscoder: InferenceCrosscoder) -> list[str | None]:
+    """Names of the models, base first: at least two places, of which a crosscoder of one model fills the first."""
+    metadata = crosscoder.cfg.metadata
+    if crosscoder.layout.n_models <= 2:
+        return [metadata.model_name, metadata.chat_model_name]
+    return list(crosscoder.model_names)
 
 
 def _space(crosscoder: InferenceCrosscoder) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.analysis.diagnosis.manifest import trained_models
 from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
 from sae_lens_crosscoder.analysis.diagnosis.verdict import (
     MIN_ACTIVE,
@@ -111,7 +112,7 @@ def validate_trained_alike(manifest: Mapping[str, Any], n_latents: int, crosscod
     expected = (crosscoder.cfg.architecture(), crosscoder.cfg.d_sae)
     training: dict[str, Any] = metadata.training_architecture_details or {}
     partition = None if crosscoder.cfg.partition is None else asdict(crosscoder.cfg.partition)
-    models = [metadata.model_name, metadata.chat_model_name]
+    models = trained_models(crosscoder)
     trained = (manifest["architecture"], n_latents)
     if trained != expected:
         raise ValueError(
@@ -132,8 +133,8 @@ def validate_trained_alike(manifest: Mapping[str, Any], n_latents: int, crosscod
         )
     if None not in models and manifest["models"] == models:
         raise ValueError(
-            f"The null run was trained on {' and '.join(models)}, like the crosscoder. Use a pair of models that "
-            "do not differ, such as NAME and NAME+jitter=0.02."
+            f"The null run was trained on {' and '.join(map(str, models))}, like the crosscoder. Use a pair of models "
+            "that do not differ, such as NAME and NAME+jitter=0.02."
         )
 
 

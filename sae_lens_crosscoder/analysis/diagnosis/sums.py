@@ -15,12 +15,13 @@ from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds
-from sae_lens_crosscoder.analysis.inputs import Encoded
+from sae_lens_crosscoder.analysis.encoding import Encoded
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
 from sae_lens_crosscoder.analysis.latent_scaling.basis_free import ReconstructedDirections
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.use.result import LatentUse
+from sae_lens_crosscoder.crosscoders.compared import ComparedSources, cut_to
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.storage.accumulators import ResumableAccumulator
 
@@ -31,6 +32,7 @@ class DiagnosisSums:
     Args:
         block_size: consecutive tokens that the bootstrap keeps together.
         background: groups of the tokens, within which centred nu is measured.
+        compared: two of more sources, for a diagnosis of these; None for a crosscoder of a pair.
     """
 
     def __init__(
@@ -39,14 +41,22 @@ class DiagnosisSums:
         block_size: int,
         background: BackgroundGroups,
         free_directions: Literal["model_specific", "all"] = "model_specific",
+        compared: ComparedSources | None = None,
     ) -> None:
         everything = torch.arange(crosscoder.cfg.d_sae)
+        self._whole, self._compared = crosscoder, compared
+        self._absent = None if compared is None else compared.absent
+        n_sources = crosscoder.layout.n_sources
+        crosscoder = crosscoder if compared is None else compared.crosscoder
         self.crosscoder = crosscoder
+        """The crosscoder of the pair: the given one, or two of its sources."""
         self.scaling = LatentScaling(crosscoder, block_size=block_size)
         self.background = background
         self.centred = CentredScaling(self.scaling, background.n_groups)
         self.free = FreeDirections(
-            crosscoder, everything if free_directions == "all" else one_sided_latents(crosscoder)
+            crosscoder,
+            everything if free_directions == "all" else one_sided_latents(crosscoder, self._absent),
+            n_sources,
         )
         is_basis_free = nu_kind(crosscoder) == "basis_free"
         self.reconstructed = ReconstructedDirections(crosscoder, self.free.latents) if is_basis_free else None
@@ -54,6 +64,7 @@ class DiagnosisSums:
 
     def add(self, part: Encoded, places: Int[Tensor, " token"]) -> None:
         """Add tokens, with the place of each in the stream that `background` labels."""
+        part = self._of_pair(part)
         self.centred.add(*part, self.background.at(places))
         self.scaling.add(*part)
         self.free.add(*part)
@@ -63,7 +74,17 @@ class DiagnosisSums:
 
     def add_left_out(self, part: Encoded) -> None:
         """Add tokens that dominate, which only the FVE over all tokens includes."""
+        part = self._of_pair(part)
         self.fve_left_out.add(part.activations, part.reconstruction)
+
+    def _of_pair(self, part: Encoded) -> Encoded:
+        """The tokens as the compared sources see them, with the code of all."""
+        if self._compared is None:
+            return part
+        activations, reconstruction = (
+            cut_to(stacked, self._whole, self._compared.places) for stacked in (part.activations, part.reconstruction)
+        )
+        return Encoded(activations, part.feature_acts, reconstruction)
 
     @property
     def parts(self) -> Mapping[str, ResumableAccumulator]:
@@ -101,7 +122,7 @@ class DiagnosisSums:
             )
         null_tables = [null.latents for null in nulls]
         latents = latent_table(
-            self.crosscoder, self.centred, self.free, self.reconstructed, null_tables, min_active, bounds
+            self.crosscoder, self.centred, self.free, self.reconstructed, null_tables, min_active, bounds, self._absent
         )
         if changed is not None:
             latents = latents.join(changed.latents[[*CHANGED_COLUMNS]])
@@ -111,8 +132,9 @@ class DiagnosisSums:
         identical = self.fve.models_are_identical
         evidence = Evidence(latents, fve, n_tokens, len(nulls), min_active, fve_floor, identical, changed, use)
         manifest: dict[str, Any] = {
-            "conclusion": conclusion(evidence),
-            **provenance(self.crosscoder),
+            "conclusion": self._named(conclusion(evidence)),
+            **provenance(self._whole),
+            **({} if self._compared is None else {"compared": list(self._compared.names)}),
             "n_tokens": n_tokens,
             "min_active": min_active,
             "bounds": bounds,
@@ -126,3 +148,10 @@ class DiagnosisSums:
             **self.background.manifest(),
         }
         return Diagnosis(latents, manifest)
+
+    def _named(self, text: str) -> str:
+        """The conclusion, after the names of the compared models."""
+        if self._compared is None:
+            return text
+        base, chat = self._compared.trained_names
+        return f"{chat} (as the chat model) beside {base} (as the base model): {text}"

@@ -7,7 +7,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
-from sae_lens_crosscoder.analysis.inputs import data_source, encoded, shard_block
+from sae_lens_crosscoder.analysis.encoding import encoded
+from sae_lens_crosscoder.analysis.inputs import data_source, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling, Target
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference

@@ -12,7 +12,8 @@ from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pair
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
-from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, data_source, encoded, shard_block
+from sae_lens_crosscoder.analysis.encoding import encoded
+from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, data_source, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.latent_scaling.mse_improvement import TargetEnergies, mse_improvement
@@ -24,6 +25,7 @@ from sae_lens_crosscoder.analysis.statistics.labelled_tokens import (
 )
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import StatisticsSums
 from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.crosscoders.compared import validate_two_models
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 
@@ -66,6 +68,8 @@ def paper_tables(crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData)
         ValueError: for no crosscoders, those of different models or hooks, and in the cases of `latent_statistics`.
     """
     crosscoders = {name: validate_inference(crosscoder, "paper_tables") for name, crosscoder in crosscoders.items()}
+    for crosscoder in crosscoders.values():
+        validate_two_models(crosscoder, "paper_tables")
     lead = _validate_same_data(crosscoders)
     if isinstance(data.activations, Iterator):
         raise ValueError(

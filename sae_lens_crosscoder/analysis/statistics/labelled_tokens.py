@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
-from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, Encoded, encoded
+from sae_lens_crosscoder.analysis.encoding import Encoded, encoded
+from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 from sae_lens_crosscoder.data.token_groups import EXCLUDED, TokenGroups

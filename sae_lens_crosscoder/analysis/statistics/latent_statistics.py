@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.analysis.inputs import Encoded, data_source
+from sae_lens_crosscoder.analysis.encoding import Encoded
+from sae_lens_crosscoder.analysis.inputs import data_source
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells, labelled_parts
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference

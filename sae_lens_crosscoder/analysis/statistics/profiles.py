@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
-from sae_lens_crosscoder.analysis.inputs import data_source, encoded
+from sae_lens_crosscoder.analysis.encoding import encoded
+from sae_lens_crosscoder.analysis.inputs import data_source
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of

@@ -12,15 +12,16 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT
-from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, codes, data_source, shard_block
+from sae_lens_crosscoder.analysis.encoding import codes
+from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, data_source, shard_block
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells
 from sae_lens_crosscoder.analysis.use.result import LatentUse, use_q_values, validate_null_uses
 from sae_lens_crosscoder.analysis.use.sums import UseSums
 from sae_lens_crosscoder.analysis.use.table import use_tables
 from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.crosscoders.compared import source_places
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.token_groups import TokenGroups
-from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import fingerprint, named_fingerprint
 
@@ -51,7 +52,7 @@ def latent_use(
         crosscoder: an inference crosscoder of models of equal width, of any architecture.
         data: held-out data. Tokens that dominate are left out; see `EvalData.max_norm_ratio`.
         groups: group of each token, for the table by group; by default those of the data.
-        models: names of the two models to compare, of `crosscoder.layout.names`; needed for more than two.
+        models: names of the two models to compare, as in `diagnose`; needed for more than two.
         null: results on null runs, which give q-values: crosscoders trained in the same way on pairs that do not
             differ; see `diagnose`.
         min_active: latents with fewer strong firings in either model are `undetermined`.
@@ -77,7 +78,8 @@ def latent_use(
             null run that was trained differently, groups that do not fit the tokens, or no data.
     """
     crosscoder = validate_inference(crosscoder, "latent_use")
-    names = _validate_models(crosscoder.layout, models)
+    places = _validate_models(crosscoder, models)
+    names = (crosscoder.layout.names[places[0]], crosscoder.layout.names[places[1]])
     nulls = validate_null_uses(null, crosscoder)
     data = data if groups is None else replace(data, groups=groups)
     labels, group_names = Cells.of(data, by_source=False).labels, () if data.groups is None else data.groups.names
@@ -85,8 +87,7 @@ def latent_use(
     block_size = shard_block(data)
     cells = _CellsOfTokens(labels, len(group_names))
     cells.validate_count(source.n_tokens)
-    places = [crosscoder.layout.names.index(name) for name in names]
-    sums = UseSums(crosscoder, (places[0], places[1]), cells.n_cells, block_size)
+    sums = UseSums(crosscoder, places, cells.n_cells, block_size)
     checkpoint = None
     if checkpoint_path is not None:
         options = f"block_size={block_size}, models={names}, groups={cells.fingerprint()}"
@@ -170,17 +171,12 @@ def _measure_means(source: DataSource, sums: UseSums, cells: _CellsOfTokens) -> 
     sums.measure_means(torch.cat([batch.used for batch in first]), cells.at(ordinary), _MIN_MEAN_TOKENS)
 
 
-def _validate_models(layout: StackedLayout, models: Sequence[str] | None) -> tuple[str, str]:
-    """Names of the two models to compare."""
+def _validate_models(crosscoder: InferenceCrosscoder, models: Sequence[str] | None) -> tuple[int, int]:
+    """Places of the two models to compare."""
+    layout = crosscoder.layout
     if not layout.same_width:
         raise ValueError(
             f"The models of the crosscoder have widths {layout.d_models}, so none can be read in the slot of another. "
             "latent_use needs models of equal width."
         )
-    names = layout.names if models is None else tuple(models)
-    if len(names) != 2 or len(set(names)) != 2 or not set(names) <= set(layout.names):
-        raise ValueError(
-            f"models={models!r} must name two models of the crosscoder, which has {', '.join(layout.names)}. Pass two "
-            "of these names."
-        )
-    return names[0], names[1]
+    return source_places(crosscoder, layout.names if models is None else models)

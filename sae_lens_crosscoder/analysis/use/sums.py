@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.inputs import Code
+from sae_lens_crosscoder.analysis.encoding import Code
 from sae_lens_crosscoder.analysis.use.readout import SwapReadout
 from sae_lens_crosscoder.analysis.use.sparse_values import SparseValues
 from sae_lens_crosscoder.analysis.use.strong_firings import StrongFirings

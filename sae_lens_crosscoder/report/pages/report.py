@@ -9,7 +9,7 @@ import pandas as pd
 
 from sae_lens_crosscoder.activations.dominant_tokens import describe_dominant_tokens
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS
-from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis, validate_one_pair
 from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
 from sae_lens_crosscoder.analysis.diagnosis.verdict import BASIS_FREE, nu_kind_of
 from sae_lens_crosscoder.arguments import validate_arguments
@@ -61,6 +61,8 @@ def write_report(
     Raises:
         ValueError: if `diagnoses` is empty, or a table lacks a column that is shown.
     """
+    for diagnosis in diagnoses.values():
+        validate_one_pair(diagnosis, "write_report")
     tables = {name: diagnosis.latents for name, diagnosis in diagnoses.items()}
     validate_tables(tables, _COLUMNS)
     if concepts is not None and not isinstance(concepts.index, pd.RangeIndex):
