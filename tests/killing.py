@@ -5,6 +5,7 @@ import signal
 import sys
 
 FILE_OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+WRITES = os.O_WRONLY | os.O_RDWR
 
 
 def in_child(function):
@@ -23,22 +24,28 @@ def in_child(function):
 
 
 def killed_at(n, folder, function):
-    """Call a function in a copy of this process that is killed at its n-th file operation in a folder.
+    """Call a function in a copy of this process that is killed at its n-th change of files in a folder.
 
-    Returns whether it was; False says that it needed no more than n operations.
+    Returns whether it was; False says that it made no more than n changes.
     """
-    left = [n]
-
-    def kill(event, args):
-        if event in FILE_OPERATIONS and str(folder) in str(args[0]):
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-
-    def watched():
-        sys.addaudithook(kill)
-        function()
-
-    code = in_child(watched)
+    code = in_child(lambda: at_change(n, folder, function, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert code in (0, -signal.SIGKILL)
     return code != 0
+
+
+def at_change(n, folder, function, then, changes=None):
+    """Call a function, and another just before the n-th change of files that it makes in a folder; for copies only.
+
+    `changes` is a list that gets an item for every change.
+    """
+    changes = [] if changes is None else changes
+
+    def watch(event, args):
+        is_change = event in FILE_OPERATIONS and (event != "open" or args[2] & WRITES)
+        if is_change and str(folder) in str(args[0]):
+            changes.append(event)
+            if len(changes) == n + 1:
+                then()
+
+    sys.addaudithook(watch)
+    return function()

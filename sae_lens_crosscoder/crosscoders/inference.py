@@ -17,7 +17,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, NormLimits
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
-from sae_lens_crosscoder.crosscoders.folder import write_checksums
+from sae_lens_crosscoder.crosscoders.folder import save_with_checksums
 from sae_lens_crosscoder.crosscoders.partition import PartitionFields
 from sae_lens_crosscoder.crosscoders.scores import SCORES, Score
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import pairs_above, screening_precision
@@ -176,9 +176,7 @@ class InferenceCrosscoder(CrosscoderViews):
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
         """SAELens's folder, with checksums in its config."""
-        weights_path, cfg_path = super().save_model(path)
-        write_checksums(weights_path, cfg_path)
-        return weights_path, cfg_path
+        return save_with_checksums(super().save_model, path)
 
     def to_jumprelu_sae(self) -> JumpReLUSAE:
         """The same function as a plain SAELens `jumprelu` SAE of the stack, for people without this package.

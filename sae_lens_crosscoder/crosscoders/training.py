@@ -18,7 +18,7 @@ from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_s
 from sae_lens_crosscoder.crosscoders.causality import WeakCausality
 from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
 from sae_lens_crosscoder.crosscoders.confinement import Confinement, confine_gradient
-from sae_lens_crosscoder.crosscoders.folder import write_checksums
+from sae_lens_crosscoder.crosscoders.folder import save_with_checksums
 from sae_lens_crosscoder.crosscoders.initialisation import geometric_median, initial_decoder
 from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode
@@ -220,9 +220,7 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """SAELens's folder of the inference crosscoder, with checksums in its config."""
-        weights_path, cfg_path = super().save_inference_model(path)
-        write_checksums(weights_path, cfg_path)
-        return weights_path, cfg_path
+        return save_with_checksums(super().save_inference_model, path)
 
     @override
     @torch.no_grad()

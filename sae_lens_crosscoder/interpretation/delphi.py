@@ -16,6 +16,7 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, valid
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.storage.atomic import atomic_folder
 
 
 @validate_arguments
@@ -54,18 +55,7 @@ def write_delphi_cache(
     metadata, hook_name = crosscoder.cfg.metadata, validate_pair(crosscoder, pair)
     locations, activations = _active(crosscoder, pair, tokens, hook_name, batch_size)
     target = Path(folder) / hook_name
-    target.mkdir(parents=True, exist_ok=True)
     borders = torch.linspace(0, d_sae, n_splits + 1).long().tolist()
-    for first, end in pairwise(borders):
-        inside = (locations[:, 2] >= first) & (locations[:, 2] < end)
-        places = locations[inside] - torch.tensor([0, 0, first], dtype=torch.int32)
-        fits = max(*tokens.shape, end - first) <= 2**16
-        arrays = {
-            "locations": places.numpy().astype("uint16" if fits else "uint32"),
-            "activations": activations[inside].numpy(),
-            "tokens": tokens.cpu().numpy(),
-        }
-        save_file(arrays, target / f"{first}_{end - 1}.safetensors")
     config = {
         "dataset_repo": metadata.dataset_path or "",
         "dataset_split": "train",
@@ -77,7 +67,18 @@ def write_delphi_cache(
         "n_splits": n_splits,
         "model_name": metadata.chat_model_name or "",
     }
-    (target / "config.json").write_text(json.dumps(config, indent=4) + "\n")
+    with atomic_folder(target) as partial:
+        for first, end in pairwise(borders):
+            inside = (locations[:, 2] >= first) & (locations[:, 2] < end)
+            places = locations[inside] - torch.tensor([0, 0, first], dtype=torch.int32)
+            fits = max(*tokens.shape, end - first) <= 2**16
+            arrays = {
+                "locations": places.numpy().astype("uint16" if fits else "uint32"),
+                "activations": activations[inside].numpy(),
+                "tokens": tokens.cpu().numpy(),
+            }
+            save_file(arrays, partial / f"{first}_{end - 1}.safetensors")
+        (partial / "config.json").write_text(json.dumps(config, indent=4) + "\n")
     return target
 
 

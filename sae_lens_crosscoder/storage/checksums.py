@@ -57,6 +57,14 @@ def validate_checksum(path: Path, expected: str, remedy: str) -> None:
         raise ValueError(mismatch(path, remedy))
 
 
+def validate_checksums(folder: Path, files: Mapping[str, str], remedy: str) -> None:
+    """Raise a ValueError if a file of a folder, by its name, is missing or has another SHA-256."""
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing. {remedy}")
+        validate_checksum(folder / name, expected, remedy)
+
+
 def mismatch(path: Path, remedy: str) -> str:
     """Format the error for a file whose content differs from what was written."""
     return f"{path}: checksum mismatch: the file was corrupted or edited. {remedy}"

@@ -6,6 +6,7 @@ import random
 import sys
 import tempfile
 import warnings
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from sae_lens.util import temporary_seed
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from sae_lens_crosscoder.crosscoders.folder import saving_crosscoder
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME, FolderChecksums
+from sae_lens_crosscoder.storage.locks import only_writer
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, load_training_crosscoder
 from sae_lens_crosscoder.training.data.run_data import RunData
@@ -38,6 +41,7 @@ from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
 from sae_lens_crosscoder.training.validation import slow_precisions, validate_no_folder_at, validate_writable
 
 METRICS_FILENAME = "metrics.jsonl"
+_OTHER_FOLDER = "Wait until it ends, or give another output_path."
 _WRITTEN_FILES = (
     *(SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, RUNNER_CFG_FILENAME),
     *(METRICS_FILENAME, CHECKSUMS_FILENAME, "latents.parquet"),
@@ -56,7 +60,8 @@ class CrosscoderTrainingRunner(RunData):
 
     Raises:
         ValueError: for a device or folder that cannot be used, a hook that the models do not have, widths that are
-            not the models', an empty dataset, or two models that do not differ.
+            not the models', an empty dataset, two models that do not differ, or an `output_path` that another run is
+            writing to.
     """
 
     def __init__(
@@ -72,6 +77,10 @@ class CrosscoderTrainingRunner(RunData):
         if cfg.output_path is not None:
             for name in cfg.crosscoder_configs:
                 validate_no_folder_at(*(Path(cfg.output_path, name, file) for file in _WRITTEN_FILES))
+            with collectives.fail_together():
+                if collectives.is_lead and Path(cfg.output_path).is_dir():
+                    with only_writer(cfg.output_path, _OTHER_FOLDER):  # known before any model is loaded
+                        pass
         for note in slow_precisions(cfg):
             warnings.warn(note, stacklevel=2)
         if cfg.resume_from_checkpoint is not None:
@@ -93,6 +102,13 @@ class CrosscoderTrainingRunner(RunData):
         Each is saved as a folder (cfg.json, sae_weights.safetensors, metrics.jsonl, runner_cfg.json): `cfg.output_path`
         itself, or a folder per name below it. Of several processes only the first writes; the others return None.
         """
+        with ExitStack() as held:
+            with self.collectives.fail_together():
+                if self.collectives.is_lead and self.cfg.output_path is not None:
+                    held.enter_context(only_writer(self.cfg.output_path, _OTHER_FOLDER))
+            return self._run()
+
+    def _run(self) -> Any:
         cfg, is_lead = self.cfg, self.collectives.is_lead
         self.trainers = {name: self._new_trainer(name) for name in self.training_crosscoders}
         for trainer in self.trainers.values():
@@ -215,12 +231,13 @@ class CrosscoderTrainingRunner(RunData):
                 saved: Any = SAE.load_from_disk(folder, device=self.cfg.device)
                 return saved
         path = Path(self.cfg.output_path, name)
-        crosscoder.save_inference_model(path)
+        with saving_crosscoder(path) as partial:
+            crosscoder.save_inference_model(partial)
+            self._write_config(partial)
+            checksums = FolderChecksums(partial)
+            checksums.record(RUNNER_CFG_FILENAME)
+            checksums.write()
         (path / "latents.parquet").unlink(missing_ok=True)  # that of an earlier crosscoder, if any
-        self._write_config(path)
-        checksums = FolderChecksums(path)
-        checksums.record(RUNNER_CFG_FILENAME)
-        checksums.write()
         saved = SAE.load_from_disk(path, device=self.cfg.device)
         return saved
 

@@ -20,6 +20,7 @@ from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import TINY_MODELS, dialogues
 from sae_lens_crosscoder.report import write_effects
+from sae_lens_crosscoder.storage.atomic import write_text_atomically
 from sae_lens_crosscoder.storage.checksums import fingerprint
 from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders, load_pair
 
@@ -99,7 +100,7 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     effects, contrasts = ({name: table[kind] for name, table in tables.items()} for kind in ("effects", "contrasts"))
     rows = _joined(effects).rename(columns={"kl_nats_low": "ci_low", "kl_nats_high": "ci_high"})[list(COLUMNS)]
     document = {"rows": _records(rows), "contrasts": _records(_joined(contrasts))}
-    (output_path / EFFECTS_FILENAME).write_text(json.dumps(document, indent=1) + "\n")
+    write_text_atomically(json.dumps(document, indent=1) + "\n", output_path / EFFECTS_FILENAME)
     write_effects(effects, output_path / PAGE_FILENAME, contrasts)
     run.remove()
     return rows

@@ -24,6 +24,7 @@ from sae_lens_crosscoder.models.tiny import (
     TINY_HOOK,
 )
 from sae_lens_crosscoder.report import write_report
+from sae_lens_crosscoder.storage.atomic import write_text_atomically
 from sae_lens_crosscoder.storage.versions import package_versions
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -127,7 +128,7 @@ def run_demo(cfg: DemoConfig) -> DemoResult:
     carriers = carriers.loc[[contrast.name for contrast in contrasts]]
     comparison = compare_diagnoses(diagnoses)
     summary = _summary(diagnoses, seconds)
-    (output_path / SUMMARY_FILENAME).write_text(json.dumps(summary, indent=1))
+    write_text_atomically(json.dumps(summary, indent=1), output_path / SUMMARY_FILENAME)
     write_report(
         diagnoses,
         output_path / REPORT_FILENAME,

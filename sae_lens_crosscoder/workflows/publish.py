@@ -10,6 +10,7 @@ from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME, D
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.report.export.model_card import CARD_MARK, model_card
+from sae_lens_crosscoder.storage.atomic import write_text_atomically
 from sae_lens_crosscoder.storage.json_files import parse_json
 
 CARD_FILENAME = "README.md"
@@ -36,7 +37,7 @@ def write_model_card(folder: str | Path, repo_id: str = "OWNER/NAME", license: s
         raise ValueError(f"{path} was written by hand: move it away, or publish it with write_card=False.")
     diagnosis = Diagnosis.load(folder) if (folder / LATENTS_FILENAME).exists() else None
     card = model_card(crosscoder, repo_id, license, diagnosis, _last_metrics(folder / METRICS_FILENAME))
-    path.write_text(card, encoding="utf-8")
+    write_text_atomically(card, path)
     return path
 
 

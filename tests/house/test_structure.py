@@ -33,6 +33,13 @@ def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
+def test_files_are_written_atomically():
+    """Under a temporary name, but for appended lines, parts of a checkpoint, and the tiny pair's maker."""
+    writes = lines_with(re.compile(r"\.write_text\(|\.write_bytes\(|to_parquet\(|save_file\(|open\(\"w"))
+    others = ("storage/", "models/tiny/", "training/checkpoints/", "training/runner.py")
+    assert [line for line in writes if "partial" not in line and not line.startswith(others)] == []
+
+
 def test_checks_are_called_validate():
     assert lines_with(re.compile(r"def _?(require|refuse|ensure|check)_(?!hooks_to_add)")) == []
 

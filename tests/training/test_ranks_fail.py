@@ -1,18 +1,23 @@
 """Ranks whose data end unevenly, that were started with other settings, or that die: the others stop, and say why."""
 
 import os
+from pathlib import Path
 
 import pytest
+import sae_lens
 import torch
 import torch.distributed as dist
 
+import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError, checkpoints_in, problem_with
 from sae_lens_crosscoder.training.distributed.process_group import (
     LostProcessError,
     StoppedElsewhereError,
     _validate_same_settings,
 )
+from sae_lens_crosscoder.training.trainer import StepTrainer
 from tests.training.processes import BATCH, activations, grid, new_trainer, on_processes
+from tests.training.test_distributed_runner import _runner, config
 
 STEPS = 8
 PHASES = ("before the first step", "while scales are estimated", "while a checkpoint is written", "after the last step")
@@ -120,3 +125,46 @@ def test_a_rank_that_dies_in_any_phase_ends_the_others_and_leaves_whole_checkpoi
     whole = checkpoints_in(folder)
     assert [problem_with(path) for path in whole] == [None] * len(whole)
     assert len(whole) == {PHASES[0]: 0, PHASES[1]: 0, PHASES[2]: 1, PHASES[3]: 2}[phase]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+
+
+def _die_in_run(rank, where, folder, pair):
+    """One of two ranks of a runner's run dies when it calls a function the second time, or at all in the last save."""
+    runner = _runner(folder, pair)
+    owner, name = where
+    real, n_calls = getattr(owner, name), []
+
+    def called(*args, **kwargs):
+        n_calls.append(None)
+        if runner.collectives.rank == rank and (owner is not StepTrainer or len(n_calls) == 2):
+            os._exit(0)
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(owner, name, called)
+        with pytest.raises(LostProcessError):
+            runner.run()
+    torch.save(runner.cfg.checkpoint_path, folder / "survivor.pt")
+    os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("rank", "where"),
+    [(1, (StepTrainer, "metrics")), (0, (sae_lens.saes.sae, "save_file"))],
+    ids=["evaluation", "save"],
+)
+def test_a_rank_that_dies_in_the_evaluation_or_the_last_save_ends_the_others_and_the_run_goes_on(
+    tmp_path, pair, rank, where
+):
+    with pytest.raises(FileNotFoundError):  # no process comes to its end
+        on_processes(2, _die_in_run, tmp_path / "processes", rank, where, tmp_path, pair)
+    newest = checkpoints_in(Path(torch.load(tmp_path / "survivor.pt")))[-1]
+    assert problem_with(newest) is None
+    with pytest.raises(ValueError, match="output"):
+        slc.load(tmp_path / "output")
+    runner = slc.CrosscoderTrainingRunner(config(tmp_path, resume_from_checkpoint=str(newest)), override_model=pair)
+    assert runner.run().cfg.d_sae == slc.load(tmp_path / "output").cfg.d_sae

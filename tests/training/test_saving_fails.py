@@ -2,8 +2,10 @@
 
 import errno
 import importlib
+import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TINY_HOOK
+from sae_lens_crosscoder.storage.locks import only_writer
+from sae_lens_crosscoder.training.checkpoints import folder as checkpoint_folder
 from sae_lens_crosscoder.training.runner import _WRITTEN_FILES
+from tests.killing import killed_at
 
 BATCH, STEPS = 64, 4
 
@@ -82,7 +87,7 @@ def saved_elsewhere(error):
 
 
 @pytest.mark.parametrize(
-    "writer", ["sae_lens.saes.sae.save_file", "sae_lens_crosscoder.crosscoders.training.write_checksums"]
+    "writer", ["sae_lens.saes.sae.save_file", "sae_lens_crosscoder.crosscoders.folder.write_checksums"]
 )
 def test_a_full_disk_loses_no_trained_crosscoder(tmp_path, pair, monkeypatch, writer):
     """The disk of the output is full when the crosscoder is written, or when its checksums are; another is not."""
@@ -109,6 +114,7 @@ def test_a_full_disk_loses_no_trained_crosscoder(tmp_path, pair, monkeypatch, wr
 
 def test_a_folder_that_becomes_read_only_while_the_run_trains_loses_nothing(tmp_path, pair, monkeypatch):
     real = Path.mkdir
+    (tmp_path / "output").mkdir()
 
     def refuse(path, *args, **kwargs):
         if str(tmp_path / "output") in str(path):
@@ -131,3 +137,68 @@ def test_if_no_folder_can_be_written_the_error_says_both(tmp_path, pair, monkeyp
     with pytest.raises(OSError, match="No space left") as raised:
         runner_of(tmp_path, pair).run()
     assert re.search(r"could not be saved in \S+ either: .*No space left", raised.value.__notes__[0])
+
+
+def test_a_second_run_into_the_folder_of_a_first_is_refused(tmp_path, pair):
+    runner = runner_of(tmp_path, pair)
+    with only_writer(tmp_path / "output", ""):
+        for start in (runner.run, lambda: runner_of(tmp_path, pair)):
+            with pytest.raises(ValueError, match=r"Another run writes to '.*output' now\. Wait until it ends, or give"):
+                start()
+    runner.run()
+    runner_of(tmp_path, pair)
+
+
+def test_killed_in_the_last_save_the_folder_has_one_crosscoder_or_is_refused(tmp_path, pair, monkeypatch):
+    """The weights of one run are never loaded with the config, or shown with the table, of another."""
+    old, new = (runner_of(tmp_path / str(seed), pair, seed=seed) for seed in (0, 1))
+    saved = [runner.run() for runner in (old, new)]
+    slc.diagnose(saved[0], old.held_out_data()).save(tmp_path / "0" / "output")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a killed process loses nothing it has written
+    n, was_killed, outcomes = 0, True, set()
+    while was_killed:
+        folder = tmp_path / f"killed-{n}"
+        shutil.copytree(tmp_path / "0" / "output", folder)
+        new.cfg.output_path = str(folder)
+        was_killed = killed_at(n, folder, lambda: new._save(""))
+        seed = _seed_of(folder, saved)
+        outcomes.add(seed)
+        if seed != 0 and (folder / "latents.parquet").exists():
+            with pytest.raises(ValueError, match="belongs to another crosscoder"):
+                slc.Diagnosis.load(folder)
+        new._save("")
+        assert _seed_of(folder, saved) == 1
+        assert not list(folder.glob(".partial"))
+        n += 1
+    assert outcomes == {0, 1, None}
+
+
+def _seed_of(folder, saved):
+    """Of the crosscoder in a folder, whose files belong together; None if it is refused."""
+    try:
+        loaded = slc.load(folder)
+    except ValueError:
+        return None
+    seed = next(seed for seed in (0, 1) if torch.equal(saved[seed].W_dec, loaded.W_dec))
+    assert loaded.cfg.metadata.seed == json.loads((folder / "runner_cfg.json").read_text())["seed"] == seed
+    return seed
+
+
+def test_latest_is_the_furthest_checkpoint_also_where_the_clock_was_set_back(tmp_path, pair, monkeypatch):
+    """A day ahead when the first checkpoint was written, and right again for those after it."""
+    fields = {"checkpoint_path": str(tmp_path / "checkpoints"), "n_checkpoints": STEPS - 1, "n_checkpoints_kept": 2}
+    runner = runner_of(tmp_path, pair, **fields)
+    replace = checkpoint_folder.replace_folder
+
+    def replace_folder(partial, folder):
+        if folder.name == str(BATCH):
+            now = (partial / "checkpoint.json").stat().st_mtime
+            os.utime(partial / "checkpoint.json", (now + 86400,) * 2)
+        replace(partial, folder)
+
+    monkeypatch.setattr(checkpoint_folder, "replace_folder", replace_folder)
+    runner.run()
+    run = Path(runner.cfg.checkpoint_path)
+    assert {path.name for path in run.iterdir()} == {str(3 * BATCH), str(4 * BATCH)}
+    again = runner_of(tmp_path, pair, resume_from_checkpoint="latest", **fields)
+    assert Path(again.cfg.resume_from_checkpoint).name == str(4 * BATCH)

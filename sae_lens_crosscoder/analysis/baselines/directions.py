@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_crosscoder.storage.atomic import write_text_atomically
+from sae_lens_crosscoder.storage.atomic import replacing_files
+from sae_lens_crosscoder.storage.checksums import file_sha256, validate_checksums
 from sae_lens_crosscoder.storage.json_files import load_json
 from sae_lens_crosscoder.storage.tensor_files import load_tensors, save_tensors
 
 Kind = Literal["mean_difference", "pca", "sae"]
+_DIRECTIONS, _FACTS = "directions.safetensors", "directions.json"
 _TENSORS = ("directions", "encoder", "encoder_bias", "bias", "threshold", "explained")
 _BLOCK = 4096
 
@@ -88,22 +90,23 @@ class DifferenceDirections:
 
     def save(self, folder: str | Path) -> Path:
         """Write `directions.safetensors` and `directions.json` into a folder, which is created."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: getattr(self, name) for name in _TENSORS}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-        save_tensors(contiguous, folder / "directions.safetensors")
         facts = {"kind": self.kind, "names": list(self.names), "n_tokens": self.n_tokens}
-        text = pd.Series(facts | {"explained_together": self.explained_together}).to_json(double_precision=15)
-        write_text_atomically(text + "\n", folder / "directions.json")
-        return folder
+        with replacing_files(Path(folder), lambda name: name != _FACTS) as partial:
+            save_tensors(contiguous, partial / _DIRECTIONS)
+            facts |= {"explained_together": self.explained_together}
+            facts |= {"files": {_DIRECTIONS: file_sha256(partial / _DIRECTIONS)}}
+            (partial / _FACTS).write_text(pd.Series(facts).to_json(double_precision=15) + "\n")
+        return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "DifferenceDirections":
         """Read what `save` wrote."""
         folder = Path(folder)
-        tensors, _ = load_tensors(folder / "directions.safetensors")
-        facts = load_json(folder / "directions.json")
+        facts = load_json(folder / _FACTS)
+        validate_checksums(folder, facts.get("files", {}), "Save the directions again.")
+        tensors, _ = load_tensors(folder / _DIRECTIONS)
         together = facts["explained_together"]
         return cls(
             kind=facts["kind"],

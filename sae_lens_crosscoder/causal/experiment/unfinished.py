@@ -11,7 +11,7 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from sae_lens_crosscoder.causal.forward.responses import Responses
-from sae_lens_crosscoder.storage.atomic import PARTIAL_SUFFIX, replace_folder
+from sae_lens_crosscoder.storage.atomic import atomic_folder, write_text_atomically
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 _ORIGIN_FILENAME = "origin.txt"
@@ -31,7 +31,7 @@ class UnfinishedRun:
         if stamp.exists() and stamp.read_text() != text:
             self.remove()
         folder.mkdir(exist_ok=True)
-        stamp.write_text(text)
+        write_text_atomically(text, stamp)
 
     def responses(self, make: Callable[[], Responses]) -> Responses:
         """The saved responses, or new ones."""
@@ -45,11 +45,9 @@ class UnfinishedRun:
         """The saved tables of one name, or new ones."""
         folder = self.folder / f"{name}.tables"
         if not folder.exists():
-            partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
-            partial.mkdir(exist_ok=True)
-            for key, table in make().items():
-                table.to_parquet(partial / f"{key}.parquet")
-            replace_folder(partial, folder)
+            with atomic_folder(folder) as partial:
+                for key, table in make().items():
+                    table.to_parquet(partial / f"{key}.parquet")
         return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
 
     def remove(self) -> None:

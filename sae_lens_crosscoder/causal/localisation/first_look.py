@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.causal.localisation.recommendation import Recommendation
 from sae_lens_crosscoder.data.contrasts import Contrast
-from sae_lens_crosscoder.storage.atomic import atomic_path, write_text_atomically
+from sae_lens_crosscoder.storage.atomic import replacing_files
+from sae_lens_crosscoder.storage.checksums import file_sha256, validate_checksums
 from sae_lens_crosscoder.storage.json_files import load_json
 from sae_lens_crosscoder.storage.tables import load_table
 from sae_lens_crosscoder.storage.tensor_files import load_tensors, save_tensors
@@ -65,19 +66,18 @@ class FirstLook:
 
     def save(self, folder: str | Path) -> Path:
         """Write the tables (Parquet), the vectors and `first_look.json` into a folder, which is created."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _TABLES:
-            with atomic_path(folder / f"{name}.parquet") as partial:
-                getattr(self, name).to_parquet(partial)
         tensors = {"vectors": self.vectors.contiguous()}
         facts: dict[str, Any] = {"recommendation": self.recommendation.to_dict(), "manifest": self.manifest}
         if self.contrast is not None:
             tensors |= {name: getattr(self.contrast, name).contiguous() for name in _CONTRAST}
             facts["contrast"] = {"name": self.contrast.name, "model": self.contrast.model}
-        save_tensors(tensors, folder / _TENSORS_FILENAME)
-        write_text_atomically(json.dumps(facts, indent=1, allow_nan=False) + "\n", folder / _FACTS_FILENAME)
-        return folder
+        with replacing_files(Path(folder), lambda name: name != _FACTS_FILENAME) as partial:
+            for name in _TABLES:
+                getattr(self, name).to_parquet(partial / f"{name}.parquet")
+            save_tensors(tensors, partial / _TENSORS_FILENAME)
+            facts["files"] = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+            (partial / _FACTS_FILENAME).write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "FirstLook":
@@ -86,6 +86,7 @@ class FirstLook:
         if missing := [name for name in (_FACTS_FILENAME, _TENSORS_FILENAME) if not (folder / name).exists()]:
             raise ValueError(f"{folder} has no {missing[0]}. Create it with slc.first_look(...).save(folder).")
         facts = load_json(folder / _FACTS_FILENAME)
+        validate_checksums(folder, facts.get("files", {}), "Save the first look again.")
         tensors, _ = load_tensors(folder / _TENSORS_FILENAME)
         named = facts.get("contrast")
         fields: dict[str, Any] = {} if named is None else {**named, **{name: tensors[name] for name in _CONTRAST}}

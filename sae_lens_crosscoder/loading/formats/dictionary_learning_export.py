@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_lens_crosscoder.arguments import validate_arguments
@@ -15,6 +14,8 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, valid
 from sae_lens_crosscoder.crosscoders.scores import score_norms
 from sae_lens_crosscoder.loading.formats.dictionary_learning import NORM_IDS, NORM_NAMES
 from sae_lens_crosscoder.loading.formats.exported import FILENAME, exported_settings
+from sae_lens_crosscoder.storage.atomic import write_text_atomically
+from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 _NONE_ID = 4
 
@@ -72,9 +73,9 @@ def save_dictionary_learning(crosscoder: InferenceCrosscoder, folder: str | Path
         tensors |= {"k": torch.tensor(settings["k"], dtype=torch.int), "threshold": torch.tensor(theta)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(settings, indent=2))
-    (folder / FILENAME).write_text(json.dumps(exported_settings(crosscoder), indent=2))
+    save_tensors(tensors, folder / "model.safetensors")
+    write_text_atomically(json.dumps(settings, indent=2), folder / "config.json")
+    write_text_atomically(json.dumps(exported_settings(crosscoder), indent=2), folder / FILENAME)
     return folder
 
 

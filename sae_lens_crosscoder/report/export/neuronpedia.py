@@ -24,6 +24,7 @@ from sae_lens_crosscoder.report.export.neuronpedia_rows import (
     jsonl,
 )
 from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.storage.atomic import atomic_folder
 
 DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
 """The default user of a new Neuronpedia."""
@@ -98,12 +99,12 @@ def write_neuronpedia(
     target = Path(folder) / source.model_id / source.source_id
     if target.exists():
         raise ValueError(f"{target} exists already: delete it, or pass another folder.")
-    target.mkdir(parents=True)
-    for table, row in _about(source, manifest, m, creator_name).items():
-        (target / f"{table}.jsonl").write_bytes(jsonl([row]))
-    starts = range(0, n_latents, latents_per_file)
-    for n, start in enumerate(tqdm(starts, desc="Neuronpedia", unit="file", leave=False)):
-        _write_batch(target, n, exploration, range(start, min(start + latents_per_file, n_latents)), source)
+    with atomic_folder(target) as partial:
+        for table, row in _about(source, manifest, m, creator_name).items():
+            (partial / f"{table}.jsonl").write_bytes(jsonl([row]))
+        starts = range(0, n_latents, latents_per_file)
+        for n, start in enumerate(tqdm(starts, desc="Neuronpedia", unit="file", leave=False)):
+            _write_batch(partial, n, exploration, range(start, min(start + latents_per_file, n_latents)), source)
     return target
 
 
@@ -173,7 +174,7 @@ def _about(source: Source, manifest: Mapping[str, Any], m: int, creator_name: st
     }
 
 
-def _write_batch(target: Path, n: int, exploration: Exploration, latents: range, source: Source) -> None:
+def _write_batch(partial: Path, n: int, exploration: Exploration, latents: range, source: Source) -> None:
     records = [exploration[latent] for latent in latents]
     tables = {
         "features": [feature_row(record, source) for record in records],
@@ -182,5 +183,5 @@ def _write_batch(target: Path, n: int, exploration: Exploration, latents: range,
     }
     for table, rows in tables.items():
         if rows:  # the import fails at an empty file
-            (target / table).mkdir(exist_ok=True)
-            (target / table / f"batch-{n}.jsonl.gz").write_bytes(gzip.compress(jsonl(rows), 6, mtime=0))
+            (partial / table).mkdir(exist_ok=True)
+            (partial / table / f"batch-{n}.jsonl.gz").write_bytes(gzip.compress(jsonl(rows), 6, mtime=0))

@@ -15,6 +15,7 @@ from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_FR
 from sae_lens_crosscoder.report.html.cells import cell, html_table, manifest_list
 from sae_lens_crosscoder.report.html.colours import colour_rules
 from sae_lens_crosscoder.report.html.inert import inert
+from sae_lens_crosscoder.storage.atomic import write_text_atomically
 
 if TYPE_CHECKING:
     import jinja2
@@ -61,8 +62,8 @@ def write_document(text: str, path: str | Path) -> Path:
     """Write a page, and create the folder it is in."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # newline: the policy names scripts by hash, and "\r\n" would change it.
-    path.write_text(text, encoding="utf-8", newline="\n")
+    # In bytes: the policy names scripts by hash, and "\r\n" would change it.
+    write_text_atomically(text, path)
     return path
 
 

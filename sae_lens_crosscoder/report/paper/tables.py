@@ -17,6 +17,7 @@ from sae_lens_crosscoder.report.paper.numbers import (
     mse_quantiles,
     paper_correlations,
 )
+from sae_lens_crosscoder.storage.atomic import atomic_path, write_text_atomically
 
 NUMBERS_FILENAME = "paper.json"
 
@@ -33,9 +34,10 @@ def write_paper_tables(tables: Mapping[str, PaperTables], folder: Path, numbers:
         for (section, quantity), our, their in zip(numbers.index, ours, theirs, strict=True)
     ]
     content = {"numbers": rows, "crosscoders": {name: _small_tables(paper) for name, paper in tables.items()}}
-    (folder / NUMBERS_FILENAME).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text_atomically(json.dumps(content, indent=1, allow_nan=False) + "\n", folder / NUMBERS_FILENAME)
     latents = pd.concat({name: paper.latents for name, paper in tables.items()}, names=["crosscoder"])
-    latents.to_parquet(folder / LATENTS_FILENAME)
+    with atomic_path(folder / LATENTS_FILENAME) as partial:
+        latents.to_parquet(partial)
 
 
 def _small_tables(tables: PaperTables) -> dict[str, Any]:

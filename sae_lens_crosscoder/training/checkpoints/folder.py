@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from sae_lens_crosscoder.storage.names import printable_names
 
 CHECKPOINT_FILENAME = "checkpoint.json"
 FORMAT_VERSION = 2
+_MILLISECOND = 10**6
 # Settings that a run may go on with changed: how long, where, and what is written about it.
 _MAY_CHANGE = {
     *("training_tokens", "total_training_samples", "tokens_per_buffer"),
@@ -96,7 +98,13 @@ def new_checkpoint(
 def _complete(partial: Path, n_training_tokens: int, settings: Mapping[str, Any]) -> None:
     """Write the manifest and the checksums of all files."""
     manifest = asdict(CheckpointManifest(n_training_tokens, dict(settings)))
-    (partial / CHECKPOINT_FILENAME).write_text(json.dumps(manifest, indent=1, default=str))
+    marker = partial / CHECKPOINT_FILENAME
+    marker.write_text(json.dumps(manifest, indent=1, default=str))
+    # Times order checkpoints, and the clock may have been set back since the last one.
+    newest = checkpoints_in(partial.parent)[-1] / CHECKPOINT_FILENAME
+    if newest != marker:
+        later = newest.stat().st_mtime_ns + _MILLISECOND
+        os.utime(marker, ns=(later, later))
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     checksums = FolderChecksums(partial)
     checksums.files = {path.relative_to(partial).as_posix(): file_sha256(path) for path in files}
