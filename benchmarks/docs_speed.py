@@ -67,6 +67,34 @@ def waits() -> str:
     return "\n\n".join([markdown_table(rows), source])
 
 
+def polish_cost() -> str:
+    """What polish costs, in training steps of the same size."""
+    frame, source = load_results("polish_cost.json")
+    rows = [["dictionary", "a training step", "a round of polish", "8 rounds, in steps"]]
+    for row in frame.to_dict(orient="records"):
+        size = f"2 x {row['d_model']}, {row['d_sae']:,} latents, k {row['k']}, batch {row['batch']:,}"
+        times = [f"{row['step_ms']:,.0f} ms", f"{row['round_ms'] / 1000:,.1f} s"]
+        rows.append([size, *times, f"{round(row['rounds_in_steps'], -2):,.0f}"])
+    return "\n\n".join([markdown_table(rows), f"One core, 12,288 tokens per round. {source}"])
+
+
+def layers() -> str:
+    """Two hooks in one crosscoder beside one crosscoder per hook, and the layers named on planted concepts."""
+    frame, source = load_results("layers.json")
+    step, harvest, memory = (frame[frame.name == name].iloc[0] for name in ("step", "harvest", "memory"))
+    planted = frame[frame.name == "planted"].groupby("causality", sort=False)
+    right = {name: (group.frac_found.mean(), group.frac_right.mean(), len(group)) for name, group in planted}
+    weak, acausal = right["weak"], right["acausal"]
+    return (
+        "Beside two crosscoders of as many latents at one hook each, which have as many parameters together: "
+        f"harvesting is {harvest.ratio:.2f} times as fast, because both hooks are read in one pass, a training step "
+        f"{step.ratio:.2f} times, and the step takes {memory.ours_mib:.0f} MiB instead of {memory.peer_mib:.0f}. Of 64 "
+        f"planted concepts that start at one of the layers, a weakly causal crosscoder finds {weak[0]:.2f}, and names "
+        f"the layer of {weak[1]:.2f} of those right; an acausal one finds {acausal[0]:.2f} and is right on "
+        f"{acausal[1]:.2f} (means of {weak[2]} seeds). {source}"
+    )
+
+
 def _variant(row: dict[str, Any]) -> str:
     """Name what distinguishes a row from others of the same workload."""
     words = [row.get("screening"), row.get("dtype"), row.get("variant"), row.get("checksums_read")]

@@ -12,7 +12,7 @@ import docs_real_pair
 import docs_runs
 import docs_verdicts
 from docs_results import ROOT
-from docs_speed import centred, speed, waits
+from docs_speed import centred, layers, polish_cost, speed, waits
 
 PASSAGES: Mapping[str, Callable[[], str]] = {
     "headline": docs_accuracy.headline,
@@ -31,6 +31,8 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "speed": speed,
     "waits": waits,
     "centred": centred,
+    "polish cost": polish_cost,
+    "layers": layers,
     "processes": docs_runs.processes,
     "faults": docs_runs.faults,
 }
