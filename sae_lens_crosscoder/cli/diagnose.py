@@ -24,6 +24,8 @@ class DiagnoseConfig:
     """Number of contexts, from those that training held out; by default all."""
     null: list[str] = field(default_factory=list)
     """Folders of null runs, for q-values: the same training on a pair of models that do not differ."""
+    models: list[str] = field(default_factory=list)
+    """Names of two models to compare, of a crosscoder of more; by default every model is compared with the first."""
     fve_floor: float = FVE_FLOOR
     """The conclusion is never "no difference detected" if the FVE of a model is below this."""
     output_path: str | None = None
@@ -41,6 +43,7 @@ def run(args: Sequence[str]) -> None:
     instead = "use slc.diagnose with data of your own."
     held_out = held_out_run(cfg.crosscoder, cfg.n_held_out_rows, instead)
     crosscoder.to(held_out.cfg.device)
-    diagnosis = diagnose(crosscoder, held_out.held_out_data(cfg.n_held_out_rows), null=nulls, fve_floor=cfg.fve_floor)
+    data, models = held_out.held_out_data(cfg.n_held_out_rows), cfg.models or None
+    diagnosis = diagnose(crosscoder, data, models=models, null=nulls or None, fve_floor=cfg.fve_floor)
     print(diagnosis.conclusion)
     print(diagnosis.save(cfg.output_path or cfg.crosscoder))

@@ -1,6 +1,7 @@
-"""HookedModelPair: a base and a chat model that run as one model with stacked activations."""
+"""HookedModelPair: a base and a chat model, or more models, that run as one model with stacked activations."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from sae_lens_crosscoder.models.hook_access import (
 )
 from sae_lens_crosscoder.models.lean_pass import lean_activations
 from sae_lens_crosscoder.models.loading import load_models, validate_same_tokenizer
+from sae_lens_crosscoder.models.member_names import places_of_two, validate_trained_names, validate_two_members
 from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
 from sae_lens_crosscoder.models.patch_state import PatchState
 from sae_lens_crosscoder.models.reading import activations_of_models, in_order_of_execution, later_stop
@@ -47,9 +49,9 @@ class HookedModelPair(SplicedModels):
     over the ids that all models have, if their vocabularies differ in size.
 
     Args:
-        models: the base and the chat model, in this order, or one model; HookedTransformer, TransformerBridge,
-            HookedProxyLM or Hugging Face models, which are wrapped in place, or PeftModels, whose base model (or None)
-            may be the base. They may differ in width and device.
+        models: the base and the chat model, in this order, then any others (`of` takes two), or one model;
+            HookedTransformer, TransformerBridge, HookedProxyLM or Hugging Face models, which are wrapped in place, or
+            PeftModels, whose base model (or None) may be the base. They may differ in width and device.
         model_names: names stored in saved crosscoders, so that a crosscoder of another pair is refused.
         token_replacements: control tokens of the chat model and the tokens that the other models read instead, for
             base models that lack them or never learned them; `models.TOKEN_REPLACEMENTS` has some. It changes the given
@@ -92,7 +94,7 @@ class HookedModelPair(SplicedModels):
         cls,
         base: Any,
         chat: Any = None,
-        *,
+        *more: Any,
         device: str = "cpu",
         chat_device: str | None = None,
         dtype: str = "float32",
@@ -107,7 +109,8 @@ class HookedModelPair(SplicedModels):
                 `NAME+adapter=FOLDER_OR_HUB_ID` puts a LoRA adapter on NAME; if both have the same NAME and device, they
                 share one copy of its weights.
                 Without `chat`, the base model alone, to read at several hooks.
-            chat_device: the chat model's device; None for the base model's.
+            more: further models, in the order of the stack.
+            chat_device: the device of all models but the base model; None for the base model's.
             model_class_name: `HookedTransformer`, `TransformerBridge` or `AutoModelForCausalLM` (HookedProxyLM).
                 Local folders, and other models that HookedTransformer cannot load, are loaded with TransformerBridge.
             token_replacements: see the class.
@@ -115,8 +118,8 @@ class HookedModelPair(SplicedModels):
         Raises:
             ValueError: if the tokenizers give different ids; the message shows the first difference.
         """
-        names = validate_names(base) if chat is None else validate_names(base, chat)
-        devices = (device, chat_device or device)[: len(names)]
+        names = validate_names(*(model for model in (base, chat, *more) if model is not None))
+        devices = (device, *[chat_device or device] * (len(names) - 1))
         models = load_models(names, devices, dtype, model_class_name, model_from_pretrained_kwargs)
         return cls(*models, model_names=names, token_replacements=token_replacements)
 
@@ -154,8 +157,24 @@ class HookedModelPair(SplicedModels):
 
     @property
     def shared_parameters(self) -> list[str]:
-        """Names of the chat model's parameters that are also another member's, so that the models are not two."""
-        return [name for model in self.members[:-1] for name in shared_parameters(model, self.members[-1])]
+        """Names of a model's parameters that are also another member's, so that the models are not two."""
+        return [name for first, second in combinations(self.members, 2) for name in shared_parameters(first, second)]
+
+    def of(self, first: str, second: str) -> "HookedModelPair":
+        """Two of the models as a pair that shares their weights, by name: as in `model_names`, or `model_1` and so on.
+
+        Raises:
+            ValueError: unless these are two different models.
+        """
+        places = places_of_two(self.model_names, len(self.members), first, second)
+        known = None if self.model_names is None else [self.model_names[place] for place in places]
+        pair = HookedModelPair(*(self.members[place] for place in places), model_names=known, tokenizer=self.tokenizer)
+        pair.token_replacements, pair.replaced_ids = self.token_replacements, self.replaced_ids
+        return pair
+
+    def validate_two(self, purpose: str) -> None:
+        """Raise a ValueError for more than two models, of which `purpose` cannot choose two."""
+        validate_two_members(self.model_names, len(self.members), purpose)
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -170,13 +189,7 @@ class HookedModelPair(SplicedModels):
 
     def validate_trained_on(self, *model_names: str | None) -> None:
         """Raise a ValueError if a crosscoder was trained on models with other names; unknown names are accepted."""
-        if self.model_names is None or any(name is None for name in model_names):
-            return
-        if self.model_names != model_names:
-            raise ValueError(
-                f"This crosscoder was trained on {' and '.join(map(str, model_names))}, but the pair is "
-                f"{' and '.join(self.model_names)}. Load the pair that it was trained on."
-            )
+        validate_trained_names(self.model_names, model_names)
 
     @override
     def layout_at(self, hook_name: str) -> StackedLayout:

@@ -54,8 +54,9 @@ def memory_items(cfg: CrosscoderRunnerConfig, models: Sequence[ModelSize | None]
         MemoryItem(device, "saving, beyond a step", max(0, saving)),
         MemoryItem(device_name(cfg.act_store_device or device), "shuffling buffer", buffer_bytes(cfg)),
     ]
-    model_devices = (cfg.llm_device or cfg.device, cfg.chat_device or cfg.llm_device or cfg.device)
-    is_one_copy = share_weights(cfg.model_names, model_devices[: len(cfg.model_names)])
+    base_device = cfg.llm_device or cfg.device
+    model_devices = (base_device, *[cfg.chat_device or base_device] * (len(cfg.model_names) - 1))
+    is_one_copy = share_weights(cfg.model_names, model_devices)
     passes: defaultdict[str, int] = defaultdict(int)
     for m, (size, model_device) in enumerate(zip(models, map(device_name, model_devices), strict=False)):
         if size is not None:  # there are no models for a cache

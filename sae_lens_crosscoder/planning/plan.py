@@ -26,7 +26,7 @@ class Plan:
     n_params: dict[str, int]
     """Parameters of every crosscoder by name; the name of a single crosscoder is empty."""
     models: tuple[ModelSize | None, ...]
-    """The base and the chat model, None if the config could not be read; empty for a run on cached activations."""
+    """The models, base first, None if the config could not be read; empty for a run on cached activations."""
     memory: tuple[MemoryItem, ...]
     capacity: dict[str, int | None]
     """Memory of each device in use, None if unknown."""

@@ -158,8 +158,9 @@ class CrosscoderTrainingRunner(RunData):
                 crosscoder = sae_class(cfg)
         metadata = crosscoder.cfg.metadata
         metadata.model_name, metadata.chat_model_name = (*self.model_names, None)[:2]
-        if self.cfg.hook_names is not None:
-            named = [(name, hook) for name in self.model_names for hook in self.cfg.hook_names]
+        if self.cfg.hook_names is not None or len(self.model_names) > 2:
+            hooks = self.cfg.hook_names or [self.cfg.hook_name]
+            named = [(name, hook) for name in self.model_names for hook in hooks]
             metadata.sources = [{"model_name": name, "hook_name": hook} for name, hook in named]
         metadata.pair_check = self.pair_check.to_dict()
         settings = self.cfg.to_dict()

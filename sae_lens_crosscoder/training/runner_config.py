@@ -48,8 +48,11 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     """The base model: a Hub name, a local folder, or a built-in one such as `tiny-base`."""
     chat_model_name: str | None = "google/gemma-2-2b-it"
     """The chat model, tuned from the base model; None for a crosscoder of one model, `model_name`, at several hooks."""
+    more_model_names: list[str] | None = simple_parsing.field(default=None, type=str, nargs="+")
+    """Further models to stack after the chat model, such as later checkpoints or other fine-tunes. Tokenizer and chat
+    template are the last one's."""
     chat_device: str | None = None
-    """Device of the chat model; None for the base model's device (`llm_device`)."""
+    """Device of the chat model and all further ones; None for the base model's device (`llm_device`)."""
     model_dtype: str = "float32"
     """Precision of the two language models (not of the crosscoder)."""
     token_replacements: dict[str, str] = dict_field({})
@@ -131,7 +134,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     @property
     def model_names(self) -> tuple[str, ...]:
         """The models that the crosscoders read, base first."""
-        return (self.model_name,) if self.chat_model_name is None else (self.model_name, self.chat_model_name)
+        chat = () if self.chat_model_name is None else (self.chat_model_name, *(self.more_model_names or ()))
+        return (self.model_name, *chat)
 
     @property
     def _has_a_device_for_the_models(self) -> bool:
@@ -150,6 +154,15 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         if self.chat_model_name is None and self.mix is not None and "answers" in {s.kind for s in self.mix.sources}:
             raise ValueError(
                 "kind='answers' needs a chat model beside the base model, but chat_model_name=None. Use another kind."
+            )
+        if self.more_model_names and self.chat_model_name is None:
+            raise ValueError(
+                f"more_model_names={self.more_model_names} come after a chat model, but chat_model_name=None. Name the "
+                "first of them as chat_model_name."
+            )
+        if self.more_model_names and self.mix is not None and "answers" in {s.kind for s in self.mix.sources}:
+            raise ValueError(
+                f"kind='answers' is for two models, but more_model_names={self.more_model_names}. Use another kind."
             )
         if self.packing not in get_args(PackingRule):
             raise ValueError(f"packing={self.packing!r} is not one of {get_args(PackingRule)}.")

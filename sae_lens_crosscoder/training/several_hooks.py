@@ -1,4 +1,4 @@
-"""Several hooks of a run: named as one, and given to every crosscoder as its sources."""
+"""Several hooks or models of a run: given to every crosscoder as its sources."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,23 +26,34 @@ def set_several_hooks(cfg: Any) -> None:
             )
         if any(getattr(sae, "causality", "acausal") == "weak" for sae in saes):
             raise ValueError("causality='weak' needs several hooks, in the layers' order: name them as hook_names.")
+        if len(cfg.model_names) > 2:
+            _set_sources(cfg, saes, ())
         return
     joined = join_hooks(cfg.hook_names)
     if cfg.hook_name not in (DEFAULT_HOOK_NAME, joined):
         raise ValueError(f"Give either hook_name={cfg.hook_name!r} or hook_names={cfg.hook_names}, not both.")
     cfg.hook_name = joined
-    saes = [None if sae is None else with_hooks(sae, cfg.hook_names, len(cfg.model_names)) for sae in saes]
+    _set_sources(cfg, saes, cfg.hook_names)
+
+
+def _set_sources(cfg: Any, saes: Sequence[Any], hook_names: Sequence[str]) -> None:
+    n_models = len(cfg.model_names)
+    saes = [None if sae is None else with_sources(sae, hook_names, n_models) for sae in saes]
     if cfg.saes is None:
         cfg.sae = saes[0]
     else:
         cfg.saes = dict(zip(cfg.saes, saes, strict=True))
 
 
-def with_hooks(cfg: Any, hook_names: Sequence[str], n_models: int) -> Any:
-    """A crosscoder's config with a source for each model and hook, of the widths that it states or of its `d_model`."""
+def with_sources(cfg: Any, hook_names: Sequence[str], n_models: int) -> Any:
+    """A crosscoder's config with a source for each model and hook, of the widths that it states or of its `d_model`.
+
+    Args:
+        hook_names: empty for one hook.
+    """
     if not hasattr(cfg, "hook_names"):
         return cfg  # which is no crosscoder's, and refused as such
-    hooks, n_sources = tuple(hook_names), n_models * len(hook_names)
+    hooks, n_sources = tuple(hook_names), n_models * max(1, len(hook_names))
     if cfg.hook_names not in (None, hooks):
         raise ValueError(f"The crosscoder's hook_names={cfg.hook_names} are not the run's {hooks}. Leave them out.")
     widths = cfg.d_models
@@ -51,8 +62,8 @@ def with_hooks(cfg: Any, hook_names: Sequence[str], n_models: int) -> Any:
     if len(widths) != n_sources:
         raise ValueError(
             f"d_models={widths} has {len(widths)} widths, expected {n_sources}, one for each of {n_models} models at "
-            f"each of {len(hooks)} hooks: the base model's at all hooks, then the chat model's."
+            f"each of {max(1, len(hooks))} hooks: the base model's at all hooks, then the chat model's."
         )
-    if (cfg.hook_names, cfg.d_models) == (hooks, widths):
+    if (cfg.hook_names or (), cfg.d_models) == (hooks, widths):
         return cfg
-    return replace(cfg, d_in=0, d_model=None, d_models=widths, hook_names=hooks)
+    return replace(cfg, d_in=0, d_model=None, d_models=widths, hook_names=hooks or None)

@@ -11,6 +11,7 @@ from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import Responses, latent_effects, next_tokens, token_kl
 from sae_lens_crosscoder.causal.forward.prompt import Prompt, prompt_tokens
 from sae_lens_crosscoder.causal.forward.resume import can_resume
+from sae_lens_crosscoder.crosscoders.compared import validate_two_models
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -49,6 +50,7 @@ def compare(
             n_latents below 1, or a patched pair.
     """
     crosscoder = validate_inference(crosscoder, "compare")
+    validate_two_models(crosscoder, "compare")
     hook_name = validate_pair(crosscoder, pair)
     tokens = prompt_tokens(pair, prompt)
     n = tokens.shape[-1]

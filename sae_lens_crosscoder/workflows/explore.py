@@ -70,6 +70,8 @@ def explore(
         validate_one_pair(diagnosis, "explore")
     else:
         validate_two_models(crosscoder, "explore without a diagnosis")
+    if contrasts or responses is not None:
+        validate_two_models(crosscoder, "explore with contrasts or responses")
     if data.pair is None and (contrasts or responses is not None):
         raise ValueError(
             "contrasts and responses need the models. Pass EvalData with pair and tokens, or leave them out."
@@ -104,7 +106,7 @@ def explore(
     exploration = replace(
         exploration,
         lenses=_lenses(crosscoder, data.pair),
-        kl=kl_between_models(data.pair, tokens, batch_size=data.batch_size),
+        kl=kl_between_models(_compared(data.pair, diagnosis), tokens, batch_size=data.batch_size),
         concepts=concepts(crosscoder, data, contrasts, table).table if contrasts else None,
     )
     if responses is None:
@@ -131,6 +133,11 @@ def _collected(crosscoder: InferenceCrosscoder, data: EvalData, seed: int) -> Ex
         path = Path(folder, "examples.safetensors")
         sizes: dict[str, Any] = {"n_top": 10, "n_quantiles": 5, "n_per_quantile": 3, "window": (16, 10)}
         return collect_examples(crosscoder, data, path, seed=seed, **sizes)
+
+
+def _compared(pair: HookedModelPair, diagnosis: Diagnosis) -> HookedModelPair:
+    """The two models that the diagnosis compares."""
+    return pair.of(*diagnosis.manifest["compared"]) if len(pair.members) > 2 else pair
 
 
 def _lenses(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> dict[str, LogitLens]:

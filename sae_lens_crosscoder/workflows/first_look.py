@@ -65,6 +65,7 @@ def first_look(
         ValueError: for identical models, models that share parameters or differ in width, or data without tokens.
     """
     validate_max_norm_ratio(max_norm_ratio)
+    pair.validate_two("first_look")
     validate_two_models(pair)
     inputs = _inputs(pair, data, batch_size)
     tokens, token_mask = (part.cpu() for part in inputs.contexts)

@@ -19,6 +19,7 @@ from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE
 from sae_lens_crosscoder.analysis.use.latent_use import latent_use
 from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.crosscoders.compared import validate_two_models
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
 from sae_lens_crosscoder.models.loading import add_jitter
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -105,6 +106,7 @@ class NullFamily:
             ValueError: for data without tokens, or a crosscoder without a recipe.
         """
         crosscoder = validate_inference(crosscoder, "null_family")
+        validate_two_models(crosscoder, "null_family")
         hook_name = hook_name_of(crosscoder)
         tokens, token_mask = data.contexts
         recipe = recipe or TrainingRecipe.of(crosscoder, str(crosscoder.W_dec.device))

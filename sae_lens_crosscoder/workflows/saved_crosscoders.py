@@ -1,6 +1,7 @@
 """Find saved crosscoders in a folder, and load the pair of models they belong to."""
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def load_pair(
             "folder of one crosscoder."
         )
     known = [name for name in trained_on if name is not None]
-    paths = [given or name for given, name in zip((model_name, chat_model_name), known, strict=False)]
+    paths = [given or name for given, name in zip_longest((model_name, chat_model_name), known) if given or name]
     for name in paths:
         if Path(name).is_absolute() and not Path(name).is_dir():
             raise ValueError(

@@ -80,6 +80,7 @@ def kl_between_models(
     pair: HookedModelPair, tokens: Int[Tensor, "prompt pos"], *, batch_size: int = 8
 ) -> Float[Tensor, "prompt pos"]:
     """`KL(p_chat || p_base)` in nats after every token of every prompt: `token_kl`'s `chat_from_base` for batches."""
+    pair.validate_two("kl_between_models")
     validate_tokens(tokens)
     validate_padding(tokens, None, pair.tokenizer)
     kl: list[Tensor] = []
@@ -99,6 +100,7 @@ def token_texts(pair: HookedModelPair, token_ids: list[int]) -> list[str]:
 
 def _logits(pair: HookedModelPair, tokens: Tensor) -> dict[str, Float[Tensor, "pos d_vocab"]]:
     """Both models' logits over their common ids, without the pair's hooks, and with them if it has any."""
+    pair.validate_two("The comparison of predictions")
     outputs: list[Any] = [model(tokens.to(device_of(model)))[0].float().cpu() for model in (pair.base, pair.chat)]
     base, chat = over_common_ids(*outputs)
     logits = {"base": base, "chat": chat}

@@ -50,6 +50,7 @@ def locate_difference(
     Raises:
         ValueError: for an unknown hook, a row without tokens, padding on the left, or models of different width.
     """
+    pair.validate_two("locate_difference")
     validate_hooks(pair, hook_names)
     validate_embedded(pair.members, tokens, pair.replaced_ids)
     validate_padding(tokens, token_mask, pair.tokenizer)

@@ -47,6 +47,7 @@ def steering_effects(
     Raises:
         ValueError: for directions of another width, no prompts, or positions after their end.
     """
+    pair.validate_two("steering_effects")
     validate_tokens(tokens)
     d_model = pair.layout_at(hook_name).d_models[0]
     if len(directions) == 0 or directions.shape[-1] != d_model:

@@ -98,7 +98,7 @@ def intervention(
     latent_ids: LatentIds,
     how: How = "replace",
     *,
-    model: ModelName | None = None,
+    model: str | None = None,
     coefficient: float = 1.0,
     max_activation: MaxActivation = None,
     with_bias: bool = False,
@@ -115,7 +115,8 @@ def intervention(
             - `scale`: `(coefficient - 1) * C_m`, the latents write `coefficient` times as much
             - `steer`: `coefficient * sum_S max_activation_j d_j^m` at every position, independent of f
             - `reconstruct`: `coefficient * (C_m + b_m - h_m)`, only what the latents explain is left
-        model: the edited model. By default the base model for `replace` and `add`, and both for the others.
+        model: the edited model, `base`, `chat` or, of more models, one of `crosscoder.layout.names`. By default the
+            base model for `replace` and `add`, and all for the others.
         coefficient: strength; 1 is the plain intervention, and for `scale` it is the factor.
         max_activation: for `steer` only: one number for all or one per latent, or the whole column of `diagnose`, of
             which the latents' entries are taken; by default that of the rows given as `latent_ids`. With coefficient 1
@@ -185,7 +186,7 @@ def _direction(decoders: Sequence[Tensor], m: int, how: How, coefficient: float)
             return coefficient * decoders[m]
 
 
-def _targets(layout: StackedLayout, how: How, model: ModelName | None) -> Sequence[int]:
+def _targets(layout: StackedLayout, how: How, model: str | None) -> Sequence[int]:
     if model is not None:
         return layout.of_model(model)
     return [0] if how in CARRIES else range(layout.n_sources)

@@ -15,7 +15,6 @@ from sae_lens_crosscoder.causal.patching.intervention import (
     Intervention,
     LatentIds,
     MaxActivation,
-    ModelName,
     intervention,
 )
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
@@ -36,7 +35,7 @@ def patched(
     latent_ids: LatentIds,
     how: How = "replace",
     *,
-    model: ModelName | None = None,
+    model: str | None = None,
     positions: Bool[Tensor, "batch pos"] | None = None,
     coefficient: float = 1.0,
     max_activation: MaxActivation = None,

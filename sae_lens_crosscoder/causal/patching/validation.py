@@ -1,6 +1,7 @@
 """Checks before models run: the crosscoder belongs to the pair, and the chat model can go on from what it is given."""
 
 from sae_lens_crosscoder.causal.forward.resume import validate_resumable
+from sae_lens_crosscoder.crosscoders.compared import validate_two_models
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_one_hook
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -8,6 +9,7 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 
 def validate_handover(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> str:
     """Return the hook, or raise a ValueError unless the chat model can read the base model's activation there."""
+    validate_two_models(crosscoder, "Handing the base model's activation to the chat model")
     hook_name = validate_pair(crosscoder, pair)
     validate_one_hook(crosscoder, "Handing the base model's activation to the chat model")
     if not crosscoder.layout.same_width:

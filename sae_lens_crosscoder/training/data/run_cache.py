@@ -90,7 +90,7 @@ def write_run_cache(
         answers = run_answers(cfg, tokenizer, None, load_pair, worker)
     rows = RunRows(cfg, tokenizer=tokenizer, answers=answers)
     rule = TokenRule.from_config(cfg, tokenizer)
-    devices = (loading["device"], cfg.chat_device or loading["device"])[: len(names)]
+    devices = (loading["device"], *[cfg.chat_device or loading["device"]] * (len(names) - 1))
     at_once = in_memory == "both_models" or share_weights(names, devices)
     models = load_pair() if at_once else names
     options: dict[str, Any] = {

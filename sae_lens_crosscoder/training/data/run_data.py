@@ -165,7 +165,7 @@ class RunData:
         if len(self._pair.members) != len(self.cfg.model_names):
             raise ValueError(
                 f"override_model has {len(self._pair.members)} models, but the config names {self.cfg.model_names}. "
-                "Set chat_model_name=None for one model."
+                "Set chat_model_name=None for one model, more_model_names for more than two."
             )
         self._validate_widths(self._pair.layout_at(self.cfg.hook_name).d_models)
         if any(getattr(cfg, "causality", "") == "weak" for cfg in self.cfg.crosscoder_configs.values()):
