@@ -10,6 +10,7 @@ from pathlib import Path
 import docs_accuracy
 import docs_real_pair
 import docs_runs
+import docs_use
 import docs_verdicts
 from docs_results import ROOT
 from docs_speed import centred, layers, polish_cost, speed, waits
@@ -35,6 +36,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "layers": layers,
     "processes": docs_runs.processes,
     "faults": docs_runs.faults,
+    "use": docs_use.use,
 }
 PASSAGE = re.compile(r"<!-- measured: ([\w ]+) -->\n(.*?)<!-- end -->", flags=re.DOTALL)
 
