@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 
-_MIN_INSIDE = 0.9
+MIN_INSIDE = 0.9
 """Share of a child's tokens on which its parent fires."""
 _MAX_COVER = 0.8
 """Share of a parent's tokens on which a child may fire; above it the two can hardly be told apart."""
-_MIN_TOKENS = 20
+MIN_TOKENS = 20
 
 
 class Nesting(NamedTuple):
@@ -30,24 +30,28 @@ class Nesting(NamedTuple):
     """Change of the parent's coefficient per unit of the child's."""
 
 
+def code_products(
+    pairs: ActivePairs, left: Float[Tensor, " pairs"], right: Float[Tensor, " pairs"]
+) -> Float[Tensor, "d_sae d_sae"]:
+    """Sparse sums over tokens of `left` of one atom times `right` of another, in float64."""
+    index, shape = torch.stack([pairs.token, pairs.latent]), (pairs.n_tokens, pairs.d_sae)
+    of_left, of_right = (
+        torch.sparse_coo_tensor(index, entries.double(), shape, check_invariants=False) for entries in (left, right)
+    )
+    return torch.sparse.mm(of_left.T, of_right).coalesce()
+
+
 @torch.no_grad()
 def nesting_of(pairs: ActivePairs, values: Float[Tensor, " pairs"]) -> Nesting:
     """Find nested atoms in codes."""
-    index, shape = torch.stack([pairs.token, pairs.latent]), (pairs.n_tokens, pairs.d_sae)
-
-    def product(left: Tensor, right: Tensor) -> Tensor:
-        entries = (left.double(), right.double())
-        of_left, of_right = (torch.sparse_coo_tensor(index, v, shape, check_invariants=False) for v in entries)
-        return torch.sparse.mm(of_left.T, of_right).coalesce()
-
     ones = torch.ones_like(values)
-    together = product(ones, ones)
+    together = code_products(pairs, ones, ones)
     (parent, child), n = together.indices(), together.values()
     n_tokens = torch.bincount(pairs.latent, minlength=pairs.d_sae)
-    inside = (n >= _MIN_INSIDE * n_tokens[child]) & (n <= _MAX_COVER * n_tokens[parent]) & (n >= _MIN_TOKENS)
+    inside = (n >= MIN_INSIDE * n_tokens[child]) & (n <= _MAX_COVER * n_tokens[parent]) & (n >= MIN_TOKENS)
     # The sparse products have the same non-zero entries, in the same order.
     factors = ((values, values), (ones, values), (ones, values.square()))
-    dots, sums, squares = (product(*factor).values()[inside] for factor in factors)
+    dots, sums, squares = (code_products(pairs, *factor).values()[inside] for factor in factors)
     parent, child = parent[inside], child[inside]
     of_parent = torch.zeros(pairs.d_sae, dtype=torch.float64, device=values.device)
     mean = of_parent.index_add(0, pairs.latent, values.double())[parent] / n_tokens[parent]

@@ -81,13 +81,14 @@ def polish(
 ) -> BatchTopKTrainingCrosscoder:
     """Improve a trained crosscoder's dictionary, and train a few last steps from it.
 
-    Each round codes fresh tokens by non-negative orthogonal matching pursuit over the decoder's rows, fits decoder and
-    bias to these codes by least squares, takes what a latent that fires only where another one does says about that
-    other one out of it, and puts directions that many poorly explained tokens share in the place of unused and
-    duplicate rows. The encoder starts as the best linear reading of the codes. BatchTopK steps then train it alone,
-    with `score="l2"`, the energy by which a pursuit chooses, and without revival. Latents keep their ids unless they
-    were replaced. A warning says if the result explains less variance than before, as on activations without a noise
-    floor, where rounds are too short for a wide dictionary.
+    Each round codes fresh tokens by non-negative orthogonal matching pursuit over the decoder's rows, fits decoder
+    and bias to these codes by least squares, takes what a latent that fires only where another one does says about
+    that other one out of it (with `stop="noise"` it also finds that other one from the tokens on which it is
+    alone), and puts directions that many poorly explained tokens share in the place of unused and duplicate rows.
+    The encoder starts as the best linear reading of the codes. BatchTopK steps then train it alone, with
+    `score="l2"`, the energy by which a pursuit chooses, and without revival. Latents keep their ids unless they
+    were replaced. A warning says if the result explains less variance than before, as on activations without a
+    noise floor, where rounds are too short for a wide dictionary.
 
     Args:
         crosscoder: a trained BatchTopK crosscoder; left as it is.

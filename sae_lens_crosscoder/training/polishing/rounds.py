@@ -11,6 +11,7 @@ from torch import Tensor
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts, gather_sum, run_starts
 from sae_lens_crosscoder.storage.accumulators import Accumulator
+from sae_lens_crosscoder.training.polishing.families import with_lone_parents
 from sae_lens_crosscoder.training.polishing.nesting import nesting_of, separated
 from sae_lens_crosscoder.training.polishing.pursuit import Pursuit, pursue
 from sae_lens_crosscoder.training.polishing.reading import reading_rows
@@ -69,12 +70,16 @@ def polish_round(
     nesting = nesting_of(pairs, values)
     # A slope has an error of its own, which half of the last one averages with that of the round before.
     share = 0.5 if state.n_rounds == n_rounds - 1 else 1.0
-    W_dec = separated(W_dec, nesting, share)
+    fitted, W_dec = W_dec, separated(W_dec, nesting, share)
     state.noise.fill_(float(residual.square().sum(dim=1).median()) / x.shape[1])
     if stop == "k" and len(pairs):
         state.min_gain.mul_(len(pairs) / (k * len(x)))
     # The first round shows which atoms are used; the last two have the new ones settle.
     if 0 < state.n_rounds < n_rounds - 2:
+        if stop == "noise":  # without a noise floor no token shows that a parent is alone
+            noise, min_gain = float(state.noise) ** 0.5, float(state.min_gain)
+            for atoms, rows in with_lone_parents(fitted, pairs, values, residual, noise, min_gain):
+                W_dec[atoms] = rows
         _replace(W_dec, counts(pairs.latent, d_sae), residual, 2 * float(state.min_gain))
     state.W_dec.copy_(W_dec)
     state.W_enc.copy_(reading_rows(x, pairs, values, W_dec, nesting, share))
