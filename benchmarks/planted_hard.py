@@ -98,15 +98,19 @@ class Sampled:
         return evaluation_data(self.world, self.tokens)
 
 
-def hard_rows(seeds: Sequence[int], steps: int) -> Iterator[dict[str, Any]]:
+def hard_rows(seeds: Sequence[int], steps: int, names: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield a row per situation, seed and recipe; null twins are judged after the recommended recipe only.
 
     Worlds come before null twins. A twin that equals an earlier one, k included, gets that one's row.
+
+    Args:
+        names: the situations; None for all.
     """
+    situations = [situation for situation in SITUATIONS if names is None or situation.name in names]
     for seed in seeds:
         null_rows: dict[str, dict[str, Any]] = {}
         sampled: dict[str, Sampled] = {}
-        for is_null, situation in product((False, True), SITUATIONS):
+        for is_null, situation in product((False, True), situations):
             world = (situation.null if is_null else situation.world)(seed, **situation.options)
             key = _identity(world)
             run = f"{key} {situation.k_over_l0}"

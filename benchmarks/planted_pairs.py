@@ -209,10 +209,19 @@ def training_steps() -> list[Cell]:
     return [Cell(name, BATCHTOPK, chosen, steps=2000) for name, chosen in fields.items()]
 
 
+def l1() -> list[Cell]:
+    """List L1 at ease, in the worlds in which it bends, with a louder model, and with an independent start."""
+    easier = {"d_model 128", "weak in chat", "equal magnitudes", "uneven magnitudes", "chat 3 times louder"}
+    names = {f"{name}, L1" for name in WORLDS if name not in easier}
+    names |= {"A", "chat 50 times louder, L1, scaled", "independent start, L1"}
+    return [cell for cell in full() if cell.name in names]
+
+
 SUITES: dict[str, Callable[[], list[Cell]]] = {
     "claims": claims,
     "small": small,
     "full": full,
+    "l1": l1,
     "recipes": recipes,
     "architectures": architectures,
     "scores": scores,
@@ -338,13 +347,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", choices=sorted([*SUITES, "hard"]), default="claims")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--worlds", nargs="+", choices=[s.name for s in SITUATIONS], help="with --suite hard; all")
     parser.add_argument("--output", required=True)
     args = parser.parse_args()
+    if args.worlds and args.suite != "hard":
+        parser.error(f"--worlds chooses among the worlds of --suite hard, but the suite is {args.suite}.")
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     recoveries: dict[str, Any] = {}
     if args.suite == "hard":
-        for row in hard_rows(args.seeds, STEPS[BATCHTOPK]):
+        for row in hard_rows(args.seeds, STEPS[BATCHTOPK], args.worlds):
             rows.append(row)
             print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}, flush=True)
             write_results(args.output, rows, steps=STEPS[BATCHTOPK], lr=LEARNING_RATE, batch=BATCH, d_sae=D_SAE)
