@@ -5,62 +5,22 @@ along that model's direction. The kinds of concept are the cases that model diff
 L1 crosscoders (weak and decoupled concepts) among them.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.stacking import StackedLayout
-from sae_lens_crosscoder.storage.field_types import validate_config
-
-ConceptKind = Literal["shared", "chat_only", "base_only", "weak", "weakened", "decoupled", "less_used", "rotated"]
+from sae_lens_crosscoder.synthetic.concepts import Concept, ConceptKind, as_of_pair, validate_kinds
 
 # Far from the small seeds that people pass to torch. Otherwise a crosscoder with the same seed as its world would draw
 # the same numbers and start with the true directions as its decoder.
 _SEEDS = 1_700_000_000
 SINK_GAIN = 100.0
-
-
-@dataclass(frozen=True)
-class Concept:
-    """One planted concept. `kind` decides which of the parameters are used."""
-
-    kind: ConceptKind
-    firing_probability: float
-    rho: float = 1.0
-    """weak: base coefficient divided by chat coefficient. weakened: chat coefficient divided by base coefficient."""
-    q: float = 1.0
-    """decoupled: probability that a firing occurs in both models. Otherwise it occurs in one of them, at random.
-    less_used: probability that the concept fires in base where it fires in chat; it fires nowhere else in base."""
-    angle_degrees: float = 0.0
-    """rotated: the angle between the models' directions."""
-    size: float = 1.0
-    """Multiplies the coefficients of both models."""
-    fires_with: int | None = None
-    """Index of another concept. This concept then fires on its tokens only, and `firing_probability` is ignored."""
-    share_of_lead: float = 1.0
-    """Share of the tokens of the concept it fires with on which it fires; 1 is exactly its tokens."""
-    is_place: bool = False
-    """The concept fires on all tokens of one place, such as a position of the chat template; places are disjoint."""
-    near: int | None = None
-    """Index of another concept, itself near none, that this concept's direction leans towards in both models."""
-    cosine: float = 0.0
-    """Cosine between this concept's direction and that of the concept `near`."""
-
-    def __post_init__(self) -> None:
-        validate_config(self)
-        if self.kind not in get_args(ConceptKind):
-            raise ValueError(f"kind={self.kind!r} is invalid: choose one of {get_args(ConceptKind)}.")
-        for name in ("firing_probability", "rho", "q", "share_of_lead", "cosine"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is invalid: expected a number in [0, 1].")
-        if self.angle_degrees and self.kind != "rotated":
-            raise ValueError(
-                f"angle_degrees={self.angle_degrees} applies to kind='rotated' only, not to kind={self.kind!r}."
-            )
 
 
 @dataclass(frozen=True)
@@ -88,54 +48,57 @@ class PlantedWorld:
     ((100, 8), (100, 2, 2))
 
     Args:
-        d_models: widths of base and chat. If they differ, every concept has unrelated directions in the two models.
+        d_models: widths of base and chat, or of more models, whose concepts are `shared` or `only_in` some of them. A
+            model that differs in width from the first has unrelated directions of every concept.
         magnitude_cv: standard deviation of the coefficients (their mean is 1).
         noise: standard deviation of the Gaussian noise on every coordinate.
         offset_norm: length of each model's constant offset.
         directions: `spread` (pushed apart) or `random`.
-        gains: factor on each model's activation, to make one model louder.
-        frac_sinks: share of the tokens that are sinks, with 100 times their activation in `sink_models`. All other
-            tokens are those of the same world without sinks.
+        gains: factor on each model's activation, to make one model louder; None for 1.
+        frac_sinks: share of the tokens that are sinks, with 100 times their activation in `sink_models` (None for
+            all). All other tokens are those of the same world without sinks.
         turn_rank: dimension of the subspace in which rotated concepts turn; None lets each turn its own way.
     """
 
     def __init__(
         self,
         concepts: list[Concept],
-        d_models: tuple[int, int] = (64, 64),
+        d_models: tuple[int, ...] = (64, 64),
         seed: int = 0,
         magnitude_cv: float = 0.25,
         noise: float = 0.02,
         offset_norm: float = 0.3,
         directions: Literal["spread", "random"] = "spread",
-        gains: tuple[float, float] = (1.0, 1.0),
+        gains: tuple[float, ...] | None = None,
         frac_sinks: float = 0.0,
-        sink_models: Sequence[Literal["base", "chat"]] = ("base", "chat"),
+        sink_models: Sequence[str] | None = None,
         turn_rank: int | None = None,
     ) -> None:
         self.concepts = concepts
         self.layout = StackedLayout(d_models)
         self.magnitude_cv = magnitude_cv
         self.noise = noise
-        self.gains = torch.tensor(gains)
+        self.gains = torch.tensor(gains or [1.0] * len(d_models))
         self.frac_sinks = frac_sinks
-        self.sink_gains = torch.tensor([SINK_GAIN if name in sink_models else 1.0 for name in self.layout.names])
+        sinks = self.layout.names if sink_models is None else sink_models
+        self.sink_gains = torch.tensor([SINK_GAIN if name in sinks else 1.0 for name in self.layout.names])
+        validate_kinds(concepts, self.layout)
         angles = torch.tensor([concept.angle_degrees for concept in concepts]).deg2rad()[:, None]
-        if angles.any() and not self.layout.same_width:
-            raise ValueError(f"Rotated concepts need models of equal width, but d_models={d_models}.")
         draw = spread_directions if directions == "spread" else _unit_directions
         generator = torch.Generator().manual_seed(_SEEDS + seed)
         base = draw(len(concepts), d_models[0], generator)
-        if self.layout.same_width:
-            chat = angles.cos() * base + angles.sin() * _orthogonal_to(base, generator, turn_rank)
-        else:
-            chat = draw(len(concepts), d_models[1], generator)
+        parts = [base]
+        for width in d_models[1:]:
+            if width == d_models[0]:
+                parts.append(angles.cos() * base + angles.sin() * _orthogonal_to(base, generator, turn_rank))
+            else:
+                parts.append(draw(len(concepts), width, generator))
         for index, concept in enumerate(concepts):
             if concept.near is not None:
-                for part in (base, chat):
+                for part in parts:
                     part[index] = _leaning(part[index], part[concept.near], concept.cosine)
-        self.directions: tuple[Tensor, Tensor] = (base, chat)
-        """Unit direction of every concept in base and chat, (concept, d_model) each."""
+        self.directions: tuple[Tensor, ...] = tuple(parts)
+        """Unit direction of every concept in each model, (concept, d_model) each."""
         self.offset = self.layout.stack([offset_norm * _unit_directions(1, d, generator)[0] for d in d_models])
 
     @property
@@ -156,6 +119,16 @@ class PlantedWorld:
             lead = index if lead is None else lead
             groups.append(first.setdefault((concept.kind, lead), index))
         return torch.tensor(groups)
+
+    def of(self, first: int, second: int) -> "PlantedWorld":
+        """The truth about two of the models, in the places of base and chat; sample tokens from the world of all."""
+        pair = copy.copy(self)
+        pair.concepts = [as_of_pair(concept, first, second) for concept in self.concepts]
+        pair.layout = StackedLayout((self.layout.d_models[first], self.layout.d_models[second]))
+        pair.directions = (self.directions[first], self.directions[second])
+        pair.offset = torch.cat([self.layout.split(self.offset)[m] for m in (first, second)])
+        pair.gains, pair.sink_gains = self.gains[[first, second]], self.sink_gains[[first, second]]
+        return pair
 
     def firing_probability(self, index: int) -> float:
         """Return the share of tokens on which a concept fires in either model."""
@@ -215,7 +188,7 @@ class PlantedWorld:
 
     def _shares(self, shape: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "token concept model"]:
         """Return the share of a firing that reaches each model."""
-        shares = torch.ones(*shape, 2)
+        shares = torch.ones(*shape, self.layout.n_sources)
         coin = torch.rand(shape, generator=generator)
         for index, concept in enumerate(self.concepts):
             match concept.kind:
@@ -233,6 +206,9 @@ class PlantedWorld:
                     shares[:, index, 1] = (coin[:, index] < 1 - alone).float()
                 case "less_used":
                     shares[:, index, 0] = (coin[:, index] < concept.q).float()
+                case "only_in":
+                    shares[:, index] = 0
+                    shares[:, index, list(concept.models)] = 1
                 case "shared" | "rotated":
                     pass
         return shares

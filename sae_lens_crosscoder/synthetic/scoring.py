@@ -1,7 +1,7 @@
 """Score a crosscoder against planted truth: which latents it found, and which it flagged wrongly."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from sae_lens_crosscoder.analysis.diagnosis.verdict import NU_ERROR_LIMIT, NU_RECONSTRUCTION_LIMIT
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT
 from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.crosscoders.compared import ComparedSources, validate_two_models
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.synthetic.planted import PlantedTokens, PlantedWorld
 
@@ -136,10 +137,19 @@ def base_presence(
 
 
 @validate_arguments
-def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: PlantedTokens) -> pd.DataFrame:
+def truth_table(
+    world: PlantedWorld,
+    crosscoder: InferenceCrosscoder,
+    tokens: PlantedTokens,
+    *,
+    models: Sequence[str] | None = None,
+) -> pd.DataFrame:
     """Build the table of planted truth per latent, with the same index as the table of `diagnose`.
 
     Sinks are left out, as `diagnose` leaves them out: with 100 times the activation, they would decide the truth alone.
+
+    Args:
+        models: names of the two models that were compared, as in `diagnose`; needed for a world of more than two.
 
     Returns:
         A frame with `concept` (-1 for none; the first of several with equal support, which count as one), its `kind`,
@@ -154,6 +164,12 @@ def truth_table(world: PlantedWorld, crosscoder: InferenceCrosscoder, tokens: Pl
     tokens = tokens.without_sinks()
     with torch.no_grad():
         feature_acts = crosscoder.encode(tokens.activations.to(crosscoder.W_dec))
+    if models is None:
+        validate_two_models(crosscoder, "truth_table without models=")
+    else:
+        compared = ComparedSources.of(crosscoder, models)
+        crosscoder, world = compared.crosscoder, world.of(*compared.places)
+        tokens = replace(tokens, coefficients=tokens.coefficients[..., list(compared.places)])
     concepts = match_concepts(world, crosscoder)
     presence = base_presence(feature_acts, tokens, concepts, world.support_groups)
     present = (tokens.coefficients > 0).any(dim=-1).to(feature_acts)

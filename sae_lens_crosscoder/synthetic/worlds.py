@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from sae_lens_crosscoder.arguments import validate_arguments
-from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
+from sae_lens_crosscoder.synthetic.concepts import Concept
+from sae_lens_crosscoder.synthetic.planted import PlantedWorld
 
 N_CONCEPTS = 174
 PROBABILITIES = (0.01, 0.05)
@@ -146,6 +147,33 @@ def background_world(seed: int, *, null: bool = False, **world: Any) -> PlantedW
         lead = first + (lead - first + 1) % N_PLACES
     world.setdefault("noise", standard.noise)
     return PlantedWorld(concepts, seed=seed, **world)
+
+
+_CHANGING = ((2,), (1, 2), (0, 1), (0,), (1,))
+"""Places of the models that have a changing concept: it emerges late or early, vanishes late or early, or passes."""
+
+
+@validate_arguments
+def family_world(
+    seed: int, *, null: bool = False, d_models: tuple[int, int, int] = (64, 64, 64), **world: Any
+) -> PlantedWorld:
+    """Build three models, such as base, a checkpoint and chat, between which concepts emerge, persist and vanish.
+
+    Of 174 concepts 114 persist; 12 emerge and 12 vanish at either step, and 12 are in the middle model alone.
+
+    >>> world = family_world(seed=0)
+    >>> len(world.indices("shared")), len(world.of(0, 2).indices("chat_only")), len(world.of(0, 1).indices("base_only"))
+    (114, 24, 12)
+
+    Args:
+        null: let all concepts persist.
+        world: further arguments of `PlantedWorld`.
+    """
+    draws = _probabilities(seed, *PROBABILITIES)
+    concepts = [Concept("shared", probability) for probability in draws[: 114 if not null else None]]
+    for index, probability in enumerate(draws[len(concepts) :]):
+        concepts.append(Concept("only_in", probability, models=_CHANGING[index // 12]))
+    return PlantedWorld(concepts, d_models, seed, **world)
 
 
 def _probabilities(seed: int, low: float, high: float) -> list[float]:

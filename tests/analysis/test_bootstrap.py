@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
+from sae_lens_crosscoder.synthetic.concepts import Concept
+from sae_lens_crosscoder.synthetic.planted import PlantedWorld
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder, scaling_of
 from tests.reference import latent_scaling as ref
 

@@ -6,7 +6,8 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.decoupling.divergence import ActivationDivergence
-from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
+from sae_lens_crosscoder.synthetic.concepts import Concept
+from sae_lens_crosscoder.synthetic.planted import PlantedWorld
 from sae_lens_crosscoder.synthetic.worlds import world_a
 from tests.analysis.conftest import random_activations, random_crosscoder, relu_crosscoder
 from tests.reference import decoupling as ref

@@ -7,7 +7,8 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
-from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
+from sae_lens_crosscoder.synthetic.concepts import Concept
+from sae_lens_crosscoder.synthetic.planted import PlantedWorld
 from tests.analysis.conftest import D_SAE, random_activations, random_crosscoder, relu_crosscoder
 from tests.analysis.test_latent_scaling import lists
 from tests.reference import latent_scaling as ref

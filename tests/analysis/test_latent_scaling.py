@@ -7,7 +7,8 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.crosscoders.canonical import Weights, fold_activation_scales
-from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
+from sae_lens_crosscoder.synthetic.concepts import Concept
+from sae_lens_crosscoder.synthetic.planted import PlantedWorld
 from tests.analysis.conftest import (
     D_MODELS,
     D_SAE,

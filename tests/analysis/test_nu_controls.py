@@ -6,7 +6,8 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.latent_scaling.nu_controls import nu_controls
-from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
+from sae_lens_crosscoder.synthetic.concepts import Concept
+from sae_lens_crosscoder.synthetic.planted import PlantedWorld
 from tests.analysis.conftest import D_SAE, random_activations, random_crosscoder, relu_crosscoder, scaling_of
 from tests.analysis.test_mse_improvement import lists
 from tests.reference import latent_scaling as ref

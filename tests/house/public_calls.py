@@ -331,6 +331,7 @@ OF_FILES = {
         "world_a",
         "null_world",
         "background_world",
+        "family_world",
         "lora_world",
         "tiny_dataset",
         "tiny_contrasts",

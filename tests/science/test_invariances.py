@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.synthetic.concepts import Concept
 from sae_lens_crosscoder.synthetic.null_streams import null_activations, shuffled_batches
-from sae_lens_crosscoder.synthetic.planted import Concept, PlantedWorld
+from sae_lens_crosscoder.synthetic.planted import PlantedWorld
 
 CONFIGS: dict[str, Any] = {
     "l1": (slc.L1TrainingCrosscoder, slc.L1CrosscoderTrainingConfig, {"l1_coefficient": 0.1, "decoder_init_norm": 0.3}),
