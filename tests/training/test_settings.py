@@ -19,8 +19,8 @@ from sae_lens_crosscoder.crosscoders import l1
 from sae_lens_crosscoder.loading.formats.foreign import ForeignOptions
 from sae_lens_crosscoder.storage.checksums import FolderChecksums
 from sae_lens_crosscoder.storage.field_types import matches_type
-from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.synthetic.concepts import Concept
+from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.synthetic.worlds import world_a
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import RUN_STATE_FILENAME
 
