@@ -1,6 +1,6 @@
 """Crosscoders of three planted models: are concepts that emerge, persist and vanish told apart?
 
-python benchmarks/planted_three.py --seeds 0 1 2 --output benchmarks/results/planted_three.json
+python benchmarks/planted_three.py --seeds 0 1 --output benchmarks/results/planted_three.json
 """
 
 import argparse
@@ -61,21 +61,20 @@ def scores(
 
 
 def rows(seeds: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield a row for every seed, width, world and its null twin, and two of the models."""
-    for seed in seeds:
-        for widths in WIDTHS:
-            for null in (False, True):
-                world = family_world(seed, null=null, d_models=widths)
-                crosscoder = trained_on(world, seed)
-                tokens = world.sample(EVALUATION_TOKENS, seed=2000 + seed)
-                for models in PAIRS:
-                    about = {"seed": seed, "widths": list(widths), "null": null, "models": list(models)}
-                    yield about | scores(world, crosscoder, tokens, models)
+    """Yield a row for every seed, width and two of the models, and for the null twin of the first seed."""
+    worlds = [(seed, widths, False) for seed in seeds for widths in WIDTHS]
+    for seed, widths, null in [*worlds, (seeds[0], WIDTHS[0], True)]:
+        world = family_world(seed, null=null, d_models=widths)
+        crosscoder = trained_on(world, seed)
+        tokens = world.sample(EVALUATION_TOKENS, seed=2000 + seed)
+        for models in PAIRS:
+            about = {"seed": seed, "widths": list(widths), "null": null, "models": list(models)}
+            yield about | scores(world, crosscoder, tokens, models)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
