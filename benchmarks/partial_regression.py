@@ -51,12 +51,7 @@ class PartialRegression:
     def beta(self, latent: int, target: str, model: int, probe: int) -> float:
         """Coefficient of one latent, in units of its probe."""
         direction = self.decoders[probe][latent]
-        own = torch.outer(self.f2[latent], self.decoders[model][latent])  # what the latent itself writes
-        match target:
-            case "activation":
-                products = self.activation[model]
-            case _:
-                products = self.reconstruction[model] - own
+        products = (self.activation if target == "activation" else self.reconstruction)[model]
         rows = [latent, *(i for i in self.is_co_active[latent].nonzero().squeeze(1).tolist() if i != latent)]
         gram = self.f2[rows][:, rows]
         gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(rows), dtype=gram.dtype)
