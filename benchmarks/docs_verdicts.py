@@ -115,3 +115,19 @@ def _cost(frame: pd.DataFrame) -> str:
         f"Training with polish takes {ratios.median():.1f} times the CPU time of plain BatchTopK (median; at most "
         f"{ratios.max():.1f} times, in the world {worst}, and more for a larger k)."
     )
+
+
+def co_active() -> str:
+    """Three readings of the same latents: through the origin, within groups, and beside the co-active latents."""
+    frame, source = load_results("partial_regression.json")
+    rows = [["crosscoder", "reading", *SIDES, "decoupled concepts acquitted"]]
+    for (cell, reading), group in frame.groupby(["cell", "reading"], sort=False):
+        means = group.astype({f"{name}_{side}": float for name in BAR for side in SIDES}).mean(numeric_only=True)
+        sides = [f"{means[f'precision_{side}']:.2f} / {means[f'recall_{side}']:.2f}" for side in SIDES]
+        n_acquitted, n = int(group.n_decoupled_acquitted.sum()), int(group.n_decoupled.sum())
+        rows.append([str(cell), str(reading), *sides, f"{n_acquitted} of {n}"])
+    seeds = ", ".join(str(seed) for seed in sorted(frame.seed.unique()))
+    return (
+        f"{markdown_table(rows)}\n\nPrecision / recall of the verdicts, means over seeds ({seeds}); the last column "
+        f"counts chat-only latents of decoupled concepts that get the verdict chat_specific. {source}"
+    )
