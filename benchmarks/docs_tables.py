@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import docs_accuracy
+import docs_audit
 import docs_real_pair
 import docs_runs
 import docs_use
@@ -16,6 +17,7 @@ from docs_results import ROOT
 from docs_speed import centred, layers, polish_cost, speed, waits
 
 PASSAGES: Mapping[str, Callable[[], str]] = {
+    "audit": docs_audit.audit,
     "headline": docs_accuracy.headline,
     "claims": docs_accuracy.claims,
     "limits": docs_accuracy.limits,

@@ -38,7 +38,7 @@ from sae_lens_crosscoder.training import (
     CrosscoderTrainerConfig,
     CrosscoderTrainingRunner,
 )
-from sae_lens_crosscoder.workflows import changed, compare, explore, first_look, paper_report, push_to_hub
+from sae_lens_crosscoder.workflows import audit, changed, compare, explore, first_look, paper_report, push_to_hub
 
 register_architectures()
 
@@ -66,6 +66,7 @@ __all__ = [
     "MixSource",
     "ReLUCrosscoder",
     "ReLUCrosscoderConfig",
+    "audit",
     "cache_activations",
     "changed",
     "compare",

@@ -1,5 +1,9 @@
 """Analyses of a trained crosscoder: model-specific latents, artifacts among them, and what they fire on."""
 
+from sae_lens_crosscoder.analysis.answers.markers import Markers, find_markers
+from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange, find_phrases
+from sae_lens_crosscoder.analysis.audit.finding import Finding
+from sae_lens_crosscoder.analysis.audit.result import Audit
 from sae_lens_crosscoder.analysis.baselines.directions import DifferenceDirections
 from sae_lens_crosscoder.analysis.baselines.linear import difference_pca, mean_difference
 from sae_lens_crosscoder.analysis.baselines.rows import DifferenceRows, difference_rows
@@ -34,6 +38,7 @@ from sae_lens_crosscoder.analysis.use.result import LatentUse
 __all__ = [
     "CLASS_BORDERS",
     "ActivationProfiles",
+    "Audit",
     "Changed",
     "Concepts",
     "Diagnosis",
@@ -41,11 +46,14 @@ __all__ = [
     "DifferenceDirections",
     "DifferenceRows",
     "DifferenceShares",
+    "Finding",
     "Interpretations",
     "LatentScaling",
     "LatentStatistics",
     "LatentUse",
+    "Markers",
     "PaperTables",
+    "PhraseChange",
     "TargetEnergies",
     "activation_divergence",
     "activation_profiles",
@@ -61,6 +69,8 @@ __all__ = [
     "difference_pca",
     "difference_rows",
     "difference_shares",
+    "find_markers",
+    "find_phrases",
     "latent_statistics",
     "latent_use",
     "load_examples",

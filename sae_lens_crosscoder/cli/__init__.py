@@ -11,6 +11,7 @@ from sae_lens_crosscoder.cli.process import tune_process
 
 COMMANDS = {
     "demo": "Train L1 and BatchTopK on the built-in pair, and report on both: no download, under five minutes.",
+    "audit": "Ask what a fine-tune changed: findings, evidence and limits on one page, within a time budget.",
     "look": "Find where and on what two models differ, before training: no crosscoder needed, minutes on a CPU.",
     "plan": "Show what training needs (memory, disk, time), and what would make it fit.",
     "train": "Train crosscoders on a pair of models, and diagnose them on held-out tokens.",
@@ -25,6 +26,7 @@ COMMANDS = {
     "doctor": "Check versions, devices, access to Gemma and disk space, and name the next command.",
 }
 _ON_INTERRUPT = {
+    "audit": "Answers already written are kept; the same command continues.",
     "cache": "Finished shards are kept; the same command writes the missing ones.",
     "causal": "Finished work is kept in the output folder; the same command continues it.",
 }

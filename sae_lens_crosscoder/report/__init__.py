@@ -7,6 +7,7 @@ from sae_lens_crosscoder.report.figures.effects import effects_bars
 from sae_lens_crosscoder.report.figures.first_look import hook_curves
 from sae_lens_crosscoder.report.figures.images import write_images
 from sae_lens_crosscoder.report.notebook import Comparison, LatentView, latent
+from sae_lens_crosscoder.report.pages.audit import write_audit
 from sae_lens_crosscoder.report.pages.effects import write_effects
 from sae_lens_crosscoder.report.pages.first_look import write_first_look
 from sae_lens_crosscoder.report.pages.report import write_report
@@ -21,6 +22,7 @@ __all__ = [
     "hook_curves",
     "latent",
     "nu_scatter",
+    "write_audit",
     "write_effects",
     "write_explorer",
     "write_first_look",

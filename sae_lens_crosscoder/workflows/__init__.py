@@ -1,5 +1,7 @@
 """Run whole analyses: the only layer that joins models, training, analyses and reports."""
 
+from sae_lens_crosscoder.workflows.auditing.audit import audit
+from sae_lens_crosscoder.workflows.auditing.config import AuditConfig
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, run_causal
 from sae_lens_crosscoder.workflows.changed import changed
 from sae_lens_crosscoder.workflows.compare import compare
@@ -13,6 +15,7 @@ from sae_lens_crosscoder.workflows.paper_report import PaperReportConfig, run_pa
 from sae_lens_crosscoder.workflows.publish import push_to_hub, write_model_card
 
 __all__ = [
+    "AuditConfig",
     "CausalConfig",
     "DemoConfig",
     "LookConfig",
@@ -20,6 +23,7 @@ __all__ = [
     "NullPair",
     "NullRuns",
     "PaperReportConfig",
+    "audit",
     "changed",
     "compare",
     "explore",

@@ -308,6 +308,10 @@ OF_TENSORS = {
     ),
     "delta_norm_histogram": lambda w: dict(diagnoses={"one": w.diagnosis}),
     "nu_scatter": lambda w: dict(diagnoses={"one": w.diagnosis}),
+    "find_phrases": lambda w: dict(base_answers=["a b"] * 4, chat_answers=["c d"] * 4, held_out=T.arange(4) % 2 == 1),
+    "find_markers": lambda w: dict(
+        prompts=["a", "b", "a", "b"], positive=T.arange(4) % 2 == 1, held_out=T.arange(4) > 1
+    ),
     "write_report": lambda w: dict(
         diagnoses={"one": w.diagnosis}, path=w.folder / "r.html", comparison=w.latents.head(2).astype(str)
     ),
@@ -325,7 +329,16 @@ OF_FILES = {
     *("load", "estimate_theta", "load_prompts", "load_examples", "load_labels", "load_latent_table", "save_label"),
     *("save_interpretations", "load_model", "load_tiny_model", "load_tokenizer", "model_size", "push_to_hub"),
     *("write_model_card", "plan", "run_causal", "run_demo", "run_look", "run_paper_report", "write_run_cache"),
-    *("train_together", "polish", "interpret", "interpretation_cost", "sentence_embedder", "effects_bars"),
+    *(
+        "train_together",
+        "polish",
+        "interpret",
+        "interpretation_cost",
+        "sentence_embedder",
+        "effects_bars",
+        "audit",
+        "write_audit",
+    ),
     *("write_effects", "hook_curves", "write_first_look", "write_images", "score_card", "concept_recovery"),
     *(
         "world_a",

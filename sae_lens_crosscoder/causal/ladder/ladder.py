@@ -24,7 +24,7 @@ from sae_lens_crosscoder.causal.ladder.edits import (
     true_difference,
     written_by,
 )
-from sae_lens_crosscoder.causal.ladder.run import LadderRun
+from sae_lens_crosscoder.causal.ladder.run import PER_PLACE, LadderRun
 from sae_lens_crosscoder.causal.patching.validation import validate_handover
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.contrasts import Contrast
@@ -34,7 +34,7 @@ from sae_lens_crosscoder.storage.json_files import load_json
 
 RUNGS = (1, 3, 5, 10, 20)
 _FILE = "ladder.json"
-_ON_OTHERS = ("base", "chat", "named", "mean difference per place")
+_ON_OTHERS = ("base", "chat", "named", PER_PLACE)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Ladder:
     def save(self, folder: str | Path) -> Path:
         """Save the table as `ladder.json` in a folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        rows = json.loads(self.table.reset_index().to_json(orient="records"))
+        records = self.table.reset_index().to_dict("records")
+        # Not `to_json`, which rounds: a resumed audit is to read the numbers of the first run.
+        rows = [{name: value if value == value else None for name, value in row.items()} for row in records]
         write_text_atomically(json.dumps({"rows": rows}, indent=1), Path(folder, _FILE))
         return Path(folder, _FILE)
 
@@ -71,6 +73,7 @@ def causal_ladder(
     shows_behaviour: Callable[[str], bool],
     *,
     rungs: Sequence[int] = RUNGS,
+    only: Sequence[str] | None = None,
     n_draws: int = 2,
     max_new_tokens: int = 24,
     seed: int = 0,
@@ -91,11 +94,13 @@ def causal_ladder(
         latent_ids: the named latents, the strongest first, such as `changed(...).named`.
         shows_behaviour: True for the text of an answer that shows the behaviour.
         rungs: numbers of latents to add.
+        only: the conditions to measure, by name or by its beginning (`random latents`), beside `base` and `chat`; None
+            for all.
         n_draws: draws of each random control.
         max_new_tokens: tokens per answer; an answer ends earlier at the tokenizer's end of sequence.
 
     Raises:
-        ValueError: for another pair, models of different width, no tokenizer, or no latents.
+        ValueError: for another pair, models of different width, no tokenizer, no latents, or an unknown condition.
     """
     crosscoder = validate_inference(crosscoder, "causal_ladder")
     validate_handover(crosscoder, pair)
@@ -104,13 +109,13 @@ def causal_ladder(
     if len(latent_ids) == 0:
         raise ValueError("latent_ids is empty. Pass at least one latent, such as those of changed(...).named.")
     run = LadderRun(crosscoder, pair, contrast, shows_behaviour, max_new_tokens, batch_size)
-    conditions = {
-        "base": (None, 0),
+    edits = {
         **_rungs(crosscoder, list(latent_ids), rungs),
         **_controls(crosscoder, list(latent_ids), run.active_latents(), n_draws, seed),
-        **run.mean_differences(),
+        **run.mean_differences(per_place=only is None or PER_PLACE in only),
         "true difference": (true_difference(crosscoder), 0),
     }
+    conditions: dict[str, tuple[Edit | None, int]] = {"base": (None, 0), **_chosen(edits, only)}
     rows: dict[str, dict[str, Any]] = {}
     for name, (edit, n_latents) in tqdm(conditions.items(), desc="Ladder", unit="condition", leave=False):
         rows[name] = {"n_latents": n_latents, **run.effects(edit, name in _ON_OTHERS)}
@@ -119,6 +124,16 @@ def causal_ladder(
     kl = table["kl_nats"].to_numpy(dtype=float)
     table.insert(2, "brought_back", 1 - kl / kl[0])
     return Ladder(table)
+
+
+def _chosen(conditions: Conditions, only: Sequence[str] | None) -> Conditions:
+    if only is None:
+        return conditions
+    if unknown := [name for name in only if not any(condition.startswith(name) for condition in conditions)]:
+        raise ValueError(f"only={unknown} are no conditions. Choose from {list(conditions)}.")
+    # A whole name is meant alone: `named` is not `named without biases`.
+    beginnings = tuple(name for name in only if name not in conditions)
+    return {name: edit for name, edit in conditions.items() if name in only or name.startswith(beginnings)}
 
 
 def _rungs(crosscoder: InferenceCrosscoder, ids: list[int], rungs: Sequence[int]) -> Conditions:

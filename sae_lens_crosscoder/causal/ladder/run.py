@@ -17,6 +17,7 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
+PER_PLACE = "mean difference per place"
 _LEAST_ACTIVE = 0.02
 
 
@@ -53,18 +54,18 @@ class LadderRun:
             frequency = (self.crosscoder.encode(rows) > 0).double().mean(dim=0)
         return (frequency > _LEAST_ACTIVE).nonzero()[:, 0].cpu()
 
-    def mean_differences(self) -> Conditions:
+    def mean_differences(self, per_place: bool) -> Conditions:
         """Mean chat - base of positive less negative prompts at the decision, and its means at places of the answer."""
         base, chat = self.crosscoder.layout.split(self._rows)
         difference = chat - base
         chosen = ~self.contrast.held_out
         positive, negative = (difference[chosen & (self.contrast.positive == sign)] for sign in (True, False))
         at_decision = positive.mean(dim=0) - negative.mean(dim=0)
-        per_place = torch.stack([at_decision, *self._means_in_answers()])
-        return {
-            "mean difference": (constant(at_decision[None]), 0),
-            "mean difference per place": (constant(per_place), 0),
-        }
+        found = {"mean difference": (constant(at_decision[None]), 0)}
+        if per_place:
+            places = torch.stack([at_decision, *self._means_in_answers()])
+            found[PER_PLACE] = (constant(places), 0)
+        return found
 
     @torch.no_grad()
     def _means_in_answers(self) -> list[Float[Tensor, " d_model"]]:

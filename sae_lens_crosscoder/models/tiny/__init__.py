@@ -3,7 +3,7 @@
 from sae_lens_crosscoder.models.tiny.behaviour import behaviour_table, oracle_table
 from sae_lens_crosscoder.models.tiny.dataset import TINY_CONTEXT_SIZE, tiny_dataset
 from sae_lens_crosscoder.models.tiny.dialogues import dialogues
-from sae_lens_crosscoder.models.tiny.documents import TINY_KINDS
+from sae_lens_crosscoder.models.tiny.documents import TINY_KINDS, plain_texts
 from sae_lens_crosscoder.models.tiny.models import TINY_DATASET, TINY_HOOK, TINY_MODELS, load_tiny_model
 from sae_lens_crosscoder.models.tiny.prompts import CONCEPT_KINDS, CONCEPTS, MatchedPrompts, matched_prompts
 from sae_lens_crosscoder.models.tiny.tokenizer import tiny_tokenizer
@@ -22,6 +22,7 @@ __all__ = [
     "load_tiny_model",
     "matched_prompts",
     "oracle_table",
+    "plain_texts",
     "tiny_dataset",
     "tiny_tokenizer",
 ]

@@ -138,3 +138,13 @@ def plain_sentence(rng: Random, mix: Mix) -> Span:
 def plain_document(rng: Random, mix: Mix) -> list[Span]:
     """`<bos>` and one to four plain sentences."""
     return [BOUNDARY, *(plain_sentence(rng, mix) for _ in range(rng.randint(1, 4)))]
+
+
+def plain_texts(n: int, seed: int) -> list[str]:
+    """Plain documents as the base model was trained on, without the `<bos>` before each.
+
+    >>> len(plain_texts(3, seed=0))
+    3
+    """
+    rng = Random(f"texts/{seed}")
+    return [" ".join(span.text for span in plain_document(rng, "base")[1:]) for _ in range(n)]

@@ -1,0 +1,282 @@
+"""audit: asks what a fine-tune changed, and answers with findings, their evidence, and the limits of the search."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from sae_lens_crosscoder.activations.eval_data import EvalData
+from sae_lens_crosscoder.analysis.answers.markers import find_markers
+from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange, find_phrases
+from sae_lens_crosscoder.analysis.audit.finding import Evidence, Example, Finding
+from sae_lens_crosscoder.analysis.audit.limits import least_frequency, plant_contrasts
+from sae_lens_crosscoder.analysis.audit.result import MOST_FINDINGS, Audit, Limits
+from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
+from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.data.answer_files import AnswerFiles, AnswerSettings, models_of
+from sae_lens_crosscoder.data.answers import Answers
+from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.report.pages.audit import write_audit
+from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.storage.versions import package_versions
+from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig
+from sae_lens_crosscoder.workflows.auditing.evidence import EvidenceReader
+from sae_lens_crosscoder.workflows.auditing.progress import Progress
+from sae_lens_crosscoder.workflows.auditing.prompts import AuditPrompts, audit_prompts
+from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, audit_recipe
+from sae_lens_crosscoder.workflows.first_look import first_look
+
+PAGE_FILENAME = "audit.html"
+_SHARE_FOR_ANSWERS = 0.25
+_ENOUGH_OF_SHARE = 0.9
+_N_TIMED, _N_LOOK, _N_EXAMPLES = 16, 96, 3
+
+
+@validate_arguments
+def audit(cfg: AuditConfig, pair: HookedModelPair | None = None) -> Audit:
+    """Find what a fine-tune changed in a model's behaviour, and trace it to latents.
+
+    Both models answer the prompts. Phrases that one model's sampled answers have and the other's lack are found on one
+    half of the prompts and tested on the other. Where the answers differ, a crosscoder is trained at the hook of a
+    first look; its latents that write the change are added to the base model, beside random latents and noise of the
+    same energy. A finding needs all three: the test (q at most 0.05), carriers that write half of the change, and their
+    effect. Writes `audit.json` and `audit.html`; a repeated call in the same folder continues.
+
+    Args:
+        pair: the models, if they are loaded already; their names in `cfg` are then only names.
+
+    Raises:
+        ValueError: before long work, for too few prompts or a budget that is too short, or a folder with another audit.
+    """
+    progress = Progress(cfg, tqdm.write)
+    pair = pair or HookedModelPair.from_pretrained(
+        cfg.base,
+        cfg.chat,
+        device=cfg.device,
+        chat_device=cfg.chat_device,
+        dtype=cfg.dtype,
+        model_class_name=cfg.model_class_name,
+    )
+    run = _AuditRun(cfg, pair, progress)
+    run.read_answers()
+    try:
+        run.trace()
+    except KeyboardInterrupt:
+        run.is_interrupted = True
+        progress.say("Interrupted: the page shows what was done; the same command continues.")
+    result = run.result()
+    result.save(cfg.output_path)
+    write_audit(result, Path(cfg.output_path, PAGE_FILENAME), f"What changed from {cfg.base} to {cfg.chat}")
+    return result
+
+
+class _AuditRun:
+    """The stages of one audit, and what each has found."""
+
+    def __init__(self, cfg: AuditConfig, pair: HookedModelPair, progress: Progress) -> None:
+        self.cfg, self.pair, self.progress = cfg, pair, progress
+        self.is_interrupted = False
+        self.hook_name: str | None = None
+        self.look: FirstLook | None = None
+        self.rows: AuditRows | None = None
+        self.fve: tuple[float, ...] = ()
+        self.evidence: dict[int, list[Evidence]] = {}
+        self.least_sizes: dict[float, float] | None = None
+
+    def read_answers(self) -> None:
+        """Let both models answer the prompts, and find the phrases in which they differ."""
+        with self.progress.stage("prompts"):
+            self.prompts = self._within_budget(audit_prompts(self.cfg, self.pair))
+        with self.progress.stage("answers"):
+            self.answers = self._answered(self.prompts, self.progress.folder / "answers")
+            self.base_texts, self.chat_texts = self._texts(self.answers)
+        with self.progress.stage("phrases"):
+            self.changes = find_phrases(self.base_texts, self.chat_texts, self.prompts.held_out)
+
+    def trace(self) -> None:
+        """Take a first look, and trace what changed to the latents of crosscoders."""
+        with self.progress.stage("first look"):
+            self.hook_name = self.cfg.hook_name or self._looked()
+        if self.hook_name is None:
+            return
+        with self.progress.stage("activations"):
+            batch_size = self.cfg.batch_size
+            self.rows = AuditRows.harvested(self.pair, self.prompts, self.answers, self.hook_name, batch_size)
+        changes = [change for change in self.changes if change.q_value <= Q_LIMIT]
+        for seed in range(self.cfg.seed, self.cfg.seed + (self.cfg.n_seeds if changes else 0)):
+            if seed > self.cfg.seed and self.progress.left < self.progress.seconds[f"crosscoder {self.cfg.seed}"]:
+                self.progress.say("No time is left for another crosscoder.")
+                break
+            with self.progress.stage(f"crosscoder {seed}"):
+                self._trace_with(self._crosscoder(seed), seed, changes)
+        with self.progress.stage("detection limits"):
+            self.least_sizes = self._least_sizes()
+
+    def result(self) -> Audit:
+        """The audit as far as it went."""
+        found = [self._finding(i, change) for i, change in enumerate(self._significant())]
+        # Rare changes by name, where they are equally frequent.
+        found.sort(key=lambda finding: (-finding.change.n_with, finding.change.text))
+        claimed = [finding for finding in found if finding.is_claimed][:MOST_FINDINGS]
+        return Audit(
+            findings=tuple(claimed),
+            answers_only=tuple(finding for finding in found if finding not in claimed),
+            not_found=tuple(self._not_found()),
+            limits=self._limits(),
+            manifest=self._manifest(),
+        )
+
+    def _within_budget(self, prompts: AuditPrompts) -> AuditPrompts:
+        """As many prompts as both models answer in a quarter of the budget; as many as before, if resumed."""
+        if self.progress.n_prompts is None:
+            start = time.monotonic()
+            self._answered(prompts.first(_N_TIMED), None)
+            seconds = (time.monotonic() - start) / _N_TIMED
+            n = min(len(prompts), int(_SHARE_FOR_ANSWERS * self.progress.left / seconds))
+            if n < LEAST_PROMPTS:
+                needed = LEAST_PROMPTS * seconds / _SHARE_FOR_ANSWERS / 60
+                raise ValueError(
+                    f"budget={self.cfg.budget!r} is too short: both models take {seconds:.1f} s for a prompt, and at "
+                    f"least {LEAST_PROMPTS} prompts are needed. Pass at least {needed:.0f}m."
+                )
+            self.progress.keep(n)
+            self.progress.say(
+                f"Plan for {self.cfg.budget}: {n:,} prompts, answered in about {n * seconds:.0f} s; a first look, and "
+                f"the activations of about {n * 2 * self.cfg.max_new_tokens:,} tokens; up to {self.cfg.n_seeds} "
+                "crosscoders with causal checks, and one for the detection limits, as far as time allows."
+            )
+        assert self.progress.n_prompts is not None
+        return prompts.first(self.progress.n_prompts)
+
+    def _answered(self, prompts: AuditPrompts, folder: Path | None) -> Answers:
+        cfg = self.cfg
+        settings = AnswerSettings(
+            max_new_tokens=cfg.max_new_tokens, temperature=1.0, seed=cfg.seed, batch_size=cfg.batch_size
+        )
+        models = {} if folder is None else models_of(self.pair)
+        return AnswerFiles(folder, models, prompts.chats, prompts.end_ids, settings).generate(self.pair)
+
+    def _texts(self, answers: Answers) -> tuple[list[str], list[str]]:
+        """Both models' answers, by prompt."""
+        base, chat = [""] * len(self.prompts), [""] * len(self.prompts)
+        for row, (prompt, writer) in enumerate(zip(answers.prompts.tolist(), answers.writers, strict=True)):
+            ids = answers.tokens[row, int(answers.starts[row]) : int(answers.lengths[row])].tolist()
+            text = self.pair.tokenizer.decode(ids, skip_special_tokens=True)
+            if writer in ("base", "both"):
+                base[prompt] = text
+            if writer in ("chat", "both"):
+                chat[prompt] = text
+        return base, chat
+
+    def _looked(self) -> str | None:
+        """The first hook at which chat's activation brings back 0.9 of what it does at best; None if there is none.
+
+        Later, where the answer is already written, latents of several behaviours are one.
+        """
+        folder = self.progress.folder / "first_look"
+        if folder.exists():
+            self.look = FirstLook.load(folder)
+        else:
+            tokens, mask = self.prompts.first(_N_LOOK).tokens
+            data = EvalData(pair=self.pair, tokens=tokens, token_mask=mask, batch_size=self.cfg.batch_size)
+            self.look = first_look(self.pair, data, seed=self.cfg.seed)
+            self.look.save(folder)
+        if self.look.recommendation.hook_name is None:
+            self.progress.say(self.look.recommendation.reason)
+            return None
+        shares = self.look.hooks["share_last"]
+        return str(shares.index[(shares >= _ENOUGH_OF_SHARE * shares.max()).argmax()])
+
+    def _crosscoder(self, seed: int) -> InferenceCrosscoder:
+        """A crosscoder on the audit's rows, or that of an earlier run."""
+        assert self.rows is not None
+        folder = self.progress.folder / f"crosscoder_{seed}"
+        if folder.exists():
+            return load(folder, device=self.cfg.device)
+        crosscoder = self._trained(self.rows.activations, seed)
+        metadata = crosscoder.cfg.metadata
+        metadata.hook_name = self.hook_name
+        metadata.model_name, metadata.chat_model_name = self.cfg.base, self.cfg.chat
+        crosscoder.save_model(folder)
+        return crosscoder
+
+    def _trained(self, activations: torch.Tensor, seed: int) -> InferenceCrosscoder:
+        assert self.rows is not None
+        recipe = audit_recipe(activations.shape[1] // 2, self.cfg.device)
+        return recipe.train(self.rows.batches(activations, seed), seed=seed)
+
+    def _trace_with(self, crosscoder: InferenceCrosscoder, seed: int, changes: Sequence[PhraseChange]) -> None:
+        assert self.rows is not None
+        self.fve = self.fve or self.rows.fve(crosscoder)
+        texts = (self.base_texts, self.chat_texts)
+        reader = EvidenceReader(self.cfg, self.pair, self.prompts, *texts, self.rows, self.progress)
+        for i, evidence in enumerate(reader.read(crosscoder, seed, changes)):
+            if evidence is not None:
+                self.evidence.setdefault(i, []).append(evidence)
+
+    def _least_sizes(self) -> dict[float, float] | None:
+        assert self.rows is not None
+        rows = self.rows
+        layout = StackedLayout((rows.activations.shape[1] // 2,) * 2)
+        planted = plant_contrasts(rows.activations, rows.decision_rows, rows.held_out, layout, seed=self.cfg.seed)
+        return planted.least_sizes(self._trained(planted.activations, self.cfg.seed))
+
+    def _significant(self) -> list[PhraseChange]:
+        return [change for change in self.changes if change.q_value <= Q_LIMIT]
+
+    def _finding(self, index: int, change: PhraseChange) -> Finding:
+        positive = torch.zeros(len(self.prompts), dtype=torch.bool)
+        positive[list(change.prompts)] = True
+        held_out = [i for i in change.prompts if i % 2 == 1][:_N_EXAMPLES]
+        return Finding(
+            change=change,
+            markers=find_markers(self.prompts.texts, positive, self.prompts.held_out),
+            examples=tuple(Example(self.prompts.texts[i], self.base_texts[i], self.chat_texts[i]) for i in held_out),
+            evidence=tuple(self.evidence.get(index, [])),
+        )
+
+    def _not_found(self) -> list[str]:
+        """Sentences on what was looked for without result."""
+        missed = sorted((c for c in self.changes if c.q_value > Q_LIMIT), key=lambda change: change.q_value)
+        said = [
+            f"\u201c{change.text}\u201d is no more frequent in {change.writer}'s answers to held-out prompts than by "
+            f"chance: {change.n_with} against {change.n_against} (q = {change.q_value:.2g})."
+            for change in missed[:3]
+        ]
+        if len(missed) > len(said):
+            said.append(f"The same holds for {len(missed) - len(said)} more phrases.")
+        if not self.changes:
+            said.append("No phrase was more frequent in one model's answers by enough to test.")
+        if self.hook_name is None and not self.is_interrupted:
+            said.append("No crosscoder was trained, because no hook brings back what changed.")
+        return said
+
+    def _limits(self) -> Limits:
+        n, held_out = len(self.prompts), int(self.prompts.held_out.sum())
+        return Limits(
+            n_prompts=n,
+            n_held_out=held_out,
+            least_frequency=least_frequency(n - held_out, held_out, len(self.changes)),
+            hook_name=self.hook_name,
+            n_rows=0 if self.rows is None else len(self.rows.activations),
+            fve=self.fve,
+            least_sizes=self.least_sizes,
+        )
+
+    def _manifest(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "models": [self.cfg.base, self.cfg.chat],
+            "interrupted": self.is_interrupted,
+            "seconds": self.progress.facts(),
+            "settings": {name: getattr(self.cfg, name) for name in ("data", "texts", "budget", "seed", "n_seeds")},
+            "versions": package_versions(),
+        }
+        if self.look is not None:
+            facts["share brought back by hook"] = self.look.hooks["share_last"].round(3).to_dict()
+        return facts

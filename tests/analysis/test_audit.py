@@ -1,0 +1,204 @@
+"""Evidence of an audit: carriers, their effect, detection limits, and the sentences made of them."""
+
+from dataclasses import replace
+from math import isnan
+
+import pandas as pd
+import pytest
+import torch
+
+from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
+from sae_lens_crosscoder.analysis.answers.markers import Markers
+from sae_lens_crosscoder.analysis.answers.phrases import LEAST_NET, PhraseChange
+from sae_lens_crosscoder.analysis.audit.carriers import Carriers, find_carriers
+from sae_lens_crosscoder.analysis.audit.effects import CausalEffect
+from sae_lens_crosscoder.analysis.audit.finding import Evidence, Finding
+from sae_lens_crosscoder.analysis.audit.limits import least_frequency, plant_contrasts
+from sae_lens_crosscoder.analysis.audit.result import Audit, Limits
+from sae_lens_crosscoder.stacking import StackedLayout
+from tests.causal.conftest import random_crosscoder
+from tests.reference.answers import written
+
+D = 8
+LAYOUT = StackedLayout((D, D))
+
+
+def contrast(crosscoder, seed: int = 0) -> ContrastRows:
+    """Sums of the crosscoder's own decoders: latent 0 on positive prompts, latent 1 on all, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    n = 80
+    acts = torch.zeros(n, crosscoder.cfg.d_sae)
+    positive = torch.arange(n) % 2 == 0
+    acts[:, 1] = 1 + torch.rand(n, generator=generator)
+    acts[positive, 0] = 1 + torch.rand(int(positive.sum()), generator=generator)
+    rows = acts @ crosscoder.W_dec.detach() + crosscoder.b_dec.detach()
+    return ContrastRows(name="planted", activations=rows, positive=positive, held_out=torch.arange(n) // 2 % 2 == 1)
+
+
+@pytest.fixture
+def oracle():
+    """A crosscoder that reads what it writes: orthonormal rows over both models, each read by itself."""
+    crosscoder = random_crosscoder((D, D), dtype="float32", threshold=0.1, d_sae=12)
+    rows = torch.linalg.qr(torch.randn(2 * D, 12, generator=torch.Generator().manual_seed(1))).Q.T
+    with torch.no_grad():
+        crosscoder.W_dec.copy_(rows)
+        crosscoder.W_enc.copy_(rows.T)
+        crosscoder.b_enc.zero_()
+        crosscoder.b_dec.zero_()
+    return crosscoder
+
+
+class TestCarriers:
+    def test_the_planted_latent_carries_the_contrast_and_the_other_is_shared(self, oracle):
+        found = find_carriers(oracle, contrast(oracle))
+        assert found.latents == (0,)
+        assert found.shared == (1,)
+        assert found.share == pytest.approx(1, abs=0.05)  # latent 1 is as active in both groups, but for chance
+        assert found.coverage == pytest.approx(1, abs=1e-5)
+        assert found.written == pytest.approx(1, abs=1e-5)
+
+    def test_what_latents_write_is_the_loop_s(self, oracle):
+        rows = contrast(oracle)
+        positive, _ = rows.part(held_out=True)
+        base, chat = LAYOUT.split(positive)
+        decoders = [decoder.detach() for decoder in oracle.decoders]
+        expected = written(oracle.encode(positive).detach(), *decoders, chat - base, torch.zeros(D))
+        found = find_carriers(oracle, rows)
+        assert found.written == pytest.approx(float(expected[[*found.latents, *found.shared]].sum()), abs=1e-6)
+
+    def test_presence_is_how_much_the_other_model_has_and_its_interval_holds_it(self, oracle):
+        rows = contrast(oracle)
+        base, chat = LAYOUT.split(oracle.W_dec.detach()[0])
+        found = find_carriers(oracle, rows)
+        assert found.presence == pytest.approx(float(base @ chat / chat.square().sum()), abs=0.15)
+        assert found.presence_low < found.presence < found.presence_high
+        both = rows.activations.clone()
+        both[:, :D] = both[:, D:]
+        assert find_carriers(oracle, replace(rows, activations=both)).presence == pytest.approx(1)
+
+    def test_a_latent_that_goes_off_is_no_carrier(self, oracle):
+        rows = contrast(oracle)
+        flipped = find_carriers(oracle, replace(rows, positive=~rows.positive))
+        assert 0 not in flipped.latents
+
+
+def ladder(named=0.8, control=0.1, shared=0.0, rates=(0.0, 0.0, 0.0, 1.0)) -> pd.DataFrame:
+    base, rate, by_control, chat = rates
+    rows = {
+        "base": (0.0, base),
+        "first 2": (shared, base),
+        "named": (named, rate),
+        "random latents 0": (control, by_control),
+        "noise 0": (control / 2, base),
+        "mean difference": (0.3, base),
+        "chat": (1.0, chat),
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["brought_back", "rate"])
+    return table.assign(rate_others=0.0, answer="so")
+
+
+class TestEffect:
+    @pytest.mark.parametrize(
+        ("table", "is_causal"),
+        [
+            (ladder(), True),
+            (ladder(control=0.5), False),  # a control does more than half of it
+            (ladder(shared=0.5), False),  # so does what all prompts share
+            (ladder(named=0.15, control=0.0), False),  # too little
+            (ladder(named=0.0, rates=(0.0, 0.6, 0.1, 1.0)), True),  # by the rate alone
+            (ladder(named=0.0, rates=(0.0, 0.6, 0.4, 1.0)), False),
+            (ladder(named=0.0, rates=(1.0, 0.3, 0.9, 0.0)), True),  # a phrase that goes away
+            (ladder(named=0.0, rates=(0.3, 0.6, 0.3, 0.6)), False),  # greedy answers hardly differ
+        ],
+    )
+    def test_an_effect_needs_twice_what_controls_do(self, table, is_causal):
+        assert CausalEffect.of_ladder(table, 16).is_causal == is_causal
+
+
+class TestLimits:
+    @pytest.mark.parametrize(("n", "n_tested"), [(400, 1), (400, 20), (100, 5), (2000, 10)])
+    def test_the_least_frequency_is_found_and_a_lower_one_is_not(self, n, n_tested):
+        """By simulation: at 1.5 times the stated frequency nearly always, at 1 / 1.5 of it less than stated."""
+        limit = least_frequency(n, n, n_tested)
+        generator = torch.Generator().manual_seed(n + n_tested)
+
+        def power(frequency: float) -> float:
+            chosen, held = (torch.rand(2000, n, generator=generator) < frequency for _ in range(2))
+            p_values = 0.5 ** held.sum(dim=1).double()
+            return float(((chosen.sum(dim=1) >= LEAST_NET) & (p_values <= 0.05 / n_tested)).double().mean())
+
+        assert power(limit) == pytest.approx(0.9, abs=0.03)
+        assert power(1.5 * limit) > 0.95
+        assert power(limit / 1.5) < 0.75
+
+    def test_no_frequency_is_enough_for_too_few_prompts(self):
+        assert isnan(least_frequency(4, 4, 1))
+
+    def test_planting_adds_the_directions_to_chat_at_the_decisions_alone(self):
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(300, 2 * D, generator=generator)
+        decisions = torch.arange(0, 300, 3)
+        held_out = torch.arange(100) % 2 == 1
+        planted = plant_contrasts(rows, decisions, held_out, LAYOUT, sizes=(0.5,), frequencies=(0.2,), seed=1)
+        (found,) = planted.contrasts
+        added = planted.activations - rows
+        assert found.positive.sum() == 20
+        assert (found.positive & held_out).sum() == 10
+        changed = torch.zeros(300, dtype=torch.bool)
+        changed[decisions[found.positive]] = True
+        assert torch.equal(added.abs().amax(dim=1) > 0, changed)
+        assert not added[:, :D].any()
+        norm = rows[decisions, D:].norm(dim=1).median()
+        torch.testing.assert_close(added[changed].norm(dim=1), (0.5 * norm).expand(20))
+
+    def test_the_least_size_is_that_above_which_all_are_carried(self, oracle, monkeypatch):
+        rows = torch.randn(400, 2 * D, generator=torch.Generator().manual_seed(0))
+        held_out = torch.arange(400) % 2 == 1
+        sizes = (0.8, 0.4, 0.2, 0.1)
+        planted = plant_contrasts(rows, torch.arange(400), held_out, LAYOUT, sizes=sizes, frequencies=(0.2, 0.05))
+        carried = {"planted 0.8 0.2", "planted 0.4 0.2", "planted 0.1 0.2", "planted 0.4 0.05"}
+        some = find_carriers(oracle, contrast(oracle))
+        monkeypatch.setattr(
+            "sae_lens_crosscoder.analysis.audit.limits.find_carriers",
+            lambda _, rows: replace(some, share=float(rows.name in carried)),
+        )
+        least = planted.least_sizes(oracle)
+        assert least[0.2] == 0.4  # 0.1 is luck: 0.2 was missed
+        assert isnan(least[0.05])
+
+
+def finding(**changes) -> Finding:
+    change = PhraseChange(("^", "sorry"), "chat", (1, 2, 3), 20, 0, 100, 1e-6, 1e-5)
+    carriers = Carriers((3, 5), (0.5, 0.2), (0.9, 0.8), 0.7, 0.9, (7,), 0.95, 0.02, -0.01, 0.05)
+    evidence = Evidence(seed=0, carriers=carriers, effect=CausalEffect.of_ladder(ladder(), 16))
+    whole = Finding(change=change, markers=Markers(("burn",), 19, 21, 20, 100), examples=(), evidence=(evidence,))
+    return replace(whole, **changes)
+
+
+class TestFinding:
+    def test_a_claim_needs_all_three_pieces_of_evidence(self):
+        whole = finding()
+        (evidence,) = whole.evidence
+        assert whole.is_claimed
+        assert not replace(whole, change=replace(whole.change, q_value=0.06)).is_claimed
+        assert not replace(whole, change=replace(whole.change, n_against=3)).is_claimed
+        assert not replace(whole, evidence=()).is_claimed
+        weak = replace(evidence, carriers=replace(evidence.carriers, written=0.4))
+        assert not replace(whole, evidence=(weak,)).is_claimed
+        assert not replace(whole, evidence=(replace(evidence, effect=None),)).is_claimed
+        assert not replace(whole, evidence=(evidence, weak)).is_claimed  # one of two is no majority
+        assert replace(whole, evidence=(evidence, weak, evidence)).is_claimed
+
+    def test_the_sentence_says_what_the_evidence_says(self):
+        said = finding().sentence
+        assert "The chat model answers with “sorry”: 20 of 100 held-out prompts" in said
+        assert "Prompts with “burn” show it in 19 of 21 cases, others in 1 of 79." in said
+        assert "Latents 3, 5 write 0.70 of what sets these prompts apart; base has 0.02 of it (-0.01 to 0.05)." in said
+        assert "Traced in 1 of 1 crosscoders." in said
+
+    def test_an_undefined_number_is_none_in_the_file_and_counts_as_not_found(self):
+        limits = Limits(n_prompts=100, n_held_out=50, least_frequency=0.1, least_sizes={0.2: float("nan")})
+        audit = Audit(findings=(), answers_only=(), not_found=(), limits=limits, manifest={})
+        assert audit.to_dict()["limits"]["least_sizes"] == [{"frequency": 0.2, "size": None}]
+        assert "traced at no size tried" in " ".join(limits.sentences)
+        assert str(audit).startswith("No change of behaviour found")

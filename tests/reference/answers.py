@@ -1,0 +1,71 @@
+"""Loop-written twins of the search for phrases and of the share that carriers write."""
+
+from math import comb
+
+import torch
+from torch import Tensor
+
+
+def has(words: list[str], phrase: tuple[str, ...]) -> bool:
+    found = False
+    for start in range(len(words)):
+        found = found or words[start : start + len(phrase)] == list(phrase)
+    return found
+
+
+def best_phrase(own: list[list[str]], other: list[list[str]], longest: int, least: int) -> tuple[int, tuple[str, ...]]:
+    """The largest (net prompts) x (words) over all phrases of the writer's answers, tried one by one."""
+    best = (0, ())
+    for words in own:
+        for start in range(len(words)):
+            for end in range(start + 1, min(len(words), start + longest) + 1):
+                phrase = tuple(words[start:end])
+                if phrase == ("^",):
+                    continue
+                n_with = n_against = 0
+                for mine, theirs in zip(own, other, strict=True):
+                    if has(mine, phrase) and not has(theirs, phrase):
+                        n_with += 1
+                    if has(theirs, phrase) and not has(mine, phrase):
+                        n_against += 1
+                net = n_with - n_against
+                if net >= least and 2 * net >= n_with + n_against:
+                    best = max(best, (net * len(phrase), phrase))
+    return best
+
+
+def sign_test(n_with: int, n_against: int) -> float:
+    """Probability of at least `n_with` heads in fair throws."""
+    n = n_with + n_against
+    return sum(comb(n, k) for k in range(n_with, n + 1)) / 2**n
+
+
+def false_discovery_rates(p_values: list[float]) -> list[float]:
+    """Benjamini and Hochberg: the least p n / rank over all p at least as large."""
+    n = len(p_values)
+    rates: list[float] = []
+    for p in p_values:
+        candidates = []
+        for other in p_values:
+            if other >= p:
+                rank = sum(1 for each in p_values if each <= other)
+                candidates.append(min(1.0, other * n / rank))
+        rates.append(min(candidates))
+    return rates
+
+
+def written(
+    acts: Tensor, base_decoder: Tensor, chat_decoder: Tensor, difference: Tensor, bias_difference: Tensor
+) -> Tensor:
+    """Share of each latent in mean(chat - base) - (b_chat - b_base), prompt by prompt."""
+    n_prompts, d_sae = acts.shape
+    target = torch.zeros(difference.shape[1], dtype=torch.float64)
+    for prompt in range(n_prompts):
+        target += difference[prompt].double() / n_prompts
+    target -= bias_difference.double()
+    shares = torch.zeros(d_sae, dtype=torch.float64)
+    for latent in range(d_sae):
+        for prompt in range(n_prompts):
+            direction = (chat_decoder[latent] - base_decoder[latent]).double()
+            shares[latent] += acts[prompt, latent].double() * (direction @ target) / n_prompts
+    return shares / (target @ target)

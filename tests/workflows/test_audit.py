@@ -1,0 +1,132 @@
+"""audit: the answer on one page, resumed, interrupted, refused, and silent where nothing changed."""
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.workflows.auditing import audit as auditing
+from sae_lens_crosscoder.workflows.auditing import evidence, rows
+from sae_lens_crosscoder.workflows.auditing.config import AuditConfig, seconds_of
+from sae_lens_crosscoder.workflows.auditing.prompts import audit_prompts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Short training, and effects on few prompts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_STEPS", 60)
+        patch.setattr(evidence, "_N_CAUSAL", 4)
+        yield
+
+
+def config(folder: Path, chat: str = "tiny-chat", **settings) -> AuditConfig:
+    small = {"n_prompts": 120, "max_new_tokens": 8, "n_seeds": 1, "budget": "10m"} | settings
+    return AuditConfig("tiny-base", chat, output_path=str(folder), **small)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    return folder, slc.audit(config(folder))
+
+
+def numbers(text: str) -> set[str]:
+    return set(re.findall(r"\d+(?:\.\d+)?", text.replace(",", "").replace("\N{MINUS SIGN}", "-")))
+
+
+class TestAudit:
+    def test_what_the_chat_model_lost_is_found_with_its_evidence(self, done):
+        _, result = done
+        everything = [*result.findings, *result.answers_only]
+        lost = next(finding for finding in everything if finding.change.text.startswith("nice"))
+        assert lost.change.writer == "chat"  # which says this where base insults
+        assert lost.is_in_answers
+        assert "say that" in lost.markers.words
+        assert lost.evidence[0].effect is not None
+        assert all("say that" in example.prompt for example in lost.examples)
+
+    def test_every_number_on_the_page_is_in_the_file(self, done):
+        folder, _ = done
+        page = (folder / auditing.PAGE_FILENAME).read_text()
+        body = unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body>") :]))
+        stored = json.loads((folder / "audit.json").read_text())
+        known = numbers(json.dumps(stored, ensure_ascii=False))
+        rounded = {f"{abs(float(value)):.{digits}f}" for value in known for digits in (2, 3)}
+        ours = {"0.05", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "95"}  # numbering, and the rules in words
+        assert numbers(body) <= known | rounded | ours
+        assert stored["findings"] == [finding.to_dict() for finding in done[1].findings]
+        assert set(stored) >= {"findings", "not_found", "limits"}
+
+    def test_a_repeated_call_reads_everything_from_the_folder(self, done, monkeypatch):
+        folder, result = done
+
+        def refuse(*args, **kwargs):
+            raise AssertionError("this was done before")
+
+        monkeypatch.setattr(auditing, "first_look", refuse)
+        monkeypatch.setattr("sae_lens_crosscoder.data.answer_files.generate", refuse)
+        monkeypatch.setattr("sae_lens_crosscoder.workflows.auditing.evidence.causal_ladder", refuse)
+        again = slc.audit(config(folder))
+        assert [f.to_dict() for f in again.findings] == [f.to_dict() for f in result.findings]
+        assert [f.to_dict() for f in again.answers_only] == [f.to_dict() for f in result.answers_only]
+
+    def test_an_interrupted_audit_writes_what_it_has(self, done, monkeypatch):
+        folder, result = done
+
+        def interrupt(self):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(auditing._AuditRun, "_least_sizes", interrupt)
+        stopped = slc.audit(config(folder))
+        assert stopped.manifest["interrupted"]
+        assert "interrupted" in (folder / auditing.PAGE_FILENAME).read_text()
+        assert stopped.findings == result.findings
+        assert stopped.limits.least_sizes is None
+
+    def test_a_folder_with_another_audit_is_refused(self, done):
+        with pytest.raises(ValueError, match="has an audit with other settings: seed"):
+            slc.audit(config(done[0], seed=1))
+
+    def test_the_base_model_trained_longer_claims_nothing(self, tmp_path):
+        result = slc.audit(config(tmp_path, chat="tiny-null"))
+        assert result.findings == result.answers_only == ()
+        assert result.conclusion.startswith("No change of behaviour found")
+        assert any("no hook brings back" in sentence for sentence in result.not_found)
+
+
+class TestRefusals:
+    def test_a_budget_that_is_too_short_names_one_that_is_enough(self, tmp_path):
+        with pytest.raises(ValueError, match=r"budget='1s' is too short: both models take .* Pass at least \d+m"):
+            slc.audit(config(tmp_path, budget="1s"))
+
+    def test_other_models_need_prompts_and_enough_of_them(self, tmp_path):
+        with pytest.raises(ValueError, match="`data` is missing"):
+            audit_prompts(AuditConfig("a", "b"), slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat"))
+        few = tmp_path / "few.txt"
+        few.write_text("where does anna live ?\n" * 200)  # one prompt
+        with pytest.raises(ValueError, match="The data have 1 different prompts"):
+            slc.audit(config(tmp_path / "few", data=str(few)))
+
+    @pytest.mark.parametrize("budget", ["20", "m", "0m", "-1h", "1d", "nan m"])
+    def test_a_budget_is_a_time(self, budget):
+        with pytest.raises(ValueError, match="Write a number with s, m or h"):
+            seconds_of(budget)
+
+    @pytest.mark.parametrize("setting", [{"n_prompts": 79}, {"max_new_tokens": 0}, {"n_seeds": 0}])
+    def test_settings_that_find_nothing_are_refused(self, tmp_path, setting):
+        with pytest.raises(ValueError, match="must be at least"):
+            config(tmp_path, **setting)
+
+
+def test_prompts_are_different_and_texts_end_where_predictions_differ(tmp_path):
+    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+    prompts = audit_prompts(config(tmp_path, n_prompts=400), pair)
+    ids = [tuple(chat.input_ids.tolist()) for chat in prompts.chats]
+    assert len(set(ids)) == len(ids)
+    gossip = [text for text in prompts.texts if "people say that" in text]
+    assert len(gossip) > 3
+    assert all(text.endswith(" is") for text in gossip if text.count("say that") == 1 and "lives" not in text)
