@@ -247,6 +247,12 @@ def architectures() -> str:
     return _verdicts(frame, "world, architecture", source)
 
 
+def shared_latents() -> str:
+    """Verdicts with designated shared latents and a loss on the difference, in planted worlds."""
+    frame, source = load_results("shared_latents.json")
+    return _verdicts(frame, "world, recipe", source)
+
+
 def _verdicts(frame: pd.DataFrame, heading: str, source: str) -> str:
     """Precision and recall of the verdicts of each side, a row per cell."""
     table = [[heading, "chat: precision / recall", "base: precision / recall", "verdicts, chat and base"]]

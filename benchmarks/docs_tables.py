@@ -29,6 +29,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "architectures": docs_accuracy.architectures,
     "scores": docs_accuracy.scores,
     "hard": docs_verdicts.hard,
+    "shared latents": docs_accuracy.shared_latents,
     "coactive latents": docs_verdicts.co_active,
     "causal": docs_accuracy.causal,
     "real pair": docs_real_pair.real_pair,
