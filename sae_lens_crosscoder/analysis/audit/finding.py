@@ -136,7 +136,8 @@ class Finding:
         effect, n_shared = evidence.effect, len(evidence.carriers.shared)
         if effect is None:
             return "Their effect was not measured."
-        with_shared = f" with {n_shared} latents that other prompts need too," if n_shared else ","
+        noun = "latent that other prompts need" if n_shared == 1 else "latents that other prompts need"
+        with_shared = f" with {n_shared} {noun} too," if n_shared else ","
         without = f", without them {effect.brought_back_shared:.2f}" if n_shared else ""
         return (
             f"Added to base{with_shared} they bring back {effect.brought_back:.2f} of the KL at the answer's first "
