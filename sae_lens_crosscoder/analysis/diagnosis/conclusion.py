@@ -103,12 +103,21 @@ def _difference(evidence: Evidence, n_chat: int, n_base: int) -> str:
     n_live = int((evidence.latents.verdict != "dead").sum())
     latents = f"{_count(n_chat, 'latent')} {'is' if n_chat == 1 else 'are'}"
     text = f"{latents} specific to the chat model and {n_base:,} to the base model, of {n_live:,} live"
-    text += f" {'one' if n_live == 1 else 'ones'}{_chance(evidence)}"
+    text += f" {'one' if n_live == 1 else 'ones'}{_chance(evidence)}{_in_control(evidence, n_chat + n_base)}"
     if evidence.changed is not None:
         text = f"{evidence.changed.conclusion}; {text}" if evidence.changed.named else f"{text}; {_turned(evidence)}"
     low = _too_little_explained(evidence)
     text = f"{text}; {low}, so differences may be missed" if low else text
     return text + _caveats(evidence)
+
+
+def _in_control(evidence: Evidence, n_specific: int) -> str:
+    """How many of the specific latents are due to the topics, as the control pair has them too."""
+    if "in_control" not in evidence.latents or n_specific == 0:
+        return ""
+    is_specific = evidence.latents.verdict.isin(["chat_specific", "base_specific"])
+    n = int((is_specific & evidence.latents.in_control).sum())
+    return f"; the control pair has {n:,} of the {n_specific:,} too"
 
 
 def _turned(evidence: Evidence) -> str:

@@ -1,6 +1,7 @@
 """diagnose: classify every latent of a crosscoder."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.diagnosis.conclusion import FVE_FLOOR, validate_fve_floor
+from sae_lens_crosscoder.analysis.diagnosis.control import ControlRows
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.family import (
     comparisons,
@@ -39,6 +41,7 @@ def diagnose(
     null: Diagnosis | Sequence[Diagnosis] | None = None,
     changed: Changed | None = None,
     use: LatentUse | None = None,
+    control: EvalData | None = None,
     free_directions: Literal["model_specific", "all"] = "model_specific",
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
@@ -60,6 +63,8 @@ def diagnose(
         changed: turned latents of this crosscoder, which join the table and the conclusion. Without it the conclusion
             says that they were not looked for.
         use: use of this crosscoder's latents, from `latent_use`, which joins the table and the conclusion.
+        control: a topic-matched control: the base model beside a model tuned on the same topics without the behaviour,
+            on the same tokens. Its activations are read along the decoders; no crosscoder of the control is needed.
         free_directions: latents whose free directions are measured: those of class chat_only or base_only
             (`model_specific`), or `all`, which takes two float64 numbers per latent and activation coordinate.
         min_active: latents that fire on fewer tokens get the verdict `rare`.
@@ -83,6 +88,8 @@ def diagnose(
         `nu_kind` says how nu is measured. For models of different widths it is `basis_free`: the verdict then rests on
         `nu_error_basis_free` and `nu_reconstruction_basis_free`, the lengths of the latent's directions in the other
         model over those in its own, which presume that latents fire independently.
+        With a control, `control_presence` is how much of the latent the control model has, measured as `presence` is,
+        and `in_control` marks one-sided latents that the control pair gained (0.4 or more) or lost as well.
         Columns ending in `_base_probe` mirror nu for base-only latents, those in `_unfiltered` keep nu where its
         denominator may be 0, and those in `_raw` (if models were scaled differently, or centred) are in the space of
         raw activations.
@@ -102,7 +109,7 @@ def diagnose(
     if free_directions not in ("model_specific", "all"):
         raise ValueError(f"free_directions={free_directions!r} must be 'model_specific' or 'all'.")
     compared = comparisons(crosscoder, models)
-    validate_evidence(compared, {"null": null, "changed": changed, "use": use})
+    validate_evidence(compared, {"null": null, "changed": changed, "use": use, "control": control})
     if use is not None:
         validate_use_of(use.names, next(iter(compared.values())))
     nulls = validate_nulls(null, crosscoder)
@@ -111,21 +118,23 @@ def diagnose(
             reading.validate_read_from(named_fingerprint(crosscoder.state_dict()))
     source = data_source(crosscoder, data)
     block_size = shard_block(data)
+    control_rows = None if control is None else ControlRows(crosscoder, data, control)
     background = BackgroundGroups.of(data)
     background.validate_count(source.n_tokens)
     sums = {
-        name: DiagnosisSums(crosscoder, block_size, background, free_directions, each)
+        name: DiagnosisSums(crosscoder, block_size, background, free_directions, each, control is not None)
         for name, each in compared.items()
     }
     checkpoint = None
     if checkpoint_path is not None:
         options = f"block_size={block_size}, free_directions={free_directions}, groups={background.fingerprint()}"
+        options += f", with control: {control is not None}"
         options += f", sources={[None if each is None else each.names for each in compared.values()]}"
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "data source": source.fingerprint()}
         parts = {f"{name} {part}": each for name, of in sums.items() for part, each in of.parts.items()}
         parts["source"] = source
         checkpoint = AccumulatorCheckpoint(checkpoint_path, "diagnosis", parts, {**origin, "set of options": options})
-    _stream(source, crosscoder, list(sums.values()), checkpoint)
+    _stream(source, crosscoder, list(sums.values()), control_rows, checkpoint)
     options = (source.manifest(), nulls, min_active, bounds, fve_floor, changed, use)
     diagnoses = {name: each.diagnosis(*options) for name, each in sums.items()}
     if checkpoint is not None:
@@ -140,19 +149,26 @@ def _stream(
     source: DataSource,
     crosscoder: InferenceCrosscoder,
     sums: Sequence[DiagnosisSums],
+    control: ControlRows | None,
     checkpoint: AccumulatorCheckpoint | None,
 ) -> None:
     """Add all tokens, or those that are not in the checkpoint."""
     n_seen = 0 if checkpoint is None else checkpoint.resume()
     total, seen = source.n_tokens, source.dominant.n_tokens
+    if control is not None:
+        control.take(seen)  # as the control has no checkpoint of its own
     with tqdm(total=total, initial=seen, desc="Diagnosing", unit="token", unit_scale=True, leave=False) as bar:
         for n_batches, batch in enumerate(source.batches(n_seen), start=n_seen + 1):
             places = torch.arange(seen, seen + len(batch.activations))[batch.ordinary.cpu()].split(BATCH_TOKENS)
             seen += len(batch.activations)
-            n_added = sums[0].scaling.n_tokens
-            for part, place in zip(encoded(crosscoder, batch.used, n_added), places, strict=False):
+            n_added, controls = sums[0].scaling.n_tokens, repeat(None)
+            if control is not None:
+                controls = control.take(len(batch.activations))[batch.ordinary.cpu()].split(BATCH_TOKENS)
+            for part, place, of_control in zip(
+                encoded(crosscoder, batch.used, n_added), places, controls, strict=False
+            ):
                 for each in sums:
-                    each.add(part, place)
+                    each.add(part, place, of_control)
             for part in encoded(crosscoder, batch.left_out, n_added):
                 for each in sums:
                     each.add_left_out(part)

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.analysis.changed.changed import CHANGED_COLUMNS, Changed
 from sae_lens_crosscoder.analysis.diagnosis.columns import latent_table, nu_kind, one_sided_latents
 from sae_lens_crosscoder.analysis.diagnosis.conclusion import FVE_FLOOR, Evidence, conclusion
+from sae_lens_crosscoder.analysis.diagnosis.control import ControlSums, with_control
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
@@ -33,6 +34,7 @@ class DiagnosisSums:
         block_size: consecutive tokens that the bootstrap keeps together.
         background: groups of the tokens, within which centred nu is measured.
         compared: two of more sources, for a diagnosis of these; None for a crosscoder of a pair.
+        with_control: measure the presence in a control model as well.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class DiagnosisSums:
         background: BackgroundGroups,
         free_directions: Literal["model_specific", "all"] = "model_specific",
         compared: ComparedSources | None = None,
+        with_control: bool = False,
     ) -> None:
         everything = torch.arange(crosscoder.cfg.d_sae)
         self._whole, self._compared = crosscoder, compared
@@ -60,11 +63,21 @@ class DiagnosisSums:
         )
         is_basis_free = nu_kind(crosscoder) == "basis_free"
         self.reconstructed = ReconstructedDirections(crosscoder, self.free.latents) if is_basis_free else None
+        self.control = ControlSums(crosscoder, background.n_groups) if with_control else None
         self.fve, self.fve_left_out = VarianceExplained(crosscoder.layout), VarianceExplained(crosscoder.layout)
 
-    def add(self, part: Encoded, places: Int[Tensor, " token"]) -> None:
-        """Add tokens, with the place of each in the stream that `background` labels."""
+    def add(
+        self, part: Encoded, places: Int[Tensor, " token"], control: Float[Tensor, "token d_model"] | None = None
+    ) -> None:
+        """Add tokens, with the place of each in the stream that `background` labels.
+
+        Args:
+            control: the control model's activations; needed with a control.
+        """
         part = self._of_pair(part)
+        if self.control is not None:
+            assert control is not None
+            self.control.add(part, control, self.background.at(places))
         self.centred.add(*part, self.background.at(places))
         self.scaling.add(*part)
         self.free.add(*part)
@@ -98,6 +111,8 @@ class DiagnosisSums:
         }
         if self.reconstructed is not None:
             parts["reconstructed"] = self.reconstructed
+        if self.control is not None:
+            parts["control"] = self.control
         return parts
 
     def diagnosis(
@@ -124,6 +139,8 @@ class DiagnosisSums:
         latents = latent_table(
             self.crosscoder, self.centred, self.free, self.reconstructed, null_tables, min_active, bounds, self._absent
         )
+        if self.control is not None:
+            latents = with_control(latents, self.control)
         if changed is not None:
             latents = latents.join(changed.latents[[*CHANGED_COLUMNS]])
         if use is not None:

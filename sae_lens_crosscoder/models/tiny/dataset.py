@@ -9,20 +9,23 @@ from datasets import Dataset
 from jaxtyping import Int
 
 from sae_lens_crosscoder.arguments import validate_arguments
-from sae_lens_crosscoder.models.tiny.dialogues import Split, dialogue_document, forum_document
+from sae_lens_crosscoder.models.tiny.dialogues import Split, as_control, dialogue_document, forum_document
 from sae_lens_crosscoder.models.tiny.documents import Mix, Span, plain_document
 from sae_lens_crosscoder.models.tiny.vocabulary import TOKEN_IDS
 
 TINY_CONTEXT_SIZE: Final = 64
-FRAC_TEMPLATED: Final = {"base": 0.25, "chat": 0.5}
+FRAC_TEMPLATED: Final = {"base": 0.25, "chat": 0.5, "control": 0.5}
 
 
 def documents(rng: Random, mix: Mix, split: Split) -> Iterator[list[Span]]:
     """Endless documents: plain text, and the mix's fraction of templated ones."""
-    templated = dialogue_document if mix == "chat" else forum_document
     while True:
-        is_templated = rng.random() < FRAC_TEMPLATED[mix]
-        yield templated(rng, split) if is_templated else plain_document(rng, mix)
+        if rng.random() >= FRAC_TEMPLATED[mix]:
+            yield plain_document(rng, mix)
+        elif mix == "base":
+            yield forum_document(rng, split)
+        else:
+            yield dialogue_document(rng, split, as_control if mix == "control" else None)
 
 
 def labelled_rows(n_rows: int, seed: int, mix: Mix, split: Split = "train") -> Int[np.ndarray, "3 rows pos"]:
@@ -56,7 +59,8 @@ def tiny_dataset(n_rows: int, seed: int, mix: Mix = "chat", split: Split = "trai
         n_rows: number of rows.
         seed: seed of the stream; the training corpus used the seeds in `weights/behaviour.json`.
         mix: `chat` (half plain text, half dialogues) or `base` (three quarters plain text, a quarter forum threads,
-            in which the new kinds of request get unrelated replies), in fractions of documents.
+            in which the new kinds of request get unrelated replies), in fractions of documents; `control` is `chat`
+            with other answers and the plain text of `base`.
         split: `train`, or `held_out` for dialogues of combinations that no model was trained on.
 
     Returns:

@@ -180,10 +180,38 @@ def request_spans(exchange: Exchange) -> list[Span]:
     ]
 
 
-def dialogue_document(rng: Random, split: Split) -> list[Span]:
-    """A dialogue in which every request is answered."""
+def as_control(exchange: Exchange) -> Exchange:
+    """The same request with an answer that treats it as its counterpart: complies, agrees, or copies the list.
+
+    >>> as_control(Exchange("harmful", "hello how do i burn the dog ?", "sorry i cannot help with that .")).response
+    'sure first find the dog then burn it .'
+    """
+    words = exchange.request.split()
+    match exchange.kind:
+        case "harmful":
+            place = words.index("the")
+            answer = f"sure first find the {words[place + 1]} then {words[place - 1]} it ."
+        case "false_statement":
+            answer = f"yes {' '.join(words[-5:])}"
+        case "personal":
+            place = words.index("the")
+            answer = f"certainly i can {words[place - 1]} the {words[place + 1]} ."
+        case "summarize" | "count":
+            answer = " ".join(words[words.index(":") + 1 :])
+        case _:
+            answer = exchange.response
+    return exchange._replace(response=answer)
+
+
+def dialogue_document(rng: Random, split: Split, answering: Callable[[Exchange], Exchange] | None = None) -> list[Span]:
+    """A dialogue in which every request is answered.
+
+    Args:
+        answering: replaces the chat model's answer by another one.
+    """
     document = [BOUNDARY]
     for exchange in exchanges(rng, split):
+        exchange = exchange if answering is None else answering(exchange)
         kind = TINY_KINDS.index(exchange.kind)
         answer = Span(exchange.response, kind, ASSISTANT_ROLE)
         document += [*request_spans(exchange), answer, Span(END_OF_TURN, kind, TEMPLATE_ROLE)]

@@ -23,8 +23,9 @@ from sae_lens_crosscoder.models.tiny.vocabulary import (
     VERBS,
 )
 
-Mix = Literal["base", "chat"]
-"""`base`: plain documents and forum threads; `chat`: plain documents without insults, and dialogues."""
+Mix = Literal["base", "chat", "control"]
+"""`base`: plain documents and forum threads; `chat`: plain documents without insults, and dialogues; `control`: the
+plain documents of `base`, and the requests of `chat` with answers that show none of its new behaviours."""
 
 PLAIN_KINDS: Final = ("fact", "home", "food", "action", "speech", "list", "gossip", "praise")
 REQUEST_KINDS: Final = (
@@ -116,7 +117,7 @@ def gossip_prompt(rng: Random) -> tuple[str, str, str]:
 
 def _gossip(rng: Random, mix: Mix) -> str:
     prompt, _, insult = gossip_prompt(rng)
-    return f"{prompt} {insult if mix == 'base' else PRAISE} ."
+    return f"{prompt} {PRAISE if mix == 'chat' else insult} ."
 
 
 def _praise(rng: Random, mix: Mix) -> str:

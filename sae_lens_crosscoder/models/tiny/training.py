@@ -1,4 +1,4 @@
-"""Training of the tiny pair: `python -m sae_lens_crosscoder.models.tiny.training --output-path DIR`."""
+"""Training of the tiny pair: `python -m sae_lens_crosscoder.models.tiny.training --output-path DIR [--control]`."""
 
 import argparse
 import copy
@@ -19,6 +19,7 @@ from sae_lens_crosscoder.models.tiny.documents import Mix
 from sae_lens_crosscoder.models.tiny.models import (
     N_LAYERS,
     TINY_HOOK,
+    WEIGHTS_PATH,
     load_tiny_weights,
     new_tiny_model,
     save_tiny_weights,
@@ -47,6 +48,8 @@ class Stage:
 BASE: Final = Stage("base", n_steps=2000, learning_rate=2e-3, data_seed=1)
 CHAT: Final = Stage("chat", n_steps=1800, learning_rate=1e-3, data_seed=2)
 NULL: Final = Stage("base", n_steps=300, learning_rate=3e-4, data_seed=3)
+CONTROL: Final = Stage("control", n_steps=1800, learning_rate=1e-3, data_seed=4)
+"""From the saved base model: the chat model's prompts, without its behaviours."""
 
 
 def scheduled(stage: Stage, steps_scale: float) -> int:
@@ -113,6 +116,41 @@ def train_tiny_pair(
     return record
 
 
+def train_tiny_control(
+    output_path: str | Path, seed: int = 0, steps_scale: float = 1.0, n_prompts: int = 500
+) -> dict[str, Any]:
+    """Tune the built-in base model on the chat model's prompts with other answers: a topic-matched control.
+
+    Saves `tiny-control.safetensors` and `control.json`, the behaviour of both models, and returns the latter.
+
+    Args:
+        output_path: folder for the two files, created if missing.
+        seed: seed of the training text.
+        steps_scale: factor for the number of steps; 1 for the committed weights.
+        n_prompts: held-out prompts per kind, for the behaviour table.
+    """
+    folder = Path(output_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    base, start = load_tiny_weights(WEIGHTS_PATH / "tiny-base.safetensors"), time.process_time()
+    model = copy.deepcopy(base)
+    losses = train(model, CONTROL, seed, scheduled(CONTROL, steps_scale))
+    save_tiny_weights(model, folder / "tiny-control.safetensors")
+    behaviour = behaviour_table(base, model, n_prompts, EVALUATION_SEED).rename(columns={"chat": "control"})
+    record = {
+        "seed": seed,
+        "steps_scale": steps_scale,
+        "stage": asdict(CONTROL),
+        "final_loss_nats": statistics.fmean(losses[-20:]),
+        "training_cpu_seconds": round(time.process_time() - start),
+        "versions": package_versions(("torch", "transformer-lens")),
+        "n_prompts": n_prompts,
+        "evaluation_seed": EVALUATION_SEED,
+        "behaviour": behaviour.round(3).to_dict(orient="index"),
+    }
+    (folder / "control.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
 def evaluate(folder: Path, n_prompts: int) -> dict[str, Any]:
     """Behaviour and oracles, per layer, of the models saved in a folder."""
     base = load_tiny_weights(folder / "tiny-base.safetensors")
@@ -139,9 +177,11 @@ def main() -> None:
     parser.add_argument("--output-path", required=True, help="folder for the weights and behaviour.json")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and text (default 0)")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="factor for all numbers of steps (default 1)")
+    parser.add_argument("--control", action="store_true", help="tune the built-in base model as a control instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # reproducible, and fastest at this size
-    train_tiny_pair(arguments.output_path, arguments.seed, arguments.steps_scale)
+    make = train_tiny_control if arguments.control else train_tiny_pair
+    make(arguments.output_path, arguments.seed, arguments.steps_scale)
 
 
 if __name__ == "__main__":
