@@ -41,6 +41,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "processes": docs_runs.processes,
     "faults": docs_runs.faults,
     "use": docs_use.use,
+    "several models": docs_use.several_models,
 }
 PASSAGE = re.compile(r"<!-- measured: ([\w ]+) -->\n(.*?)<!-- end -->", flags=re.DOTALL)
 
