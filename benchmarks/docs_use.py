@@ -45,7 +45,8 @@ def several_models() -> str:
     n_false = int(null.n_emerge.sum() + null.n_vanish.sum())
     return (
         "Three planted models: of 174 concepts, 12 emerge and 12 vanish at either step, and 12 are in the middle model "
-        f"alone. Polished BatchTopK, {frame.seed.nunique()} seeds; the smallest values over seeds and any two models:\n\n"
+        f"alone. Polished BatchTopK, {frame.seed.nunique()} seeds; the smallest values over seeds and any two "
+        "models:\n\n"
         f"{markdown_table(table)}\n\n"
         f"In a null twin, where all concepts persist, {n_false} latents were called specific to a model. {source}"
     )
