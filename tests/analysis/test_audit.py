@@ -109,6 +109,7 @@ class TestEffect:
             (ladder(named=0.0, rates=(0.0, 0.6, 0.4, 1.0)), False),
             (ladder(named=0.0, rates=(1.0, 0.3, 0.9, 0.0)), True),  # a phrase that goes away
             (ladder(named=0.0, rates=(0.3, 0.6, 0.3, 0.6)), False),  # greedy answers hardly differ
+            (ladder(rates=(0.3, 0.3, 0.2, 0.3)), False),  # or not at all, whatever the KL
         ],
     )
     def test_an_effect_needs_twice_what_controls_do(self, table, is_causal):
@@ -181,7 +182,7 @@ class TestFinding:
         (evidence,) = whole.evidence
         assert whole.is_claimed
         assert not replace(whole, change=replace(whole.change, q_value=0.06)).is_claimed
-        assert not replace(whole, change=replace(whole.change, n_against=3)).is_claimed
+        assert not replace(whole, change=replace(whole.change, n_against=6)).is_claimed
         assert not replace(whole, evidence=()).is_claimed
         weak = replace(evidence, carriers=replace(evidence.carriers, written=0.4))
         assert not replace(whole, evidence=(weak,)).is_claimed

@@ -66,15 +66,17 @@ class CausalEffect:
     def is_causal(self) -> bool:
         """True if the latents bring base half of the way to chat's rate, or bring back a fifth of the KL.
 
-        Either must be twice what the strongest control does, and twice what is done without the carriers.
+        Either must be twice what the strongest control does, and twice what is done without the carriers. The greedy
+        answers of the two models must differ in the phrase, in at least half of the cases.
         """
-        controls = (self.rate_control, self.rate_shared)
-        moved, by_controls = self._moved(self.rate), max(self._moved(rate) for rate in controls)
+        if abs(self.rate_chat - self.rate_base) < _LEAST_DIFFERENCE:
+            return False
+        moved = self._moved(self.rate)
+        by_controls = max(self._moved(self.rate_control), self._moved(self.rate_shared))
         by_rate = moved >= _LEAST_MOVED and moved >= _TIMES_CONTROL * by_controls
         brought_back = max(self.brought_back_control, self.brought_back_shared)
         by_kl = self.brought_back >= _LEAST_BROUGHT_BACK and self.brought_back >= _TIMES_CONTROL * brought_back
         return by_rate or by_kl
 
     def _moved(self, rate: float) -> float:
-        difference = self.rate_chat - self.rate_base
-        return (rate - self.rate_base) / difference if abs(difference) >= _LEAST_DIFFERENCE else 0.0
+        return (rate - self.rate_base) / (self.rate_chat - self.rate_base)

@@ -11,7 +11,7 @@ from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
 
 LEAST_SHARE = 0.5
 """Share of chat - base that the latents must write on prompts with a change."""
-MOST_AGAINST = 0.1
+MOST_AGAINST = 0.2
 """Share of the answers with a phrase that may be the other model's: a new answer, not one that grew more frequent."""
 _LATENTS_SHOWN = 4
 
