@@ -59,40 +59,37 @@ def headline() -> str:
 
 
 VARIATIONS = {
-    "the standard world": ("A", "batchtopk"),
-    "more superposition (d_model 32)": "d_model 32",
-    "random instead of spread directions": "random directions",
-    "all concepts rare (p 0.002 to 0.008)": "rare concepts",
-    "all concepts frequent (p 0.04 to 0.12)": "frequent concepts",
-    "chat-only concepts at 0.7 of the size": "weak exclusives",
-    "chat-only concepts small and rare (p 0.003)": "rare weak exclusives",
-    "chat-only concepts that fire in pairs": "co-occurring exclusives",
-    "models of widths 64 and 48": "widths 64 and 48",
-    "chat model 50 times louder (a definition: Delta_norm is in raw activations)": "chat 50 times louder",
-    "chat model 50 times louder, each model scaled": (
-        "chat 50 times louder, L1, scaled",
-        "chat 50 times louder, batchtopk, scaled",
-    ),
-    "decoders not initialised in pairs": ("independent start, L1", "independent start, batchtopk"),
+    "the standard world": "A",
+    "more superposition (d_model 32)": "d_model 32, L1",
+    "random instead of spread directions": "random directions, L1",
+    "all concepts rare (p 0.002 to 0.008)": "rare concepts, L1",
+    "all concepts frequent (p 0.04 to 0.12)": "frequent concepts, L1",
+    "chat-only concepts at 0.7 of the size": "weak exclusives, L1",
+    "chat-only concepts small and rare (p 0.003)": "rare weak exclusives, L1",
+    "chat-only concepts that fire in pairs (a pair counts as one)": "co-occurring exclusives, L1",
+    "models of widths 64 and 48": "widths 64 and 48, L1",
+    "chat model 50 times louder (a definition: Delta_norm is in raw activations)": "chat 50 times louder, L1",
+    "chat model 50 times louder, each model scaled": "chat 50 times louder, L1, scaled",
+    "decoders not initialised in pairs": "independent start, L1",
 }
 
 
 def limits() -> str:
-    """One line per variation of the world or the training."""
-    frame, source = load_results("planted_full.json")
-    frame = frame.set_index("cell")
-    measures = ["L1 precision", "L1 recall", "BatchTopK precision", "BatchTopK recall"]
-    rows = [["variation", *measures, "BatchTopK verdict precision", "BatchTopK verdict recall"]]
-    for name, cells in VARIATIONS.items():
-        l1, batchtopk = (f"{cells}, L1", f"{cells}, batchtopk") if isinstance(cells, str) else cells
-        by_delta_norm = ("precision_chat_delta_norm", "recall_chat_delta_norm")
-        numbers = [frame.loc[cell, column] for cell in (l1, batchtopk) for column in by_delta_norm]
-        numbers += [frame.loc[batchtopk, f"{column}_chat_verdict"] for column in ("precision", "recall")]
-        rows.append([name, *(two_decimals(value) for value in numbers)])
+    """One line per variation of the world or the training of L1."""
+    frame, source = load_results("planted_l1.json")
+    columns = {
+        "precision_chat_delta_norm": "precision of chat-only",
+        "recall_chat_delta_norm": "recall",
+        "precision_chat_verdict": "precision of the verdict",
+        "recall_chat_verdict": "recall of the verdict",
+    }
+    means = frame.astype(dict.fromkeys(columns, float)).groupby("cell")[list(columns)].mean()
+    rows = [["L1 crosscoder in", *columns.values()]]
+    rows += [[name, *(two_decimals(value) for value in means.loc[cell])] for name, cell in VARIATIONS.items()]
+    seeds = ", ".join(str(seed) for seed in sorted(frame.seed.unique()))
     return (
-        f"{markdown_table(rows)}\n\nOne seed, judged on {frame.evaluation_tokens.iloc[0]:,} tokens: concepts at "
-        f"p 0.003 fire on fewer than the 100 tokens that a verdict needs. [On 120,000 tokens](trust-a-verdict.md) rare "
-        f"concepts are found. {source}"
+        f"{markdown_table(rows)}\n\nMeans over seeds ({seeds}), judged on {frame.evaluation_tokens.iloc[0]:,} tokens. "
+        f"BatchTopK in the same worlds is on [How far to trust a verdict](trust-a-verdict.md). {source}"
     )
 
 
