@@ -61,6 +61,12 @@ def validate_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return validated
 
 
+def validate_width(name: str, activations: Tensor, width: int) -> None:
+    """Raise a ValueError that names an argument whose last axis has another size."""
+    if activations.shape[-1] != width:
+        raise ValueError(f"{name} has width {activations.shape[-1]}, expected {width}.")
+
+
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Annotations of the parameters that hold one value each."""

@@ -41,6 +41,7 @@ class ContrastRows:
             )
         validate_groups(self.name, self.positive, self.held_out)
 
+    @validate_arguments
     def part(self, held_out: bool) -> tuple[Float[Tensor, "positive d_in"], Float[Tensor, "negative d_in"]]:
         """Rows of the positive and the negative prompts, held out or not."""
         chosen = self.held_out == held_out

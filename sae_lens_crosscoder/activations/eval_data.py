@@ -10,9 +10,11 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, validate_max_norm_ratio
 from sae_lens_crosscoder.activations.harvest import harvest, validate_tokens
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 from sae_lens_crosscoder.data.token_mask import as_token_mask, validate_padding
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.storage.field_types import validate_config
 
 Batches = Iterable[Float[Tensor, "_ d_in"]]
 Activations = Float[Tensor, "token d_in"] | Batches
@@ -55,6 +57,7 @@ class EvalData:
     """Activations of the tokens by hook name, where `keep_activations` harvested them."""
 
     def __post_init__(self) -> None:
+        validate_config(self)
         validate_max_norm_ratio(self.max_norm_ratio)
         if self.activations is None:
             if self.pair is None or self.tokens is None:
@@ -76,6 +79,7 @@ class EvalData:
         if self.tokenizer is None:
             object.__setattr__(self, "tokenizer", getattr(self.pair, "tokenizer", None))
 
+    @validate_arguments
     def keep_activations(self, hook_name: str) -> "EvalData":
         """The same data with the activations of its tokens in memory, so that several analyses run the models once.
 

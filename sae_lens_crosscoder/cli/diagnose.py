@@ -10,7 +10,7 @@ from sae_lens_crosscoder.analysis.diagnosis.diagnose import diagnose
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.cli.flags import parse
 from sae_lens_crosscoder.loading.load import load
-from sae_lens_crosscoder.storage.field_types import validate_config
+from sae_lens_crosscoder.storage.field_types import validate_config, validate_minimums
 from sae_lens_crosscoder.training.saved_run import held_out_run
 
 
@@ -33,6 +33,7 @@ class DiagnoseConfig:
 
     def __post_init__(self) -> None:
         validate_config(self)
+        validate_minimums(self, n_held_out_rows=1)
 
 
 def run(args: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, NormLimits
-from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.arguments import validate_arguments, validate_width
 from sae_lens_crosscoder.crosscoders.config import CrosscoderConfigBase
 from sae_lens_crosscoder.crosscoders.folder import save_with_checksums
 from sae_lens_crosscoder.crosscoders.partition import PartitionFields
@@ -98,6 +98,7 @@ class InferenceCrosscoder(CrosscoderViews):
         means = [torch.tensor(mean, dtype=torch.float64).to(self.b_dec) for mean in self.cfg.activation_means]
         return self.layout.stack(means)
 
+    @validate_arguments
     def with_activation_scales(self, scales: Sequence[float]) -> "InferenceCrosscoder":
         """Return this crosscoder, read in a space in which each model's activations are multiplied by one factor.
 
@@ -122,6 +123,7 @@ class InferenceCrosscoder(CrosscoderViews):
         read.cfg.metadata.scales_given_after_training = True
         return read
 
+    @validate_arguments
     def norm_limits(self, max_norm_ratio: float | None = MAX_NORM_RATIO) -> NormLimits | None:
         """Limits that leave out the tokens that dominate, from those that training measured (`metadata.max_norms`).
 
@@ -162,6 +164,7 @@ class InferenceCrosscoder(CrosscoderViews):
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Encode to a sparse tensor, without a dense one in between; `decode` accepts it."""
+        validate_width("x", x, self.cfg.d_in)
         return self.encoding(self.process_sae_in(x), self.W_enc, self.b_enc)
 
     def encoding(
@@ -174,6 +177,7 @@ class InferenceCrosscoder(CrosscoderViews):
         return pairs.as_tensor(pre)
 
     @override
+    @validate_arguments
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
         """SAELens's folder, with checksums in its config."""
         return save_with_checksums(super().save_model, path)

@@ -9,6 +9,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sae_lens_crosscoder.arguments import validate_arguments
+
 Prompt = Sequence[int] | Int[Tensor, " _"]
 Chat = str | Sequence[dict[str, str]]
 
@@ -53,6 +55,7 @@ class Contrast:
         validate_groups(self.name, self.positive, self.held_out)
 
     @classmethod
+    @validate_arguments
     def from_tokens(
         cls,
         name: str,
@@ -96,6 +99,7 @@ class Contrast:
         )
 
     @classmethod
+    @validate_arguments
     def from_texts(
         cls, name: str, positive: Sequence[str], negative: Sequence[str], tokenizer: Any, **options: Any
     ) -> "Contrast":
@@ -105,10 +109,14 @@ class Contrast:
             positive, negative: texts that end where the decision is made.
             options: as for `from_tokens`.
         """
-        groups = [[tokenizer(text)["input_ids"] for text in texts] for texts in (positive, negative)]
+        encode: Any = tokenizer
+        if not callable(tokenizer):
+            raise ValueError(f"tokenizer={tokenizer!r:.80} must be a tokenizer, such as that of the pair.")
+        groups = [[encode(text)["input_ids"] for text in texts] for texts in (positive, negative)]
         return cls.from_tokens(name, *groups, **{"padding_id": _padding_id(tokenizer), **options})
 
     @classmethod
+    @validate_arguments
     def from_chats(
         cls, name: str, positive: Sequence[Chat], negative: Sequence[Chat], tokenizer: Any, **options: Any
     ) -> "Contrast":

@@ -50,6 +50,7 @@ class TokenGroups:
                 "names, or -1 for an excluded token."
             )
 
+    @validate_arguments
     def drop_first_n(self, n: int) -> "TokenGroups":
         """The same groups with the first n tokens of every context excluded, whose activations can be huge."""
         if n < 0:

@@ -18,7 +18,9 @@ def places_of_two(model_names: Sequence[str] | None, n_models: int, first: str, 
     known |= {name: m for m, name in enumerate(_places(n_models))}
     places = [known[name] for name in (first, second) if name in known]
     if len(set(places)) != 2:
-        raise ValueError(f"{first!r} and {second!r} must be two of the models, which are {', '.join(known)}.")
+        raise ValueError(
+            f"first={first!r} and second={second!r} must be two of the models, which are {', '.join(known)}."
+        )
     return places[0], places[1]
 
 

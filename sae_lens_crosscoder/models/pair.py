@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.adapters import lower_layers_once
 from sae_lens_crosscoder.models.hook_access import (
     cached_activation,
@@ -196,21 +197,18 @@ class HookedModelPair(SplicedModels):
         """The models' widths at a hook, measured by running one token."""
         self.validate_hook(hook_name)
         token = torch.zeros(1, 1, dtype=torch.long)
-        hooks = split_hooks(hook_name)
-        widths = [
-            part.shape[-1] for parts in activations_of_models(self.members, token, hook_name, {}) for part in parts
-        ]
-        return StackedLayout(tuple(widths), hooks if len(hooks) > 1 else ())
+        hooks, read = split_hooks(hook_name), activations_of_models(self.members, token, hook_name, {})
+        widths = tuple(part.shape[-1] for parts in read for part in parts)
+        return StackedLayout(widths, hooks if len(hooks) > 1 else ())
 
     def validate_order(self, hook_name: str) -> None:
         """Raise a ValueError unless joined hooks are named in the order in which the models reach them."""
         names, token = split_hooks(hook_name), torch.zeros(1, 1, dtype=torch.long)
         reached = tuple(in_order_of_execution(self.base, token, names))
         if reached != names:
-            raise ValueError(
-                f"The models reach the hooks {names} in another order, {reached}. Name them in that order."
-            )
+            raise ValueError(f"The models reach the hooks {names} in another order, {reached}: name them in that one.")
 
+    @validate_arguments
     def activations(
         self, tokens: Int[Tensor, "batch pos"], hook_name: str, **model_kwargs: Any
     ) -> Float[Tensor, "batch pos d_in"]:
@@ -224,6 +222,7 @@ class HookedModelPair(SplicedModels):
         return self.run_with_cache(tokens, names_filter=[hook_name], return_type=None, **options)[1][hook_name]
 
     @override
+    @validate_arguments
     def forward(
         self,
         tokens: Int[Tensor, "batch pos"],
@@ -243,6 +242,7 @@ class HookedModelPair(SplicedModels):
         return stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
 
     @override
+    @validate_arguments
     def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         tokens: Int[Tensor, "batch pos"],

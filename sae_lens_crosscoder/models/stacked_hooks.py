@@ -7,6 +7,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.hook_access import validate_hook_name
 from sae_lens_crosscoder.stacking import split_hooks
 
@@ -18,6 +19,7 @@ class StackedHooks(HookedRootModule):
     joined_hooks: set[str]
     """Names of joined hooks that have a point of their own in `hook_dict`; a pattern of names leaves them out."""
 
+    @validate_arguments
     def validate_hook(self, hook_name: str) -> None:
         """Raise a ValueError unless all models have the hook, or the joined hooks, and activations can be stacked."""
         if hook_name in self.hook_dict:

@@ -71,6 +71,7 @@ class LayeredWorld:
         self.directions: Float[Tensor, "concept d_in"] = self.layout.stack(parts)
         """The direction that a concept writes at every layer, 0 before it starts."""
 
+    @validate_arguments
     def sample(self, n_tokens: int, seed: int) -> LayeredTokens:
         """Draw tokens; one seed always gives the same ones."""
         generator = torch.Generator().manual_seed(_SEEDS + seed)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.synthetic.concepts import Concept, ConceptKind, as_of_pair, validate_kinds
 
@@ -120,6 +121,7 @@ class PlantedWorld:
             groups.append(first.setdefault((concept.kind, lead), index))
         return torch.tensor(groups)
 
+    @validate_arguments
     def of(self, first: int, second: int) -> "PlantedWorld":
         """The truth about two of the models, in the places of base and chat; sample tokens from the world of all."""
         pair = copy.copy(self)
@@ -130,6 +132,7 @@ class PlantedWorld:
         pair.gains, pair.sink_gains = self.gains[[first, second]], self.sink_gains[[first, second]]
         return pair
 
+    @validate_arguments
     def firing_probability(self, index: int) -> float:
         """Return the share of tokens on which a concept fires in either model."""
         concept = self.concepts[index]
@@ -142,10 +145,12 @@ class PlantedWorld:
         """Name of each token group: `elsewhere`, then one per place."""
         return ("elsewhere", *(f"place {index}" for index, concept in enumerate(self.concepts) if concept.is_place))
 
+    @validate_arguments
     def indices(self, kind: ConceptKind) -> list[int]:
         """Return the indices of all concepts of one kind."""
         return [index for index, concept in enumerate(self.concepts) if concept.kind == kind]
 
+    @validate_arguments
     def sample(self, n_tokens: int, seed: int) -> PlantedTokens:
         """Draw tokens. The same seed gives the same tokens."""
         generator = torch.Generator().manual_seed(_SEEDS + seed)

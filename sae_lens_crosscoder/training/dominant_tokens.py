@@ -1,9 +1,6 @@
 """Leaves the tokens that dominate out of a training run, and records what was left out."""
 
-import sys
 from collections.abc import Mapping
-
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.dominant_tokens import (
     DominantTokens,
@@ -13,6 +10,7 @@ from sae_lens_crosscoder.activations.dominant_tokens import (
 )
 from sae_lens_crosscoder.activations.ordinary_batches import OrdinaryBatches
 from sae_lens_crosscoder.activations.training_batches import TrainingBatches
+from sae_lens_crosscoder.storage.notes import write_note
 from sae_lens_crosscoder.training.trainer import StepTrainer
 from sae_lens_crosscoder.training.validation import stream_ended
 
@@ -47,7 +45,7 @@ def _measure_and_start(lead: StepTrainer, stream: OrdinaryBatches) -> None:
     stream.start(limits)
     assert stream.left_out is not None
     if collectives.is_lead:
-        tqdm.write(describe_dominant_tokens(stream.left_out.summary(), limits.max_norms), file=sys.stderr)
+        write_note(describe_dominant_tokens(stream.left_out.summary(), limits.max_norms))
 
 
 def record_dominant_tokens(trainers: Mapping[str, StepTrainer], batches: TrainingBatches) -> None:

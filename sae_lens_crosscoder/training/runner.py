@@ -3,7 +3,6 @@
 import copy
 import json
 import random
-import sys
 import tempfile
 import warnings
 from contextlib import ExitStack
@@ -22,7 +21,6 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import Evaluator
 from sae_lens.util import temporary_seed
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.crosscoders.folder import saving_crosscoder
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
@@ -30,6 +28,7 @@ from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME, FolderChecksums
 from sae_lens_crosscoder.storage.locks import only_writer
+from sae_lens_crosscoder.storage.notes import write_note
 from sae_lens_crosscoder.training import wandb_log
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import find_checkpoint, load_training_crosscoder
 from sae_lens_crosscoder.training.data.run_data import RunData
@@ -90,7 +89,7 @@ class CrosscoderTrainingRunner(RunData):
         self.pair_check = self.inspect_pair()
         """How far the models differ on a few held-out contexts; also in the crosscoder's `cfg.metadata.pair_check`."""
         if collectives.is_lead:
-            tqdm.write(self.pair_check.lines(), file=sys.stderr)
+            write_note(self.pair_check.lines())
         self.training_crosscoders = {name: self._new_crosscoder(name) for name in cfg.crosscoder_configs}
         """The crosscoders in training form, by name; `run` returns their inference form."""
         self.trainers: dict[str, CrosscoderTrainer] = {}

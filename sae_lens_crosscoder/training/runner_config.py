@@ -27,7 +27,7 @@ from sae_lens_crosscoder.training.devices import same_device
 from sae_lens_crosscoder.training.nested_configs import crosscoder_config, logging_config
 from sae_lens_crosscoder.training.several_hooks import DEFAULT_HOOK_NAME, set_several_hooks
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig, default_dead_feature_window
-from sae_lens_crosscoder.training.validation import validate_dtype
+from sae_lens_crosscoder.training.validation import validate_dtype, validated_slice
 
 _BATCHES_IN_BUFFER = 16
 
@@ -116,6 +116,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         set_several_hooks(self)
         if (self.sae is None) == (self.saes is None):
             raise ValueError("Pass exactly one of `sae` (one crosscoder) and `saes` (several by name).")
+        given: Any = {"": self.sae} if self.saes is None else self.saes
+        for name, cfg in given.items():
+            if not isinstance(cfg, TrainingSAEConfig):
+                raise ValueError(f"sae{name and f's[{name!r}]'}={cfg!r:.80} must be the config of a crosscoder.")
         if self.saes is not None:
             if not self.saes:
                 raise ValueError("saes is empty: name at least one crosscoder.")
@@ -124,6 +128,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             # SAELens's own code reads cfg.sae for the stacked width and the run's name.
             self.sae = next(iter(self.saes.values()))
         self.mix = mix_from(self.mix)
+        self.logger = logging_config(self.logger)
+        self.seqpos_slice = validated_slice(self.seqpos_slice, self.context_size)
         self._validate_data()
         self._validate_settings()
         if self.prefetch_llm_batches is None:

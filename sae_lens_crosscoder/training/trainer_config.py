@@ -7,6 +7,7 @@ from sae_lens.config import SAETrainerConfig
 
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO, validate_max_norm_ratio
 from sae_lens_crosscoder.storage.field_types import validate_config, validate_minimums
+from sae_lens_crosscoder.training.nested_configs import logging_config
 
 # SAELens's schedules.
 LR_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
@@ -45,6 +46,7 @@ class CrosscoderTrainerConfig(SAETrainerConfig):
 
     def __post_init__(self) -> None:
         validate_config(self)
+        self.logger = logging_config(self.logger)
         self._validate_numbers()
         validate_max_norm_ratio(self.max_norm_ratio)
         if self.dead_feature_window == 0:

@@ -1,6 +1,7 @@
 """Checks of folders and devices before any long work."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from sae_lens.constants import DTYPE_MAP
 
 from sae_lens_crosscoder.models.devices import is_slow_in_bfloat16
+
+_MOST_POSITIONS = 2**24  # SAELens lists them
 
 
 def validate_writable(folder: str | None) -> None:
@@ -36,6 +39,15 @@ def validate_dtype(name: str, dtype: str) -> None:
     """Raise a ValueError if a field is not the name of a floating-point precision."""
     if dtype not in DTYPE_MAP:
         raise ValueError(f"{name}={dtype!r} is not one of {tuple(DTYPE_MAP)[:4]}.")
+
+
+def validated_slice(seqpos_slice: Sequence[int | None], context_size: int) -> tuple[int | None, ...]:
+    """The slice of positions as a tuple; a ValueError for one without 1 to 3 entries, or of too many positions."""
+    if not 1 <= len(seqpos_slice) <= 3:
+        raise ValueError(f"seqpos_slice={seqpos_slice} must have 1 to 3 entries: start, stop and step.")
+    if context_size > _MOST_POSITIONS:
+        raise ValueError(f"context_size={context_size} must be at most {_MOST_POSITIONS}.")
+    return tuple(seqpos_slice)
 
 
 def validate_device(device: str | None) -> None:

@@ -22,6 +22,7 @@ from sae_lens_crosscoder.models.tiny import TINY_MODELS, dialogues
 from sae_lens_crosscoder.report import write_effects
 from sae_lens_crosscoder.storage.atomic import write_text_atomically
 from sae_lens_crosscoder.storage.checksums import fingerprint
+from sae_lens_crosscoder.storage.field_types import validate_config, validate_field_types, validate_minimums
 from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders, load_pair
 
 EFFECTS_FILENAME = "effects.json"
@@ -66,6 +67,11 @@ class CausalConfig:
     """HookedTransformer or TransformerBridge; by default as in training."""
     seed: int = 0
     """Seed of random controls, intervals and the built-in prompts."""
+
+    def __post_init__(self) -> None:
+        validate_config(self)
+        validate_field_types(type(self), {"answers": self.answers})
+        validate_minimums(self, n_conversations=1, max_new_tokens=1, pool_size=1, batch_size=1)
 
 
 @validate_arguments

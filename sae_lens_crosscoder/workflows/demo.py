@@ -25,6 +25,7 @@ from sae_lens_crosscoder.models.tiny import (
 )
 from sae_lens_crosscoder.report import write_report
 from sae_lens_crosscoder.storage.atomic import write_text_atomically
+from sae_lens_crosscoder.storage.field_types import validate_config, validate_minimums
 from sae_lens_crosscoder.storage.versions import package_versions
 from sae_lens_crosscoder.training.runner import CrosscoderTrainingRunner
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -52,6 +53,10 @@ class DemoConfig:
     """Tokens per step."""
     seed: int = 0
     """Seed of the weights, the data and the samples."""
+
+    def __post_init__(self) -> None:
+        validate_config(self)
+        validate_minimums(self, d_sae=1, training_steps=1, batch_size=1)
 
 
 @dataclass(frozen=True)

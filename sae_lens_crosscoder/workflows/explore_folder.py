@@ -15,6 +15,7 @@ from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import TINY_MODELS
 from sae_lens_crosscoder.report import Exploration
+from sae_lens_crosscoder.storage.field_types import validate_config, validate_minimums
 from sae_lens_crosscoder.training.saved_run import held_out_run, validate_has_runner_config
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, load_conversations
 from sae_lens_crosscoder.workflows.explore import explore
@@ -47,6 +48,10 @@ class ReportConfig:
     """Longest answer, in tokens."""
     seed: int = 0
     """Seed of samples and of the built-in prompts."""
+
+    def __post_init__(self) -> None:
+        validate_config(self)
+        validate_minimums(self, n_held_out_rows=1, n_conversations=1, max_new_tokens=1)
 
 
 def validate_report_folders(cfg: ReportConfig) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """Explain the latents of a saved crosscoder by a language model, on the rows that its training held out."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from sae_lens_crosscoder.interpretation.clients import OPENAI_URL, Client, Endpo
 from sae_lens_crosscoder.interpretation.cost import InterpretationCost, about_four_bytes, interpretation_cost
 from sae_lens_crosscoder.interpretation.embedding import sentence_embedder
 from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.storage.field_types import validate_config, validate_field_types, validate_minimums
 from sae_lens_crosscoder.training.saved_run import held_out_run
 
 ANSWERS_FILENAME = "answers.jsonl"
@@ -70,14 +72,20 @@ class InterpretConfig:
     """Ask nothing, and fail if an answer is not recorded."""
     dry_run: bool = False
     """Print the cost, and ask nothing."""
-    prompt_price: float = float("nan")
+    prompt_price: float | None = None
     """Price of a million prompt tokens."""
-    answer_price: float = float("nan")
+    answer_price: float | None = None
     """Price of a million answer tokens."""
     tokens_per_answer: int = 100
     """Expected length of an answer; models that reason first write many times as much."""
     tokenizer: str | None = None
     """Hub name or folder of a tokenizer that counts tokens for the cost; by default four bytes are one token."""
+
+    def __post_init__(self) -> None:
+        validate_config(self)
+        validate_field_types(type(self), {"backend": self.backend})
+        validate_minimums(self, concurrency=1, n_shown=1, n_scored=1, texts_per_prompt=1, n_windows=1)
+        validate_minimums(self, n_held_out_rows=1, tokens_per_answer=1, prompt_price=0, answer_price=0)
 
 
 def prepare_interpretation(cfg: InterpretConfig) -> tuple[InterpretationCases, Answers, InterpretationCost]:
@@ -103,8 +111,8 @@ def prepare_interpretation(cfg: InterpretConfig) -> tuple[InterpretationCases, A
     cost = interpretation_cost(
         cases,
         answers,
-        price_per_million_prompt_tokens=cfg.prompt_price,
-        price_per_million_answer_tokens=cfg.answer_price,
+        price_per_million_prompt_tokens=math.nan if cfg.prompt_price is None else cfg.prompt_price,
+        price_per_million_answer_tokens=math.nan if cfg.answer_price is None else cfg.answer_price,
         tokens_per_answer=cfg.tokens_per_answer,
         count_tokens=_token_counter(cfg.tokenizer),
         texts_per_prompt=cfg.texts_per_prompt,

@@ -13,6 +13,7 @@ from sae_lens_crosscoder.data.prompts import Messages, load_prompts
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import TINY_MODELS, dialogues
 from sae_lens_crosscoder.report.pages.first_look import write_first_look
+from sae_lens_crosscoder.storage.field_types import validate_config, validate_minimums
 from sae_lens_crosscoder.workflows.first_look import first_look
 
 PAGE_FILENAME = "first_look.html"
@@ -49,6 +50,10 @@ class LookConfig:
     """HookedTransformer, TransformerBridge or AutoModelForCausalLM."""
     seed: int = 0
     """Seed of the intervals and the built-in prompts."""
+
+    def __post_init__(self) -> None:
+        validate_config(self)
+        validate_minimums(self, n_prompts=1, every=1, batch_size=1)
 
 
 @validate_arguments

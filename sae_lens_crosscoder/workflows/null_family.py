@@ -41,6 +41,7 @@ class NullPair:
         """True if tokens stay paired, so that latents of the null run may write into both models."""
         return self.kind == "jittered"
 
+    @validate_arguments
     def activations(
         self,
         tokens: Int[Tensor, "batch pos"],

@@ -23,6 +23,7 @@ from sae_lens_crosscoder.report.figures.images import ImageFormat, validate_form
 from sae_lens_crosscoder.report.paper.numbers import paper_numbers
 from sae_lens_crosscoder.report.paper.page import paper_figures, write_paper_page
 from sae_lens_crosscoder.report.paper.tables import write_paper_tables
+from sae_lens_crosscoder.storage.field_types import validate_minimums
 from sae_lens_crosscoder.training.saved_run import held_out_run
 from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders, load_pair
 
@@ -104,6 +105,10 @@ class PaperReportConfig(ForeignOptions):
     """Dtype of the models."""
     model_class_name: str = "HookedTransformer"
     """HookedTransformer or TransformerBridge."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validate_minimums(self, n_rows=1, max_length=1, batch_size=1)
 
 
 @validate_arguments

@@ -430,17 +430,23 @@ def narrow_pair() -> Any:
     return _NARROW[0]
 
 
-def functions() -> dict[str, Any]:
-    """Public functions by name; one that is public in several rooms counts once."""
+def functions_and_classes() -> dict[str, Any]:
+    """What is public, by name; one that is public in several rooms counts once."""
     import importlib
-    import inspect
 
     from tests.house.pages import public_modules
 
     modules = [importlib.import_module(name) for name in public_modules()]
     public = {name: getattr(module, name) for module in modules for name in getattr(module, "__all__", ())}
     assert paper.paper_report
-    return {name: value for name, value in public.items() if inspect.isfunction(value)}
+    return public
+
+
+def functions() -> dict[str, Any]:
+    """Public functions by name."""
+    import inspect
+
+    return {name: value for name, value in functions_and_classes().items() if inspect.isfunction(value)}
 
 
 def used_up(result: Any) -> None:

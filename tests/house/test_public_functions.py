@@ -23,6 +23,7 @@ from tests.house.public_calls import (
     odd_values,
     used_up,
 )
+from tests.house.public_methods import METHODS, NOT_CALLED, methods
 
 FUNCTIONS = functions()
 TRAINS = {"train_difference_sae", "changed"}  # and so need gradients
@@ -34,17 +35,17 @@ def worlds(tmp_path_factory):
     return {name: World(name, tmp_path_factory.mktemp(name)) for name in CLASSES}
 
 
-def outcome(name, arguments):
+def outcome(name, arguments, method=None):
     """None for a result, or the ValueError; any other error fails the test."""
     try:
         with torch.set_grad_enabled(name in TRAINS):
-            used_up(FUNCTIONS[name](**arguments))
+            used_up((method or FUNCTIONS[name])(**arguments))
     except ValueError as error:
         return str(error)
     return None
 
 
-def odd_cells(name, arguments, world):
+def odd_cells(name, arguments, world, method=None):
     """Argument, kind and message of every odd call; a message of None is a result."""
     for argument, value in arguments.items():
         for kind, odd in odd_values(argument, value, world):
@@ -55,7 +56,7 @@ def odd_cells(name, arguments, world):
                 except ValueError as error:
                     yield argument, kind, str(error)
                     continue
-            yield argument, kind, outcome(name, arguments | {argument: odd})
+            yield argument, kind, outcome(name, arguments | {argument: odd}, method)
 
 
 def is_named(argument, message, function):
@@ -98,3 +99,21 @@ def test_another_class_is_refused_by_the_name_of_the_argument(name):
     message = outcome(name, dict.fromkeys(needed, Other()))
     assert message is not None
     assert message.startswith((needed[0], f"{name} needs an inference crosscoder"))
+
+
+def test_every_public_method_is_in_the_table_or_among_those_that_are_not_called():
+    called = {name for name in methods() if not any(part in name for part in NOT_CALLED)}
+    assert called == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_gives_a_result_or_names_the_argument_that_is_odd(worlds, name):
+    world = worlds[CLASSES[0]]
+    method, arguments = METHODS[name](world)
+    assert outcome(name, arguments, method) is None
+    unnamed = [
+        (argument, kind, message)
+        for argument, kind, message in odd_cells(name, arguments, world, method)
+        if message is not None and not is_named(argument, message, name)
+    ]
+    assert unnamed == []

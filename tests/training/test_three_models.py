@@ -45,7 +45,7 @@ def test_two_of_the_models_are_a_pair_with_their_weights(trained):
     assert pair.model_names == NAMES[1:]
     tokens = runner.held_out_tokens[:2]
     assert torch.equal(pair.activations(tokens, HOOK), runner.pair.activations(tokens, HOOK)[..., 96:])
-    with pytest.raises(ValueError, match="'tiny-null' and 'other' must be two of the models, which are tiny-base, tin"):
+    with pytest.raises(ValueError, match="second='other' must be two of the models, which are tiny-base, tin"):
         runner.pair.of("tiny-null", "other")
 
 

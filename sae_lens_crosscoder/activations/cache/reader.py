@@ -24,6 +24,7 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     part_path,
 )
 from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.checksums import file_sha256, mismatch
 from sae_lens_crosscoder.storage.names import printable_names
@@ -115,6 +116,7 @@ class ActivationCache:
             for start in range(0, len(parts[0]), _ROWS_IN_ORDER):
                 yield self.layout.of_models.stack([part[start : start + _ROWS_IN_ORDER] for part in parts])
 
+    @validate_arguments
     def shuffled(
         self,
         batch_size: int,
@@ -151,6 +153,7 @@ class ActivationCache:
             seed=seed,
         )
 
+    @validate_arguments
     def validate_source(self, model_names: tuple[str | None, ...], hook_name: str | None) -> None:
         """Raise a ValueError unless these are the named models' activations at this hook; None is not checked."""
         names = self.manifest.model_names
@@ -175,6 +178,7 @@ class ActivationCache:
             raise ValueError(mismatch(path, remedy))
         self._verified.add(path)
 
+    @validate_arguments
     def parts(self, shard: int) -> list[Float[Tensor, "token _"]]:
         """Each model's rows of a shard, at all hooks, verified when they are first read."""
         of_models = self.layout.of_models

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments, validate_width
 from sae_lens_crosscoder.storage.atomic import replacing_files
 from sae_lens_crosscoder.storage.checksums import file_sha256, validate_checksums
 from sae_lens_crosscoder.storage.json_files import load_json
@@ -61,13 +62,16 @@ class DifferenceDirections:
         if len(self.names) != n:
             raise ValueError(f"Got {len(self.names)} names for {n} directions. Pass one name per direction.")
 
+    @validate_arguments
     def activations(self, difference: Float[Tensor, "token d_model"]) -> Float[Tensor, "token direction"]:
         """Activations on chat - base of given tokens, in raw units."""
+        validate_width("difference", difference, len(self.bias))
         acts = (difference.to(self.bias) - self.bias) @ self.encoder + self.encoder_bias
         return acts if self.threshold is None else acts.relu() * (acts > self.threshold)
 
+    @validate_arguments
     def contrast_shares(
-        self, positive: Float[Tensor, "token d_model"], negative: Float[Tensor, "token d_model"]
+        self, positive: Float[Tensor, "positive d_model"], negative: Float[Tensor, "negative d_model"]
     ) -> Float[Tensor, " direction"]:
         """Share of each direction in a contrast, the mean difference of `positive` minus that of `negative` tokens.
 
@@ -88,6 +92,7 @@ class DifferenceDirections:
         columns = {"norm": self.directions.norm(dim=-1).tolist(), "explained": self.explained.tolist()}
         return pd.DataFrame(columns, index=pd.Index(self.names, name=self.kind))
 
+    @validate_arguments
     def save(self, folder: str | Path) -> Path:
         """Write `directions.safetensors` and `directions.json` into a folder, which is created."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
@@ -101,6 +106,7 @@ class DifferenceDirections:
         return Path(folder)
 
     @classmethod
+    @validate_arguments
     def load(cls, folder: str | Path) -> "DifferenceDirections":
         """Read what `save` wrote."""
         folder = Path(folder)

@@ -47,6 +47,7 @@ class DifferenceRows:
         if self.labels is not None and not -1 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.names):
             raise ValueError(f"labels must be -1 or an index into the {len(self.names)} names {self.names}.")
 
+    @validate_arguments
     def group(self, name: str) -> Float[Tensor, "row d_model"]:
         """The rows of one group; a ValueError for an unknown or empty group."""
         if name not in self.names or self.labels is None:

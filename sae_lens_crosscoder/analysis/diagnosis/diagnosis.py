@@ -12,6 +12,7 @@ from sae_lens_crosscoder.analysis.diagnosis.verdict import NuBounds, judging_nu,
 from sae_lens_crosscoder.analysis.tables.interpretations import INTERPRETATIONS_FILENAME, Interpretations
 from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
 from sae_lens_crosscoder.analysis.tables.user_labels import LABELS_FILENAME, load_labels
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256, crosscoder_digest
 from sae_lens_crosscoder.loading.hub import download
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME
@@ -52,6 +53,7 @@ class Diagnosis:
         """Names of the columns with the nu_error and nu_reconstruction that judge chat-only latents."""
         return judging_nu(nu_kind_of(self.latents))
 
+    @validate_arguments
     def save(self, folder: str | Path) -> Path:
         """Save the table with its manifest as `latents.parquet` in a crosscoder's folder, and `pairs` in `pairs/`.
 
@@ -67,6 +69,7 @@ class Diagnosis:
         return path
 
     @classmethod
+    @validate_arguments
     def load(cls, folder: str | Path) -> "Diagnosis":
         """Load the diagnosis from a crosscoder's folder, local or on the Hub (`owner/name`).
 

@@ -7,12 +7,13 @@ no per-latent residual is ever needed.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot
@@ -88,6 +89,7 @@ class LatentScaling(Accumulator):
         return self._dots.sum(dim=-2)
 
     @torch.no_grad()
+    @validate_arguments
     def add(
         self,
         activations: Float[Tensor, "token d_in"],
@@ -120,11 +122,13 @@ class LatentScaling(Accumulator):
                     dots = gather_dot(part, direction, pairs.token, pairs.latent)
                     self._dots[probe, model, t].view(-1).index_add_(0, place, f * dots)
 
+    @validate_arguments
     def beta(self, target: Target, model: int, probe: int = CHAT, space: Space = "trained") -> Float[Tensor, " d_sae"]:
         """Best factor for one target; nan where the latent never fires or the probe direction is 0."""
         every_shard = torch.ones(1, self._n_filled, dtype=self.f1.dtype, device=self.f1.device)
         return self._beta(every_shard, target, model, probe, slice(None), space)[:, 0]
 
+    @validate_arguments
     def nu(
         self, target: Target, probe: int = CHAT, space: Space = "trained", significant: bool = True
     ) -> Float[Tensor, " d_sae"]:
@@ -143,6 +147,7 @@ class LatentScaling(Accumulator):
             return ratio
         return torch.where(denominator.abs() >= 2 * self._standard_error(target, probe, space), ratio, torch.nan)
 
+    @validate_arguments
     def nu_interval(
         self, target: Target, probe: int = CHAT, coverage: float = 0.95, n_resamples: int = 400, seed: int = 0
     ) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
@@ -194,6 +199,8 @@ class LatentScaling(Accumulator):
         self, target: Target, model: int, probe: int, latents: slice, space: Space
     ) -> Float[Tensor, "filled latent"]:
         """`sum f <d^probe, y>`, with y in raw units but centred as in the space, in the shards with tokens."""
+        if target not in get_args(Target):
+            raise ValueError(f"target={target!r} is not one of {get_args(Target)}.")
         filled = slice(self._n_filled)
         activation, reconstruction = self._dots[probe, model, :, filled, latents]
         if space == "trained":

@@ -23,6 +23,7 @@ class TargetEnergies:
         self.activation, self.reconstruction, self.error = zeros, zeros.clone(), zeros.clone()
 
     @torch.no_grad()
+    @validate_arguments
     def add(self, activations: Float[Tensor, "token d_in"], reconstruction: Float[Tensor, "token d_in"]) -> None:
         """Add tokens: raw stacked activations and their reconstruction."""
         h, hhat = activations.double(), reconstruction.double()

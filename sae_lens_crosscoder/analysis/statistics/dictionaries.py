@@ -46,6 +46,7 @@ class DictionaryComparison:
             shares if np.isnan(self.frac_same_match) else f"{shares}, {self.frac_same_match:.1%} match their own index"
         )
 
+    @validate_arguments
     def save(self, folder: str | Path) -> Path:
         """Save as a Parquet file in a folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,7 @@ class DictionaryComparison:
         return Path(folder)
 
     @classmethod
+    @validate_arguments
     def load(cls, folder: str | Path) -> "DictionaryComparison":
         """Load what `save` wrote.
 

@@ -13,6 +13,7 @@ from sae_lens_crosscoder.analysis.diagnosis.null_runs import discovery_rates, va
 from sae_lens_crosscoder.analysis.diagnosis.verdict import Q_LIMIT
 from sae_lens_crosscoder.analysis.tables.parquet import load_tables, save_tables
 from sae_lens_crosscoder.analysis.use.table import USE_RATIO, judged, least_change
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
@@ -86,11 +87,13 @@ class LatentUse:
                 "another precision. Call latent_use(crosscoder, data) for this one."
             )
 
+    @validate_arguments
     def save(self, folder: str | Path) -> Path:
         """Save the tables as Parquet files in a folder, such as the crosscoder's."""
         return save_tables({file: getattr(self, name) for name, file in _FILES.items()}, self.manifest, folder)
 
     @classmethod
+    @validate_arguments
     def load(cls, folder: str | Path) -> "LatentUse":
         """Load what `save` wrote.
 

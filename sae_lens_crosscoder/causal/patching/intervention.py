@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.dominant_tokens import NormLimits
-from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.arguments import validate_arguments, validate_width
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -46,12 +46,15 @@ class Intervention:
         """True if the edit depends on both models' activations."""
         return any(direction is not None for direction in self.directions)
 
+    @validate_arguments
     def feature_acts(self, stacked: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latent"]:
         """Activations of the chosen latents, equal to `crosscoder.encode` at their ids."""
+        validate_width("stacked", stacked, len(self.W_enc))
         hidden_pre = stacked.to(self.W_enc) @ self.W_enc + self.b_enc
         used = self.limits.ordinary(stacked)[..., None].to(hidden_pre.device)
         return hidden_pre.relu() * (hidden_pre > self.threshold) * used
 
+    @validate_arguments
     def deltas(
         self, stacked: Float[Tensor, "*batch d_in"] | None, now: Mapping[int, Sequence[Tensor]] | None = None
     ) -> tuple[Float[Tensor, "*_ _"] | None, ...]:

@@ -16,6 +16,7 @@ from sae_lens_crosscoder.analysis.examples.file import Example, ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
 from sae_lens_crosscoder.analysis.use.result import LatentUse
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
@@ -63,11 +64,13 @@ class LatentRecord:
     concepts: tuple[dict[str, Any], ...]
     """`concept`, `share` and `auroc` of the known concepts that it carries."""
 
+    @validate_arguments
     def fires_on(self, n: int = 6) -> tuple[str, ...]:
         """List the tokens at its examples' peaks, the most frequent first."""
         shown = [*self.top, *(example for band in reversed(self.quantiles) for example in band)]
         return tuple(text for text, _ in Counter(ex.texts[ex.example.peak] for ex in shown).most_common(n))
 
+    @validate_arguments
     def writes(self, n: int = 6) -> tuple[str, ...]:
         """List the tokens whose logits it raises most, in the model with the longer decoder."""
         models = list(self.raises)

@@ -2,7 +2,6 @@
 
 import logging
 import random
-import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from sae_lens import TrainingSAE, TrainingSAEConfig
 from sae_lens.constants import SAE_CFG_FILENAME
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.training_batches import TrainingBatches
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
+from sae_lens_crosscoder.storage.notes import write_note
 from sae_lens_crosscoder.training.checkpoints.folder import (
     CheckpointManifest,
     changed_settings,
@@ -113,10 +112,9 @@ class RunCheckpoints:
             trainer.metrics_log.start_from(state["crosscoders"][name]["metrics"])
         if self._collectives.is_lead:
             lead = next(iter(self._trainers.values()))
-            tqdm.write(
+            write_note(
                 f"Resuming from {folder}: {self.n_tokens} of {self._cfg.total_training_samples} tokens are trained "
                 f"(step {lead.n_training_steps} of {self._cfg.total_training_steps}).",
-                file=sys.stderr,
             )
         if n_processes == self._collectives.n_processes:
             self._batches.load_state_dict(state["batches"])

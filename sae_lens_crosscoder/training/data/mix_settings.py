@@ -10,7 +10,7 @@ from sae_lens_crosscoder.data.mix import DataMix, MixSource
 from sae_lens_crosscoder.storage.field_types import validate_field_types
 
 
-def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
+def mix_from(given: Any) -> DataMix | None:
     """Return a mix given as itself, as a dictionary of its fields, as JSON text, or as the name of a JSON file.
 
     >>> mix_from('{"sources": [{"path": "web.jsonl"}, {"path": "chats.jsonl", "kind": "conversations"}]}').rule
@@ -21,6 +21,11 @@ def mix_from(given: DataMix | Mapping[str, Any] | str | None) -> DataMix | None:
     if isinstance(given, str):
         try:
             given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(
+                f"mix={given!r:.200} cannot be read ({error.strerror}): give a mix's fields as JSON, or the name of a "
+                "JSON file."
+            ) from error
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"The mix is not valid JSON ({error}): give its fields as JSON, or the name of a JSON file."

@@ -1,7 +1,6 @@
 """A run's activations on disk: written once, by the config that trains on them."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +19,7 @@ from sae_lens_crosscoder.data.token_mask import TokenRule
 from sae_lens_crosscoder.models.adapter_files import share_weights
 from sae_lens_crosscoder.models.loading import load_tokenizer
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.storage.notes import write_note
 from sae_lens_crosscoder.training.data.run_answers import run_answers, sources_of_answers
 from sae_lens_crosscoder.training.data.run_rows import RunRows
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -109,7 +109,7 @@ def write_run_cache(
 
     held_out = write(HELD_OUT, rows.held_out, None)
     if held_out.manifest.pair_check is not None:
-        tqdm.write(PairCheck.from_dict(held_out.manifest.pair_check).lines(), file=sys.stderr)
+        write_note(PairCheck.from_dict(held_out.manifest.pair_check).lines())
     return write(TRAINING, rows.training, cfg.training_tokens), held_out
 
 
