@@ -17,7 +17,7 @@ _OUTPUT = re.compile(r"--output \S+")
 
 
 def joined(parts: Sequence[dict[str, Any]], output: str) -> dict[str, Any]:
-    """Return one document with the rows of all parts, by seed, and the command that measures them.
+    """Return one document with the rows and concepts of all parts, by seed, and the command that measures them.
 
     Raises:
         ValueError: for parts that differ in anything but seeds, output and rows, or that share a seed.
@@ -32,12 +32,15 @@ def joined(parts: Sequence[dict[str, Any]], output: str) -> dict[str, Any]:
     rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["seed"])
     measured = " ".join(str(seed) for seed in sorted(set(seeds)))
     command = _OUTPUT.sub(f"--output {output}", _SEEDS.sub(f"--seeds {measured}", commands[0]))
-    return {**parts[0], "command": command, "rows": rows}
+    whole = {**parts[0], "command": command, "rows": rows}
+    if "concepts" in whole:  # by cell and seed
+        whole["concepts"] = {name: shown for part in parts for name, shown in part["concepts"].items()}
+    return whole
 
 
 def _split(part: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the command of a part, and everything that its peers must have too."""
-    shared = {name: value for name, value in part.items() if name not in ("command", "rows")}
+    shared = {name: value for name, value in part.items() if name not in ("command", "concepts", "rows")}
     shared["command"] = _OUTPUT.sub("", _SEEDS.sub("", part["command"]))
     return part["command"], shared
 

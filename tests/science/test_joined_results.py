@@ -22,6 +22,11 @@ def test_parts_join_to_the_document_of_one_run():
     assert joined(parts[::-1], "results/all.json") == joined(parts, "results/all.json")
 
 
+def test_the_concepts_of_all_seeds_are_kept():
+    parts = [document([seed], concepts={f"A, seed {seed}": {"kind": ["shared"]}}) for seed in (0, 1)]
+    assert joined(parts, "all.json")["concepts"] == parts[0]["concepts"] | parts[1]["concepts"]
+
+
 @pytest.mark.parametrize("changes", [{"commit": "abd"}, {"steps": 6}, {"command": "python y.py --seeds 3"}])
 def test_parts_that_were_measured_differently_are_refused(changes):
     with pytest.raises(ValueError, match="differ in command"):
