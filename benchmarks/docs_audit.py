@@ -3,7 +3,7 @@
 import pandas as pd
 from docs_results import load_results, markdown_table
 
-FILES = ("audit.json",)
+FILES = ("audit.json", "audit_adapter.json")
 NAMES = {"tiny-chat": "the built-in pair", "tiny-null": "its base model, trained longer"}
 
 
