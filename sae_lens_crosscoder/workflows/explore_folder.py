@@ -51,7 +51,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         validate_config(self)
-        validate_minimums(self, n_held_out_rows=1, n_conversations=1, max_new_tokens=1)
+        validate_minimums(self, n_held_out_rows=1, n_conversations=0, max_new_tokens=1)
 
 
 def validate_report_folders(cfg: ReportConfig) -> dict[str, Path]:

@@ -138,11 +138,13 @@ def test_the_table_names_the_kind_and_keeps_it_apart_from_ordinary_nu(diagnosis)
     assert row.nu_error_basis_free == pytest.approx(0.5, abs=0.15)
 
 
-def test_models_of_equal_width_and_three_models_have_no_basis_free_columns():
-    for d_models, kind in (((3, 3), "along_decoder"), ((2, 2, 2), "undefined")):
+def test_models_of_equal_width_have_no_basis_free_columns():
+    for d_models, suffixes in (((3, 3), [""]), ((2, 2, 2), ["_model_1", "_model_2"])):
         found = slc.diagnose(random_crosscoder(d_models=d_models), slc.EvalData(activations=[random_activations()]))
-        assert (found.latents.nu_kind == kind).all()
-        assert not set(NUS) & set(found.latents)
+        for suffix in suffixes:
+            assert (found.latents[f"nu_kind{suffix}"] == "along_decoder").all()
+        tables = [found, *found.pairs.values()]
+        assert not any(set(NUS) & set(table.latents) for table in tables)
         assert "basis-free" not in found.conclusion
 
 

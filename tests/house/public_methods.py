@@ -5,9 +5,18 @@ from functools import partial
 from typing import Any
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis.audit.result import Limits
 from tests.house.public_calls import IDS, NEGATIVE, POSITIVE, World, energies, fitted, functions_and_classes
 
 A = slc.analysis
+CHANGE = A.PhraseChange(("^", "so"), "chat", (1,), 1, 0, 2, 0.5)
+AUDIT = A.Audit(
+    findings=(),
+    answers_only=(),
+    not_found=(),
+    limits=Limits(n_prompts=4, n_held_out=2, least_frequency=0.5),
+    manifest={},
+)
 # The method, bound or of its class, and the arguments of one call.
 METHODS = {
     "ActivationCache.shuffled": lambda w: (cache(w).shuffled, dict(batch_size=4, n_passes=1)),
@@ -16,6 +25,9 @@ METHODS = {
         dict(model_names=("tiny-base", "tiny-chat"), hook_name=w.hook),
     ),
     "ActivationCache.parts": lambda w: (cache(w).parts, dict(shard=0)),
+    "Audit.save": lambda w: (AUDIT.save, dict(folder=w.folder / "audit")),
+    "PhraseChange.beginning": lambda w: (CHANGE.beginning, dict(answer="so it is")),
+    "PhraseChange.is_in": lambda w: (CHANGE.is_in, dict(answer="so it is")),
     "Contrast.from_texts": lambda w: (
         slc.data.Contrast.from_texts,
         dict(name="burns", positive=POSITIVE, negative=NEGATIVE, tokenizer=w.pair.tokenizer),

@@ -168,5 +168,5 @@ def test_models_of_different_width_have_unrelated_directions_and_no_rotated_conc
     assert [part.shape[-1] for part in world.directions] == [64, 48]
     assert world.indices("rotated") == []
     assert len(world.concepts) == 174
-    with pytest.raises(ValueError, match="Rotated concepts need models of equal width"):
+    with pytest.raises(ValueError, match="Rotated concepts need two models of equal width"):
         PlantedWorld([Concept("rotated", 0.1, angle_degrees=45.0)], d_models=(4, 3))

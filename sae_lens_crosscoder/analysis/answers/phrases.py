@@ -57,10 +57,12 @@ class PhraseChange:
         """
         return re.sub(r" ([.,!?;:)])", r"\1", " ".join(word for word in self.phrase if word != START))
 
+    @validate_arguments
     def is_in(self, answer: str) -> bool:
         """True for an answer with the phrase, at its start if the phrase is an opening."""
         return self.beginning(answer) is not None
 
+    @validate_arguments
     def beginning(self, answer: str) -> str | None:
         """The answer up to the end of the phrase; None if it does not have the phrase."""
         words, n = words_of(answer), len(self.phrase)

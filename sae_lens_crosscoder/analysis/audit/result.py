@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens_crosscoder.analysis.audit.finding import Finding
+from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.storage.atomic import write_text_atomically
 
 AUDIT_FILENAME = "audit.json"
@@ -107,6 +108,7 @@ class Audit:
             }
         )
 
+    @validate_arguments
     def save(self, folder: str | Path) -> Path:
         """Write `audit.json` into a folder, which is created."""
         Path(folder).mkdir(parents=True, exist_ok=True)
