@@ -99,6 +99,8 @@ def load_foreign_file(paths: list[Path], dtype: torch.dtype) -> ForeignFile:
             plain = f"{path.stem}." * are_parts + name.removeprefix("_orig_mod.")
             if plain in tensors:
                 raise ValueError(f"{path} has a tensor {name!r:.80} that another file, or another name, has as well.")
+            if tensor.numel() == 0:
+                raise ValueError(f"{path} has a tensor {name!r:.80} without numbers: download it again.")
             tensors[plain] = tensor.to(precision) if tensor.is_floating_point() else tensor
     return ForeignFile(origin, tensors, settings)
 

@@ -1,6 +1,7 @@
 """Load saved crosscoders, this package's and other people's, from a folder or the Hub."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,21 @@ def load(
     def converter(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
         return _load(Path(path), device, cfg_overrides, options)
 
-    loaded = validate_inference(SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter), "load")
+    with _naming(path):
+        sae = SAE.load_from_disk(path, device=device, dtype=dtype, converter=converter)
+    loaded = validate_inference(sae, "load")
     return loaded.with_activation_scales(activation_scales) if activation_scales and is_read_with_scales else loaded
+
+
+@contextmanager
+def _naming(path: Path) -> Generator[None]:
+    """Put the path in front of a ValueError that names no file of it, such as one about the config made of them."""
+    try:
+        yield
+    except ValueError as error:
+        if path.name in str(error) or any(part.name in str(error) for part in path.parent.glob(f"{path.name}/*")):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def crosscoder_huggingface_loader(
