@@ -59,10 +59,18 @@ def validate_checksum(path: Path, expected: str, remedy: str) -> None:
 
 def validate_checksums(folder: Path, files: Mapping[str, str], remedy: str) -> None:
     """Raise a ValueError if a file of a folder, by its name, is missing or has another SHA-256."""
+    _validate_inside(folder, files)
     for name, expected in files.items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing. {remedy}")
         validate_checksum(folder / name, expected, remedy)
+
+
+def _validate_inside(folder: Path, names: Iterable[str]) -> None:
+    """Raise a ValueError if a name that was read from a file leads out of its folder."""
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{folder} lists checksums of {name!r:.80}, which is outside it: restore the folder.")
 
 
 def mismatch(path: Path, remedy: str) -> str:
@@ -83,6 +91,7 @@ class FolderChecksums:
         files: Any = self.fields.get("files", {})
         if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
             raise ValueError(f"{self.path}: `files` must map file names to SHA-256 checksums: restore the file.")
+        _validate_inside(folder, files)
         self.files: dict[str, str] = files
 
     def record(self, *names: str) -> None:

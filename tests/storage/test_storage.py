@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import torch
 
-from sae_lens_crosscoder.storage.checksums import FolderChecksums, named_fingerprint
+from sae_lens_crosscoder.storage.checksums import FolderChecksums, named_fingerprint, validate_checksums
 from sae_lens_crosscoder.storage.field_types import naming_file, validate_field_types
 from sae_lens_crosscoder.storage.json_files import load_json
 from sae_lens_crosscoder.storage.names import printable_names, validate_folder_name
@@ -131,3 +131,16 @@ def test_listed_names_are_short_and_print():
 def test_names_that_lead_out_of_a_folder_are_no_folder_names(name):
     with pytest.raises(ValueError, match="not a folder name: use letters"):
         validate_folder_name(name, "saes")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret", "a/../../secret"])
+def test_checksums_of_files_outside_the_folder_are_refused_and_not_read(tmp_path, name, monkeypatch):
+    (tmp_path / "secret").write_text("secret")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "checksums.json").write_text(json.dumps({"files": {name: "0" * 64}}))
+    monkeypatch.setattr("sae_lens_crosscoder.storage.checksums.file_sha256", None)  # no file may be read
+    with pytest.raises(ValueError, match=r"folder lists checksums of '.*', which is outside it"):
+        FolderChecksums(folder)
+    with pytest.raises(ValueError, match="which is outside it"):
+        validate_checksums(folder, {name: "0" * 64}, "")
