@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis.tables.parquet import load_table, save_table
 from sae_lens_crosscoder.loading import hub
 from tests.analysis.conftest import random_activations, random_crosscoder
 
@@ -60,6 +61,15 @@ def test_one_changed_cell_or_name_is_noticed(crosscoder, tmp_path, column):
         pq.write_table(saved.from_pandas(frame).replace_schema_metadata(saved.schema.metadata), path)
         with pytest.raises(ValueError, match="checksum mismatch"):
             slc.Diagnosis.load(tmp_path)
+
+
+def test_a_damaged_text_is_refused_by_the_name_of_the_file(tmp_path):
+    save_table(pd.DataFrame({"label": ["shared", "chat_only"]}), {}, tmp_path / "latents.parquet")
+    whole = (tmp_path / "latents.parquet").read_bytes()
+    assert b"chat_only" in whole
+    (tmp_path / "latents.parquet").write_bytes(whole.replace(b"chat_only", b"chat\xffonly"))  # no UTF-8
+    with pytest.raises(ValueError, match=r"latents.parquet is not a latent table of this package"):
+        load_table(tmp_path / "latents.parquet")
 
 
 def test_a_changed_manifest_is_noticed(crosscoder, tmp_path):

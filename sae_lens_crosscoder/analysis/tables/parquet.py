@@ -37,9 +37,10 @@ def load_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         metadata: dict[bytes, bytes] = arrow.schema.metadata or {}
         text, sha256 = metadata[_MANIFEST].decode(), metadata[_SHA256].decode()
         table = _frame(arrow)
+        found = _checksum(table, text)  # where damaged texts show
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise ValueError(f"{path} is not a latent table of this package: {error!s:.200}") from error
-    if sha256 != _checksum(table, text):
+    if sha256 != found:
         raise ValueError(f"{path}: checksum mismatch. The file was corrupted or edited. Make the table again.")
     return table, json.loads(text)
 
