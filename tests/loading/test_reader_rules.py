@@ -280,3 +280,28 @@ def test_yaml_that_is_not_plain_is_refused(tmp_path, text):
 def test_the_sizes_are_those_of_the_fixtures():
     assert {layout.n_sources for layout in LAYOUTS.values()} == {2, 3, 4, 6}
     assert D_SAE != WIDTH  # or swapped axes would go unnoticed
+
+
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.settings])
+def test_an_object_in_the_place_of_a_name_is_refused_or_told_and_never_assumed_away(tmp_path, name):
+    """Of every text in every config file: the file is named by a ValueError, or the key by a warning."""
+    written = LAYOUTS[name].write(tmp_path / "whole")
+    for path in [path for path in written.iterdir() if path.suffix == ".json"]:
+        settings = json.loads(path.read_text())
+        for key in [key for key, value in settings.items() if isinstance(value, str)]:
+            path.write_text(json.dumps(settings | {key: {"a": 1}}))
+            try:
+                _, warned = texts(written, **LAYOUTS[name].options)
+            except ValueError as error:
+                warned = str(error).replace(str(written), key)
+            assert key in warned
+        path.write_text(json.dumps(settings))
+
+
+def test_a_hook_that_is_an_object_is_refused(tmp_path):
+    layout = next(each for each in LAYOUTS.values() if "hook_point" in json.dumps(each.settings or {}))
+    (file,) = [name for name, each in layout.settings.items() if "hook_point" in each]
+    layout.write(tmp_path)
+    (tmp_path / file).write_text(json.dumps(layout.settings[file] | {"hook_point": {"a": 1}}))
+    with pytest.raises(ValueError, match=r"has an object as hook_point, expected a name or names"):
+        slc.load(tmp_path, **layout.options)

@@ -73,7 +73,7 @@ class Settings:
         Raises:
             ValueError: for a value that is no such text.
         """
-        value = self.get(key)
+        value = self._unless_an_object(key)
         if value is not None and not (isinstance(value, str) and value.isprintable() and 0 < len(value) < 200):
             raise ValueError(f"The config beside {self._path} has {key}={value!r:.80}, expected a short text.")
         return value
@@ -84,12 +84,18 @@ class Settings:
         Raises:
             ValueError: for a value that is no list of such texts.
         """
-        value = self.get(key)
+        value = self._unless_an_object(key)
         if value is None:
             return None
         if not isinstance(value, list) or not all(isinstance(part, str) and part.isprintable() for part in value):
             raise ValueError(f"The config beside {self._path} has {key}={value!r:.80}, expected a list of names.")
         return tuple(value)
+
+    def _unless_an_object(self, key: str) -> Any:
+        """The value of a key; a ValueError if it holds further keys, which would be taken for other settings."""
+        if any(name.startswith(f"{key}.") for name in self._values):
+            raise ValueError(f"The config beside {self._path} has an object as {key}, expected a name or names.")
+        return self.get(key)
 
     def unread(self) -> list[str]:
         """The keys that no reader has asked for."""
