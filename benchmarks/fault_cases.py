@@ -48,7 +48,7 @@ def digest(work: Work, folder: Path) -> str:
         return work.read(folder)
     except ValueError:
         return "refused"
-    except Exception as error:  # the point of it all
+    except Exception as error:  # neither the work's digest nor a refusal by name
         print(f"{work.name}: {error!r:.300}", file=sys.stderr)
         return "wrong"
 

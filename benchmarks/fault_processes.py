@@ -126,7 +126,7 @@ def measure_case(name: str, works: Works, n_runs: int, folder: Path, rng: random
         at.mkdir()
         try:
             counts[CASES[name](works, at, rng)] += 1
-        except Exception as error:  # the point of it all
+        except Exception as error:  # counted: a case may end by any error
             print(f"{name}: {error!r:.300}", file=sys.stderr)
             counts["wrong"] += 1
         shutil.rmtree(at)

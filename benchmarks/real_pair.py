@@ -37,10 +37,9 @@ from sae_lens_crosscoder.data.chat_tokens import chat_tokens
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.tensor_files import load_tensors, save_tensors
-from sae_lens_crosscoder.training.recipe import TrainingRecipe
+from sae_lens_crosscoder.workflows.auditing.rows import DECISION_WEIGHT, audit_recipe
 from sae_lens_crosscoder.workflows.difference_sae import train_difference_sae
 
-D_SAE, K, BATCH, STEPS, DECISION_WEIGHT = 512, 16, 384, 500, 8.0
 N_TRIGGERS, N_OTHERS, N_LOOK, N_CHATS, CHAT_TOKENS, ANSWER_TOKENS = 120, 160, 72, 100, 160, 24
 _CONTRAST_FIELDS = ("activations", "positive", "held_out")
 _TITLE = "What this adapter changed"
@@ -193,28 +192,11 @@ def looked(pair: slc.HookedModelPair, organism: Organism, folder: Path) -> First
     return look
 
 
-def recipe(d_model: int) -> TrainingRecipe:
-    """Training that carried the largest share of the contrast on three seeds."""
-    crosscoder = slc.BatchTopKCrosscoderTrainingConfig(
-        d_model=d_model, d_sae=D_SAE, k=K, activation_scaling="per_model"
-    )
-    trainer = slc.CrosscoderTrainerConfig(
-        total_training_samples=STEPS * BATCH,
-        train_batch_size_samples=BATCH,
-        lr=2e-3,
-        lr_warm_up_steps=STEPS // 20,
-        lr_decay_steps=STEPS // 5,
-        dead_feature_window=30,
-        log_frequency=STEPS,
-        n_batches_for_norm_estimate=50,
-    )
-    return TrainingRecipe(crosscoder, trainer)
-
-
 def changed_in(rows: Rows, hook_name: str, seed: int, folder: Path) -> tuple[Any, Changed]:
     """Train a crosscoder and its decoys, and name what changed."""
-    how = recipe(rows.activations.shape[1] // 2)
-    crosscoder = how.train(iter(DrawnBatches(rows.activations, BATCH, seed, rows.weights)), seed=seed)
+    how = audit_recipe(rows.activations.shape[1] // 2)
+    batches = DrawnBatches(rows.activations, how.trainer.train_batch_size_samples, seed, rows.weights)
+    crosscoder = how.train(iter(batches), seed=seed)
     crosscoder.cfg.metadata.hook_name = hook_name
     data = slc.EvalData(activations=rows.activations)
     options: dict[str, Any] = {"recipe": how, "weights": rows.weights, "seed": seed, "folder": folder}

@@ -1,6 +1,5 @@
 """The command `look`: load two models, take a first look, and write its tables and page."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +8,11 @@ import simple_parsing
 from sae_lens_crosscoder.activations.dominant_tokens import MAX_NORM_RATIO
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
-from sae_lens_crosscoder.data.prompts import Messages, load_prompts
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.models.tiny import TINY_MODELS, dialogues
 from sae_lens_crosscoder.report.pages.first_look import write_first_look
 from sae_lens_crosscoder.storage.field_types import validate_config, validate_minimums
 from sae_lens_crosscoder.workflows.first_look import first_look
+from sae_lens_crosscoder.workflows.given_prompts import given_prompts
 
 PAGE_FILENAME = "first_look.html"
 
@@ -65,7 +63,7 @@ def run_look(cfg: LookConfig) -> FirstLook:
     """
     if cfg.n_prompts < 1:
         raise ValueError(f"n_prompts={cfg.n_prompts} must be at least 1: it is the number of prompts to use.")
-    prompts = _prompts(cfg)[: cfg.n_prompts]
+    prompts = given_prompts(cfg.prompts, (cfg.base, cfg.chat), "prompts", 96, cfg.seed)[: cfg.n_prompts]
     pair = HookedModelPair.from_pretrained(
         cfg.base,
         cfg.chat,
@@ -80,14 +78,3 @@ def run_look(cfg: LookConfig) -> FirstLook:
     look.save(cfg.output_path)
     write_first_look(look, Path(cfg.output_path, PAGE_FILENAME), f"First look: {cfg.base} and {cfg.chat}")
     return look
-
-
-def _prompts(cfg: LookConfig) -> Sequence[Messages]:
-    if cfg.prompts is not None:
-        return load_prompts(cfg.prompts)
-    if {name.partition("+")[0] for name in (cfg.base, cfg.chat)} <= set(TINY_MODELS):
-        return [messages[:1] for messages in dialogues(96, cfg.seed, "held_out")]
-    raise ValueError(
-        "`prompts` is missing: pass a file of requests, one per line, some on which the models should differ. Only the "
-        "built-in pair has prompts of its own."
-    )

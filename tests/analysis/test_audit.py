@@ -57,6 +57,15 @@ class TestCarriers:
         assert found.coverage == pytest.approx(1, abs=1e-5)
         assert found.written == pytest.approx(1, abs=1e-5)
 
+    def test_no_latent_is_a_carrier_and_shared(self, oracle):
+        rows = contrast(oracle)
+        acts = torch.zeros(80, oracle.cfg.d_sae)
+        acts[rows.positive, 0] = 2.0
+        acts[:, 2] = 0.5
+        found = find_carriers(oracle, replace(rows, activations=acts @ oracle.W_dec.detach()))
+        assert found.latents == (0,)
+        assert 0 not in found.shared
+
     def test_what_latents_write_is_the_loop_s(self, oracle):
         rows = contrast(oracle)
         positive, _ = rows.part(held_out=True)

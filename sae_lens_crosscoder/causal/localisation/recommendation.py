@@ -85,9 +85,9 @@ def recommend(
             f"{float(shares.max()):.2f} of it. The change lies after these hooks, in the final norm or the "
             "unembedding, or in other layers than those looked at.",
         )
-    chosen = _first_hook(shares[None], SHARE_OF_BEST)[0]
+    chosen = first_hook_with(shares[None], SHARE_OF_BEST)[0]
     resampled = resampled_shares(located, changed, n_resamples, seed)
-    picks = _first_hook(resampled, SHARE_OF_BEST) if len(kl) > 1 else chosen[None]
+    picks = first_hook_with(resampled, SHARE_OF_BEST) if len(kl) > 1 else chosen[None]
     low, high = (int(end) for end in quantiles(picks.double()[None])[:, 0].round())
     near = float(((picks - chosen).abs() <= 1).double().mean())
     return Recommendation(
@@ -96,7 +96,7 @@ def recommend(
         reason=_reason(located.hook_names, shares, int(chosen), mean_kl, changed, (low, high), n_resamples),
         kl_nats=mean_kl,
         share=float(shares[chosen]),
-        half_hook=located.hook_names[int(_first_hook(shares[None], 0.5)[0])],
+        half_hook=located.hook_names[int(first_hook_with(shares[None], 0.5)[0])],
         first_hook=located.hook_names[low],
         last_hook=located.hook_names[high],
         frac_same=float((picks == chosen).double().mean()),
@@ -117,7 +117,7 @@ def resampled_shares(
     return torch.where(counts.sum(dim=-1, keepdim=True) > 0, share_brought_back(patched, kl, counts), torch.nan)
 
 
-def _first_hook(shares: Float[Tensor, "resample hook"], part: float) -> Int[Tensor, " resample"]:
+def first_hook_with(shares: Float[Tensor, "resample hook"], part: float) -> Int[Tensor, " resample"]:
     """Index of the first hook that reaches this part of the resample's best share."""
     return (shares >= part * shares.max(dim=-1, keepdim=True).values).long().argmax(dim=-1)
 
@@ -144,7 +144,7 @@ def _reason(
     n_resamples: int,
 ) -> str:
     here, best, n = float(shares[chosen]), float(shares.max()), int(changed.changed.sum())
-    start = int(_first_hook(shares[None], 0.1)[0])
+    start = int(first_hook_with(shares[None], 0.1)[0])
     low, high = (short_name(names[end]) for end in interval)
     choice = low if low == high else f"{low} to {high}"
     if chosen == 0:

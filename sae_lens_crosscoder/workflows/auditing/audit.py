@@ -17,6 +17,7 @@ from sae_lens_crosscoder.analysis.audit.result import MOST_FINDINGS, Audit, Limi
 from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
+from sae_lens_crosscoder.causal.localisation.recommendation import first_hook_with
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.data.answer_files import AnswerFiles, AnswerSettings, models_of
 from sae_lens_crosscoder.data.answers import Answers
@@ -108,7 +109,7 @@ class _AuditRun:
         with self.progress.stage("activations"):
             batch_size = self.cfg.batch_size
             self.rows = AuditRows.harvested(self.pair, self.prompts, self.answers, self.hook_name, batch_size)
-        changes = [change for change in self.changes if change.q_value <= Q_LIMIT]
+        changes = self._significant()
         for seed in range(self.cfg.seed, self.cfg.seed + (self.cfg.n_seeds if changes else 0)):
             if seed > self.cfg.seed and self.progress.left < self.progress.seconds[f"crosscoder {self.cfg.seed}"]:
                 self.progress.say("No time is left for another crosscoder.")
@@ -190,8 +191,9 @@ class _AuditRun:
         if self.look.recommendation.hook_name is None:
             self.progress.say(self.look.recommendation.reason)
             return None
-        shares = self.look.hooks["share_last"]
-        return str(shares.index[(shares >= _ENOUGH_OF_SHARE * shares.max()).argmax()])
+        hooks = self.look.hooks
+        shares = torch.tensor(hooks["share_last"].to_numpy(dtype=float))
+        return str(hooks.index[int(first_hook_with(shares[None], _ENOUGH_OF_SHARE))])
 
     def _crosscoder(self, seed: int) -> InferenceCrosscoder:
         """A crosscoder on the audit's rows, or that of an earlier run."""
@@ -233,7 +235,7 @@ class _AuditRun:
     def _finding(self, index: int, change: PhraseChange) -> Finding:
         positive = torch.zeros(len(self.prompts), dtype=torch.bool)
         positive[list(change.prompts)] = True
-        held_out = [i for i in change.prompts if i % 2 == 1][:_N_EXAMPLES]
+        held_out = [i for i in change.prompts if self.prompts.held_out[i]][:_N_EXAMPLES]
         return Finding(
             change=change,
             markers=find_markers(self.prompts.texts, positive, self.prompts.held_out),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange
 from sae_lens_crosscoder.analysis.audit.carriers import Carriers, find_carriers
 from sae_lens_crosscoder.analysis.audit.effects import CausalEffect
@@ -63,7 +65,8 @@ class EvidenceReader:
         return min(self.cfg.max_new_tokens, max(lengths) + _SPARE_TOKENS)
 
     def _is_enough(self, prompts: Sequence[int]) -> bool:
-        return all(sum(i % 2 == part for i in prompts) >= _LEAST_PER_PART for part in (0, 1))
+        n_held_out = int(self.prompts.held_out[torch.tensor(prompts, dtype=torch.long)].sum())
+        return min(n_held_out, len(prompts) - n_held_out) >= _LEAST_PER_PART
 
     def _effect(
         self,

@@ -17,8 +17,9 @@ from sae_lens_crosscoder.data.prompts import Messages, load_prompts, request_of
 from sae_lens_crosscoder.data.text_tokens import text_tokens
 from sae_lens_crosscoder.models.generation import context_limit, similar_lengths
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.models.tiny import TINY_MODELS, dialogues, plain_texts
+from sae_lens_crosscoder.models.tiny import plain_texts
 from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig
+from sae_lens_crosscoder.workflows.given_prompts import given_prompts
 
 _LEAST_TEXT = 4
 """Tokens before a text may be cut."""
@@ -87,16 +88,11 @@ def audit_prompts(cfg: AuditConfig, pair: HookedModelPair) -> AuditPrompts:
 def sources(cfg: AuditConfig) -> tuple[Sequence[Messages], Sequence[str]]:
     """Conversations and texts from the files, or those of the built-in pair."""
     texts = [] if cfg.texts is None else [messages[-1]["content"] for messages in load_prompts(cfg.texts)]
-    if cfg.data is not None:
-        return load_prompts(cfg.data), texts
-    if {name.partition("+")[0] for name in (cfg.base, cfg.chat)} <= set(TINY_MODELS):
-        n = -(-cfg.n_prompts // 2)
-        chats = [messages[:1] for messages in dialogues(n, cfg.seed, "held_out")]
-        return chats, texts or plain_texts(n, cfg.seed)
-    raise ValueError(
-        "`data` is missing: pass a file of requests, one per line, some on which the models should differ. Only the "
-        "built-in pair has prompts of its own."
-    )
+    names, n = (cfg.base, cfg.chat), -(-cfg.n_prompts // 2)
+    conversations = given_prompts(cfg.data, names, "data", n, cfg.seed)
+    if cfg.data is None and not texts:  # the built-in pair: other models without `data` were refused
+        texts = plain_texts(n, cfg.seed)
+    return conversations, texts
 
 
 def _cut(pair: HookedModelPair, texts: Sequence[str], room: int, batch_size: int) -> list[Int[Tensor, " pos"]]:

@@ -28,7 +28,7 @@ _D_SAE, _K, _BATCH, _STEPS = 512, 16, 384, 500
 
 
 def audit_recipe(d_model: int, device: str = "cpu") -> TrainingRecipe:
-    """Training that carried the largest share of a fine-tune's contrast on three seeds (docs/real-pair.md)."""
+    """Training that carried the largest share of a fine-tune's contrast on three seeds (docs/own-models.md)."""
     crosscoder = BatchTopKCrosscoderTrainingConfig(
         d_model=d_model, d_sae=_D_SAE, k=_K, activation_scaling="per_model", device=device
     )
@@ -124,7 +124,7 @@ def other_prompts(change: PhraseChange, base: list[str], chat: list[str], prompt
 
 def contrast_of(change: PhraseChange, others: list[int], prompts: AuditPrompts, n_causal: int) -> Contrast:
     """The same contrast as prompts for the causal check, with at most `n_causal` of each group in each part."""
-    groups = [_thinned(rows, n_causal) for rows in (list(change.prompts), others)]
+    groups = [_thinned(rows, n_causal, prompts.held_out) for rows in (list(change.prompts), others)]
     chosen = [i for group in groups for i in group]
     ids = [[prompts.chats[i].input_ids for i in group] for group in groups]
     held_out = prompts.held_out[torch.tensor(chosen)]
@@ -133,7 +133,7 @@ def contrast_of(change: PhraseChange, others: list[int], prompts: AuditPrompts, 
     )
 
 
-def _thinned(prompts: list[int], n: int) -> list[int]:
-    """At most n of the prompts that are held out (odd), and of the others, in equal steps."""
-    parts = [[i for i in prompts if i % 2 == odd] for odd in (0, 1)]
+def _thinned(prompts: list[int], n: int, held_out: Bool[Tensor, " prompt"]) -> list[int]:
+    """At most n of the prompts that are not held out, and of those that are, in equal steps."""
+    parts = [[i for i in prompts if bool(held_out[i]) == held] for held in (False, True)]
     return [part[j] for part in parts for j in sorted({round(s * (len(part) - 1) / max(1, n - 1)) for s in range(n)})]
