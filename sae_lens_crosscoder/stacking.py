@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _BETWEEN_HOOKS = "+"
+_BETWEEN_MODELS = "|"
 
 
 def join_hooks(hook_names: Sequence[str]) -> str:
@@ -30,6 +31,36 @@ def split_hooks(hook_name: str) -> tuple[str, ...]:
     (('a', 'b'), ('blocks.1.hook_resid_post',))
     """
     return tuple(hook_name.split(_BETWEEN_HOOKS))
+
+
+def join_models(hook_names: Sequence[str]) -> str:
+    """One name for a hook per model, in the order of the stack; a hook that all models share keeps its name.
+
+    >>> join_models(["blocks.1.hook_resid_post", "blocks.3.hook_resid_post"])
+    'blocks.1.hook_resid_post|blocks.3.hook_resid_post'
+    >>> join_models(["blocks.1.hook_resid_post", "blocks.1.hook_resid_post"])
+    'blocks.1.hook_resid_post'
+    """
+    return hook_names[0] if len(set(hook_names)) == 1 else _BETWEEN_MODELS.join(hook_names)
+
+
+def split_models(hook_name: str) -> tuple[str, ...]:
+    """The inverse of `join_models`: one name per model, or one name for all models.
+
+    >>> split_models("a|b"), split_models("a+b")
+    (('a', 'b'), ('a+b',))
+    """
+    return tuple(hook_name.split(_BETWEEN_MODELS))
+
+
+def hook_of_model(hook_name: str, model: int) -> str:
+    """The hook, or the hooks joined by `+`, at which a model of the stack is read.
+
+    >>> hook_of_model("a|b", 1), hook_of_model("a+b", 1)
+    ('b', 'a+b')
+    """
+    names = split_models(hook_name)
+    return names[0] if len(names) == 1 else names[model]
 
 
 @dataclass(frozen=True)
@@ -151,13 +182,13 @@ class StackedLayout:
     def at_hooks(
         self, of_model: Float[Tensor, "*rows _"], model: int, hook_name: str
     ) -> dict[str, Float[Tensor, "*rows _"]]:
-        """Split one model's slice by the hooks that `hook_name` names.
+        """Split one model's slice by the hooks at which `hook_name` reads it.
 
         >>> layout = StackedLayout((1, 2, 1, 2), hook_names=("early", "late"))
         >>> layout.at_hooks(torch.tensor([3.0, 4.0, 5.0]), model=1, hook_name="early+late")
         {'early': tensor([3.]), 'late': tensor([4., 5.])}
         """
-        hooks = split_hooks(hook_name)
+        hooks = split_hooks(hook_of_model(hook_name, model))
         first = model * len(hooks)
         parts = of_model.split(list(self.d_models[first : first + len(hooks)]), dim=-1)
         return dict(zip(hooks, parts, strict=True))

@@ -18,7 +18,7 @@ from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.outputs import over_common_ids
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.token_replacements import validate_embedded
-from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
+from sae_lens_crosscoder.stacking import StackedLayout, hook_of_model, split_hooks
 
 N_CONTEXTS = 8
 # Logits of a large vocabulary are big: 256 positions of 256,000 float32 are 0.26 GB per model.
@@ -183,7 +183,8 @@ def inspect_pair(
     looked_at = LookedAt.of(tokens, token_mask, pair.tokenizer)
     names = pair.layout_at(hook_name).of_models.names
     views = [
-        view(model, name, looked_at, hook_name, **model_kwargs) for name, model in zip(names, pair.members, strict=True)
+        view(model, name, looked_at, hook_of_model(hook_name, m), **model_kwargs)
+        for m, (name, model) in enumerate(zip(names, pair.members, strict=True))
     ]
     return compare(views, looked_at, hook_name)
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, JumpReLUCrosscoder
+from sae_lens_crosscoder.stacking import hook_of_model, join_models, split_models
 
 _ABSENT = 0.2
 """Of a latent's largest decoder norm: as far from it as a one-sided latent's smaller norm is from its larger one."""
@@ -91,6 +92,8 @@ def _decoders_of(crosscoder: InferenceCrosscoder, places: tuple[int, int]) -> In
     metadata = copy.deepcopy(cfg.metadata)
     metadata.model_name, metadata.chat_model_name = (models[place] for place in places)
     metadata.sources = None
+    if len(split_models(metadata.hook_name or "")) > 1:
+        metadata.hook_name = join_models([hook_of_model(metadata.hook_name, place) for place in places])
     changes = {
         "d_in": 0,
         "d_model": None,

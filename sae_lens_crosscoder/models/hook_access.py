@@ -12,7 +12,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
+from sae_lens_crosscoder.stacking import StackedLayout, split_hooks, split_models
 
 # SAELens flattens (head, d_head) after we have stacked on d_head, which would interleave the models; attention
 # patterns and scores have no model axis to stack on. The second line has TransformerBridge's names of the same hooks.
@@ -49,6 +49,29 @@ def validate_common_hooks(names: Collection[str], models: Iterable[Any]) -> None
         f"The models ({kinds}) have no hook name in common. Load both in the same way: as HookedTransformer or "
         "TransformerBridge ('blocks.0.hook_resid_post'), or both as HookedProxyLM ('model.layers.0')."
     )
+
+
+def validate_one_hook_each(hook_name: str, n_models: int) -> None:
+    """Raise a ValueError for a hook per model unless there is exactly one for each."""
+    names = split_models(hook_name)
+    if len(names) not in (1, n_models):
+        raise ValueError(
+            f"The hook {hook_name!r} names {len(names)} hooks for {n_models} models. Name one hook per model, in the "
+            "order of the models, or a single hook for all of them."
+        )
+    if len(names) > 1 and any(len(split_hooks(name)) > 1 for name in names):
+        raise ValueError(
+            f"The hook {hook_name!r} names several hooks per model. Name one hook for each model, joined by '|', or "
+            "join hooks that all models have by '+'."
+        )
+
+
+def validate_hook_per_model(hook_name: str, models: Iterable[Any]) -> None:
+    """Raise a ValueError unless a name joined by `|` has one hook for each model, which that model has."""
+    members = list(models)
+    validate_one_hook_each(hook_name, len(members))
+    for name, model in zip(split_models(hook_name), members, strict=True):
+        validate_hook_name(name, [hook for hook in model.hook_dict if not is_split_by_head(hook)])
 
 
 def validate_hook_name(hook_name: str, common: Collection[str]) -> None:

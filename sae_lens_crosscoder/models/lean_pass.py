@@ -24,7 +24,8 @@ from transformer_lens.utilities.activation_functions import apply_softcap, gelu_
 from transformer_lens.utilities.addmm import batch_addmm
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
-from sae_lens_crosscoder.stacking import split_hooks
+from sae_lens_crosscoder.models.hook_access import stop_after
+from sae_lens_crosscoder.stacking import hook_of_model, split_hooks
 
 _RESIDUAL_HOOK = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
 _ARGUMENTS = {"stop_at_layer", "prepend_bos"}
@@ -50,10 +51,16 @@ def can_read_lean(model: Any, hook_name: str, arguments: Mapping[str, Any]) -> b
 def lean_activations(
     models: Iterable[Any], tokens: Int[Tensor, "batch pos"], hook_name: str, arguments: Mapping[str, Any]
 ) -> list[Float[Tensor, "batch pos _"]] | None:
-    """Each model's activation at a hook; None unless `can_read_lean` allows it for all of them."""
-    if not all(can_read_lean(model, hook_name, arguments) for model in models):
+    """Each model's activation at its hook; None unless `can_read_lean` allows it for all of them.
+
+    Args:
+        arguments: of every pass, without `stop_at_layer`, which follows from the hook.
+    """
+    passes = [(model, hook_of_model(hook_name, m)) for m, model in enumerate(models)]
+    passes = [(model, hook, {"stop_at_layer": stop_after(hook), **arguments}) for model, hook in passes]
+    if not all(can_read_lean(*each) for each in passes):
         return None
-    return [lean_activation(model, tokens.to(model.W_E.device), hook_name, arguments) for model in models]
+    return [lean_activation(model, tokens.to(model.W_E.device), hook, options) for model, hook, options in passes]
 
 
 def lean_activation(

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
@@ -28,19 +27,25 @@ from sae_lens_crosscoder.models.loading import load_models, validate_same_tokeni
 from sae_lens_crosscoder.models.member_names import places_of_two, validate_trained_names, validate_two_members
 from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
 from sae_lens_crosscoder.models.patch_state import PatchState
-from sae_lens_crosscoder.models.reading import activations_of_models, in_order_of_execution, later_stop
+from sae_lens_crosscoder.models.reading import (
+    edits_of_models,
+    layout_of_models,
+    stop_of_model,
+    validate_order_of_hooks,
+)
 from sae_lens_crosscoder.models.shared_parameters import shared_parameters
 from sae_lens_crosscoder.models.splicing import SplicedModels
 from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
 from sae_lens_crosscoder.models.wrapping import hooked_models, validate_names
-from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
+from sae_lens_crosscoder.stacking import StackedLayout, hook_of_model, split_hooks
 
 
 class HookedModelPair(SplicedModels):
     """A base and a chat model that read the same tokens; at a hook, their activations are stacked, base first.
 
     Several hooks, joined by `+` as `blocks.1.hook_resid_post+blocks.2.hook_resid_post`, count as one: the base model's
-    activations at all of them, then the chat model's. One model alone can be read at several hooks.
+    activations at all of them, then the chat model's. One model alone can be read at several hooks. A hook per model,
+    for models of different depth, is named with `|`, as `blocks.1.hook_resid_post|blocks.3.hook_resid_post`.
 
     SAELens's `ActivationsStore`, training runners and `run_evals` accept it like any model. Add hooks with
     TransformerLens's own `hooks`, `run_with_hooks` and `add_hook`: a hook function gets the stacked activation
@@ -196,29 +201,24 @@ class HookedModelPair(SplicedModels):
     def layout_at(self, hook_name: str) -> StackedLayout:
         """The models' widths at a hook, measured by running one token."""
         self.validate_hook(hook_name)
-        token = torch.zeros(1, 1, dtype=torch.long)
-        hooks, read = split_hooks(hook_name), activations_of_models(self.members, token, hook_name, {})
-        widths = tuple(part.shape[-1] for parts in read for part in parts)
-        return StackedLayout(widths, hooks if len(hooks) > 1 else ())
+        return layout_of_models(self.members, hook_name)
 
     def validate_order(self, hook_name: str) -> None:
         """Raise a ValueError unless joined hooks are named in the order in which the models reach them."""
-        names, token = split_hooks(hook_name), torch.zeros(1, 1, dtype=torch.long)
-        reached = tuple(in_order_of_execution(self.base, token, names))
-        if reached != names:
-            raise ValueError(f"The models reach the hooks {names} in another order, {reached}: name them in that one.")
+        validate_order_of_hooks(self.members, hook_name)
 
     @validate_arguments
     def activations(
         self, tokens: Int[Tensor, "batch pos"], hook_name: str, **model_kwargs: Any
     ) -> Float[Tensor, "batch pos d_in"]:
-        """Stacked activations at a hook, or at joined ones; each model runs once and stops right after the last."""
+        """Stacked activations at a hook, or at joined ones; each model runs once and stops right after its last."""
         self.validate_hook(hook_name)
-        options: dict[str, Any] = {"stop_at_layer": stop_after(hook_name), "prepend_bos": False, **model_kwargs}
+        options: dict[str, Any] = {"prepend_bos": False, **model_kwargs}
         if not self.splices and not any(point.has_hooks(dir="fwd") for point in self.hook_dict.values()):
             parts = lean_activations(self.members, tokens, hook_name, options)
             if parts is not None:
                 return stack(parts)
+        options = {"stop_at_layer": stop_after(hook_of_model(hook_name, 0)), **options}
         return self.run_with_cache(tokens, names_filter=[hook_name], return_type=None, **options)[1][hook_name]
 
     @override
@@ -234,10 +234,9 @@ class HookedModelPair(SplicedModels):
 
         Each hook costs one more forward pass (up to its layer), which reads the activations to edit.
         """
-        edits = self._edits(tokens)
         outputs: list[Any] = []
-        for m, model in enumerate(self.members):
-            with replaced_activations(model, {name: parts[m] for name, parts in edits.items()}):
+        for model, edits in zip(self.members, self._edits(tokens), strict=True):
+            with replaced_activations(model, edits):
                 outputs.append(model(tokens.to(device_of(model)), return_type="logits", **kwargs))
         return stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
 
@@ -256,45 +255,36 @@ class HookedModelPair(SplicedModels):
         with self._caching_saes(names) as of_saes:
             edits = self._edits(tokens)
         names = [name for name in names if name not in of_saes]
-        hooks = list(dict.fromkeys(hook for name in names for hook in split_hooks(name)))
-        if "stop_at_layer" in kwargs:
-            kwargs["stop_at_layer"] = later_stop(kwargs["stop_at_layer"], names)
         outputs: list[Any] = []
         caches: list[dict[str, Tensor]] = []
-        with lower_layers_once(() if edits else self.members, kwargs):
+        options = dict(kwargs)
+        with lower_layers_once(() if any(edits) else self.members, kwargs):
             for m, model in enumerate(self.members):
-                with replaced_activations(model, {name: parts[m] for name, parts in edits.items()}):
-                    output, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=hooks, **kwargs)
+                hooks = list(dict.fromkeys(hook for name in names for hook in split_hooks(hook_of_model(name, m))))
+                if "stop_at_layer" in kwargs:
+                    options["stop_at_layer"] = stop_of_model(kwargs["stop_at_layer"], names, m)
+                with replaced_activations(model, edits[m]):
+                    output, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=hooks, **options)
                 outputs.append(output)
                 caches.append({name: cache[name] for name in hooks if name in cache})
-        output = stacked_outputs(outputs, tokens, return_type, loss_per_token, kwargs.get("stop_at_layer") is not None)
+        output = stacked_outputs(outputs, tokens, return_type, loss_per_token, options.get("stop_at_layer") is not None)
         if names_filter is None or callable(names_filter):  # a pattern skips hooks that did not run
             names = [name for name in names if all(is_stackable(cache.get(name)) for cache in caches)]
-        stacked = {
-            name: stack([cached_activation(cache, hook) for cache in caches for hook in split_hooks(name)])
-            for name in names
-        }
-        return output, stacked | of_saes
+        return output, {name: _stacked(caches, name) for name in names} | of_saes
 
-    def _edits(self, tokens: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """Edited activations by hook name, one per model, in the order in which the models reach the hooks.
-
-        Joined hooks are read in one pass, before any of them is edited.
-        """
+    def _edits(self, tokens: Tensor) -> list[dict[str, Tensor]]:
+        """Edited activations by hook name, for each model; SAEs that are attached edit too."""
         own = {name: self.hook_dict[name] for name in self._hooks_of_models()}
         hooked = [name for name, point in own.items() if name in self.splices or point.has_hooks(dir="fwd")]
-        edits: dict[str, tuple[Tensor, ...]] = {}
-        for name in in_order_of_execution(self.base, tokens, hooked):
-            hooks = split_hooks(name)
-            parts = [part for of_model in activations_of_models(self.members, tokens, name, edits) for part in of_model]
-            layout = StackedLayout(tuple(part.shape[-1] for part in parts))
-            stacked = layout.stack(parts)
-            n_changes = stacked._version
+
+        def edit(name: str, stacked: Tensor) -> Tensor:
             edited = self.hook_dict[name](stacked)
-            if name in self.splices:
-                edited = self.splices[name](edited, tokens)
-            if len(hooks) > 1 and edited is stacked and stacked._version == n_changes:
-                continue  # it was only read, so that later hooks still follow earlier edits
-            pieces = [piece.to(part) for piece, part in zip(layout.split(edited), parts, strict=True)]
-            edits |= {hook: tuple(pieces[i :: len(hooks)]) for i, hook in enumerate(hooks)}
-        return edits
+            return self.splices[name](edited, tokens) if name in self.splices else edited
+
+        return edits_of_models(self.members, tokens, hooked, edit)
+
+
+def _stacked(caches: Sequence[dict[str, Tensor]], name: str) -> Tensor:
+    """The models' activations at a hook, or at joined ones, side by side."""
+    of_models = [(cache, split_hooks(hook_of_model(name, m))) for m, cache in enumerate(caches)]
+    return stack([cached_activation(cache, hook) for cache, hooks in of_models for hook in hooks])

@@ -8,25 +8,33 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_crosscoder.arguments import validate_arguments
-from sae_lens_crosscoder.models.hook_access import validate_hook_name
-from sae_lens_crosscoder.stacking import split_hooks
+from sae_lens_crosscoder.models.hook_access import validate_hook_name, validate_hook_per_model
+from sae_lens_crosscoder.stacking import split_hooks, split_models
 
 
 class StackedHooks(HookedRootModule):
     """Hooks whose functions get stacked activations, under the names that all models share."""
 
+    members: Any
     hook_dict: dict[str, HookPoint]
     joined_hooks: set[str]
-    """Names of joined hooks that have a point of their own in `hook_dict`; a pattern of names leaves them out."""
+    """Names of joined hooks, and of a hook per model, that have a point of their own in `hook_dict`; a pattern of names
+    leaves them out."""
 
     @validate_arguments
     def validate_hook(self, hook_name: str) -> None:
-        """Raise a ValueError unless all models have the hook, or the joined hooks, and activations can be stacked."""
+        """Raise a ValueError unless all models have the hook, or the joined hooks, and activations can be stacked.
+
+        With a hook per model, each model must have its own.
+        """
         if hook_name in self.hook_dict:
             return
         names = split_hooks(hook_name)
-        for name in names:
-            validate_hook_name(name, self.hook_dict)
+        if len(split_models(hook_name)) > 1:
+            validate_hook_per_model(hook_name, self.members)
+        else:
+            for name in names:
+                validate_hook_name(name, self.hook_dict)
         if len(set(names)) < len(names):
             raise ValueError(f"The hook {hook_name!r} joins a hook with itself. Name every hook once.")
         self.joined_hooks.add(hook_name)

@@ -11,6 +11,7 @@ from sae_lens_crosscoder.models.sizes import ModelSize, model_size
 from sae_lens_crosscoder.planning.memory import MemoryItem, bytes_of, bytes_per_device, memory_items, n_parameters
 from sae_lens_crosscoder.planning.suggestions import USABLE_SHARE, Suggestion, overfull_devices, suggest
 from sae_lens_crosscoder.planning.timing import TimeEstimate, estimate_time
+from sae_lens_crosscoder.stacking import hook_of_model
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.validation import slow_precisions
 
@@ -116,21 +117,22 @@ def _model_sizes(cfg: CrosscoderRunnerConfig, folder: str | None) -> tuple[tuple
     """Sizes of the models that the run loads, and a note for each model whose config cannot be read."""
     sizes: list[ModelSize | None] = []
     notes: list[str] = []
-    for name in () if cfg.use_cached_activations else cfg.model_names:
+    for m, name in enumerate(() if cfg.use_cached_activations else cfg.model_names):
+        hook_name = hook_of_model(cfg.hook_name, m)
         try:
-            size = model_size(name, cfg.hook_name, cfg.model_class_name, folder)
+            size = model_size(name, hook_name, cfg.model_class_name, folder)
         except OSError as error:
             size, reason = None, str(error).splitlines()[0]
             notes.append(
                 f"Memory and time leave out {name}: its config cannot be read ({reason}). Put a config.json of such a "
                 "model into a folder, and give that folder as model_config."
             )
-        width = cfg.sae.d_models[len(sizes) * len(cfg.hook_names or (0,))]
+        width = cfg.sae.d_models[m * len(cfg.hook_names or (0,))]
         # The widths at other hooks are known only after loading.
-        if size is not None and size.d_model != width and "hook_resid" in cfg.hook_name:
+        if size is not None and size.d_model != width and "hook_resid" in hook_name:
             raise ValueError(
                 f"The crosscoder expects models of widths {tuple(cfg.sae.d_models)}, but {name} is {size.d_model} wide "
-                f"at {cfg.hook_name}: set d_models to the models' widths."
+                f"at {hook_name}: set d_models to the models' widths."
             )
         sizes.append(size)
     return tuple(sizes), notes

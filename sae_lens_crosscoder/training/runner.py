@@ -26,6 +26,7 @@ from sae_lens_crosscoder.crosscoders.folder import saving_crosscoder
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.training import TrainingCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.stacking import hook_of_model, split_hooks
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME, FolderChecksums
 from sae_lens_crosscoder.storage.locks import only_writer
 from sae_lens_crosscoder.storage.notes import write_note
@@ -157,9 +158,12 @@ class CrosscoderTrainingRunner(RunData):
                 crosscoder = sae_class(cfg)
         metadata = crosscoder.cfg.metadata
         metadata.model_name, metadata.chat_model_name = (*self.model_names, None)[:2]
-        if self.cfg.hook_names is not None or len(self.model_names) > 2:
-            hooks = self.cfg.hook_names or [self.cfg.hook_name]
-            named = [(name, hook) for name in self.model_names for hook in hooks]
+        named = [
+            (name, hook)
+            for m, name in enumerate(self.model_names)
+            for hook in split_hooks(hook_of_model(self.cfg.hook_name, m))
+        ]
+        if len(named) > 2 or len({hook for _, hook in named}) > 1:
             metadata.sources = [{"model_name": name, "hook_name": hook} for name, hook in named]
         metadata.pair_check = self.pair_check.to_dict()
         settings = self.cfg.to_dict()

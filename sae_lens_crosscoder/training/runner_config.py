@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import simple_parsing
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
@@ -25,9 +25,9 @@ from sae_lens_crosscoder.storage.secrets import validate_no_secrets
 from sae_lens_crosscoder.training.data.mix_settings import mix_from
 from sae_lens_crosscoder.training.devices import same_device
 from sae_lens_crosscoder.training.nested_configs import crosscoder_config, logging_config
-from sae_lens_crosscoder.training.several_hooks import DEFAULT_HOOK_NAME, set_several_hooks
+from sae_lens_crosscoder.training.several_hooks import DEFAULT_HOOK_NAME, set_hook_per_model, set_several_hooks
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig, default_dead_feature_window
-from sae_lens_crosscoder.training.validation import validate_dtype, validated_slice
+from sae_lens_crosscoder.training.validation import validate_data, validate_dtype, validated_slice
 
 _BATCHES_IN_BUFFER = 16
 
@@ -61,6 +61,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     hook_names: list[str] | None = simple_parsing.field(default=None, type=str, nargs="+")
     """Instead of `hook_name`: several hooks, in the order of the stack, at which every model is read in one forward
     pass. Every crosscoder gets a source for each model and hook; give its `d_model`, or `d_models` of all sources."""
+    model_hook_names: list[str] | None = simple_parsing.field(default=None, type=str, nargs="+")
+    """Instead of `hook_name`: one hook per model, in the order of the stack, for models of different depth."""
     mix: Any = simple_parsing.field(default=None, type=mix_from)
     """Instead of `dataset_path`: a `DataMix` of several sources of text and conversations. On the command line, and
     wherever a mix is read, JSON of its fields, or the name of a JSON file."""
@@ -113,6 +115,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     @override
     def __post_init__(self) -> None:
         validate_config(self)
+        set_hook_per_model(self)
         set_several_hooks(self)
         if (self.sae is None) == (self.saes is None):
             raise ValueError("Pass exactly one of `sae` (one crosscoder) and `saes` (several by name).")
@@ -130,7 +133,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         self.mix = mix_from(self.mix)
         self.logger = logging_config(self.logger)
         self.seqpos_slice = validated_slice(self.seqpos_slice, self.context_size)
-        self._validate_data()
+        validate_data(self)
         self._validate_settings()
         if self.prefetch_llm_batches is None:
             self.prefetch_llm_batches = self._has_a_device_for_the_models  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -148,34 +151,6 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         base_device = self.llm_device or self.device
         devices = (base_device, self.chat_device or base_device)[: len(self.model_names)]
         return not all(same_device(device, self.device) for device in devices)
-
-    def _validate_data(self) -> None:
-        if self.mix is not None and self.dataset_path:
-            raise ValueError(f"Give either a mix or dataset_path={self.dataset_path!r}, not both.")
-        if self.mix is not None and self.use_chat_formatting:
-            raise ValueError(
-                "use_chat_formatting=True applies to dataset_path. In a mix, kind='conversations' makes a source's "
-                "rows be rendered with the chat template."
-            )
-        if self.chat_model_name is None and self.mix is not None and "answers" in {s.kind for s in self.mix.sources}:
-            raise ValueError(
-                "kind='answers' needs a chat model beside the base model, but chat_model_name=None. Use another kind."
-            )
-        if self.more_model_names and self.chat_model_name is None:
-            raise ValueError(
-                f"more_model_names={self.more_model_names} come after a chat model, but chat_model_name=None. Name the "
-                "first of them as chat_model_name."
-            )
-        if self.more_model_names and self.mix is not None and "answers" in {s.kind for s in self.mix.sources}:
-            raise ValueError(
-                f"kind='answers' is for two models, but more_model_names={self.more_model_names}. Use another kind."
-            )
-        if self.packing not in get_args(PackingRule):
-            raise ValueError(f"packing={self.packing!r} is not one of {get_args(PackingRule)}.")
-        if self.packing == "one_document" and self.disable_concat_sequences:
-            raise ValueError(
-                "disable_concat_sequences=True leaves short documents out; packing='one_document' pads them: use one."
-            )
 
     def _validate_settings(self) -> None:
         validate_minimums(self, training_tokens=1, train_batch_size_tokens=1, context_size=1)

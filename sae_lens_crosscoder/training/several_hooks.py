@@ -4,9 +4,36 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sae_lens_crosscoder.stacking import join_hooks, split_hooks
+from sae_lens_crosscoder.models.hook_access import validate_one_hook_each
+from sae_lens_crosscoder.stacking import join_hooks, join_models, split_hooks, split_models
 
 DEFAULT_HOOK_NAME = "blocks.13.hook_resid_post"
+
+
+def set_hook_per_model(cfg: Any) -> None:
+    """Join a runner config's `model_hook_names` to one `hook_name`.
+
+    Raises:
+        ValueError: unless there is one hook per model, and no other choice of hooks.
+    """
+    if cfg.model_hook_names is None:
+        if len(split_models(cfg.hook_name)) == 1:
+            return
+        cfg.model_hook_names = list(split_models(cfg.hook_name))
+    if len(cfg.model_hook_names) != len(cfg.model_names):
+        raise ValueError(
+            f"model_hook_names={cfg.model_hook_names} names {len(cfg.model_hook_names)} hooks for "
+            f"{len(cfg.model_names)} models, {', '.join(cfg.model_names)}. Name one per model, in their order."
+        )
+    joined = join_models(cfg.model_hook_names)
+    if cfg.hook_name not in (DEFAULT_HOOK_NAME, joined):
+        raise ValueError(f"Give either hook_name={cfg.hook_name!r} or model_hook_names, not both.")
+    if cfg.hook_names is not None:
+        raise ValueError(
+            f"Give either hook_names={cfg.hook_names}, at which every model is read, or model_hook_names, not both."
+        )
+    cfg.hook_name = joined
+    validate_one_hook_each(joined, len(cfg.model_names))
 
 
 def set_several_hooks(cfg: Any) -> None:

@@ -3,11 +3,12 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from sae_lens.constants import DTYPE_MAP
 
+from sae_lens_crosscoder.data.packing import PackingRule
 from sae_lens_crosscoder.models.devices import is_slow_in_bfloat16
 
 _MOST_POSITIONS = 2**24  # SAELens lists them
@@ -82,3 +83,33 @@ def slow_precisions(cfg: Any) -> list[str]:
         for name, names in devices.items()
         if any(is_slow_in_bfloat16(device) for device in names)
     ]
+
+
+def validate_data(cfg: Any) -> None:
+    """Raise a ValueError if a runner config's fields for models and data do not fit each other."""
+    if cfg.mix is not None and cfg.dataset_path:
+        raise ValueError(f"Give either a mix or dataset_path={cfg.dataset_path!r}, not both.")
+    if cfg.mix is not None and cfg.use_chat_formatting:
+        raise ValueError(
+            "use_chat_formatting=True applies to dataset_path. In a mix, kind='conversations' makes a source's "
+            "rows be rendered with the chat template."
+        )
+    if cfg.chat_model_name is None and cfg.mix is not None and "answers" in {s.kind for s in cfg.mix.sources}:
+        raise ValueError(
+            "kind='answers' needs a chat model beside the base model, but chat_model_name=None. Use another kind."
+        )
+    if cfg.more_model_names and cfg.chat_model_name is None:
+        raise ValueError(
+            f"more_model_names={cfg.more_model_names} come after a chat model, but chat_model_name=None. Name the "
+            "first of them as chat_model_name."
+        )
+    if cfg.more_model_names and cfg.mix is not None and "answers" in {s.kind for s in cfg.mix.sources}:
+        raise ValueError(
+            f"kind='answers' is for two models, but more_model_names={cfg.more_model_names}. Use another kind."
+        )
+    if cfg.packing not in get_args(PackingRule):
+        raise ValueError(f"packing={cfg.packing!r} is not one of {get_args(PackingRule)}.")
+    if cfg.packing == "one_document" and cfg.disable_concat_sequences:
+        raise ValueError(
+            "disable_concat_sequences=True leaves short documents out; packing='one_document' pads them: use one."
+        )

@@ -17,6 +17,7 @@ from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report import Comparison
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
+from sae_lens_crosscoder.stacking import hook_of_model
 
 _EFFECTS = ["kl_change_added", "kl_change_removed", "raises", "lowers"]
 _TABLE_COLUMNS = ["exclusive", "verdict", "user_label", "explanation"]
@@ -86,7 +87,7 @@ def _with_effects(
     table = shown.assign(delta_norm=delta_norm(norms).tolist(), label=labels_of(norms))
     if latents is not None:
         table = table.join(latents[[name for name in _TABLE_COLUMNS if name in latents]])
-    if len(shown) and can_resume(pair.chat, hook_name_of(crosscoder)):
+    if len(shown) and can_resume(pair.chat, hook_of_model(hook_name_of(crosscoder), len(pair.members) - 1)):
         # `latent_effects` measures the prediction of the last token, whose id does not matter.
         tokens = torch.cat([prompt, prompt[:, -1:]], dim=1)
         last = torch.zeros_like(tokens, dtype=torch.bool)

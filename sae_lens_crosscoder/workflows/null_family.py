@@ -23,6 +23,7 @@ from sae_lens_crosscoder.crosscoders.compared import validate_two_models
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
 from sae_lens_crosscoder.models.loading import add_jitter
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.stacking import hook_of_model
 from sae_lens_crosscoder.training.recipe import TrainingRecipe
 
 NullPairKind = Literal["jittered", "shuffled", "other_text"]
@@ -108,7 +109,7 @@ class NullFamily:
         """
         crosscoder = validate_inference(crosscoder, "null_family")
         validate_two_models(crosscoder, "null_family")
-        hook_name = hook_name_of(crosscoder)
+        hook_name = hook_of_model(hook_name_of(crosscoder), 0)  # null pairs are made from the base model
         tokens, token_mask = data.contexts
         recipe = recipe or TrainingRecipe.of(crosscoder, str(crosscoder.W_dec.device))
         uses: list[LatentUse] = []

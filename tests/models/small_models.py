@@ -25,10 +25,18 @@ def some_tokens(n_prompts: int = 2, n_pos: int = 12, d_vocab: int = 50, seed: in
     return torch.randint(0, d_vocab, (n_prompts, n_pos), generator=torch.Generator().manual_seed(seed))
 
 
-def random_hooked_transformer(d_model: int, seed: int, d_vocab: int = 50) -> HookedTransformer:
+def random_hooked_transformer(d_model: int, seed: int, d_vocab: int = 50, n_layers: int = 2) -> HookedTransformer:
     """Without a tokenizer."""
     config = HookedTransformerConfig(
-        n_layers=2, d_model=d_model, n_heads=2, d_head=8, d_mlp=32, n_ctx=32, d_vocab=d_vocab, act_fn="relu", seed=seed
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=2,
+        d_head=8,
+        d_mlp=32,
+        n_ctx=32,
+        d_vocab=d_vocab,
+        act_fn="relu",
+        seed=seed,
     )
     return HookedTransformer(config).eval()
 

@@ -20,7 +20,7 @@ from sae_lens_crosscoder.activations.pair_check import (
 )
 from sae_lens_crosscoder.data.token_mask import validate_padding
 from sae_lens_crosscoder.models.adapter_files import share_weights
-from sae_lens_crosscoder.models.hook_access import validate_hook_name
+from sae_lens_crosscoder.models.hook_access import validate_hook_name, validate_one_hook_each
 from sae_lens_crosscoder.models.loading import (
     load_model,
     load_tokenizer,
@@ -33,7 +33,7 @@ from sae_lens_crosscoder.models.token_replacements import (
     replacement_ids,
     validate_ids_of,
 )
-from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
+from sae_lens_crosscoder.stacking import StackedLayout, hook_of_model, split_hooks
 from sae_lens_crosscoder.storage.checksums import fingerprint
 
 Loader = Callable[[], nn.Module]
@@ -96,17 +96,19 @@ class CacheModels:
                 f"There is one model and one hook, {hook_name!r}: a crosscoder reads several activations. Pass two "
                 "models, or join several hooks by '+'."
             )
+        validate_one_hook_each(hook_name, len(sources.loaders))
         validate_padding(tokens, token_mask, sources.tokenizer)
         looked_at = LookedAt.of(tokens[:N_CONTEXTS], token_mask[:N_CONTEXTS], sources.tokenizer)
         weights: list[str] = []
         views: list[ModelView] = []
         names = StackedLayout((1,) * len(sources.loaders)).names
-        for name, load in zip(names, sources.loaders, strict=True):
+        for m, (name, load) in enumerate(zip(names, sources.loaders, strict=True)):
             model: Any = load()
-            for each in split_hooks(hook_name):
+            hook = hook_of_model(hook_name, m)
+            for each in split_hooks(hook):
                 validate_hook_name(each, model.hook_dict)
             validate_ids_of(model, f"the {name} model", tokens, {} if name == names[-1] else sources.replaced_ids)
-            views.append(view(model, name, looked_at, hook_name))
+            views.append(view(model, name, looked_at, hook))
             weights.append(fingerprint(model.parameters()))
             del model  # before the next one is loaded
         return cls(

@@ -32,6 +32,7 @@ from sae_lens_crosscoder.data.token_mask import as_token_mask
 from sae_lens_crosscoder.models.adapters import lower_layers_once, shared_model_of
 from sae_lens_crosscoder.models.hook_access import activation_at
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.stacking import hook_of_model
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 _TOKENS_PER_SHARD = 65_536
@@ -198,8 +199,9 @@ def _write_models(
         for shard, names in _written_in_step(missing, models):
             paths = [part_path(folder, shard, name) for name in names]
             batches = zip(*(part.split(batch_size) for part in shards[shard]), strict=True)
-            readers = [models[name] for name in names]
-            rows = (_rows(readers, batch, manifest.hook_name, DTYPES[manifest.dtype], paths) for batch in batches)
+            places = {name: m for m, name in enumerate(manifest.layout.of_models.names)}
+            readers = [(models[name], hook_of_model(manifest.hook_name, places[name])) for name in names]
+            rows = (_rows(readers, batch, DTYPES[manifest.dtype], paths) for batch in batches)
             for name, sha256 in zip(names, write_parts(paths, rows), strict=True):
                 manifest.add_checksums(folder, name, {shard: sha256})
             progress.update(len(names))
@@ -216,13 +218,13 @@ def _written_in_step(missing: Sequence[tuple[int, str]], models: Mapping[str, An
 
 @torch.no_grad()
 def _rows(
-    models: Sequence[Any], prompts: Prompts, hook_name: str, dtype: torch.dtype, paths: Sequence[Path]
+    readers: Sequence[tuple[Any, str]], prompts: Prompts, dtype: torch.dtype, paths: Sequence[Path]
 ) -> list[Float[Tensor, "token d_model"]]:
-    """Each model's activations of the tokens in the mask; layers that models share run once."""
+    """Each model's activations, at its hook, of the tokens in the mask; layers that models share run once."""
     tokens, mask = prompts
     parts: list[Tensor] = []
-    with lower_layers_once(models, ()):
-        for model, path in zip(models, paths, strict=True):
+    with lower_layers_once([model for model, _ in readers], ()):
+        for (model, hook_name), path in zip(readers, paths, strict=True):
             activations = activation_at(model, tokens.long(), hook_name)
             parts.append(activations[mask.to(activations.device)].to(dtype))
             if not torch.isfinite(parts[-1]).all():

@@ -14,6 +14,7 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_
 from sae_lens_crosscoder.data.token_mask import validate_padding
 from sae_lens_crosscoder.models.hook_access import cached_activation, device_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.stacking import hook_of_model
 
 _FIRST_HOOK = "blocks.0.hook_resid_pre"
 
@@ -25,6 +26,7 @@ class ResponseBatch:
     model: Any
     """The chat model."""
     hook_name: str
+    """The chat model's."""
     rows: Int[Tensor, " row"]
     """The conversations' indices."""
     tokens: Int[Tensor, "row pos"]
@@ -71,6 +73,7 @@ def response_batches(
     """
     hook_name, device, limits = hook_name_of(crosscoder), device_of(pair.chat), crosscoder.trained_limits
     validate_padding(responses.tokens, None, pair.tokenizer)
+    hook_of_chat = hook_of_model(hook_name, len(pair.members) - 1)
     for rows in torch.arange(len(responses)).split(batch_size)[n_skipped:]:
         tokens = responses.tokens[rows.to(responses.tokens.device)]
         stacked = pair.activations(tokens, hook_name)
@@ -80,4 +83,6 @@ def response_batches(
             parts = [torch.where(used, part, parts[-1]) for part in parts]
         response = responses.response[rows.to(responses.response.device)]
         predicts = response.roll(-1, dims=1)  # the first token is never scored, so nothing wraps around
-        yield ResponseBatch(pair.chat, hook_name, rows, tokens.to(device), predicts.to(device), stacked, tuple(parts))
+        yield ResponseBatch(
+            pair.chat, hook_of_chat, rows, tokens.to(device), predicts.to(device), stacked, tuple(parts)
+        )

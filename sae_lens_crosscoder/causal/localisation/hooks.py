@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.stacking import split_models
 
 MAX_HOOKS = 32
 _AFTER_BLOCK = re.compile(r"(?:blocks\.(\d+)\.hook_resid_post|(?:\w+\.)*(?:layers|h)\.(\d+))")
@@ -54,4 +55,9 @@ def validate_hooks(pair: HookedModelPair, hook_names: Sequence[str]) -> None:
     if not hook_names:
         raise ValueError("`hook_names` is empty: name at least one hook, such as 'blocks.0.hook_resid_post'.")
     for hook_name in hook_names:
+        if len(split_models(hook_name)) > 1:
+            raise ValueError(
+                f"hook_names has a hook per model, {hook_name!r}, but the models' residual streams are compared at the "
+                "same hooks. Name hooks that both models have."
+            )
         pair.validate_hook(hook_name)

@@ -13,6 +13,7 @@ from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.continuing import patched_logs
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.stacking import hook_of_model
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def steering_effects(
         base_log, chat_log = (log_probs(logits[..., m, :][at_last.to(logits.device)]) for m in (0, -1))
         base = cache[hook_name][..., : directions.shape[-1]]
         added = at_last.to(base)[..., None] * directions.to(base)[:, None, None]
-        steered = patched_logs(pair.base, base + added, hook_name, batch, at_last, base_log)
+        steered = patched_logs(pair.base, base + added, hook_of_model(hook_name, 0), batch, at_last, base_log)
         to_chat, from_base = (
             kl_divergence(chat_log.expand_as(steered), steered),
             kl_divergence(base_log.expand_as(steered), steered),

@@ -22,7 +22,7 @@ from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.models.hook_access import validate_hook_name
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.patch_state import PatchState
-from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
+from sae_lens_crosscoder.stacking import StackedLayout, hook_of_model, split_hooks
 
 HookFunction = Callable[..., Tensor | None]
 
@@ -80,11 +80,12 @@ def patched(
         return
     if not hasattr(host, "hook_dict"):
         raise ValueError(f"host is a {type(host).__name__}, expected a HookedModelPair or one of its models.")
-    hook_names, layout = split_hooks(hook_name_of(crosscoder)), crosscoder.layout
-    for hook_name in hook_names:
-        validate_hook_name(hook_name, host.hook_dict)
+    layout = crosscoder.layout
     name = layout.of_models.names[0] if layout.n_models == 1 else model
     _validate_single_model(how, name, read_by)
+    hook_names = split_hooks(hook_of_model(hook_name_of(crosscoder), layout.of_models.names.index(str(name))))
+    for hook_name in hook_names:
+        validate_hook_name(hook_name, host.hook_dict)
     deltas = edit.deltas(None)
     at_hooks = [_model_hook(deltas[place], positions) for place in layout.of_model(str(name))]
     with host.hooks(fwd_hooks=list(zip(hook_names, at_hooks, strict=True))):

@@ -5,6 +5,7 @@ from sae_lens_crosscoder.crosscoders.compared import validate_two_models
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_one_hook
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.stacking import hook_of_model
 
 
 def validate_handover(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> str:
@@ -22,4 +23,5 @@ def validate_handover(crosscoder: InferenceCrosscoder, pair: HookedModelPair) ->
 
 def validate_continuing(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> None:
     """Raise a ValueError unless the chat model's layers after the hook can run alone from the base activation."""
-    validate_resumable(pair.chat, validate_handover(crosscoder, pair))
+    hook_name = validate_handover(crosscoder, pair)
+    validate_resumable(pair.chat, hook_of_model(hook_name, len(pair.members) - 1))

@@ -23,7 +23,7 @@ from sae_lens_crosscoder.report.export.neuronpedia_rows import (
     feature_row,
     jsonl,
 )
-from sae_lens_crosscoder.stacking import StackedLayout
+from sae_lens_crosscoder.stacking import StackedLayout, hook_of_model
 from sae_lens_crosscoder.storage.atomic import atomic_folder
 
 DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
@@ -83,7 +83,7 @@ def write_neuronpedia(
         )
     source = Source(
         model_id=slug(_last_part(manifest["models"][m])) if model_id is None else model_id,
-        source_id=f"{_layer(manifest['hook_name'])}-{source_set}",
+        source_id=f"{_layer(hook_of_model(manifest['hook_name'], m))}-{source_set}",
         source_set=source_set,
         creator_id=creator_id,
         model=model,
