@@ -34,6 +34,8 @@ from sae_lens_crosscoder.analysis.tables.interpretations import Interpretations,
 from sae_lens_crosscoder.analysis.tables.user_labels import load_labels, save_label
 from sae_lens_crosscoder.analysis.use.latent_use import latent_use
 from sae_lens_crosscoder.analysis.use.result import LatentUse
+from sae_lens_crosscoder.analysis.weights.diagnose_weights import diagnose_weights
+from sae_lens_crosscoder.analysis.weights.result import WeightDiagnosis
 
 __all__ = [
     "CLASS_BORDERS",
@@ -55,6 +57,7 @@ __all__ = [
     "PaperTables",
     "PhraseChange",
     "TargetEnergies",
+    "WeightDiagnosis",
     "activation_divergence",
     "activation_profiles",
     "agreement",
@@ -66,6 +69,7 @@ __all__ = [
     "decoupled_pairs",
     "delta_norm",
     "diagnose",
+    "diagnose_weights",
     "difference_pca",
     "difference_rows",
     "difference_shares",

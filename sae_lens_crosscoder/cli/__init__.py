@@ -16,7 +16,7 @@ COMMANDS = {
     "plan": "Show what training needs (memory, disk, time), and what would make it fit.",
     "train": "Train crosscoders on a pair of models, and diagnose them on held-out tokens.",
     "cache": "Write a run's activations to disk before training.",
-    "diagnose": "Diagnose a trained crosscoder again, on the rows that its training held out.",
+    "diagnose": "Diagnose a crosscoder on held-out rows, on data that you name, or from its weights alone.",
     "causal": "Patch latents from the chat into the base model, and measure the KL divergence from the chat model.",
     "report": "Write one HTML page about all latents of one or several crosscoders.",
     "paper-report": "Make every table and figure of the paper for any crosscoder, beside the paper's numbers.",

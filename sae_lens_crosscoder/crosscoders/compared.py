@@ -32,8 +32,7 @@ class ComparedSources:
         """Compare two sources by name; see `source_places`."""
         places = source_places(crosscoder, models)
         names = crosscoder.layout.names
-        norms = crosscoder.decoder_norms.detach()
-        absent = norms[:, list(places)].amax(dim=1) < _ABSENT * norms.amax(dim=1)
+        absent = absent_from(crosscoder.decoder_norms.detach(), places)
         return cls((names[places[0]], names[places[1]]), places, _decoders_of(crosscoder, places), absent)
 
     absent: Bool[Tensor, " d_sae"]
@@ -65,6 +64,15 @@ def source_places(crosscoder: InferenceCrosscoder, models: Sequence[str]) -> tup
         )
     first, second = (place for place in places if place is not None)
     return first, second
+
+
+def absent_from(norms: Float[Tensor, "d_sae source"], places: Sequence[int]) -> Bool[Tensor, " d_sae"]:
+    """True for latents that are in none of these sources: below 0.2 times their largest decoder norm.
+
+    >>> absent_from(torch.tensor([[1.0, 0.1, 0.1], [1.0, 1.0, 0.1]]), (1, 2))
+    tensor([ True, False])
+    """
+    return norms[:, list(places)].amax(dim=1) < _ABSENT * norms.amax(dim=1)
 
 
 def cut_to(

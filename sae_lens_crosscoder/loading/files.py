@@ -47,6 +47,17 @@ def find_weights(path: Path) -> list[Path]:
     return files
 
 
+def validate_no_language_model(path: Path) -> None:
+    """Raise a ValueError for the folder of a language model, or a file in it, by its config.json."""
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    fields = load_json(config) if config.exists() else {}
+    if isinstance(fields.get("model_type"), str) and "architectures" in fields:
+        raise ValueError(
+            f"{path} is a language model (model_type={fields['model_type']!r:.40}), not a crosscoder: pass the folder "
+            "or Hub id of a crosscoder, and the models by name."
+        )
+
+
 def _parts(folder: Path) -> list[Path]:
     """The files of a Gemma Scope 2 crosscoder, by layer; none may be missing between the first and the last."""
     found = {int(match.group(1)): file for file in folder.iterdir() if (match := PART.fullmatch(file.name))}

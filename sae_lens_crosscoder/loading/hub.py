@@ -7,11 +7,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
-from sae_lens_crosscoder.loading.files import SHARD_INDEX, SUFFIXES, WEIGHTS_NAMES
+from sae_lens_crosscoder.loading.files import SHARD_INDEX, SUFFIXES, WEIGHTS_NAMES, validate_no_language_model
 from sae_lens_crosscoder.loading.formats.settings import SETTINGS_NAMES
 from sae_lens_crosscoder.storage.checksums import CHECKSUMS_FILENAME
 
 _PARTS = ("params_layer_*.safetensors", SHARD_INDEX, "model-*-of-*.safetensors")
+_OURS = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, CHECKSUMS_FILENAME)
+_NAMES = (*_OURS, *WEIGHTS_NAMES, *SETTINGS_NAMES, *_PARTS)
 
 
 def download(hub_id: str, names: Sequence[str] = (), force_download: bool = False) -> Path:
@@ -34,18 +36,26 @@ def download(hub_id: str, names: Sequence[str] = (), force_download: bool = Fals
     if target.endswith(SUFFIXES):
         folder, _, name = target.rpartition("/")
         names = [name, f"{Path(name).stem}_cfg.json", *SETTINGS_NAMES]
-    ours = [SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, CHECKSUMS_FILENAME]
-    names = names or [*ours, *WEIGHTS_NAMES, *SETTINGS_NAMES, *_PARTS]
     prefix = f"{folder}/" if folder else ""
-    wanted = sorted({prefix + name for name in names})
+    if not names:
+        names = _NAMES
+        root = _snapshot(hub_id, [f"{prefix}config.json"], force_download)
+        if (settings := Path(root, folder)).is_dir():
+            validate_no_language_model(settings)  # before its weights, which may be many gigabytes
+    root = _snapshot(hub_id, sorted({prefix + name for name in names}), force_download)
+    path = Path(root, target)
+    if not path.exists():
+        raise ValueError(f"The Hub repository {'/'.join(parts[:2])} has no crosscoder at {target!r}.")
+    return path
+
+
+def _snapshot(hub_id: str, wanted: Sequence[str], force_download: bool) -> str:
     try:
-        root = snapshot_download("/".join(parts[:2]), allow_patterns=wanted, force_download=force_download)
+        return snapshot_download(
+            "/".join(hub_id.split("/")[:2]), allow_patterns=[*wanted], force_download=force_download
+        )
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"{hub_id!r} was not found in {Path.cwd()}, on the Hub or in its cache: check the spelling, the "
             "connection, and your login if the repository is private."
         ) from error
-    path = Path(root, target)
-    if not path.exists():
-        raise ValueError(f"The Hub repository {'/'.join(parts[:2])} has no crosscoder at {target!r}.")
-    return path

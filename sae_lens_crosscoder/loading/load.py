@@ -13,7 +13,12 @@ from torch import Tensor
 
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
-from sae_lens_crosscoder.loading.files import WEIGHTS_NAMES, find_weights, load_foreign_file
+from sae_lens_crosscoder.loading.files import (
+    WEIGHTS_NAMES,
+    find_weights,
+    load_foreign_file,
+    validate_no_language_model,
+)
 from sae_lens_crosscoder.loading.formats.assembly import canonical_state, warn_of_assumptions
 from sae_lens_crosscoder.loading.formats.crosscode import convert_crosscode
 from sae_lens_crosscoder.loading.formats.dedicated_features import convert_dedicated_features
@@ -191,6 +196,7 @@ def _convert(weights: list[Path], dtype: torch.dtype, options: ForeignOptions) -
     file = load_foreign_file(weights, dtype)
     layout = options.format or recognise(file.tensors, file.settings, file.path.name)
     if layout is None:
+        validate_no_language_model(file.path)
         raise ValueError(
             f"{file.path} has an unknown layout, with the tensors {printable_names(file.tensors) or '(none)'}. Known "
             f"are {known_layouts()}."

@@ -11,6 +11,7 @@ from sae_lens_crosscoder.report.pages.audit import write_audit
 from sae_lens_crosscoder.report.pages.effects import write_effects
 from sae_lens_crosscoder.report.pages.first_look import write_first_look
 from sae_lens_crosscoder.report.pages.report import write_report
+from sae_lens_crosscoder.report.pages.weights import write_weights
 
 __all__ = [
     "Comparison",
@@ -29,4 +30,5 @@ __all__ = [
     "write_images",
     "write_neuronpedia",
     "write_report",
+    "write_weights",
 ]

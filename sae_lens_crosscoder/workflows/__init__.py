@@ -6,6 +6,7 @@ from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, run_ca
 from sae_lens_crosscoder.workflows.changed import changed
 from sae_lens_crosscoder.workflows.compare import compare
 from sae_lens_crosscoder.workflows.demo import DemoConfig, run_demo
+from sae_lens_crosscoder.workflows.diagnose_folder import DiagnoseConfig, run_diagnose
 from sae_lens_crosscoder.workflows.difference_sae import train_difference_sae
 from sae_lens_crosscoder.workflows.explore import explore
 from sae_lens_crosscoder.workflows.first_look import first_look
@@ -18,6 +19,7 @@ __all__ = [
     "AuditConfig",
     "CausalConfig",
     "DemoConfig",
+    "DiagnoseConfig",
     "LookConfig",
     "NullFamily",
     "NullPair",
@@ -32,6 +34,7 @@ __all__ = [
     "push_to_hub",
     "run_causal",
     "run_demo",
+    "run_diagnose",
     "run_look",
     "run_paper_report",
     "train_difference_sae",

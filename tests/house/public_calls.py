@@ -283,6 +283,7 @@ OF_TENSORS = {
     "correlations": lambda w: dict(latents=w.latents),
     "counts_below": lambda w: dict(latents=w.latents),
     "decoupled_pairs": lambda w: dict(crosscoder=w.crosscoder, latents=w.latents),
+    "diagnose_weights": lambda w: dict(crosscoder=w.crosscoder),
     "layers_found": lambda w: dict(crosscoder=w.over_layers, world=slc.synthetic.LayeredWorld(2, 2, 8)),
     "delta_norm": lambda w: dict(norms=w.crosscoder.decoder_norms),
     "difference_pca": lambda w: dict(rows=w.rows, n_components=2),
@@ -314,6 +315,9 @@ OF_TENSORS = {
     ),
     "write_report": lambda w: dict(
         diagnoses={"one": w.diagnosis}, path=w.folder / "r.html", comparison=w.latents.head(2).astype(str)
+    ),
+    "write_weights": lambda w: dict(
+        diagnosis=slc.analysis.diagnose_weights(w.crosscoder), path=w.folder / "weights.html"
     ),
     "write_explorer": lambda w: dict(explorations={"one": w.exploration}, path=w.folder / "e.html"),
     "write_neuronpedia": lambda w: dict(exploration=w.exploration, folder=w.folder / "n", source_set="s", model_id="m"),

@@ -334,14 +334,13 @@ def test_saelens_reads_it_from_the_hub_with_options(tmp_path, monkeypatch, sae_i
     LAYOUTS["B"].write(tmp_path / sae_id)
 
     def download(repo_id, allow_patterns, force_download):
-        asked.extend([repo_id, force_download])
-        assert any(pattern.endswith("model.safetensors") for pattern in allow_patterns)
+        asked.append((repo_id, force_download, any(name.endswith("model.safetensors") for name in allow_patterns)))
         return str(tmp_path)
 
     monkeypatch.setattr(module, "snapshot_download", download)
     converter = partial(slc.loading.crosscoder_huggingface_loader, theta=4.0, hook_name="here")
     crosscoder = SAE.from_pretrained("owner/name", sae_id, converter=converter, dtype="float64", force_download=True)
-    assert asked == ["owner/name", True]
+    assert asked == [("owner/name", True, False), ("owner/name", True, True)]  # the config, and then the weights
     assert_same_function(crosscoder, Layout(batchtopk(4.0)))
     assert crosscoder.cfg.metadata.hook_name == "here"
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from sae_lens import LoggingConfig, SAEConfig, TrainingSAEConfig
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.cli.diagnose import DiagnoseConfig
 from sae_lens_crosscoder.cli.plan import PlanOptions
 from sae_lens_crosscoder.crosscoders import l1
 from sae_lens_crosscoder.loading.formats.foreign import ForeignOptions
@@ -29,6 +28,7 @@ from sae_lens_crosscoder.synthetic.worlds import world_a
 from sae_lens_crosscoder.training.checkpoints.run_checkpoints import RUN_STATE_FILENAME
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig
 from sae_lens_crosscoder.workflows.demo import DemoConfig
+from sae_lens_crosscoder.workflows.diagnose_folder import DiagnoseConfig
 from sae_lens_crosscoder.workflows.explore_folder import ReportConfig
 from sae_lens_crosscoder.workflows.interpret_folder import InterpretConfig
 from sae_lens_crosscoder.workflows.look import LookConfig

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.crosscoders.compared import absent_from
 from sae_lens_crosscoder.stacking import StackedLayout
 
 CLASS_BORDERS = (0.1, 0.4, 0.6, 0.9)
@@ -41,6 +42,30 @@ def norms_of_pair(
     if not layout.is_pair:
         return torch.full_like(norms, torch.nan)
     return norms if absent is None else norms.masked_fill(absent[:, None], torch.nan)
+
+
+def pairs_by_name(layout: StackedLayout) -> dict[str, tuple[int, int]]:
+    """Places of the sources that Delta_norm can compare: every model beside the first, hook by hook.
+
+    >>> pairs_by_name(StackedLayout((2, 2, 2, 2), hook_names=("early", "late")))
+    {'chat@early': (0, 2), 'chat@late': (1, 3)}
+    >>> pairs_by_name(StackedLayout((2, 2), hook_names=("early", "late")))
+    {}
+    """
+    n_hooks = max(1, len(layout.hook_names))
+    return {layout.names[place]: (place % n_hooks, place) for place in range(n_hooks, layout.n_sources)}
+
+
+def delta_norms(norms: Float[Tensor, "d_sae source"], layout: StackedLayout) -> dict[str, Float[Tensor, " d_sae"]]:
+    """Delta_norm of every model beside the first, hook by hook, by the name of the second source.
+
+    nan for a latent that is absent from both sources: below 0.2 times its largest decoder norm.
+    """
+    deltas: dict[str, Tensor] = {}
+    for name, places in pairs_by_name(layout).items():
+        absent = absent_from(norms, places)
+        deltas[name] = delta_norm(norms[:, list(places)].masked_fill(absent[:, None], torch.nan))
+    return deltas
 
 
 def label(delta: float) -> str:

@@ -9,7 +9,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.analysis.changed.rho import rho_of
-from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED, delta_norm, labels_of, norms_of_pair
+from sae_lens_crosscoder.analysis.diagnosis.classes import (
+    ONE_SIDED,
+    delta_norm,
+    labels_of,
+    norms_of_pair,
+)
+from sae_lens_crosscoder.analysis.diagnosis.directions import cosines, delta_norm_columns
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
 from sae_lens_crosscoder.analysis.diagnosis.verdict import (
@@ -60,7 +66,7 @@ def latent_table(
     columns: dict[str, Tensor] = {"delta_norm": delta_norm(compared)}
     for name, norm in zip(crosscoder.layout.names, norms.unbind(dim=-1), strict=True):
         columns[f"dec_norm_{name}"] = norm
-    columns |= _cosines(crosscoder)
+    columns |= cosines(crosscoder, (BASE, CHAT) if crosscoder.layout.is_pair else None)
     columns["rho"] = rho_of(crosscoder)
     columns |= {
         "n_active": n_active,
@@ -84,6 +90,7 @@ def latent_table(
     table["nu_kind"] = nu_kind(crosscoder)
     if hook_names := crosscoder.layout.hook_names:
         table.insert(2, "hook_read", [hook_names[hook] for hook in crosscoder.hooks_read.tolist()])
+        table = table.assign(**delta_norm_columns(crosscoder))
     if (partition := crosscoder.cfg.partition) is not None:
         table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
@@ -170,24 +177,3 @@ def _centred_columns(centred: CentredScaling) -> dict[str, Tensor]:
         for target in ("error", "reconstruction"):
             columns[f"nu_{target}_centred{suffix}"] = centred.nu(target, probe)
     return columns
-
-
-def _cosines(crosscoder: InferenceCrosscoder) -> dict[str, Tensor]:
-    """Cosine between the models' decoders and encoders, nan where there is none, and the encoders' norm ratio."""
-    layout = crosscoder.layout
-    if not layout.same_width or not layout.is_pair:
-        missing = torch.full((crosscoder.cfg.d_sae,), float("nan"))
-        return {"cos_sim": missing, "enc_cos_sim": missing, "enc_norm_ratio": missing}
-    W_dec, W_enc = crosscoder.W_dec.detach().double(), crosscoder.W_enc.detach().double().T
-    encoder_norms = layout.norms(W_enc)
-
-    def cosine(stacked: Tensor) -> Tensor:
-        # torch's cosine_similarity shrinks that of short vectors, which is what shrunk decoders are; 0 / 0 is nan.
-        base, chat = layout.split(stacked)
-        return (base * chat).sum(dim=-1) / layout.norms(stacked).prod(dim=-1)
-
-    return {
-        "cos_sim": cosine(W_dec),
-        "enc_cos_sim": cosine(W_enc),
-        "enc_norm_ratio": encoder_norms[:, CHAT] / encoder_norms[:, BASE],
-    }
