@@ -10,6 +10,7 @@ from sae_lens_crosscoder import loading as loading
 from sae_lens_crosscoder import models as models
 from sae_lens_crosscoder import planning as planning
 from sae_lens_crosscoder import report as report
+from sae_lens_crosscoder import serving as serving
 from sae_lens_crosscoder import stacking as stacking
 from sae_lens_crosscoder import synthetic as synthetic
 from sae_lens_crosscoder import training as training

@@ -19,6 +19,7 @@ COMMANDS = {
     "diagnose": "Diagnose a crosscoder on held-out rows, on data that you name, or from its weights alone.",
     "causal": "Patch latents from the chat into the base model, and measure the KL divergence from the chat model.",
     "report": "Write one HTML page about all latents of one or several crosscoders.",
+    "serve": "Open the report in a browser with a panel that runs both models: try prompts, ablate and steer latents.",
     "paper-report": "Make every table and figure of the paper for any crosscoder, beside the paper's numbers.",
     "interpret": "Explain latents by a language model, and score the explanations.",
     "convert": "Convert a published crosscoder to this package's layout, or a crosscoder to the paper authors' layout.",

@@ -342,6 +342,7 @@ OF_FILES = {
         "effects_bars",
         "audit",
         "write_audit",
+        "serve",
     ),
     *("write_effects", "hook_curves", "write_first_look", "write_images", "score_card", "concept_recovery"),
     *(

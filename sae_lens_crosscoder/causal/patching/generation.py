@@ -1,6 +1,6 @@
 """Text that a patched pair writes, with both models' keys and values kept from token to token."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from jaxtyping import Bool, Int
@@ -43,7 +43,7 @@ def generate_patched(
     if writer not in ("base", "chat"):
         raise ValueError(f"Unknown writer={writer!r}: expected 'base' or 'chat'.")
     validate_tokens(tokens)
-    end = getattr(pair.tokenizer, "eos_token_id", None) if end is None else end
+    end = end_id(pair) if end is None else end
     answers = torch.stack(answer_prompts(pair, list(tokens), writer, max_new_tokens=max_new_tokens, end=end))
     return answers[:, : int(until_end(answers, end).sum(dim=1).max())]
 
@@ -59,37 +59,58 @@ def answer_prompts(
 ) -> list[Int[Tensor, "_"]]:
     """Generate as `generate_patched` does, after prompts of any lengths.
 
-    All prompts are read together up to the length of the shortest; then each step reads one more token of every row,
-    its prompt's or its answer's, so that none is padded.
-
     Returns:
         `max_new_tokens` tokens of each prompt; after the one that ends an answer, they are `end`.
     """
-    end = getattr(pair.tokenizer, "eos_token_id", None) if end is None else end
-    filler, m = 0 if end is None else end, 0 if writer == "base" else -1
+    end = end_id(pair) if end is None else end
+    filler = 0 if end is None else end
+    writers: list[ModelName] = [writer] * len(prompts)
+    steps = torch.stack([*write_tokens(pair, prompts, writers, max_new_tokens=max_new_tokens, end=end)], dim=1)
+    return [pad(row[row >= 0], (0, max_new_tokens), value=filler)[:max_new_tokens] for row in steps]
+
+
+@torch.no_grad()
+def write_tokens(
+    pair: HookedModelPair,
+    prompts: Sequence[Int[Tensor, "_"]],
+    writers: Sequence[ModelName],
+    *,
+    max_new_tokens: int,
+    end: int | None,
+) -> Generator[Int[Tensor, " prompt"]]:
+    """Yield the token that each pass of the pair adds to each answer; -1 where it adds none.
+
+    All prompts are read together up to the length of the shortest; then each step reads one more token of every row,
+    its prompt's or its answer's, so that none is padded. An answer ends with `end`. Closing the generator ends the
+    generation, and patches that are active around it stay.
+
+    Args:
+        writers: the model that writes each answer; both models read it.
+    """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
-    tokens = pad(pad_sequence(list(prompts), batch_first=True), (0, max_new_tokens), value=filler)
+    rows, m = torch.arange(len(prompts)), torch.tensor([0 if writer == "base" else -1 for writer in writers])
+    tokens = pad(pad_sequence(list(prompts), batch_first=True), (0, max_new_tokens))
     stops = lengths + max_new_tokens
     cached, state = with_caches(pair), pair.patch_state
     state.prompt_length = int(lengths.max())
     try:
         for position in range(int(lengths.min()), int(stops.max())):
-            logits = (pair if cached is None else cached)(tokens[:, state.n_tokens_read : position])[:, -1, m]
+            logits = (pair if cached is None else cached)(tokens[:, state.n_tokens_read : position])[rows, -1, m]
             state.n_tokens_read = 0 if cached is None else position
             following = logits.argmax(dim=-1).to(tokens)
             is_new = (position >= lengths) & (position < stops)
             tokens[:, position] = torch.where(is_new, following, tokens[:, position])
             stops = torch.where(is_new & (following == end), position + 1, stops)
+            yield torch.where(is_new, following, -1)
             if bool((position + 1 >= stops).all()):
                 break
     finally:
         state.n_tokens_read, state.prompt_length = 0, None
-    written: list[Tensor] = []
-    for row, length, stop in zip(tokens, lengths.tolist(), stops.tolist(), strict=True):
-        answer = row[length : length + max_new_tokens].clone()
-        answer[stop - length :] = filler
-        written.append(answer)
-    return written
+
+
+def end_id(pair: HookedModelPair) -> int | None:
+    """The token that ends an answer, if the tokenizer has one."""
+    return getattr(pair.tokenizer, "eos_token_id", None)
 
 
 def until_end(answers: Int[Tensor, "prompt new"], end: int | None) -> Bool[Tensor, "prompt new"]:

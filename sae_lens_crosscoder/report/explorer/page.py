@@ -47,6 +47,8 @@ _SCRIPTS = (
     "main",
 )
 """Concatenated in this order: later scripts use earlier ones."""
+_LIVE_SCRIPTS = ("ask", "try")
+"""After the others, in a page that a server makes."""
 
 
 @validate_arguments
@@ -62,6 +64,17 @@ def write_explorer(explorations: Mapping[str, Exploration], path: str | Path, ti
 
     Raises:
         ValueError: if `explorations` is empty.
+    """
+    return write_document(explorer_page(explorations, title), path)
+
+
+def explorer_page(
+    explorations: Mapping[str, Exploration], title: str | None = None, live: Mapping[str, Any] | None = None
+) -> str:
+    """Render what `write_explorer` writes.
+
+    Args:
+        live: description of the server that the page comes from, for a panel that asks it; None for a page on its own.
     """
     if not explorations:
         raise ValueError("`explorations` is empty: pass results of slc.explore by crosscoder name.")
@@ -82,18 +95,19 @@ def write_explorer(explorations: Mapping[str, Exploration], path: str | Path, ti
         "classBorders": CLASS_BORDERS,
         "regions": REGIONS,
         "limits": {"error": NU_ERROR_LIMIT, "reconstruction": NU_RECONSTRUCTION_LIMIT, "free": NU_FREE_LIMIT},
+        "live": live,
     }
-    styles = ("html/page.css", "explorer/strips.css", "explorer/explorer.css")
-    page = render_page(
+    styles = ("html/page.css", "explorer/strips.css", "explorer/explorer.css", *(["explorer/try.css"] if live else []))
+    return render_page(
         "explorer/explorer.html",
         title=title,
         style="".join(map(resource, styles)) + colour_rules("--hue"),
-        scripts=[_script()],
+        scripts=[_script(is_live=live is not None)],
+        connects=live is not None,
         about=json_text(about),
         early={"texts": texts.block()} | {name: block for _, early, _ in packings for name, block in early.items()},
         late={name: block for _, _, late in packings for name, block in late.items()},
     )
-    return write_document(page, path)
 
 
 def _crosscoder(
@@ -173,6 +187,7 @@ def _visible(value: Any) -> Any:
     return short(value) if isinstance(value, int | float) else visible(value)
 
 
-def _script() -> str:
-    parts = [resource(f"explorer/js/{name}.js") for name in _SCRIPTS]
+def _script(is_live: bool) -> str:
+    names = [*_SCRIPTS, *(_LIVE_SCRIPTS if is_live else ())]
+    parts = [resource(f"explorer/js/{name}.js") for name in names]
     return '(() => {\n"use strict";\n' + "\n".join(parts) + "})();\n"

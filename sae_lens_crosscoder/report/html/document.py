@@ -27,18 +27,27 @@ def render(template: str, **values: Any) -> str:
 
 
 def render_page(
-    template: str, *, title: str, style: str, scripts: Sequence[str], inline_styles: bool = False, **values: Any
+    template: str,
+    *,
+    title: str,
+    style: str,
+    scripts: Sequence[str],
+    inline_styles: bool = False,
+    connects: bool = False,
+    **values: Any,
 ) -> str:
     """Render a whole HTML page whose Content-Security-Policy forbids all requests.
 
     Args:
         scripts: the texts of all scripts that the template includes as `scripts[i]`. No other script can run.
         inline_styles: allow styles other than `style`, as plotly needs.
+        connects: allow requests to the server that the page comes from.
     """
     styles = "'unsafe-inline'" if inline_styles else _source_hash(style)
+    connections = "connect-src 'self'; " if connects else ""
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_source_hash, scripts))}; style-src {styles}; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+        f"img-src data: blob:; {connections}base-uri 'none'; form-action 'none'"
     )
     marked = {"policy": Markup(policy), "style": Markup(style), "scripts": [Markup(script) for script in scripts]}
     return render(template, title=title, **marked, **values)

@@ -11,7 +11,8 @@ async function latentPage(c, j, order) {
   const mark = html("span", { class: "verdict" }, dot(verdict), spaced(verdict));
   return html("article", { class: "latent" },
     pageLinks(order, j),
-    html("h2", {}, `Latent ${j}`, mark, label ? html("span", { class: "concept" }, label) : null, (record.concepts ?? []).map(conceptMark)),
+    html("h2", {}, `Latent ${j}`, mark, label ? html("span", { class: "concept" }, label) : null, (record.concepts ?? []).map(conceptMark),
+      about.live ? editButton(j) : null),
     html("p", { class: "meaning" }, meaning(verdict, model, otherModel) ?? ""),
     html("div", { class: "columns" },
       html("aside", {}, facts),

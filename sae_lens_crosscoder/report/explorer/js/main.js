@@ -87,6 +87,7 @@ async function render() {
     table.cursor = Math.max(0, order.indexOf(state.latent));
     scrollTo(0, 0);
   }
+  if (about.live) drawTry();
   document.title = state.latent === null ? heading : `Latent ${state.latent} \u00b7 ${heading}`;
   // For scripts that drive the page: its current content.
   document.body.dataset.shown = state.latent === null ? `${order.length} latents` : `latent ${state.latent}`;
