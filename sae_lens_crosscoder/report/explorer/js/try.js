@@ -138,7 +138,7 @@ function drawReading() {
   fill(line, { tabindex: 0, "aria-label": "tokens of the prompt; left and right choose one", onclick: chooseToken, onkeydown: onStripKey }, []);
   panel.reading.replaceChildren(
     html("h4", {}, latent === null ? "The prompt" : ["The prompt, shaded by latent ", link({ ...state, latent }, String(latent))]),
-    line, stripLegend(crosscoder.models, true), latentsOfToken(reading.tokens[token]));
+    line, stripLegend(crosscoder.models, true), ...latentsOfToken(reading.tokens[token]));
 }
 
 function latentsOfToken({ text, top, n_active, kl_nats, dominant }) {
