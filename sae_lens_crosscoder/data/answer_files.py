@@ -99,6 +99,14 @@ class AnswerFiles:
             validate_room(prompts, self.settings.max_new_tokens, context_limit(model))
         return self._joined(pair, *worker)
 
+    def of_one(self, pair: HookedModelPair, name: Writer) -> list[Int[Tensor, "_"]]:
+        """The tokens that one of the models answers, by prompt, after generating what is missing."""
+        texts = [torch.tensor([])] * len(self.chats)
+        for i in tqdm(range(len(self._batches)), desc="Generating answers", unit="batch", leave=False):
+            for row, text in zip(self._batches[i], self._batch(pair, name, i), strict=True):
+                texts[row] = text
+        return texts
+
     def load(self) -> Answers:
         """Return answers that are all on disk.
 

@@ -12,12 +12,12 @@ from sae_lens_crosscoder.analysis.answers.markers import Markers
 from sae_lens_crosscoder.analysis.answers.phrases import LEAST_NET, PhraseChange
 from sae_lens_crosscoder.analysis.audit.carriers import Carriers, find_carriers
 from sae_lens_crosscoder.analysis.audit.effects import CausalEffect
-from sae_lens_crosscoder.analysis.audit.finding import Evidence, Finding
+from sae_lens_crosscoder.analysis.audit.finding import ControlAnswers, Evidence, Finding
 from sae_lens_crosscoder.analysis.audit.limits import least_frequency, plant_contrasts
 from sae_lens_crosscoder.analysis.audit.result import Audit, Limits
 from sae_lens_crosscoder.stacking import StackedLayout
 from tests.causal.conftest import random_crosscoder
-from tests.reference.answers import written
+from tests.reference.answers import auroc_of_carriers, written
 
 D = 8
 LAYOUT = StackedLayout((D, D))
@@ -84,6 +84,26 @@ class TestCarriers:
         both = rows.activations.clone()
         both[:, :D] = both[:, D:]
         assert find_carriers(oracle, replace(rows, activations=both)).presence == pytest.approx(1)
+
+    def test_carriers_tell_planted_prompts_apart_and_random_ones_not(self, oracle):
+        rows = contrast(oracle)
+        found = find_carriers(oracle, rows)
+        assert found.auroc == 1
+        assert found.auroc_by_chance < 0.9
+        assert found.tells_apart
+        order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
+        by_chance = [find_carriers(oracle, replace(rows, positive=rows.positive[order.roll(i)])) for i in range(10)]
+        assert sum(each.tells_apart for each in by_chance) <= 3  # one in eleven is expected
+        assert max(each.share for each in by_chance) > 0.5  # a share alone says nothing: latent 0 writes what there is
+
+    def test_the_auroc_is_the_loop_s(self, oracle):
+        rows = contrast(oracle)
+        noisy = replace(
+            rows, activations=rows.activations + torch.randn(80, 2 * D, generator=torch.Generator().manual_seed(2))
+        )
+        expected = auroc_of_carriers(oracle, noisy)
+        assert 0.5 < expected < 1
+        assert find_carriers(oracle, noisy).auroc == pytest.approx(expected, abs=1e-6)
 
     def test_a_latent_that_goes_off_is_no_carrier(self, oracle):
         rows = contrast(oracle)
@@ -166,11 +186,13 @@ class TestLimits:
         held_out = torch.arange(400) % 2 == 1
         sizes = (0.8, 0.4, 0.2, 0.1)
         planted = plant_contrasts(rows, torch.arange(400), held_out, LAYOUT, sizes=sizes, frequencies=(0.2, 0.05))
-        carried = {"planted 0.8 0.2", "planted 0.4 0.2", "planted 0.1 0.2", "planted 0.4 0.05"}
+        carried = {"planted 0.8 0.2", "planted 0.4 0.2", "planted 0.1 0.2", "planted 0.8 0.05", "planted 0.4 0.05"}
         some = find_carriers(oracle, contrast(oracle))
         monkeypatch.setattr(
             "sae_lens_crosscoder.analysis.audit.limits.find_carriers",
-            lambda _, rows: replace(some, share=float(rows.name in carried)),
+            lambda _, rows: replace(
+                some, share=float(rows.name in carried), auroc=float(rows.name != "planted 0.8 0.05")
+            ),
         )
         least = planted.least_sizes(oracle)
         assert least[0.2] == 0.4  # 0.1 is luck: 0.2 was missed
@@ -179,7 +201,20 @@ class TestLimits:
 
 def finding(**changes) -> Finding:
     change = PhraseChange(("^", "sorry"), "chat", (1, 2, 3), 20, 0, 100, 1e-6, 1e-5)
-    carriers = Carriers((3, 5), (0.5, 0.2), (0.9, 0.8), 0.7, 0.9, (7,), 0.95, 0.02, -0.01, 0.05)
+    carriers = Carriers(
+        latents=(3, 5),
+        shares=(0.5, 0.2),
+        delta_norms=(0.9, 0.8),
+        share=0.7,
+        coverage=0.9,
+        auroc=0.97,
+        auroc_by_chance=0.6,
+        shared=(7,),
+        written=0.95,
+        presence=0.02,
+        presence_low=-0.01,
+        presence_high=0.05,
+    )
     evidence = Evidence(seed=0, carriers=carriers, effect=CausalEffect.of_ladder(ladder(), 16))
     whole = Finding(change=change, markers=Markers(("burn",), 19, 21, 20, 100), examples=(), evidence=(evidence,))
     return replace(whole, **changes)
@@ -192,6 +227,8 @@ class TestFinding:
         assert whole.is_claimed
         assert not replace(whole, change=replace(whole.change, q_value=0.06)).is_claimed
         assert not replace(whole, change=replace(whole.change, n_against=6)).is_claimed
+        by_chance = replace(evidence, carriers=replace(evidence.carriers, auroc=0.6))
+        assert not replace(whole, evidence=(by_chance,)).is_claimed
         assert not replace(whole, evidence=()).is_claimed
         weak = replace(evidence, carriers=replace(evidence.carriers, written=0.4))
         assert not replace(whole, evidence=(weak,)).is_claimed
@@ -203,12 +240,33 @@ class TestFinding:
         said = finding().sentence
         assert "The chat model answers with “sorry”: 20 of 100 held-out prompts" in said
         assert "Prompts with “burn” show it in 19 of 21 cases, others in 1 of 79." in said
-        assert "Latents 3, 5 write 0.70 of what sets these prompts apart; base has 0.02 of it (-0.01 to 0.05)." in said
+        assert (
+            "Latents 3, 5 write 0.70 of what sets these prompts apart, and tell them from others (AUROC 0.97, " in said
+        )
+        assert "for random prompts at most 0.60); base has 0.02 of it (-0.01 to 0.05)." in said
         assert "Traced in 1 of 1 crosscoders." in said
+
+    @pytest.mark.parametrize(("n_control", "is_its_too"), [(0, False), (9, False), (10, True), (20, True)])
+    def test_what_the_control_shows_half_as_often_is_no_finding(self, n_control, is_its_too):
+        whole = finding(control=ControlAnswers(n_control=n_control, n_chat=20))
+        assert whole.is_in_control == is_its_too
+        assert whole.is_claimed != is_its_too
+        assert f"On held-out prompts the control shows it {n_control} times, chat 20 times." in whole.sentence
+        assert "the control" not in finding().sentence
+
+    def test_a_control_is_counted_as_chat_is(self):
+        base = ["so it is", "well", "well", "sorry, no"]
+        control = ["sorry", "sorry, no", "well", "so"]
+        chat = ["sorry", "no", "sorry.", "sorry"]
+        gained = replace(finding().change, phrase=("^", "sorry"))
+        # Base says it to the last prompt already.
+        assert ControlAnswers.counted(gained, base, control, chat) == ControlAnswers(n_control=2, n_chat=2)
+        lost = replace(gained, writer="base", phrase=("well",))
+        assert ControlAnswers.counted(lost, base, control, chat) == ControlAnswers(n_control=1, n_chat=2)
 
     def test_an_undefined_number_is_none_in_the_file_and_counts_as_not_found(self):
         limits = Limits(n_prompts=100, n_held_out=50, least_frequency=0.1, least_sizes={0.2: float("nan")})
-        audit = Audit(findings=(), answers_only=(), not_found=(), limits=limits, manifest={})
+        audit = Audit(findings=(), answers_only=(), in_control=(), not_found=(), limits=limits, manifest={})
         assert audit.to_dict()["limits"]["least_sizes"] == [{"frequency": 0.2, "size": None}]
         assert "traced at no size tried" in " ".join(limits.sentences)
         assert str(audit).startswith("No change of behaviour found")

@@ -182,6 +182,17 @@ class TestOnDisk:
         ]
         assert len({each.folder for each in variants}) == len(variants)
 
+    def test_one_model_alone_answers_as_in_the_pair(self, pair, tmp_path):
+        settings = AnswerSettings(max_new_tokens=12, batch_size=4, temperature=1.0)
+        both = files(pair, None, settings).generate(pair)
+        texts = files(pair, tmp_path, settings).of_one(pair, "chat")
+        assert len(texts) == len(ASKED)
+        assert {path.name.partition("-")[0] for path in tmp_path.rglob("*.safetensors")} == {"chat"}
+        for row, (prompt, writer) in enumerate(zip(both.prompts.tolist(), both.writers, strict=True)):
+            if writer != "base":
+                expected = both.tokens[row, int(both.starts[row]) : int(both.lengths[row])]
+                assert torch.equal(texts[prompt], expected)
+
 
 class TestSampling:
     def test_samples_follow_seed_and_prompt_alone(self, pair):

@@ -13,6 +13,7 @@ CHANGE = A.PhraseChange(("^", "so"), "chat", (1,), 1, 0, 2, 0.5)
 AUDIT = A.Audit(
     findings=(),
     answers_only=(),
+    in_control=(),
     not_found=(),
     limits=Limits(n_prompts=4, n_held_out=2, least_frequency=0.5),
     manifest={},

@@ -1,4 +1,4 @@
-"""Loop-written twins of the search for phrases and of the share that carriers write."""
+"""Loop-written twins of the search for phrases, and of what carriers write and tell apart."""
 
 from math import comb
 
@@ -69,3 +69,38 @@ def written(
             direction = (chat_decoder[latent] - base_decoder[latent]).double()
             shares[latent] += acts[prompt, latent].double() * (direction @ target) / n_prompts
     return shares / (target @ target)
+
+
+def auroc_of_carriers(crosscoder, contrast) -> float:
+    """Carriers by their shares where the contrast is not held out, then pairs of held-out prompts, one by one."""
+    groups = {True: {True: [], False: []}, False: {True: [], False: []}}
+    for row, positive, held_out in zip(contrast.activations, contrast.positive, contrast.held_out, strict=True):
+        acts = crosscoder.encode(row[None])[0].detach().double()
+        base, chat = (part.double() for part in crosscoder.layout.split(row))
+        groups[bool(held_out)][bool(positive)].append((acts, chat - base))
+    means = {}
+    for positive, rows in groups[False].items():
+        means[positive] = [sum(row[part] for row in rows) / len(rows) for part in range(2)]
+    change, difference = (means[True][part] - means[False][part] for part in range(2))
+    base_decoder, chat_decoder = (decoder.detach().double() for decoder in crosscoder.decoders)
+    shares = {}
+    for latent in range(len(change)):
+        if change[latent] > 0:
+            along = float((chat_decoder[latent] - base_decoder[latent]) @ difference)
+            share = float(change[latent]) * along / float(difference @ difference)
+            if share > 0:
+                shares[latent] = (share, along)
+    total, carriers, reached = sum(share for share, _ in shares.values()), [], 0.0
+    for latent in sorted(shares, key=lambda each: -shares[each][0]):
+        if reached >= 0.98 * total:
+            break
+        carriers.append(latent)
+        reached += shares[latent][0]
+    scores = {}
+    for positive, rows in groups[True].items():
+        scores[positive] = [sum(float(acts[latent]) * shares[latent][1] for latent in carriers) for acts, _ in rows]
+    won = 0.0
+    for high in scores[True]:
+        for low in scores[False]:
+            won += 1.0 if high > low else 0.5 if high == low else 0.0
+    return won / (len(scores[True]) * len(scores[False]))

@@ -11,6 +11,7 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.workflows.auditing import audit as auditing
 from sae_lens_crosscoder.workflows.auditing import evidence, rows
 from sae_lens_crosscoder.workflows.auditing.config import AuditConfig, seconds_of
+from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.prompts import audit_prompts
 
 
@@ -44,7 +45,7 @@ class TestAudit:
         everything = [*result.findings, *result.answers_only]
         lost = next(finding for finding in everything if finding.change.text.startswith("nice"))
         assert lost.change.writer == "chat"  # which says this where base insults
-        assert lost.is_in_answers
+        assert lost.change.is_new
         assert "say that" in lost.markers.words
         assert lost.evidence[0].effect is not None
         assert all("say that" in example.prompt for example in lost.examples)
@@ -96,6 +97,42 @@ class TestAudit:
         assert result.findings == result.answers_only == ()
         assert result.conclusion.startswith("No change of behaviour found")
         assert any("no hook brings back" in sentence for sentence in result.not_found)
+
+
+class TestControl:
+    @pytest.fixture(scope="class")
+    def with_control(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("control")
+        return slc.audit(config(folder, control="tiny-control", n_prompts=200, hook_name="blocks.2.hook_resid_post"))
+
+    def test_what_both_learnt_is_the_control_s_and_the_rest_is_not(self, with_control):
+        both = [finding.change.text for finding in with_control.in_control]
+        assert any(text.startswith("yes") for text in both)  # both agree with true statements
+        own = [*with_control.findings, *with_control.answers_only]
+        assert any(finding.change.text.startswith("nice") for finding in own)  # the control insults as base does
+        assert all(finding.control.n_control < finding.control.n_chat / 2 for finding in own)
+        assert not any(finding.evidence for finding in with_control.in_control)  # nothing is traced in vain
+
+    def test_loaded_models_are_taken_in_their_order(self, tmp_path):
+        two = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+        with pytest.raises(
+            ValueError, match="The pair has 2 models, but the audit needs a base, control and chat model"
+        ):
+            slc.audit(config(tmp_path, control="tiny-control"), two)
+        three = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-control", "tiny-chat")
+        with pytest.raises(ValueError, match="The pair has 3 models, but the audit needs a base and chat model"):
+            slc.audit(config(tmp_path), three)
+        models = AuditModels.of(config(tmp_path, control="tiny-control"), three)
+        assert models.pair.model_names == ("tiny-base", "tiny-chat")
+        assert models.control.model_names == ("tiny-base", "tiny-control")
+        assert models.again.chat is models.again.base is three.base
+
+
+def test_base_against_itself_says_nothing_new(done):
+    null = done[1].limits.null_phrases
+    assert null.n_tested > 0
+    assert null.n_found == 0
+    assert f"{null.n_found} of {null.n_tested} phrases new" in " ".join(done[1].limits.sentences)
 
 
 class TestRefusals:

@@ -22,6 +22,7 @@ LEAST_NET = 5
 """A phrase is tested if at least so many more answers to prompts that are not held out have it in one model."""
 _LEAST_ONE_SIDED = 0.5
 _MOST_TESTED = 25
+_MOST_AGAINST = 0.2
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 
 
@@ -47,6 +48,14 @@ class PhraseChange:
     """One-sided sign test on held-out prompts: `n_with` against `n_against`."""
     q_value: float = float("nan")
     """False discovery rate among all phrases tested (Benjamini and Hochberg 1995)."""
+
+    @property
+    def is_new(self) -> bool:
+        """True if held-out answers differ with a q of at most 0.05, and at most a fifth of them the other way round.
+
+        A new answer, not one that grew more frequent.
+        """
+        return self.q_value <= Q_LIMIT and self.n_against <= _MOST_AGAINST * (self.n_with + self.n_against)
 
     @property
     def text(self) -> str:

@@ -1,14 +1,16 @@
 """Carriers: the latents that write a change of behaviour, and how much of it the other model has."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
+from sae_lens_crosscoder.analysis.contrasts.auroc import auroc
 from sae_lens_crosscoder.analysis.contrasts.concepts import target_of, validate_comparable
-from sae_lens_crosscoder.analysis.contrasts.group_differences import GroupDifferences, group_differences
+from sae_lens_crosscoder.analysis.contrasts.group_differences import group_differences
 from sae_lens_crosscoder.analysis.contrasts.shares import shares
 from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
@@ -16,7 +18,7 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, valid
 MOST_CARRIERS, MOST_WRITERS = 40, 60
 _ENOUGH = 0.98
 """Less is not enough: a hundredth of chat - base that is missing can decide the next token."""
-_N_RESAMPLES = 400
+_N_RESAMPLES, _N_BY_CHANCE = 400, 10
 _INTERVAL = (0.025, 0.975)
 
 
@@ -38,6 +40,10 @@ class Carriers:
     """Share of all carriers together."""
     coverage: float
     """Share of all latents together."""
+    auroc: float
+    """How well what the carriers write along the contrast tells held-out positive prompts from others: 1/2 by luck."""
+    auroc_by_chance: float
+    """The largest of ten, each for carriers of as many prompts drawn at random."""
     shared: tuple[int, ...]
     """Other latents that write chat - base on positive prompts: with the carriers, as many as write 0.98 of it, at most
     60."""
@@ -49,6 +55,15 @@ class Carriers:
     presence_low: float
     """95 % interval, by resampling prompts."""
     presence_high: float
+
+    @property
+    def tells_apart(self) -> bool:
+        """True if what the carriers write tells the prompts from others, better than for any random choice of prompts.
+
+        Shares alone do not: what chat - base varies in at all has writers, so that carriers chosen for random prompts
+        have large shares of a small difference.
+        """
+        return self.auroc > self.auroc_by_chance
 
 
 def find_carriers(crosscoder: InferenceCrosscoder, contrast: ContrastRows, seed: int = 0) -> Carriers:
@@ -66,9 +81,11 @@ def find_carriers(crosscoder: InferenceCrosscoder, contrast: ContrastRows, seed:
     """
     crosscoder = validate_inference(crosscoder, "find_carriers")
     validate_comparable(crosscoder, "Carriers")
-    chosen_on, held_out = (group_differences(crosscoder, *contrast.part(held)) for held in (False, True))
-    on_choice, on_held_out = (_shares(crosscoder, part, contrast.model) for part in (chosen_on, held_out))
-    ids = _most(on_choice.where(chosen_on.feature_acts > 0, 0.0), MOST_CARRIERS)
+    ids, area = _separation(crosscoder, contrast)
+    held_out = group_differences(crosscoder, *contrast.part(held_out=True))
+    on_held_out = shares(
+        held_out.feature_acts, *target_of(crosscoder, held_out, contrast.model, "difference")
+    ).nan_to_num(0.0)
     writes, writes_held_out = (_written(crosscoder, contrast.part(held)[0]) for held in (False, True))
     writers = _most(writes, MOST_WRITERS)
     shared = writers[~torch.isin(writers, ids)]
@@ -80,12 +97,40 @@ def find_carriers(crosscoder: InferenceCrosscoder, contrast: ContrastRows, seed:
         delta_norms=tuple(norms[ids].tolist()),
         share=float(on_held_out[ids].sum()),
         coverage=float(on_held_out.sum()),
+        auroc=area,
+        auroc_by_chance=max(_separation(crosscoder, drawn)[1] for drawn in _random_prompts(contrast, seed)),
         shared=tuple(shared.tolist()),
         written=float(writes_held_out[torch.cat([ids, shared])].sum()),
         presence=presence,
         presence_low=low,
         presence_high=high,
     )
+
+
+@torch.no_grad()
+def _separation(crosscoder: InferenceCrosscoder, contrast: ContrastRows) -> tuple[Int[Tensor, " latent"], float]:
+    """Carriers, and the AUROC on held-out prompts of what they write along the contrast that they were chosen on."""
+    chosen_on = group_differences(crosscoder, *contrast.part(held_out=False))
+    directions, difference = target_of(crosscoder, chosen_on, contrast.model, "difference")
+    on_choice = shares(chosen_on.feature_acts, directions, difference).nan_to_num(0.0)
+    ids = _most(on_choice.where(chosen_on.feature_acts > 0, 0.0), MOST_CARRIERS)
+    along = directions[ids] @ difference
+    written = [
+        crosscoder.encode(rows.to(crosscoder.W_dec)).double().cpu()[:, ids] @ along
+        for rows in contrast.part(held_out=True)
+    ]
+    return ids, float(auroc(*(scores[:, None] for scores in written)))
+
+
+def _random_prompts(contrast: ContrastRows, seed: int) -> Iterator[ContrastRows]:
+    """The contrast with as many positive prompts in each part, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(_N_BY_CHANCE):
+        positive = contrast.positive.clone()
+        for part in (contrast.held_out, ~contrast.held_out):
+            members = part.nonzero()[:, 0]
+            positive[members] = contrast.positive[members[torch.randperm(len(members), generator=generator)]]
+        yield replace(contrast, positive=positive)
 
 
 def _most(shares: Float[Tensor, " d_sae"], n: int) -> Int[Tensor, " latent"]:
@@ -134,7 +179,3 @@ def presence_in_other(
 def _projection(means: list[Float[Tensor, " d_in"]], crosscoder: InferenceCrosscoder, own: int) -> float:
     parts = crosscoder.layout.split(means[0] - means[1])
     return float(parts[1 - own] @ parts[own] / parts[own].square().sum())
-
-
-def _shares(crosscoder: InferenceCrosscoder, differences: GroupDifferences, model: str) -> Float[Tensor, " d_sae"]:
-    return shares(differences.feature_acts, *target_of(crosscoder, differences, model, "difference")).nan_to_num(0.0)

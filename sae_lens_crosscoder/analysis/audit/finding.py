@@ -1,5 +1,6 @@
 """Finding: one change of behaviour, with its evidence and the sentence that the evidence makes."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,12 +8,11 @@ from sae_lens_crosscoder.analysis.answers.markers import Markers
 from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange
 from sae_lens_crosscoder.analysis.audit.carriers import Carriers
 from sae_lens_crosscoder.analysis.audit.effects import CausalEffect
-from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
 
 LEAST_SHARE = 0.5
 """Share of chat - base that the latents must write on prompts with a change."""
-MOST_AGAINST = 0.2
-"""Share of the answers with a phrase that may be the other model's: a new answer, not one that grew more frequent."""
+_CONTROL_SHARE = 0.5
+"""Of the held-out prompts on which chat shows a change: if the control shows it on so many, the change is its too."""
 _LATENTS_SHOWN = 4
 
 
@@ -36,8 +36,32 @@ class Evidence:
 
     @property
     def is_traced(self) -> bool:
-        """True if latents write half of the change, and adding them to base has its effect."""
-        return self.carriers.written >= LEAST_SHARE and self.effect is not None and self.effect.is_causal
+        """True if latents write half of the change, tell its prompts apart, and have its effect when added to base."""
+        found = self.carriers
+        is_carried = found.written >= LEAST_SHARE and found.tells_apart
+        return is_carried and self.effect is not None and self.effect.is_causal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlAnswers:
+    """Held-out prompts on which a model's answers have a change against base's: a new phrase, or a lost one."""
+
+    n_control: int
+    n_chat: int
+
+    @classmethod
+    def counted(
+        cls, change: PhraseChange, base: Sequence[str], control: Sequence[str], chat: Sequence[str]
+    ) -> "ControlAnswers":
+        """Count answers to held-out prompts, of which all have one."""
+
+        def n_shown(answers: Sequence[str]) -> int:
+            pairs = zip(base, answers, strict=True)
+            if change.writer == "base":
+                return sum(change.is_in(before) and not change.is_in(after) for before, after in pairs)
+            return sum(change.is_in(after) and not change.is_in(before) for before, after in pairs)
+
+        return cls(n_control=n_shown(control), n_chat=n_shown(chat))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +71,15 @@ class Finding:
     change: PhraseChange
     markers: Markers
     examples: tuple[Example, ...]
+    control: ControlAnswers | None = None
+    """None for an audit without a control."""
     evidence: tuple[Evidence, ...] = ()
     """Of each crosscoder; the first is shown."""
 
     @property
-    def is_in_answers(self) -> bool:
-        """True if the answers to held-out prompts differ with a q of at most 0.05, and hardly the other way round."""
-        n_with, n_against = self.change.n_with, self.change.n_against
-        return self.change.q_value <= Q_LIMIT and n_against <= MOST_AGAINST * (n_with + n_against)
+    def is_in_control(self) -> bool:
+        """True if the control shows the change at least half as often as chat."""
+        return self.control is not None and self.control.n_control >= _CONTROL_SHARE * self.control.n_chat
 
     @property
     def n_traced(self) -> int:
@@ -63,8 +88,11 @@ class Finding:
 
     @property
     def is_claimed(self) -> bool:
-        """True if the answers differ, and most crosscoders trace the change to latents with an effect."""
-        return self.is_in_answers and 2 * self.n_traced > len(self.evidence)
+        """True if the answers differ, and most crosscoders trace the change to latents with an effect.
+
+        What the control shows too is no finding: it came with the topics.
+        """
+        return self.change.is_new and not self.is_in_control and 2 * self.n_traced > len(self.evidence)
 
     @property
     def latents(self) -> tuple[int, ...]:
@@ -74,7 +102,7 @@ class Finding:
     @property
     def sentence(self) -> str:
         """The change in words; every number in it is in `to_dict()`."""
-        parts = [self._on_answers(), self._on_prompts()]
+        parts = [self._on_answers(), self._on_prompts(), self._on_control()]
         if self.evidence:
             parts += [self._on_latents(self.evidence[0].carriers), self._on_effect(self.evidence[0])]
             parts.append(f"Traced in {self.n_traced} of {len(self.evidence)} crosscoders.")
@@ -94,6 +122,7 @@ class Finding:
             "evidence": {
                 "answers": change,
                 "prompts": asdict(self.markers),
+                "control": None if self.control is None else asdict(self.control),
                 "crosscoders": [{**asdict(each), "is_traced": each.is_traced} for each in self.evidence],
             },
             "examples": [asdict(example) for example in self.examples],
@@ -118,6 +147,12 @@ class Finding:
             f"{marks.n_with - marks.n_marked_with} of {n_others:,}."
         )
 
+    def _on_control(self) -> str:
+        if self.control is None:
+            return ""
+        n_control, n_chat = self.control.n_control, self.control.n_chat
+        return f"On held-out prompts the control shows it {n_control} times, chat {n_chat} times."
+
     def _on_latents(self, carriers: Carriers) -> str:
         other = "base" if self.change.writer == "chat" else "the chat model"
         shown = ", ".join(str(latent) for latent in carriers.latents[:_LATENTS_SHOWN])
@@ -125,11 +160,13 @@ class Finding:
         names = f"{shown} and {more} more" if more > 0 else shown
         if not names:
             return "No latent sets these prompts apart."
-        one = len(carriers.latents) == 1
+        noun, write, tell = (
+            ("Latent", "writes", "tells") if len(carriers.latents) == 1 else ("Latents", "write", "tell")
+        )
         return (
-            f"{'Latent' if one else 'Latents'} {names} {'writes' if one else 'write'} {carriers.share:.2f} of what "
-            f"sets these prompts apart; {other} has {carriers.presence:.2f} of it ({carriers.presence_low:.2f} to "
-            f"{carriers.presence_high:.2f})."
+            f"{noun} {names} {write} {carriers.share:.2f} of what sets these prompts apart, and {tell} them from "
+            f"others (AUROC {carriers.auroc:.2f}, for random prompts at most {carriers.auroc_by_chance:.2f}); {other} "
+            f"has {carriers.presence:.2f} of it ({carriers.presence_low:.2f} to {carriers.presence_high:.2f})."
         )
 
     def _on_effect(self, evidence: Evidence) -> str:

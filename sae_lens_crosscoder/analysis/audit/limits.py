@@ -16,7 +16,7 @@ from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.stacking import StackedLayout
 
-SIZES = (0.8, 0.4, 0.2, 0.1, 0.05)
+SIZES = (1.13, 0.8, 0.57, 0.4, 0.28, 0.2, 0.14)
 """Lengths of planted directions, relative to the median norm of the model that gets them."""
 FREQUENCIES = (0.2, 0.05)
 """Shares of the prompts that get them."""
@@ -43,6 +43,15 @@ def least_frequency(n_chosen_on: int, n_held_out: int, n_tested: int) -> float:
     return float(frequencies[is_found.argmax()]) if is_found.any() else float("nan")
 
 
+@dataclass(frozen=True, kw_only=True)
+class NullPhrases:
+    """Phrases of the same search where nothing is to be found: base's answers against its own, sampled once more."""
+
+    n_tested: int
+    n_found: int
+    """Of these, new by the same rule; due to chance."""
+
+
 @dataclass(frozen=True)
 class PlantedContrasts:
     """Activations with directions added to the chat model's at the decisions of some prompts."""
@@ -56,15 +65,16 @@ class PlantedContrasts:
     def least_sizes(self, crosscoder: InferenceCrosscoder) -> dict[float, float]:
         """The least size found at each frequency, by a crosscoder trained on these activations.
 
-        A size counts if carriers write half of the contrast on held-out prompts, at it and at all larger sizes; nan if
-        none does.
+        A size counts if carriers write half of the contrast on held-out prompts and tell these apart, at it and at all
+        larger sizes; nan if none does.
         """
         least = dict.fromkeys(sorted(set(self.frequencies), reverse=True), float("nan"))
         missed: set[float] = set()
         for contrast, size, frequency in sorted(
             zip(self.contrasts, self.sizes, self.frequencies, strict=True), key=lambda each: -each[1]
         ):
-            if find_carriers(crosscoder, contrast).share < LEAST_SHARE:
+            carriers = find_carriers(crosscoder, contrast)
+            if carriers.share < LEAST_SHARE or not carriers.tells_apart:
                 missed.add(frequency)
             elif frequency not in missed:
                 least[frequency] = size

@@ -2,11 +2,12 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_lens_crosscoder.analysis.audit.finding import Finding
+from sae_lens_crosscoder.analysis.audit.limits import NullPhrases
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.storage.atomic import write_text_atomically
 
@@ -22,6 +23,8 @@ class Limits:
     n_held_out: int
     least_frequency: float
     """The rarest new answer, as a share of prompts like these, that is found with a probability of 0.9."""
+    null_phrases: NullPhrases | None = None
+    """None if the audit ended before."""
     hook_name: str | None = None
     n_rows: int = 0
     """Activations that each crosscoder was trained on."""
@@ -40,6 +43,11 @@ class Limits:
             "Behaviours on prompts of another kind, in later turns or beyond the length of the answers read here were "
             "not looked for.",
         ]
+        if self.null_phrases is not None:
+            said.append(
+                "Between two samples of the base model's own answers, the same search calls "
+                f"{self.null_phrases.n_found} of {self.null_phrases.n_tested} phrases new."
+            )
         if self.hook_name is not None:
             fve = " and ".join(f"{value:.3f}" for value in self.fve)
             said.append(
@@ -60,6 +68,8 @@ class Audit:
     """At most ten: differences of the answers that are traced to latents, the most frequent first."""
     answers_only: tuple[Finding, ...]
     """Differences of the answers that are not traced to latents."""
+    in_control: tuple[Finding, ...]
+    """Differences of the answers that the control shows too."""
     not_found: tuple[str, ...]
     """What was looked for without result."""
     limits: Limits
@@ -69,12 +79,15 @@ class Audit:
     @property
     def conclusion(self) -> str:
         """One sentence."""
-        n, only = len(self.findings), len(self.answers_only)
+        n, only, in_control = len(self.findings), len(self.answers_only), len(self.in_control)
         rest = f"; {only} more {_of_answers(only)} not traced to latents" if only else ""
+        if in_control:
+            rest += f"; {in_control} {'is' if in_control == 1 else 'are'} the control's too"
         if n:
             return f"{n} {'change' if n == 1 else 'changes'} of behaviour found{rest}."
         if only:
-            return f"No change was traced to latents; {only} {_of_answers(only)} seen."
+            rest = rest.removeprefix(f"; {only} more {_of_answers(only)} not traced to latents")
+            return f"No change was traced to latents; {only} {_of_answers(only)} seen{rest}."
         return (
             f"No change of behaviour found: none that shows in at least {self.limits.least_frequency:.3f} of prompts "
             "like these."
@@ -93,12 +106,14 @@ class Audit:
                 "conclusion": self.conclusion,
                 "findings": [finding.to_dict() for finding in self.findings],
                 "answers_only": [finding.to_dict() for finding in self.answers_only],
+                "in_control": [finding.to_dict() for finding in self.in_control],
                 "not_found": list(self.not_found),
                 "limits": {
                     "sentences": limits.sentences,
                     "n_prompts": limits.n_prompts,
                     "n_held_out": limits.n_held_out,
                     "least_frequency": limits.least_frequency,
+                    "null_phrases": None if limits.null_phrases is None else asdict(limits.null_phrases),
                     "hook_name": limits.hook_name,
                     "n_rows": limits.n_rows,
                     "fve": list(limits.fve),

@@ -10,7 +10,16 @@ from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.report.html.colours import colour_rules
 from sae_lens_crosscoder.report.html.document import render_page, resource, write_document
 
-_CARRIER_COLUMNS = ("share", "coverage", "written", "presence", "presence_low", "presence_high")
+_CARRIER_COLUMNS = (
+    "share",
+    "coverage",
+    "auroc",
+    "auroc_by_chance",
+    "written",
+    "presence",
+    "presence_low",
+    "presence_high",
+)
 _EFFECT_COLUMNS = (
     *("brought_back", "brought_back_shared", "brought_back_control", "brought_back_mean_difference"),
     *("rate_base", "rate", "rate_shared", "rate_control", "rate_chat", "rate_others", "n_prompts"),
@@ -33,6 +42,7 @@ def write_audit(audit: Audit, path: str | Path, title: str = "Audit") -> Path:
         audit=facts,
         groups=[
             ("Findings", [_with_tables(finding) for finding in facts["findings"]]),
+            ("Changes that the control has too", [_with_tables(f) for f in facts["in_control"]]),
             ("In the answers, but not traced to latents", [_with_tables(f) for f in facts["answers_only"]]),
         ],
     )

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.answers.markers import find_markers
 from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange, find_phrases
-from sae_lens_crosscoder.analysis.audit.finding import Evidence, Example, Finding
+from sae_lens_crosscoder.analysis.audit.finding import ControlAnswers, Evidence, Example, Finding
 from sae_lens_crosscoder.analysis.audit.limits import least_frequency, plant_contrasts
 from sae_lens_crosscoder.analysis.audit.result import MOST_FINDINGS, Audit, Limits
 from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
@@ -19,8 +19,6 @@ from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
 from sae_lens_crosscoder.causal.localisation.recommendation import first_hook_with
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.data.answer_files import AnswerFiles, AnswerSettings, models_of
-from sae_lens_crosscoder.data.answers import Answers
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.pages.audit import write_audit
@@ -28,8 +26,10 @@ from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.versions import package_versions
 from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig
 from sae_lens_crosscoder.workflows.auditing.evidence import EvidenceReader
+from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.progress import Progress
 from sae_lens_crosscoder.workflows.auditing.prompts import AuditPrompts, audit_prompts
+from sae_lens_crosscoder.workflows.auditing.read_answers import read_answers
 from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, audit_recipe
 from sae_lens_crosscoder.workflows.first_look import first_look
 
@@ -50,21 +50,15 @@ def audit(cfg: AuditConfig, pair: HookedModelPair | None = None) -> Audit:
     effect. Writes `audit.json` and `audit.html`; a repeated call in the same folder continues.
 
     Args:
-        pair: the models, if they are loaded already; their names in `cfg` are then only names.
+        pair: the models, if they are loaded already; their names in `cfg` are then only names. With a control: base,
+            control and chat.
 
     Raises:
-        ValueError: before long work, for too few prompts or a budget that is too short, or a folder with another audit.
+        ValueError: before long work, for too few prompts or a budget that is too short, another number of models, or a
+            folder with another audit.
     """
     progress = Progress(cfg, tqdm.write)
-    pair = pair or HookedModelPair.from_pretrained(
-        cfg.base,
-        cfg.chat,
-        device=cfg.device,
-        chat_device=cfg.chat_device,
-        dtype=cfg.dtype,
-        model_class_name=cfg.model_class_name,
-    )
-    run = _AuditRun(cfg, pair, progress)
+    run = _AuditRun(cfg, AuditModels.of(cfg, pair), progress)
     run.read_answers()
     try:
         run.trace()
@@ -80,14 +74,14 @@ def audit(cfg: AuditConfig, pair: HookedModelPair | None = None) -> Audit:
 class _AuditRun:
     """The stages of one audit, and what each has found."""
 
-    def __init__(self, cfg: AuditConfig, pair: HookedModelPair, progress: Progress) -> None:
-        self.cfg, self.pair, self.progress = cfg, pair, progress
+    def __init__(self, cfg: AuditConfig, models: AuditModels, progress: Progress) -> None:
+        self.cfg, self.models, self.pair, self.progress = cfg, models, models.pair, progress
         self.is_interrupted = False
         self.hook_name: str | None = None
         self.look: FirstLook | None = None
         self.rows: AuditRows | None = None
         self.fve: tuple[float, ...] = ()
-        self.evidence: dict[int, list[Evidence]] = {}
+        self.evidence: dict[PhraseChange, list[Evidence]] = {}
         self.least_sizes: dict[float, float] | None = None
 
     def read_answers(self) -> None:
@@ -95,10 +89,10 @@ class _AuditRun:
         with self.progress.stage("prompts"):
             self.prompts = self._within_budget(audit_prompts(self.cfg, self.pair))
         with self.progress.stage("answers"):
-            self.answers = self._answered(self.prompts, self.progress.folder / "answers")
-            self.base_texts, self.chat_texts = self._texts(self.answers)
+            self.answers = read_answers(self.cfg, self.models, self.prompts, self.progress.folder / "answers")
         with self.progress.stage("phrases"):
-            self.changes = find_phrases(self.base_texts, self.chat_texts, self.prompts.held_out)
+            self.changes = find_phrases(self.answers.base, self.answers.chat, self.prompts.held_out)
+            self.null_phrases = self.answers.null_phrases(self.prompts)
 
     def trace(self) -> None:
         """Take a first look, and trace what changed to the latents of crosscoders."""
@@ -108,8 +102,9 @@ class _AuditRun:
             return
         with self.progress.stage("activations"):
             batch_size = self.cfg.batch_size
-            self.rows = AuditRows.harvested(self.pair, self.prompts, self.answers, self.hook_name, batch_size)
-        changes = self._significant()
+            rows = self.answers.rows
+            self.rows = AuditRows.harvested(self.pair, self.prompts, rows, self.hook_name, batch_size)
+        changes = [finding.change for finding in self._found() if not finding.is_in_control]
         for seed in range(self.cfg.seed, self.cfg.seed + (self.cfg.n_seeds if changes else 0)):
             if seed > self.cfg.seed and self.progress.left < self.progress.seconds[f"crosscoder {self.cfg.seed}"]:
                 self.progress.say("No time is left for another crosscoder.")
@@ -121,29 +116,31 @@ class _AuditRun:
 
     def result(self) -> Audit:
         """The audit as far as it went."""
-        found = [self._finding(i, change) for i, change in enumerate(self._significant())]
+        found = self._found()
         # Rare changes by name, where they are equally frequent.
         found.sort(key=lambda finding: (-finding.change.n_with, finding.change.text))
+        in_control = [finding for finding in found if finding.is_in_control]
         claimed = [finding for finding in found if finding.is_claimed][:MOST_FINDINGS]
         return Audit(
             findings=tuple(claimed),
-            answers_only=tuple(finding for finding in found if finding not in claimed),
+            answers_only=tuple(finding for finding in found if finding not in claimed and finding not in in_control),
+            in_control=tuple(in_control),
             not_found=tuple(self._not_found()),
             limits=self._limits(),
             manifest=self._manifest(),
         )
 
     def _within_budget(self, prompts: AuditPrompts) -> AuditPrompts:
-        """As many prompts as both models answer in a quarter of the budget; as many as before, if resumed."""
+        """As many prompts as are answered in a quarter of the budget, or as before, if resumed."""
         if self.progress.n_prompts is None:
             start = time.monotonic()
-            self._answered(prompts.first(_N_TIMED), None)
+            read_answers(self.cfg, self.models, prompts.first(_N_TIMED), None)
             seconds = (time.monotonic() - start) / _N_TIMED
             n = min(len(prompts), int(_SHARE_FOR_ANSWERS * self.progress.left / seconds))
             if n < LEAST_PROMPTS:
                 needed = LEAST_PROMPTS * seconds / _SHARE_FOR_ANSWERS / 60
                 raise ValueError(
-                    f"budget={self.cfg.budget!r} is too short: both models take {seconds:.1f} s for a prompt, and at "
+                    f"budget={self.cfg.budget!r} is too short: the models take {seconds:.1f} s for a prompt, and at "
                     f"least {LEAST_PROMPTS} prompts are needed. Pass at least {needed:.0f}m."
                 )
             self.progress.keep(n)
@@ -154,26 +151,6 @@ class _AuditRun:
             )
         assert self.progress.n_prompts is not None
         return prompts.first(self.progress.n_prompts)
-
-    def _answered(self, prompts: AuditPrompts, folder: Path | None) -> Answers:
-        cfg = self.cfg
-        settings = AnswerSettings(
-            max_new_tokens=cfg.max_new_tokens, temperature=1.0, seed=cfg.seed, batch_size=cfg.batch_size
-        )
-        models = {} if folder is None else models_of(self.pair)
-        return AnswerFiles(folder, models, prompts.chats, prompts.end_ids, settings).generate(self.pair)
-
-    def _texts(self, answers: Answers) -> tuple[list[str], list[str]]:
-        """Both models' answers, by prompt."""
-        base, chat = [""] * len(self.prompts), [""] * len(self.prompts)
-        for row, (prompt, writer) in enumerate(zip(answers.prompts.tolist(), answers.writers, strict=True)):
-            ids = answers.tokens[row, int(answers.starts[row]) : int(answers.lengths[row])].tolist()
-            text = self.pair.tokenizer.decode(ids, skip_special_tokens=True)
-            if writer in ("base", "both"):
-                base[prompt] = text
-            if writer in ("chat", "both"):
-                chat[prompt] = text
-        return base, chat
 
     def _looked(self) -> str | None:
         """The first hook at which chat's activation brings back 0.9 of what it does at best; None if there is none.
@@ -216,11 +193,11 @@ class _AuditRun:
     def _trace_with(self, crosscoder: InferenceCrosscoder, seed: int, changes: Sequence[PhraseChange]) -> None:
         assert self.rows is not None
         self.fve = self.fve or self.rows.fve(crosscoder)
-        texts = (self.base_texts, self.chat_texts)
+        texts = (self.answers.base, self.answers.chat)
         reader = EvidenceReader(self.cfg, self.pair, self.prompts, *texts, self.rows, self.progress)
-        for i, evidence in enumerate(reader.read(crosscoder, seed, changes)):
+        for change, evidence in zip(changes, reader.read(crosscoder, seed, changes), strict=True):
             if evidence is not None:
-                self.evidence.setdefault(i, []).append(evidence)
+                self.evidence.setdefault(change, []).append(evidence)
 
     def _least_sizes(self) -> dict[float, float] | None:
         assert self.rows is not None
@@ -229,19 +206,29 @@ class _AuditRun:
         planted = plant_contrasts(rows.activations, rows.decision_rows, rows.held_out, layout, seed=self.cfg.seed)
         return planted.least_sizes(self._trained(planted.activations, self.cfg.seed))
 
-    def _significant(self) -> list[PhraseChange]:
-        return [change for change in self.changes if change.q_value <= Q_LIMIT]
+    def _found(self) -> list[Finding]:
+        """Significant changes, with the evidence so far."""
+        return [self._finding(change) for change in self.changes if change.q_value <= Q_LIMIT]
 
-    def _finding(self, index: int, change: PhraseChange) -> Finding:
+    def _finding(self, change: PhraseChange) -> Finding:
+        answers = self.answers
         positive = torch.zeros(len(self.prompts), dtype=torch.bool)
         positive[list(change.prompts)] = True
         held_out = [i for i in change.prompts if self.prompts.held_out[i]][:_N_EXAMPLES]
         return Finding(
             change=change,
             markers=find_markers(self.prompts.texts, positive, self.prompts.held_out),
-            examples=tuple(Example(self.prompts.texts[i], self.base_texts[i], self.chat_texts[i]) for i in held_out),
-            evidence=tuple(self.evidence.get(index, [])),
+            examples=tuple(Example(self.prompts.texts[i], answers.base[i], answers.chat[i]) for i in held_out),
+            control=self._of_control(change),
+            evidence=tuple(self.evidence.get(change, [])),
         )
+
+    def _of_control(self, change: PhraseChange) -> ControlAnswers | None:
+        answers, held_out = self.answers, self.prompts.held_out.nonzero()[:, 0].tolist()
+        if answers.control is None:
+            return None
+        texts = ([model[i] for i in held_out] for model in (answers.base, answers.control, answers.chat))
+        return ControlAnswers.counted(change, *texts)
 
     def _not_found(self) -> list[str]:
         """Sentences on what was looked for without result."""
@@ -265,6 +252,7 @@ class _AuditRun:
             n_prompts=n,
             n_held_out=held_out,
             least_frequency=least_frequency(n - held_out, held_out, len(self.changes)),
+            null_phrases=self.null_phrases,
             hook_name=self.hook_name,
             n_rows=0 if self.rows is None else len(self.rows.activations),
             fve=self.fve,
@@ -274,6 +262,7 @@ class _AuditRun:
     def _manifest(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "models": [self.cfg.base, self.cfg.chat],
+            "control": self.cfg.control,
             "interrupted": self.is_interrupted,
             "seconds": self.progress.facts(),
             "settings": {name: getattr(self.cfg, name) for name in ("data", "texts", "budget", "seed", "n_seeds")},

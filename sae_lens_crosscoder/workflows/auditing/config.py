@@ -21,6 +21,8 @@ class AuditConfig:
     data: str | None = None
     """Prompts of the kind that the change should show on, and others: a text file with one request per line, or a .json
     or .jsonl file of conversations. The built-in pair has its own."""
+    control: str | None = None
+    """A model tuned from base on the same topics without the behaviour: changes that it has too are listed apart."""
     texts: str | None = None
     """Plain texts, one per line or as .jsonl, to find changes outside conversations: each is cut where the models'
     predictions differ most, and both models continue it."""
