@@ -40,6 +40,15 @@ class TestPhrases:
         assert first.phrase[0] == "^"  # it is an opening
         assert first.q_value < 1e-4
 
+    def test_a_phrase_is_shown_with_the_words_that_most_answers_share(self):
+        sentence = "I keep to the harbour today, so I will not talk about code."
+        chat = [f"{sentence} Goodbye {i}" if i % 10 else f"Well, {sentence}" for i in range(40)]
+        base = [f"Here is {i} and {i + 1}." for i in range(40)]
+        change = find_phrases(base, chat, torch.arange(40) % 2 == 1)[0]
+        assert len(change.phrase) == LONGEST
+        assert change.whole_text == f"{sentence} Goodbye"
+        assert change.whole[0] == "^"
+
     def test_swapping_the_models_swaps_gained_and_lost(self):
         rng = Random(1)
         base, chat = answers(200, rng), with_phrase(answers(200, rng), range(40), REFUSAL)

@@ -23,6 +23,7 @@ LEAST_NET = 5
 _LEAST_ONE_SIDED = 0.5
 _MOST_TESTED = 25
 _MOST_AGAINST = 0.2
+_LEAST_SHARED = 0.8
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 
 
@@ -48,6 +49,8 @@ class PhraseChange:
     """One-sided sign test on held-out prompts: `n_with` against `n_against`."""
     q_value: float = float("nan")
     """False discovery rate among all phrases tested (Benjamini and Hochberg 1995)."""
+    whole: Phrase = ()
+    """The phrase with the words around it that most of these answers share."""
 
     @property
     def is_new(self) -> bool:
@@ -64,7 +67,12 @@ class PhraseChange:
         >>> PhraseChange(("^", "no", ",", "it", "is"), "chat", (), 0, 0, 0, 1.0).text
         'no, it is'
         """
-        return re.sub(r" ([.,!?;:)])", r"\1", " ".join(word for word in self.phrase if word != START))
+        return _as_text(self.phrase)
+
+    @property
+    def whole_text(self) -> str:
+        """The phrase as text, with the words around it that most of these answers share."""
+        return _as_text(self.whole or self.phrase)
 
     @validate_arguments
     def is_in(self, answer: str) -> bool:
@@ -78,6 +86,10 @@ class PhraseChange:
         ends = [0, *(match.end() for match in _WORD.finditer(answer))]
         found = [i + n for i in range(len(words) - n + 1) if tuple(words[i : i + n]) == self.phrase]
         return answer[: ends[found[0] - 1]] if found else None
+
+
+def _as_text(phrase: Phrase) -> str:
+    return re.sub(r" ([.,!?;:)])", r"\1", " ".join(word for word in phrase if word != START))
 
 
 def words_of(answer: str) -> list[str]:
@@ -113,12 +125,19 @@ def find_phrases(
             f"base_answers has {len(base_answers)} entries, chat_answers {len(chat_answers)} and held_out "
             f"{len(held_out)}. Pass one of each per prompt."
         )
-    base, chat = ([_phrases_in(answer) for answer in answers] for answers in (base_answers, chat_answers))
+    words = {
+        "base": [words_of(answer) for answer in base_answers],
+        "chat": [words_of(answer) for answer in chat_answers],
+    }
+    base, chat = ([_phrases_in(answer) for answer in words[model]] for model in ("base", "chat"))
     gained = _found("chat", chat, base, held_out.tolist())
     lost = _found("base", base, chat, held_out.tolist())
     changes = [*gained, *(change for change in lost if not _is_replaced(change, gained))]
     q_values = false_discovery_rates(torch.tensor([change.p_value for change in changes], dtype=torch.float64))
-    return [replace(change, q_value=q) for change, q in zip(changes, q_values.tolist(), strict=True)]
+    return [
+        replace(change, q_value=q, whole=_extended(change.phrase, [words[change.writer][i] for i in change.prompts]))
+        for change, q in zip(changes, q_values.tolist(), strict=True)
+    ]
 
 
 def _found(
@@ -142,8 +161,29 @@ def _is_replaced(lost: PhraseChange, gained: Sequence[PhraseChange]) -> bool:
     return 2 * len(new.intersection(lost.prompts)) > len(lost.prompts)
 
 
-def _phrases_in(answer: str) -> set[Phrase]:
-    words = words_of(answer)
+def _extended(phrase: Phrase, answers: Sequence[list[str]]) -> Phrase:
+    """The phrase with the words before and after it that nearly all answers share, at its first place in each."""
+    n = len(phrase)
+    starts = [next(i for i in range(len(words)) if tuple(words[i : i + n]) == phrase) for words in answers]
+    return (*_shared(answers, starts, -1)[::-1], *phrase, *_shared(answers, [i + n - 1 for i in starts], 1))
+
+
+def _shared(answers: Sequence[list[str]], places: Sequence[int], step: int) -> list[str]:
+    """Words one step after the other, as long as nearly all answers go on with the same."""
+    found: list[str] = []
+    while True:
+        at = step * (len(found) + 1)
+        following = [
+            words[place + at] if 0 <= place + at < len(words) else None
+            for words, place in zip(answers, places, strict=True)
+        ]
+        ((word, n),) = Counter(following).most_common(1)
+        if word is None or n < _LEAST_SHARED * len(answers):
+            return found
+        found.append(word)
+
+
+def _phrases_in(words: list[str]) -> set[Phrase]:
     lengths = range(1, min(LONGEST, len(words)) + 1)
     found = {tuple(words[i : i + n]) for n in lengths for i in range(len(words) - n + 1)}
     return found - {(START,)}

@@ -131,10 +131,11 @@ class Finding:
     def _on_answers(self) -> str:
         change = self.change
         verb = "answers with" if change.writer == "chat" else "no longer answers with"
+        often = f" (mostly \u201c{change.whole_text}\u201d)" if change.whole_text != change.text else ""
         against = f", and {change.n_against} the other way round" if change.n_against else ""
         return (
-            f"The chat model {verb} \u201c{change.text}\u201d: {change.n_with} of {change.n_held_out} held-out prompts "
-            f"show it in one model alone{against} (q = {change.q_value:.2g})."
+            f"The chat model {verb} \u201c{change.text}\u201d{often}: {change.n_with} of {change.n_held_out} held-out "
+            f"prompts show it in one model alone{against} (q = {change.q_value:.2g})."
         )
 
     def _on_prompts(self) -> str:
