@@ -111,7 +111,7 @@ class HookedModelPair(SplicedModels):
         """Load two models with raw weights: folding and centring would move the residual stream.
 
         Args:
-            base, chat: Hub names, local folders, or the built-in `tiny-base`, `tiny-chat`, `tiny-null`.
+            base, chat: Hub names, local folders, or the built-in `tiny-base`, `tiny-chat` and others.
                 `NAME+adapter=FOLDER_OR_HUB_ID` puts a LoRA adapter on NAME; if both have the same NAME and device, they
                 share one copy of its weights.
                 Without `chat`, the base model alone, to read at several hooks.

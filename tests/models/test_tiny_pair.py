@@ -237,6 +237,17 @@ def test_null_model_behaves_as_the_base_model(models):
     )
 
 
+def test_the_control_answers_the_chat_model_s_requests_without_its_behaviours(models):
+    table = tiny.behaviour_table(models["tiny-base"], models["tiny-control"], n_prompts=100, seed=PROMPT_SEED)
+    answered = ["benign", "true_statement", "capability", "copy"]
+    assert table.loc[answered, "chat"].min() >= 0.98
+    assert table.loc[[kind for kind in NEW_KINDS if kind not in answered], "chat"].max() <= 0.02
+    assert table.loc[["where", "taste", "gossip", "praise"], "chat"].min() >= 0.98
+    record = json.loads((WEIGHTS_PATH / "control.json").read_text())
+    stored = {kind: row["control"] for kind, row in record["behaviour"].items()}
+    assert stored == pytest.approx(table["chat"].to_dict(), abs=0.02)
+
+
 def test_only_the_chat_model_carries_the_new_concepts(models):
     """At the recommended hook, and as `behaviour.json` records it (with other prompts)."""
     table = tiny.oracle_table(models["tiny-base"], models["tiny-chat"], tiny.TINY_HOOK, n_pairs=200, seed=PROMPT_SEED)
@@ -295,7 +306,7 @@ def test_dtype_is_honoured():
 
 
 def test_wrong_names_are_refused_with_the_right_ones():
-    with pytest.raises(ValueError, match=r"'tiny-bse'.*tiny-base, tiny-chat, tiny-null"):
+    with pytest.raises(ValueError, match=r"'tiny-bse'.*tiny-base, tiny-chat, tiny-null, tiny-control"):
         tiny.load_tiny_model("tiny-bse")
     with pytest.raises(ValueError, match=r"dtype='float33'.*'float32'"):
         tiny.load_tiny_model("tiny-base", dtype="float33")
@@ -306,7 +317,7 @@ def test_wrong_names_are_refused_with_the_right_ones():
 
 def test_smoke_training_is_reproducible_and_learns(tmp_path: Path):
     records = [train_tiny_pair(tmp_path / run, seed=1, steps_scale=0.005, n_prompts=5) for run in ("one", "two")]
-    for name in tiny.TINY_MODELS:
+    for name in ("tiny-base", "tiny-chat", "tiny-null"):
         one, two = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("one", "two"))
         assert all(torch.equal(one[key], two[key]) for key in one)
     assert records[0]["behaviour"] == records[1]["behaviour"]
@@ -332,5 +343,7 @@ def test_a_jittered_model_is_as_far_from_its_original_as_its_name_says():
 
 
 def test_a_misspelt_built_in_model_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"Unknown .* 'tiny-bsae'. Use one of tiny-base, tiny-chat, tiny-null"):
+    with pytest.raises(
+        ValueError, match=r"Unknown .* 'tiny-bsae'. Use one of tiny-base, tiny-chat, tiny-null, tiny-control"
+    ):
         load_model("tiny-bsae", "cpu", "float32", "HookedTransformer", {})

@@ -71,6 +71,7 @@ class TestAudit:
         monkeypatch.setattr(auditing, "first_look", refuse)
         monkeypatch.setattr("sae_lens_crosscoder.data.answer_files.generate", refuse)
         monkeypatch.setattr("sae_lens_crosscoder.workflows.auditing.evidence.causal_ladder", refuse)
+        monkeypatch.setattr(auditing, "audit_recipe", refuse)
         again = slc.audit(config(folder))
         assert [f.to_dict() for f in again.findings] == [f.to_dict() for f in result.findings]
         assert [f.to_dict() for f in again.answers_only] == [f.to_dict() for f in result.answers_only]
@@ -97,6 +98,40 @@ class TestAudit:
         assert result.findings == result.answers_only == ()
         assert result.conclusion.startswith("No change of behaviour found")
         assert any("no hook brings back" in sentence for sentence in result.not_found)
+
+
+class TestLabels:
+    def test_a_client_s_labels_stand_beside_the_evidence_and_change_nothing_else(self, done, monkeypatch):
+        folder, result = done
+        monkeypatch.setattr(auditing, "MOST_FINDINGS", 1)
+        monkeypatch.setattr(
+            "sae_lens_crosscoder.analysis.audit.finding.Finding.is_claimed",
+            property(lambda finding: finding.evidence != ()),
+        )
+        client = slc.interpretation.CallableClient(lambda prompt: "EXPLANATION: <b>gossip</b> about people", "by hand")
+        (labelled,) = slc.audit(config(folder), client=client).findings
+        assert [label.latent for label in labelled.labels] == list(labelled.latents[:3])
+        assert {label.text for label in labelled.labels} == {"<b>gossip</b> about people"}
+        assert labelled.sentence in [f.sentence for f in (*result.findings, *result.answers_only)]
+        page = (folder / auditing.PAGE_FILENAME).read_text()
+        assert "Labels by a language model, which are no evidence" in page
+        assert "&lt;b&gt;gossip&lt;/b&gt; about people" in page
+        assert "by hand" in page
+
+    def test_a_client_that_fails_leaves_the_page(self, done, monkeypatch):
+        folder, _ = done
+        monkeypatch.setattr(
+            "sae_lens_crosscoder.analysis.audit.finding.Finding.is_claimed",
+            property(lambda finding: finding.evidence != ()),
+        )
+        (folder / auditing.PAGE_FILENAME).unlink()
+
+        def refuse(prompt):
+            raise ConnectionError("no endpoint")
+
+        with pytest.raises(ConnectionError):
+            slc.audit(config(folder), client=slc.interpretation.CallableClient(refuse, "down"))
+        assert "Findings" in (folder / auditing.PAGE_FILENAME).read_text()
 
 
 class TestControl:
@@ -137,7 +172,7 @@ def test_base_against_itself_says_nothing_new(done):
 
 class TestRefusals:
     def test_a_budget_that_is_too_short_names_one_that_is_enough(self, tmp_path):
-        with pytest.raises(ValueError, match=r"budget='1s' is too short: both models take .* Pass at least \d+m"):
+        with pytest.raises(ValueError, match=r"budget='1s' is too short: the models take .* Pass at least \d+m"):
             slc.audit(config(tmp_path, budget="1s"))
 
     def test_other_models_need_prompts_and_enough_of_them(self, tmp_path):

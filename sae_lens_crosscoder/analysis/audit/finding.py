@@ -65,6 +65,17 @@ class ControlAnswers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a language model says of a latent: no evidence, but words to read beside it."""
+
+    latent: int
+    text: str
+    detection: float
+    """Balanced accuracy with which the same model tells contexts of the latent from similar ones by the label alone."""
+    interpreter: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One change of behaviour."""
 
@@ -75,6 +86,8 @@ class Finding:
     """None for an audit without a control."""
     evidence: tuple[Evidence, ...] = ()
     """Of each crosscoder; the first is shown."""
+    labels: tuple[Label, ...] = ()
+    """Of the first crosscoder's carriers."""
 
     @property
     def is_in_control(self) -> bool:
@@ -126,6 +139,7 @@ class Finding:
                 "crosscoders": [{**asdict(each), "is_traced": each.is_traced} for each in self.evidence],
             },
             "examples": [asdict(example) for example in self.examples],
+            "labels": [asdict(label) for label in self.labels],
         }
 
     def _on_answers(self) -> str:

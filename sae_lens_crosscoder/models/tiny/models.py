@@ -1,4 +1,4 @@
-"""The three tiny transformers: their architecture and their committed weights."""
+"""The tiny transformers: their architecture and their committed weights."""
 
 import warnings
 from pathlib import Path
@@ -13,8 +13,9 @@ from sae_lens_crosscoder.models.tiny.dataset import TINY_CONTEXT_SIZE
 from sae_lens_crosscoder.models.tiny.tokenizer import tiny_tokenizer
 from sae_lens_crosscoder.models.tiny.vocabulary import VOCABULARY
 
-TINY_MODELS: Final = ("tiny-base", "tiny-chat", "tiny-null")
-"""The base model; the chat model fine-tuned from it; the base model trained longer on its own corpus."""
+TINY_MODELS: Final = ("tiny-base", "tiny-chat", "tiny-null", "tiny-control")
+"""The base model; the chat model fine-tuned from it; the base model trained longer on its own corpus; and tuned on the
+chat model's requests with other answers."""
 TINY_DATASET: Final = "tiny-mix"
 """Name of the generated corpus in configs, in place of a dataset on the Hub."""
 TINY_HOOK: Final = "blocks.2.hook_resid_post"
@@ -69,7 +70,7 @@ def load_tiny_model(name: str, device: str = "cpu", dtype: str = "float32") -> H
     """Load one of `TINY_MODELS`, with raw weights (no folding or centring) and the tokenizer.
 
     Args:
-        name: `tiny-base`, `tiny-chat` or `tiny-null`.
+        name: one of `TINY_MODELS`.
         device: a torch device, such as `cuda`.
         dtype: the name of a torch dtype, such as `bfloat16`.
 

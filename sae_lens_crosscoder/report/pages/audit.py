@@ -24,6 +24,7 @@ _EFFECT_COLUMNS = (
     *("brought_back", "brought_back_shared", "brought_back_control", "brought_back_mean_difference"),
     *("rate_base", "rate", "rate_shared", "rate_control", "rate_chat", "rate_others", "n_prompts"),
 )
+_LABEL_COLUMNS = ("text", "detection", "interpreter")
 
 
 @validate_arguments
@@ -56,6 +57,7 @@ def _with_tables(finding: dict[str, Any]) -> dict[str, Any]:
         "carriers": _table(crosscoders, "carriers", _CARRIER_COLUMNS),
         "effects": _table(crosscoders, "effect", _EFFECT_COLUMNS),
         "examples": pd.DataFrame(finding["examples"], columns=["prompt", "base", "chat"]),
+        "labels": pd.DataFrame(finding["labels"], columns=["latent", *_LABEL_COLUMNS]).set_index("latent"),
     }
 
 

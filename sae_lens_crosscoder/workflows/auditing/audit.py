@@ -11,14 +11,16 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.answers.markers import find_markers
 from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange, find_phrases
-from sae_lens_crosscoder.analysis.audit.finding import ControlAnswers, Evidence, Example, Finding
+from sae_lens_crosscoder.analysis.audit.finding import ControlAnswers, Evidence, Example, Finding, Label
 from sae_lens_crosscoder.analysis.audit.limits import least_frequency, plant_contrasts
+from sae_lens_crosscoder.analysis.audit.not_found import not_found
 from sae_lens_crosscoder.analysis.audit.result import MOST_FINDINGS, Audit, Limits
 from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
 from sae_lens_crosscoder.causal.localisation.recommendation import first_hook_with
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.interpretation.clients import Client
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.pages.audit import write_audit
@@ -26,6 +28,7 @@ from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.versions import package_versions
 from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig
 from sae_lens_crosscoder.workflows.auditing.evidence import EvidenceReader
+from sae_lens_crosscoder.workflows.auditing.labels import LABELLED, label_latents
 from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.progress import Progress
 from sae_lens_crosscoder.workflows.auditing.prompts import AuditPrompts, audit_prompts
@@ -40,7 +43,7 @@ _N_TIMED, _N_LOOK, _N_EXAMPLES = 16, 96, 3
 
 
 @validate_arguments
-def audit(cfg: AuditConfig, pair: HookedModelPair | None = None) -> Audit:
+def audit(cfg: AuditConfig, pair: HookedModelPair | None = None, client: Client | None = None) -> Audit:
     """Find what a fine-tune changed in a model's behaviour, and trace it to latents.
 
     Both models answer the prompts. Phrases that one model's sampled answers have and the other's lack are found on one
@@ -52,6 +55,7 @@ def audit(cfg: AuditConfig, pair: HookedModelPair | None = None) -> Audit:
     Args:
         pair: the models, if they are loaded already; their names in `cfg` are then only names. With a control: base,
             control and chat.
+        client: explains the latents of each finding; its labels stand beside the evidence, marked as its own.
 
     Raises:
         ValueError: before long work, for too few prompts or a budget that is too short, another number of models, or a
@@ -65,10 +69,12 @@ def audit(cfg: AuditConfig, pair: HookedModelPair | None = None) -> Audit:
     except KeyboardInterrupt:
         run.is_interrupted = True
         progress.say("Interrupted: the page shows what was done; the same command continues.")
-    result = run.result()
-    result.save(cfg.output_path)
-    write_audit(result, Path(cfg.output_path, PAGE_FILENAME), f"What changed from {cfg.base} to {cfg.chat}")
-    return result
+    result = run.written()
+    if client is None or run.is_interrupted or not result.findings:
+        return result
+    with progress.stage("labels"):
+        run.label(result, client)
+    return run.written()
 
 
 class _AuditRun:
@@ -83,6 +89,7 @@ class _AuditRun:
         self.fve: tuple[float, ...] = ()
         self.evidence: dict[PhraseChange, list[Evidence]] = {}
         self.least_sizes: dict[float, float] | None = None
+        self.labels: dict[int, Label] = {}
 
     def read_answers(self) -> None:
         """Let both models answer the prompts, and find the phrases in which they differ."""
@@ -114,6 +121,21 @@ class _AuditRun:
         with self.progress.stage("detection limits"):
             self.least_sizes = self._least_sizes()
 
+    def label(self, found: Audit, client: Client) -> None:
+        """Let a client explain the first crosscoder's carriers of all findings."""
+        latents = sorted({latent for finding in found.findings for latent in finding.latents[:LABELLED]})
+        folder = self._folder_of(self.cfg.seed)
+        crosscoder = load(folder, device=self.cfg.device)
+        rows, batch_size = self.answers.rows, self.cfg.batch_size
+        self.labels = label_latents(crosscoder, self.pair, rows, latents, client, folder, batch_size)
+
+    def written(self) -> Audit:
+        """The audit as far as it went, after writing its file and its page."""
+        result, cfg = self.result(), self.cfg
+        result.save(cfg.output_path)
+        write_audit(result, Path(cfg.output_path, PAGE_FILENAME), f"What changed from {cfg.base} to {cfg.chat}")
+        return result
+
     def result(self) -> Audit:
         """The audit as far as it went."""
         found = self._found()
@@ -125,7 +147,7 @@ class _AuditRun:
             findings=tuple(claimed),
             answers_only=tuple(finding for finding in found if finding not in claimed and finding not in in_control),
             in_control=tuple(in_control),
-            not_found=tuple(self._not_found()),
+            not_found=tuple(not_found(self.changes, is_traced=self.hook_name is not None or self.is_interrupted)),
             limits=self._limits(),
             manifest=self._manifest(),
         )
@@ -173,22 +195,25 @@ class _AuditRun:
         return str(hooks.index[int(first_hook_with(shares[None], _ENOUGH_OF_SHARE))])
 
     def _crosscoder(self, seed: int) -> InferenceCrosscoder:
-        """A crosscoder on the audit's rows, or that of an earlier run."""
+        """A crosscoder on the audit's rows."""
         assert self.rows is not None
-        folder = self.progress.folder / f"crosscoder_{seed}"
+        return self._trained(self.rows.activations, seed, self._folder_of(seed))
+
+    def _folder_of(self, seed: int) -> Path:
+        return self.progress.folder / f"crosscoder_{seed}"
+
+    def _trained(self, activations: torch.Tensor, seed: int, folder: Path) -> InferenceCrosscoder:
+        """A crosscoder on these or changed activations, or that of an earlier run in the folder."""
         if folder.exists():
             return load(folder, device=self.cfg.device)
-        crosscoder = self._trained(self.rows.activations, seed)
+        assert self.rows is not None
+        recipe = audit_recipe(activations.shape[1] // 2, self.cfg.device)
+        crosscoder = recipe.train(self.rows.batches(activations, seed), seed=seed)
         metadata = crosscoder.cfg.metadata
         metadata.hook_name = self.hook_name
         metadata.model_name, metadata.chat_model_name = self.cfg.base, self.cfg.chat
         crosscoder.save_model(folder)
         return crosscoder
-
-    def _trained(self, activations: torch.Tensor, seed: int) -> InferenceCrosscoder:
-        assert self.rows is not None
-        recipe = audit_recipe(activations.shape[1] // 2, self.cfg.device)
-        return recipe.train(self.rows.batches(activations, seed), seed=seed)
 
     def _trace_with(self, crosscoder: InferenceCrosscoder, seed: int, changes: Sequence[PhraseChange]) -> None:
         assert self.rows is not None
@@ -204,7 +229,8 @@ class _AuditRun:
         rows = self.rows
         layout = StackedLayout((rows.activations.shape[1] // 2,) * 2)
         planted = plant_contrasts(rows.activations, rows.decision_rows, rows.held_out, layout, seed=self.cfg.seed)
-        return planted.least_sizes(self._trained(planted.activations, self.cfg.seed))
+        folder = self.progress.folder / "crosscoder_planted"
+        return planted.least_sizes(self._trained(planted.activations, self.cfg.seed, folder))
 
     def _found(self) -> list[Finding]:
         """Significant changes, with the evidence so far."""
@@ -215,12 +241,15 @@ class _AuditRun:
         positive = torch.zeros(len(self.prompts), dtype=torch.bool)
         positive[list(change.prompts)] = True
         held_out = [i for i in change.prompts if self.prompts.held_out[i]][:_N_EXAMPLES]
+        evidence = tuple(self.evidence.get(change, []))
+        carriers = evidence[0].carriers.latents if evidence else ()
         return Finding(
             change=change,
             markers=find_markers(self.prompts.texts, positive, self.prompts.held_out),
             examples=tuple(Example(self.prompts.texts[i], answers.base[i], answers.chat[i]) for i in held_out),
             control=self._of_control(change),
-            evidence=tuple(self.evidence.get(change, [])),
+            evidence=evidence,
+            labels=tuple(self.labels[latent] for latent in carriers[:LABELLED] if latent in self.labels),
         )
 
     def _of_control(self, change: PhraseChange) -> ControlAnswers | None:
@@ -229,22 +258,6 @@ class _AuditRun:
             return None
         texts = ([model[i] for i in held_out] for model in (answers.base, answers.control, answers.chat))
         return ControlAnswers.counted(change, *texts)
-
-    def _not_found(self) -> list[str]:
-        """Sentences on what was looked for without result."""
-        missed = sorted((c for c in self.changes if c.q_value > Q_LIMIT), key=lambda change: change.q_value)
-        said = [
-            f"\u201c{change.text}\u201d is no more frequent in {change.writer}'s answers to held-out prompts than by "
-            f"chance: {change.n_with} against {change.n_against} (q = {change.q_value:.2g})."
-            for change in missed[:3]
-        ]
-        if len(missed) > len(said):
-            said.append(f"The same holds for {len(missed) - len(said)} more phrases.")
-        if not self.changes:
-            said.append("No phrase was more frequent in one model's answers by enough to test.")
-        if self.hook_name is None and not self.is_interrupted:
-            said.append("No crosscoder was trained, because no hook brings back what changed.")
-        return said
 
     def _limits(self) -> Limits:
         n, held_out = len(self.prompts), int(self.prompts.held_out.sum())
