@@ -41,12 +41,9 @@ def label_latents(
     cases = interpretation_cases(crosscoder, data, examples, latents, embed, n_windows=_N_WINDOWS)
     table = interpret(cases, Answers(folder / ANSWERS_FILENAME, client)).table
     return {
-        int(latent): Label(
-            latent=int(latent),
-            text=row["explanation"],
-            detection=row["detection_hard"],
-            interpreter=row["interpreter"],
+        latent: Label(
+            latent=latent, text=row["explanation"], detection=row["detection_hard"], interpreter=row["interpreter"]
         )
-        for latent, row in table.to_dict("index").items()
+        for latent, row in zip(table.index.tolist(), table.to_dict("records"), strict=True)
         if row["explanation"]
     }
