@@ -9,15 +9,6 @@ N_WORLDS = 16
 """Worlds of the suite. A results file of a run that goes on has fewer."""
 
 
-def hard_rows() -> tuple[pd.DataFrame, list[str], str]:
-    """Rows of all hard worlds; the worlds that were measured again, with a later polish; how to measure them all."""
-    (first, source), (again, later) = load_results("planted_hard.json"), load_results("planted_background.json")
-    worlds = [str(cell) for cell in again.cell.unique()]
-    frame = pd.concat([first[~first.cell.isin(worlds)], again], ignore_index=True)
-    order = {cell: place for place, cell in enumerate(first.cell.unique())}
-    return frame.sort_values("cell", key=lambda cells: cells.map(order), kind="stable"), worlds, f"{source} {later}"
-
-
 def _pair(frame: pd.DataFrame, side: str) -> str:
     """Return precision / recall as means over seeds; a side without any verdict has no precision."""
     means = frame[[f"precision_{side}_verdict", f"recall_{side}_verdict"]].astype(float).mean()
@@ -26,7 +17,7 @@ def _pair(frame: pd.DataFrame, side: str) -> str:
 
 def hard() -> str:
     """One line per hard world: verdicts of plain BatchTopK and after polishing, and of the null twin."""
-    frame, again, source = hard_rows()
+    frame, source = load_results("planted_hard.json")
     frame["recipe"] = frame.recipe.where(~frame.is_null, "null twin")
     heading = ["world", *(f"{side}, {recipe}" for side in SIDES for recipe in ("plain", "polished")), "null twin"]
     rows = [heading]
@@ -48,14 +39,13 @@ def hard() -> str:
         f"{BAR['precision']} and a recall of {BAR['recall']}, for chat-only and for base-only concepts, in "
         f"{_reached(frame, ['cell'])}. With every seed by itself, where one wrong verdict or one unfound concept of "
         f"eight weighs more, in {_reached(frame, ['cell', 'seed'])}. {_wrong(frame)} "
-        f"{_presence(frame)}{_cost(frame)} Only {', '.join(again)} was measured with a polish "
-        f"that looks for the tokens on which a latent is alone; all other worlds with the one before. {source}"
+        f"{_presence(frame)}{_cost(frame)} {source}"
     )
 
 
 def hard_headline() -> str:
     """What the recommended recipe reaches over all hard worlds, for the README."""
-    frame, *_ = hard_rows()
+    frame, _ = load_results("planted_hard.json")
     recommended, null = frame[frame.recommended & ~frame.is_null], frame[frame.is_null]
     n = {side: recommended[f"n_{side}_verdict"] for side in SIDES}
     right = sum((n[side] * recommended[f"precision_{side}_verdict"].astype(float)).sum() for side in SIDES)
