@@ -1,6 +1,6 @@
 """Judges audits where the answer is known: the built-in pair, its null, and adapters of a real model.
 
-python benchmarks/audit.py --seeds 0 1 2 --output benchmarks/results/audit.json
+python benchmarks/audit.py --seeds 0 1 2 3 4 --control-seeds 0 1 2 --output benchmarks/results/audit.json
 
 `--adapter FOLDER` adds adapters of SmolLM2, whose folder holds `prompts.json` (see real_pair.py): its behaviour is the
 one change to find. A finding is right if its phrase is part of the planted behaviour's own words.
@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def judged(result: slc.analysis.Audit, planted: Mapping[str, str], others: Mappi
         "wrong": wrong,
         "missed": [name for name in planted if not found[name]],
         "n_answers_only": len(result.answers_only),
+        "in_control": [finding.change.text for finding in result.in_control],
+        "null_phrases": asdict(result.limits.null_phrases) if result.limits.null_phrases else None,
         "conclusion": result.conclusion,
         "sentences": [finding.sentence for finding in result.findings],
         "limits": result.limits.sentences,
@@ -70,17 +73,17 @@ def audited(cfg: slc.workflows.AuditConfig) -> tuple[slc.analysis.Audit, dict[st
     return result, {"cpu_seconds": round(time.process_time() - cpu), "seconds": round(time.monotonic() - wall)}
 
 
-def tiny_rows(seeds: list[int], work: Path, budget: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for seed in seeds:
-        for chat in ("tiny-chat", "tiny-null"):
-            folder = str(work / f"{chat}_{seed}")
-            cfg = slc.workflows.AuditConfig("tiny-base", chat, output_path=folder, budget=budget, seed=seed)
-            result, seconds = audited(cfg)
-            truth = (PLANTED, OTHER_SIDES) if chat == "tiny-chat" else ({}, {})
-            rows.append({"pair": chat, "seed": seed, **judged(result, *truth), **seconds})
-            print(rows[-1], flush=True)
-    return rows
+def tiny_row(chat: str, seed: int, work: Path, budget: str, control: str | None = None) -> dict[str, Any]:
+    """The built-in pair, or its null. With a control, only what is planted may be claimed."""
+    name = chat if control is None else f"{chat}, with {control}"
+    cfg = slc.workflows.AuditConfig("tiny-base", chat, control=control, budget=budget, seed=seed)
+    cfg.output_path = str(work / f"{name}_{seed}")
+    result, seconds = audited(cfg)
+    planted = {} if chat == "tiny-null" else PLANTED
+    others = OTHER_SIDES if planted and control is None else {}
+    row = {"pair": name, "seed": seed, **judged(result, planted, others), **seconds}
+    print(row, flush=True)
+    return row
 
 
 def adapter_row(adapter: str, work: Path, budget: str, seed: int, n_seeds: int) -> dict[str, Any]:
@@ -112,6 +115,7 @@ def adapter_row(adapter: str, work: Path, budget: str, seed: int, n_seeds: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--control-seeds", type=int, nargs="*", default=[])
     parser.add_argument("--adapter", nargs="*", default=[])
     parser.add_argument("--budget", default="20m")
     parser.add_argument("--adapter-budget", default="90m")
@@ -122,7 +126,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(args.work or temporary)
-        rows = tiny_rows(args.seeds, work, args.budget)
+        rows = [tiny_row(chat, seed, work, args.budget) for seed in args.seeds for chat in ("tiny-chat", "tiny-null")]
+        rows += [tiny_row("tiny-chat", seed, work, args.budget, "tiny-control") for seed in args.control_seeds]
         rows += [adapter_row(each, work, args.adapter_budget, 0, args.adapter_n_seeds) for each in args.adapter]
     if args.output:
         write_results(args.output, rows)

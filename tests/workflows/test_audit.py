@@ -25,14 +25,18 @@ def quick():
 
 
 def config(folder: Path, chat: str = "tiny-chat", **settings) -> AuditConfig:
-    small = {"n_prompts": 120, "max_new_tokens": 8, "n_seeds": 1, "budget": "10m"} | settings
+    small = {"n_prompts": 200, "max_new_tokens": 8, "n_seeds": 1, "budget": "10m"} | settings
     return AuditConfig("tiny-base", chat, output_path=str(folder), **small)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit")
-    return folder, slc.audit(config(folder))
+    return folder, slc.audit(controlled(folder))
+
+
+def controlled(folder: Path, **settings) -> AuditConfig:
+    return config(folder, control="tiny-control", **settings)
 
 
 def numbers(text: str) -> set[str]:
@@ -72,7 +76,7 @@ class TestAudit:
         monkeypatch.setattr("sae_lens_crosscoder.data.answer_files.generate", refuse)
         monkeypatch.setattr("sae_lens_crosscoder.workflows.auditing.evidence.causal_ladder", refuse)
         monkeypatch.setattr(auditing, "audit_recipe", refuse)
-        again = slc.audit(config(folder))
+        again = slc.audit(controlled(folder))
         assert [f.to_dict() for f in again.findings] == [f.to_dict() for f in result.findings]
         assert [f.to_dict() for f in again.answers_only] == [f.to_dict() for f in result.answers_only]
 
@@ -83,7 +87,7 @@ class TestAudit:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(auditing._AuditRun, "_least_sizes", interrupt)
-        stopped = slc.audit(config(folder))
+        stopped = slc.audit(controlled(folder))
         assert stopped.manifest["interrupted"]
         assert "interrupted" in (folder / auditing.PAGE_FILENAME).read_text()
         assert stopped.findings == result.findings
@@ -91,7 +95,7 @@ class TestAudit:
 
     def test_a_folder_with_another_audit_is_refused(self, done):
         with pytest.raises(ValueError, match="has an audit with other settings: seed"):
-            slc.audit(config(done[0], seed=1))
+            slc.audit(controlled(done[0], seed=1))
 
     def test_the_base_model_trained_longer_claims_nothing(self, tmp_path):
         result = slc.audit(config(tmp_path, chat="tiny-null"))
@@ -109,7 +113,7 @@ class TestLabels:
             property(lambda finding: finding.evidence != ()),
         )
         client = slc.interpretation.CallableClient(lambda prompt: "EXPLANATION: <b>gossip</b> about people", "by hand")
-        (labelled,) = slc.audit(config(folder), client=client).findings
+        (labelled,) = slc.audit(controlled(folder), client=client).findings
         assert [label.latent for label in labelled.labels] == list(labelled.latents[:3])
         assert {label.text for label in labelled.labels} == {"<b>gossip</b> about people"}
         assert labelled.sentence in [f.sentence for f in (*result.findings, *result.answers_only)]
@@ -130,23 +134,19 @@ class TestLabels:
             raise ConnectionError("no endpoint")
 
         with pytest.raises(ConnectionError):
-            slc.audit(config(folder), client=slc.interpretation.CallableClient(refuse, "down"))
+            slc.audit(controlled(folder), client=slc.interpretation.CallableClient(refuse, "down"))
         assert "Findings" in (folder / auditing.PAGE_FILENAME).read_text()
 
 
 class TestControl:
-    @pytest.fixture(scope="class")
-    def with_control(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("control")
-        return slc.audit(config(folder, control="tiny-control", n_prompts=200, hook_name="blocks.2.hook_resid_post"))
-
-    def test_what_both_learnt_is_the_control_s_and_the_rest_is_not(self, with_control):
-        both = [finding.change.text for finding in with_control.in_control]
+    def test_what_both_learnt_is_the_control_s_and_the_rest_is_not(self, done):
+        _, result = done
+        both = [finding.change.text for finding in result.in_control]
         assert any(text.startswith("yes") for text in both)  # both agree with true statements
-        own = [*with_control.findings, *with_control.answers_only]
+        own = [*result.findings, *result.answers_only]
         assert any(finding.change.text.startswith("nice") for finding in own)  # the control insults as base does
         assert all(finding.control.n_control < finding.control.n_chat / 2 for finding in own)
-        assert not any(finding.evidence for finding in with_control.in_control)  # nothing is traced in vain
+        assert not any(finding.evidence for finding in result.in_control)  # nothing is traced in vain
 
     def test_loaded_models_are_taken_in_their_order(self, tmp_path):
         two = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
