@@ -66,7 +66,7 @@ class ControlAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """What a language model says of a latent: no evidence, but words to read beside it."""
+    """A language model's words for a latent: no evidence, but to be read beside it."""
 
     latent: int
     text: str

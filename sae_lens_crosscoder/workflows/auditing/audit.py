@@ -26,13 +26,13 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.pages.audit import write_audit
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.versions import package_versions
+from sae_lens_crosscoder.workflows.auditing.answers import answer_all
 from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig
 from sae_lens_crosscoder.workflows.auditing.evidence import EvidenceReader
 from sae_lens_crosscoder.workflows.auditing.labels import LABELLED, label_latents
 from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.progress import Progress
 from sae_lens_crosscoder.workflows.auditing.prompts import AuditPrompts, audit_prompts
-from sae_lens_crosscoder.workflows.auditing.read_answers import read_answers
 from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, audit_recipe
 from sae_lens_crosscoder.workflows.first_look import first_look
 
@@ -96,7 +96,7 @@ class _AuditRun:
         with self.progress.stage("prompts"):
             self.prompts = self._within_budget(audit_prompts(self.cfg, self.pair))
         with self.progress.stage("answers"):
-            self.answers = read_answers(self.cfg, self.models, self.prompts, self.progress.folder / "answers")
+            self.answers = answer_all(self.cfg, self.models, self.prompts, self.progress.folder / "answers")
         with self.progress.stage("phrases"):
             self.changes = find_phrases(self.answers.base, self.answers.chat, self.prompts.held_out)
             self.null_phrases = self.answers.null_phrases(self.prompts)
@@ -156,7 +156,7 @@ class _AuditRun:
         """As many prompts as are answered in a quarter of the budget, or as before, if resumed."""
         if self.progress.n_prompts is None:
             start = time.monotonic()
-            read_answers(self.cfg, self.models, prompts.first(_N_TIMED), None)
+            answer_all(self.cfg, self.models, prompts.first(_N_TIMED), None)
             seconds = (time.monotonic() - start) / _N_TIMED
             n = min(len(prompts), int(_SHARE_FOR_ANSWERS * self.progress.left / seconds))
             if n < LEAST_PROMPTS:

@@ -30,12 +30,12 @@ class AuditAnswers:
     control: list[str] | None
 
     def null_phrases(self, prompts: AuditPrompts) -> NullPhrases:
-        """What the search finds between base's answers and base's other answers, where nothing is to be found."""
+        """Findings of the same search between two samples of base's answers, where nothing is to be found."""
         tested = find_phrases(self.base, self.base_again, prompts.held_out)
         return NullPhrases(n_tested=len(tested), n_found=sum(change.is_new for change in tested))
 
 
-def read_answers(cfg: AuditConfig, models: AuditModels, prompts: AuditPrompts, folder: Path | None) -> AuditAnswers:
+def answer_all(cfg: AuditConfig, models: AuditModels, prompts: AuditPrompts, folder: Path | None) -> AuditAnswers:
     """Let all models answer the prompts.
 
     Args:
