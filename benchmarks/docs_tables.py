@@ -11,6 +11,7 @@ import docs_accuracy
 import docs_audit
 import docs_real_pair
 import docs_runs
+import docs_serve
 import docs_use
 import docs_verdicts
 from docs_results import ROOT
@@ -40,6 +41,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "layers": layers,
     "processes": docs_runs.processes,
     "faults": docs_runs.faults,
+    "serve": docs_serve.serve,
     "use": docs_use.use,
     "several models": docs_use.several_models,
 }

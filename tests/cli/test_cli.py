@@ -15,6 +15,9 @@ import pytest
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.cli import main
 from sae_lens_crosscoder.models.tiny import CONCEPTS, TINY_HOOK
+from sae_lens_crosscoder.serving import ServeConfig
+from sae_lens_crosscoder.serving.requests import AnswersRequest, Edit
+from sae_lens_crosscoder.serving.serve import prepare
 from sae_lens_crosscoder.workflows.demo import DemoConfig, run_demo
 
 COMMAND = Path(sys.executable).parent / "sae-lens-crosscoder"
@@ -138,6 +141,15 @@ def test_report_makes_the_explorer_of_a_crosscoder_or_of_several(capsys):
         about = json.loads(re.search('id="about">(.*?)</script>', source)[1])
         assert [crosscoder["name"] for crosscoder in about["crosscoders"]] == names
         assert all(crosscoder["n"] == 32 for crosscoder in about["crosscoders"])
+    models, page = prepare(ServeConfig("out", n_held_out_rows=2, max_new_tokens=3))
+    assert [(each["name"], each["d_sae"], each["can_steer"]) for each in models.description()["crosscoders"]] == [
+        ("k=8", 32, True),
+        ("k=4", 32, True),
+    ]
+    assert json.loads(re.search('id="about">(.*?)</script>', page)[1])["live"] == models.description()
+    asked = AnswersRequest("so what does anna eat ?", "k=4", (Edit((1,), "steer"),), max_new_tokens=3)
+    *_, last = models.answers(asked, models.tokenize(asked.prompt, 3))
+    assert [len(each["token_ids"]) for each in last["answers"]] == [3] * 4
     assert main(["report", "--crosscoder", "out", "--neuronpedia", "exports/3"]) == 2
     assert "neuronpedia='exports/3' already exists" in capsys.readouterr().err
     Path("out/k=8/runner_cfg.json").unlink()
