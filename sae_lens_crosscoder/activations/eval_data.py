@@ -35,7 +35,8 @@ class EvalData:
     tokens: Int[Tensor, "batch pos"] | None = None
     """Token ids."""
     token_mask: Bool[Tensor, "_ _"] | None = None
-    """Shape of the tokens. True for the tokens to use, False for padding and the like; None uses all."""
+    """Shape of the tokens. True for the tokens to use, False for padding and the like; None uses all. Of models with
+    different tokenizers, tokens that are not `pair.aligned` are False."""
     activations: Activations | None = None
     """Raw stacked activations: a tensor, an iterable of batches, or an `ActivationCache`."""
     groups: TokenGroups | None = None
@@ -65,6 +66,9 @@ class EvalData:
             validate_tokens(self.tokens)
             as_token_mask(self.tokens, self.token_mask)
             validate_padding(self.tokens, self.token_mask, self.tokenizer or self.pair.tokenizer)
+            if not self.pair.has_one_tokenizer:
+                mask = as_token_mask(self.tokens, self.token_mask) & self.pair.aligned(self.tokens)
+                object.__setattr__(self, "token_mask", mask)
         elif self.pair is not None or self.tokens is not None:
             raise ValueError("Pass either pair and tokens, or activations, not both.")
         elif self.token_mask is not None:

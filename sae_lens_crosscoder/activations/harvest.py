@@ -36,13 +36,16 @@ def harvest(
 
     Raises:
         ValueError: before anything runs, for an unknown hook, tokens that are not (batch, pos), that a model has no
-            embedding of or that are padded on the left, or a mask of another shape.
+            embedding of or that are padded on the left, a mask of another shape, or, of models with different
+            tokenizers, one with tokens that are not `pair.aligned`.
     """
     pair.validate_hook(hook_name)
     validate_tokens(tokens)
-    validate_embedded(pair.members, tokens, pair.replaced_ids)
+    validate_embedded(pair, tokens)
     validate_padding(tokens, token_mask, pair.tokenizer)
-    return _batches(pair, tokens, hook_name, batch_size, as_token_mask(tokens, token_mask))
+    token_mask = as_token_mask(tokens, token_mask)
+    pair.validate_aligned(tokens, token_mask)
+    return _batches(pair, tokens, hook_name, batch_size, token_mask)
 
 
 def validate_tokens(tokens: Int[Tensor, "batch pos"]) -> None:

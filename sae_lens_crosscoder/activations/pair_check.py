@@ -11,9 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.harvest import validate_activations, validate_tokens
+from sae_lens_crosscoder.activations.looked_at import KL_POSITIONS, LookedAt, frac_aligned, pair_looked_at
 from sae_lens_crosscoder.data.token_mask import validate_padding
+from sae_lens_crosscoder.models.aligned_models import aligned_activations_at
+from sae_lens_crosscoder.models.alignment import TokenAlignment
 from sae_lens_crosscoder.models.hidden_states import validate_hidden_state
-from sae_lens_crosscoder.models.hook_access import activations_at, device_of, stack
+from sae_lens_crosscoder.models.hook_access import device_of, stack
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.outputs import over_common_ids
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -21,8 +24,6 @@ from sae_lens_crosscoder.models.token_replacements import validate_embedded
 from sae_lens_crosscoder.stacking import StackedLayout, hook_of_model, split_hooks
 
 N_CONTEXTS = 8
-# Logits of a large vocabulary are big: 256 positions of 256,000 float32 are 0.26 GB per model.
-_KL_POSITIONS, _KL_TOKENS = 256, 256
 _KL_CHUNK = 64
 
 
@@ -41,9 +42,12 @@ class PairCheck:
     kl_nats: float | None
     """Mean KL(chat || base) of the next-token predictions, in nats per token, over the ids that both models have, on up
     to 256 of the used tokens."""
+    frac_aligned: float | None = None
+    """Of models with different tokenizers, the share of tokens, without padding, that are `pair.aligned`; None if the
+    models share a tokenizer."""
 
     def lines(self) -> str:
-        """The numbers as three lines of text."""
+        """The numbers as three lines of text, or four for models with different tokenizers."""
         position_0, special = _times(self.position_0_norm), _times(self.special_norm)
         norms = f"Norms relative to the median: position 0 {position_0}; special tokens up to {special}."
         if len(self.position_0_norm) == 1:  # one model, which has nothing to differ from
@@ -53,8 +57,13 @@ class PairCheck:
         return (
             f"{norms}\n"
             f"Size of the difference, |chat - base| / |base|: {difference}, over {self.n_tokens} tokens.\n"
-            f"Mean KL(chat || base): {kl}."
+            f"Mean KL(chat || base): {kl}.{self._aligned_line()}"
         )
+
+    def _aligned_line(self) -> str:
+        if self.frac_aligned is None:
+            return ""
+        return f"\nTokens that end where a token of every model ends: {self.frac_aligned:.0%}; the others are left out."
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
@@ -63,41 +72,12 @@ class PairCheck:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PairCheck":
         """Read the numbers of `to_dict`."""
-        numbers: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+        names = {field.name for field in fields(cls)} - {"frac_aligned"}
+        numbers: dict[str, Any] = {name: values[name] for name in names}
+        numbers["frac_aligned"] = values.get("frac_aligned")  # older files have none
         for name in ("position_0_norm", "special_norm"):
             numbers[name] = tuple(numbers[name])
         return cls(**numbers)
-
-
-@dataclass(frozen=True)
-class LookedAt:
-    """A few contexts that the models are compared on.
-
-    Attributes:
-        tokens: ids.
-        used: True for tokens whose activations the run uses.
-        special: True for special tokens.
-    """
-
-    tokens: Int[Tensor, "batch pos"]
-    used: Bool[Tensor, "batch pos"]
-    special: Bool[Tensor, "batch pos"]
-
-    @classmethod
-    def of(cls, tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, "batch pos"], tokenizer: Any) -> "LookedAt":
-        """Find the special tokens of the contexts; if the mask uses no token, all count as used."""
-        ids, used = tokens.cpu(), token_mask.cpu()
-        special = torch.isin(ids, torch.tensor(list(getattr(tokenizer, "all_special_ids", ())), dtype=ids.dtype))
-        return cls(ids, used if bool(used.any()) else torch.ones_like(used), special)
-
-    @property
-    def predicting(self) -> Bool[Tensor, "batch pos"]:
-        """The tokens whose predictions are compared: some of the used ones, evenly spread."""
-        row, position = self.used[:, :_KL_POSITIONS].nonzero(as_tuple=True)
-        step = -(-len(row) // _KL_TOKENS) or 1
-        chosen = torch.zeros_like(self.used)
-        chosen[row[::step], position[::step]] = True
-        return chosen
 
 
 @dataclass(frozen=True)
@@ -107,37 +87,53 @@ class ModelView:
     Attributes:
         activations: at the hook, or at joined ones side by side.
         d_models: their width at each hook.
-        logits: at the `predicting` tokens.
+        logits: at the `predicting` tokens; None for models with different tokenizers.
     """
 
     activations: Float[Tensor, "batch pos _"]
     d_models: tuple[int, ...]
-    logits: Float[Tensor, "token vocab"]
+    logits: Float[Tensor, "token vocab"] | None
 
 
 @torch.no_grad()
-def view(model: Any, name: str, looked_at: LookedAt, hook_name: str, **model_kwargs: Any) -> ModelView:
+def view(
+    model: Any,
+    name: str,
+    looked_at: LookedAt,
+    hook_name: str,
+    alignment: TokenAlignment | None = None,
+    *,
+    predicts: bool = True,
+    **model_kwargs: Any,
+) -> ModelView:
     """Run one model on the contexts.
 
     Args:
         name: the model's name in an error.
+        alignment: what the model reads in place of the contexts' tokens.
+        predicts: also look at its predictions.
 
     Raises:
         ValueError: for a hook whose activation is not Hugging Face's hidden state for its layer.
     """
     tokens = looked_at.tokens
-    parts = [part.cpu() for part in activations_at(model, tokens, hook_name, **model_kwargs)]
+    parts = [part.cpu() for part in aligned_activations_at(model, tokens, hook_name, alignment, **model_kwargs)]
+    d_models = tuple(part.shape[-1] for part in parts)
     for each in split_hooks(hook_name):
-        validate_hidden_state(model, name, tokens[:1], each)
+        validate_hidden_state(model, name, tokens[:1] if alignment is None else alignment(tokens[:1]).ids, each)
+    if not predicts:
+        return ModelView(stack(parts), d_models, None)
     predicting, device = looked_at.predicting, device_of(model)
     logits = [
-        model(context[None, :_KL_POSITIONS].to(device), return_type="logits", **model_kwargs)[0, : len(mask)][mask]
-        for context, mask in zip(tokens, predicting[:, :_KL_POSITIONS].to(device), strict=True)
+        model(context[None, :KL_POSITIONS].to(device), return_type="logits", **model_kwargs)[0, : len(mask)][mask]
+        for context, mask in zip(tokens, predicting[:, :KL_POSITIONS].to(device), strict=True)
     ]
-    return ModelView(stack(parts), tuple(part.shape[-1] for part in parts), torch.cat(logits).cpu())
+    return ModelView(stack(parts), d_models, torch.cat(logits).cpu())
 
 
-def compare(views: Sequence[ModelView], looked_at: LookedAt, hook_name: str) -> PairCheck:
+def compare(
+    views: Sequence[ModelView], looked_at: LookedAt, hook_name: str, frac_aligned: float | None = None
+) -> PairCheck:
     """Compare the models' views of the same contexts.
 
     Raises:
@@ -159,6 +155,7 @@ def compare(views: Sequence[ModelView], looked_at: LookedAt, hook_name: str) -> 
         ),
         difference=relative_difference(parts[0], parts[-1]) if len(views) > 1 else None,
         kl_nats=_mean_kl(views[0].logits, views[-1].logits) if len(views) > 1 else None,
+        frac_aligned=frac_aligned,
     )
 
 
@@ -178,15 +175,23 @@ def inspect_pair(
     """
     validate_two_models(pair)
     validate_tokens(tokens)
-    validate_embedded(pair.members, tokens, pair.replaced_ids)
+    validate_embedded(pair, tokens)
     validate_padding(tokens, token_mask, pair.tokenizer)
-    looked_at = LookedAt.of(tokens, token_mask, pair.tokenizer)
+    looked_at = pair_looked_at(pair, tokens, token_mask)
     names = pair.layout_at(hook_name).of_models.names
     views = [
-        view(model, name, looked_at, hook_of_model(hook_name, m), **model_kwargs)
+        view(
+            model,
+            name,
+            looked_at,
+            hook_of_model(hook_name, m),
+            pair.alignments[m],
+            predicts=pair.has_one_tokenizer,
+            **model_kwargs,
+        )
         for m, (name, model) in enumerate(zip(names, pair.members, strict=True))
     ]
-    return compare(views, looked_at, hook_name)
+    return compare(views, looked_at, hook_name, frac_aligned(pair, tokens))
 
 
 def inspect_cached(rows: Float[Tensor, "token d_in"], layout: StackedLayout, hook_name: str) -> PairCheck:
@@ -254,8 +259,10 @@ def _validated(
     return parts
 
 
-def _mean_kl(base: Float[Tensor, "token _"], chat: Float[Tensor, "token _"]) -> float | None:
-    """Mean over tokens, a few at a time."""
+def _mean_kl(base: Float[Tensor, "token _"] | None, chat: Float[Tensor, "token _"] | None) -> float | None:
+    """Mean over tokens, a few at a time; None without both models' predictions."""
+    if base is None or chat is None:
+        return None
     total = 0.0
     base, chat = over_common_ids(base, chat)
     for base_rows, chat_rows in zip(base.split(_KL_CHUNK), chat.split(_KL_CHUNK), strict=True):

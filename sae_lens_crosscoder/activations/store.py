@@ -48,8 +48,10 @@ class PairActivationsStore(ActivationsStore):
         return store
 
     def token_mask(self, batch_tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """True for tokens whose activations the store serves."""
-        return TokenRule(self.seqpos_slice, self.exclude_special_tokens, self.excluded_prefix).mask(batch_tokens)
+        """True for tokens whose activations the store serves: of different tokenizers, those that are aligned."""
+        pair: Any = self.model
+        mask = TokenRule(self.seqpos_slice, self.exclude_special_tokens, self.excluded_prefix).mask(batch_tokens)
+        return mask if pair.has_one_tokenizer else mask & pair.aligned(batch_tokens)
 
     @override
     def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> Float[Tensor, "_ d_in"]:

@@ -12,6 +12,7 @@ from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.dominant_tokens import DominantTokens, NormLimits, token_norms
 from sae_lens_crosscoder.activations.eval_data import Activations, Batches, EvalData
 from sae_lens_crosscoder.activations.harvest import harvest
+from sae_lens_crosscoder.activations.looked_at import frac_aligned
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.data.token_mask import as_token_mask
@@ -31,6 +32,7 @@ class HarvestedActivations:
         self._pair, self._tokens, self._hook_name, self._batch_size = data.pair, data.tokens, hook_name, data.batch_size
         self._token_mask = as_token_mask(data.tokens, data.token_mask)
         self._kept = data.kept_batches.get(hook_name)
+        self.frac_aligned = frac_aligned(data.pair, data.tokens)
         self.n_tokens = int(self._token_mask.sum())
         self._begun: Iterator[Tensor] | None = None
         """The stream, if its start was read to measure limits."""
@@ -67,8 +69,13 @@ class GivenActivations:
         batch_size: tokens per batch of a tensor.
     """
 
+    frac_aligned: float | None = None
+    """Share of tokens that are aligned, of a cache of models with different tokenizers."""
+
     def __init__(self, activations: Activations, batch_size: int = BATCH_TOKENS) -> None:
         self.n_tokens = len(activations) if isinstance(activations, Tensor | ActivationCache) else None
+        if isinstance(activations, ActivationCache):
+            self.frac_aligned = (activations.manifest.pair_check or {}).get("frac_aligned")
         self._batches = iter(activations.split(batch_size) if isinstance(activations, Tensor) else activations)
 
     def first(self, n_tokens: int) -> list[Float[Tensor, "_ d_in"]]:
@@ -200,12 +207,16 @@ class DataSource:
         return batch
 
     def manifest(self) -> dict[str, Any]:
-        """Entries for a manifest: the ratio, the limits, and how much was left out."""
+        """Entries for a manifest: the ratio, the limits, and how much was left out.
+
+        Of models with different tokenizers, also the share of tokens that are aligned.
+        """
         limits = self.limits.max_norms
         return {
             "max_norm_ratio": self.max_norm_ratio,
             "max_norms": None if limits is None else list(limits),
             "dominant_tokens": None if limits is None else self.dominant.summary(),
+            **({} if self._raw.frac_aligned is None else {"frac_aligned": self._raw.frac_aligned}),
         }
 
 

@@ -94,6 +94,7 @@ class AnswerFiles:
         Raises:
             ValueError: for prompts that leave no room for an answer, a model that cannot generate, or a damaged file.
         """
+        pair.validate_one_tokenizer("Generating answers with both models")
         prompts = [chat.input_ids for chat in self.chats]
         for model in (pair.base, pair.chat):
             validate_room(prompts, self.settings.max_new_tokens, context_limit(model))

@@ -221,16 +221,17 @@ def validate_same_tokenizer(tokenizers: Sequence[Any], replaced: Collection[int]
     known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
     for second in known[1:]:
         first = known[0]
-        difference = None if first is second else _tokenizer_difference(first, second, replaced)
+        difference = None if first is second else tokenizer_difference(first, second, replaced)
         if difference is not None:
             raise ValueError(
                 f"The models' tokenizers differ: {difference}. Activations are paired only if both models read the "
-                "same ids. Check that the chat model was tuned from this base model, or pass control tokens that only "
-                "the chat model has as token_replacements."
+                "same ids. Check that the chat model was tuned from this base model, pass control tokens that only the "
+                "chat model has as token_replacements, or pair other tokens by the text they stand for: align_tokens."
             )
 
 
-def _tokenizer_difference(first: Any, second: Any, replaced: Collection[int]) -> str | None:
+def tokenizer_difference(first: Any, second: Any, replaced: Collection[int]) -> str | None:
+    """The first difference between two tokenizers' ids, in words; None if they give the same ids."""
     first_tokens, second_tokens = ({i: token for token, i in t.get_vocab().items()} for t in (first, second))
     for i in sorted((first_tokens.keys() | second_tokens.keys()) - set(replaced)):
         if first_tokens.get(i) != second_tokens.get(i):

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.adapters import lower_layers_once
+from sae_lens_crosscoder.models.aligned_models import AlignedModels, alignments_of
 from sae_lens_crosscoder.models.hook_access import (
-    cached_activation,
     common_hook_names,
     device_of,
     is_split_by_head,
@@ -30,17 +30,17 @@ from sae_lens_crosscoder.models.patch_state import PatchState
 from sae_lens_crosscoder.models.reading import (
     edits_of_models,
     layout_of_models,
+    stacked_activations,
     stop_of_model,
     validate_order_of_hooks,
 )
 from sae_lens_crosscoder.models.shared_parameters import shared_parameters
-from sae_lens_crosscoder.models.splicing import SplicedModels
 from sae_lens_crosscoder.models.token_replacements import replace_embedded_tokens, replacement_ids
 from sae_lens_crosscoder.models.wrapping import hooked_models, validate_names
 from sae_lens_crosscoder.stacking import StackedLayout, hook_of_model, split_hooks
 
 
-class HookedModelPair(SplicedModels):
+class HookedModelPair(AlignedModels):
     """A base and a chat model that read the same tokens; at a hook, their activations are stacked, base first.
 
     Several hooks, joined by `+` as `blocks.1.hook_resid_post+blocks.2.hook_resid_post`, count as one: the base model's
@@ -63,6 +63,8 @@ class HookedModelPair(SplicedModels):
             base models that lack them or never learned them; `models.TOKEN_REPLACEMENTS` has some. It changes the given
             models permanently.
         tokenizer: for Hugging Face models; None to load it from the name or folder that the model was loaded from.
+        align_tokens: let the models have different tokenizers. Token ids are the last model's; the others read the same
+            text, and tokens that end at the same character are paired (`aligned` says which).
 
     Raises:
         ValueError: for an object that cannot be used, tokenizers that differ, or models without a common hook.
@@ -74,6 +76,7 @@ class HookedModelPair(SplicedModels):
         model_names: Sequence[str] | None = None,
         token_replacements: Mapping[str, str] | None = None,
         tokenizer: Any = None,
+        align_tokens: bool = False,
     ) -> None:
         super().__init__()
         if not models:
@@ -84,7 +87,9 @@ class HookedModelPair(SplicedModels):
         tokenizers = [getattr(model, "tokenizer", None) for model in models]
         self.token_replacements = dict(token_replacements or {})
         ids = replacement_ids(self.token_replacements, tokenizers[0], tokenizers[-1])
-        validate_same_tokenizer(tokenizers, ids)
+        if not align_tokens:
+            validate_same_tokenizer(tokenizers, ids)
+        self.alignments = alignments_of(models, tokenizers, ids) if align_tokens else (None,) * len(models)
         self.replaced_ids = ids
         """The token ids of `token_replacements`."""
         for model in models[:-1]:
@@ -106,6 +111,7 @@ class HookedModelPair(SplicedModels):
         dtype: str = "float32",
         model_class_name: str = "HookedTransformer",
         token_replacements: Mapping[str, str] | None = None,
+        align_tokens: bool = False,
         **model_from_pretrained_kwargs: Any,
     ) -> "HookedModelPair":
         """Load two models with raw weights: folding and centring would move the residual stream.
@@ -119,7 +125,7 @@ class HookedModelPair(SplicedModels):
             chat_device: the device of all models but the base model; None for the base model's.
             model_class_name: `HookedTransformer`, `TransformerBridge` or `AutoModelForCausalLM` (HookedProxyLM).
                 Local folders, and other models that HookedTransformer cannot load, are loaded with TransformerBridge.
-            token_replacements: see the class.
+            token_replacements, align_tokens: see the class.
 
         Raises:
             ValueError: if the tokenizers give different ids; the message shows the first difference.
@@ -127,7 +133,7 @@ class HookedModelPair(SplicedModels):
         names = validate_names(*(model for model in (base, chat, *more) if model is not None))
         devices = (device, *[chat_device or device] * (len(names) - 1))
         models = load_models(names, devices, dtype, model_class_name, model_from_pretrained_kwargs)
-        return cls(*models, model_names=names, token_replacements=token_replacements)
+        return cls(*models, model_names=names, token_replacements=token_replacements, align_tokens=align_tokens)
 
     @override
     def setup(self) -> None:
@@ -173,14 +179,16 @@ class HookedModelPair(SplicedModels):
             ValueError: unless these are two different models.
         """
         places = places_of_two(self.model_names, len(self.members), first, second)
+        self.validate_one_tokenizer("A pair of two members")
         known = None if self.model_names is None else [self.model_names[place] for place in places]
         pair = HookedModelPair(*(self.members[place] for place in places), model_names=known, tokenizer=self.tokenizer)
         pair.token_replacements, pair.replaced_ids = self.token_replacements, self.replaced_ids
         return pair
 
     def validate_two(self, purpose: str) -> None:
-        """Raise a ValueError for more than two models, of which `purpose` cannot choose two."""
+        """Raise a ValueError for more than two models, of which `purpose` cannot choose two, or for two tokenizers."""
         validate_two_members(self.model_names, len(self.members), purpose)
+        self.validate_one_tokenizer(purpose)
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -214,6 +222,8 @@ class HookedModelPair(SplicedModels):
         """Stacked activations at a hook, or at joined ones; each model runs once and stops right after its last."""
         self.validate_hook(hook_name)
         options: dict[str, Any] = {"prepend_bos": False, **model_kwargs}
+        if not self.has_one_tokenizer:
+            return self._aligned_activations(tokens, hook_name, options)
         if not self.splices and not any(point.has_hooks(dir="fwd") for point in self.hook_dict.values()):
             parts = lean_activations(self.members, tokens, hook_name, options)
             if parts is not None:
@@ -234,6 +244,7 @@ class HookedModelPair(SplicedModels):
 
         Each hook costs one more forward pass (up to its layer), which reads the activations to edit.
         """
+        self.validate_one_tokenizer("A forward pass of the pair")
         outputs: list[Any] = []
         for model, edits in zip(self.members, self._edits(tokens), strict=True):
             with replaced_activations(model, edits):
@@ -251,6 +262,7 @@ class HookedModelPair(SplicedModels):
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Return the output, and stacked activations (batch, pos, d_in) by hook name."""
+        self.validate_one_tokenizer("A forward pass of the pair")
         names = self._resolve_names(names_filter)
         with self._caching_saes(names) as of_saes:
             edits = self._edits(tokens)
@@ -270,7 +282,7 @@ class HookedModelPair(SplicedModels):
         output = stacked_outputs(outputs, tokens, return_type, loss_per_token, options.get("stop_at_layer") is not None)
         if names_filter is None or callable(names_filter):  # a pattern skips hooks that did not run
             names = [name for name in names if all(is_stackable(cache.get(name)) for cache in caches)]
-        return output, {name: _stacked(caches, name) for name in names} | of_saes
+        return output, {name: stacked_activations(caches, name) for name in names} | of_saes
 
     def _edits(self, tokens: Tensor) -> list[dict[str, Tensor]]:
         """Edited activations by hook name, for each model; SAEs that are attached edit too."""
@@ -282,9 +294,3 @@ class HookedModelPair(SplicedModels):
             return self.splices[name](edited, tokens) if name in self.splices else edited
 
         return edits_of_models(self.members, tokens, hooked, edit)
-
-
-def _stacked(caches: Sequence[dict[str, Tensor]], name: str) -> Tensor:
-    """The models' activations at a hook, or at joined ones, side by side."""
-    of_models = [(cache, split_hooks(hook_of_model(name, m))) for m, cache in enumerate(caches)]
-    return stack([cached_activation(cache, hook) for cache, hooks in of_models for hook in hooks])

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lens_crosscoder.models.hook_access import activations_at, device_of, replaced_activations, stop_after
+from sae_lens_crosscoder.models.hook_access import (
+    activations_at,
+    cached_activation,
+    device_of,
+    replaced_activations,
+    stack,
+    stop_after,
+)
 from sae_lens_crosscoder.stacking import StackedLayout, hook_of_model, split_hooks, split_models
 
 Edits = Sequence[Mapping[str, Tensor]]
@@ -109,3 +116,9 @@ def stop_of_model(stop_at_layer: int | None, hook_names: Sequence[str], model: i
     if stop_at_layer is None or len(known) < len(stops):
         return None
     return max(known if per_model else [stop_at_layer, *known])
+
+
+def stacked_activations(caches: Sequence[Mapping[str, Tensor]], hook_name: str) -> Tensor:
+    """The models' activations at a hook, or at joined ones, side by side, from a cache for each model."""
+    of_models = [(cache, split_hooks(hook_of_model(hook_name, m))) for m, cache in enumerate(caches)]
+    return stack([cached_activation(cache, hook) for cache, hooks in of_models for hook in hooks])

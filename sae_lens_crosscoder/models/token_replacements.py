@@ -69,13 +69,15 @@ def replace_embedded_tokens(model: nn.Module, ids: Mapping[int, int]) -> None:
     _embedding_of(model).register_forward_pre_hook(replace)
 
 
-def validate_embedded(models: nn.ModuleList, tokens: Int[Tensor, "batch pos"], replaced: Mapping[int, int]) -> None:
-    """Raise a ValueError for a token id that a model has no embedding of.
+def validate_embedded(pair: Any, tokens: Int[Tensor, "batch pos"]) -> None:
+    """Raise a ValueError for a token id that a model of a pair has no embedding of.
 
-    Args:
-        replaced: ids that all models but the last read as other tokens.
+    Models with a tokenizer of their own read other ids.
     """
+    models, replaced = pair.members, pair.replaced_ids
     for m, model in enumerate(models):
+        if pair.alignments[m] is not None:
+            continue
         validate_ids_of(model, f"model {m} of the pair", tokens, replaced if m < len(models) - 1 else {})
 
 

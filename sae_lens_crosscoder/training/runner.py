@@ -169,6 +169,7 @@ class CrosscoderTrainingRunner(RunData):
         settings = self.cfg.to_dict()
         for key in (
             "token_replacements",
+            "align_tokens",
             "hook_name",
             "hook_head_index",
             "model_class_name",
@@ -193,7 +194,9 @@ class CrosscoderTrainingRunner(RunData):
         elif self.cfg.output_path is not None:
             trainer_cfg.metrics_path = str(Path(self.cfg.output_path, name, METRICS_FILENAME))
         # SAELens's evaluator runs a whole crosscoder in one process.
-        evaluator = None if self.collectives.n_processes > 1 or self.reads_cache else self._evaluator()
+        # It also compares predictions token by token, which models with different tokenizers do not have.
+        has_evaluator = self.collectives.n_processes == 1 and not self.reads_cache and not self.cfg.align_tokens
+        evaluator = self._evaluator() if has_evaluator else None
         return CrosscoderTrainer(
             trainer_cfg,
             self.training_crosscoders[name],

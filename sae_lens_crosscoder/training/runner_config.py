@@ -57,6 +57,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     """Precision of the two language models (not of the crosscoder)."""
     token_replacements: dict[str, str] = dict_field({})
     """Replacements of chat control tokens for the base model; see `slc.models.TOKEN_REPLACEMENTS`."""
+    align_tokens: bool = False
+    """Let the models have different tokenizers: all read one text, and tokens that end at the same character are
+    paired. The tokens of the data are the last model's."""
     hook_name: str = DEFAULT_HOOK_NAME
     hook_names: list[str] | None = simple_parsing.field(default=None, type=str, nargs="+")
     """Instead of `hook_name`: several hooks, in the order of the stack, at which every model is read in one forward

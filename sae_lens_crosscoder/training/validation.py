@@ -94,7 +94,7 @@ def validate_data(cfg: Any) -> None:
             "use_chat_formatting=True applies to dataset_path. In a mix, kind='conversations' makes a source's "
             "rows be rendered with the chat template."
         )
-    if cfg.chat_model_name is None and cfg.mix is not None and "answers" in {s.kind for s in cfg.mix.sources}:
+    if cfg.chat_model_name is None and _has_answers(cfg):
         raise ValueError(
             "kind='answers' needs a chat model beside the base model, but chat_model_name=None. Use another kind."
         )
@@ -103,13 +103,20 @@ def validate_data(cfg: Any) -> None:
             f"more_model_names={cfg.more_model_names} come after a chat model, but chat_model_name=None. Name the "
             "first of them as chat_model_name."
         )
-    if cfg.more_model_names and cfg.mix is not None and "answers" in {s.kind for s in cfg.mix.sources}:
+    if cfg.more_model_names and _has_answers(cfg):
         raise ValueError(
             f"kind='answers' is for two models, but more_model_names={cfg.more_model_names}. Use another kind."
         )
+    if cfg.align_tokens and (cfg.token_replacements or _has_answers(cfg)):
+        what = "token_replacements" if cfg.token_replacements else "kind='answers'"
+        raise ValueError(f"align_tokens=True is for models with different tokenizers, but {what} needs a common one.")
     if cfg.packing not in get_args(PackingRule):
         raise ValueError(f"packing={cfg.packing!r} is not one of {get_args(PackingRule)}.")
     if cfg.packing == "one_document" and cfg.disable_concat_sequences:
         raise ValueError(
             "disable_concat_sequences=True leaves short documents out; packing='one_document' pads them: use one."
         )
+
+
+def _has_answers(cfg: Any) -> bool:
+    return cfg.mix is not None and any(source.kind == "answers" for source in cfg.mix.sources)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.contrasts.concepts import concepts
@@ -47,7 +49,8 @@ def explore(
 ) -> Exploration:
     """Gather everything about every latent that `write_explorer` shows.
 
-    A cache has activations but no models, so it gives no logit lens, KL, causal effects or known concepts.
+    A cache has activations but no models, so it gives no logit lens, KL, causal effects or known concepts. Models with
+    different tokenizers have no KL.
 
     Args:
         data: held-out tokens with a pair, or a cache. Without a tokenizer, tokens are shown as numbers.
@@ -106,7 +109,7 @@ def explore(
     exploration = replace(
         exploration,
         lenses=_lenses(crosscoder, data.pair),
-        kl=kl_between_models(_compared(data.pair, diagnosis), tokens, batch_size=data.batch_size),
+        kl=_kl(data, diagnosis),
         concepts=concepts(crosscoder, data, contrasts, table).table if contrasts else None,
     )
     if responses is None:
@@ -138,6 +141,14 @@ def _collected(crosscoder: InferenceCrosscoder, data: EvalData, seed: int) -> Ex
 def _compared(pair: HookedModelPair, diagnosis: Diagnosis) -> HookedModelPair:
     """The two models that the diagnosis compares."""
     return pair.of(*diagnosis.manifest["compared"]) if len(pair.members) > 2 else pair
+
+
+def _kl(data: EvalData, diagnosis: Diagnosis) -> Float[Tensor, "batch pos"] | None:
+    """KL between the compared models after each token; None for models with different tokenizers."""
+    tokens, _ = data.contexts
+    if data.pair is None or not data.pair.has_one_tokenizer:
+        return None
+    return kl_between_models(_compared(data.pair, diagnosis), tokens, batch_size=data.batch_size)
 
 
 def _lenses(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> dict[str, LogitLens]:

@@ -150,12 +150,13 @@ def null_family(
         seed: of the first pair of each kind.
 
     Raises:
-        ValueError: for an unknown kind, no pairs, or a jitter outside (0, 1).
+        ValueError: for an unknown kind, no pairs, a jitter outside (0, 1), or models with different tokenizers.
 
     >>> pair = HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
     >>> [(null.kind, null.seed) for null in null_family(pair, ["jittered", "shuffled"], n_per_kind=1).pairs]
     [('jittered', 0), ('shuffled', 0)]
     """
+    pair.validate_one_tokenizer("null_family")
     known: tuple[NullPairKind, ...] = get_args(NullPairKind)
     if unknown := sorted(set(kinds) - set(known)):
         raise ValueError(f"kinds={list(kinds)} contains {unknown[0]!r}. Choose from {', '.join(known)}.")

@@ -61,6 +61,7 @@ def load_pair(
         *paths,
         model_class_name=model_class_name or metadatas[0].model_class_name or "HookedTransformer",
         token_replacements=metadatas[0].token_replacements,
+        align_tokens=bool(metadatas[0].align_tokens),
         **options,
     )
     pair.model_names = tuple(known)  # the names of training, even if the models have moved

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.pair_check import LookedAt, PairCheck, inspect_cached, inspect_pair
+from sae_lens_crosscoder.activations.looked_at import LookedAt
+from sae_lens_crosscoder.activations.pair_check import PairCheck, inspect_cached, inspect_pair
 from sae_lens_crosscoder.causal import kl_between_models
 from sae_lens_crosscoder.models import hidden_states
 from sae_lens_crosscoder.models.loading import add_jitter

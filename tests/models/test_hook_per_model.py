@@ -8,7 +8,7 @@ from sae_lens_crosscoder.activations import harvest
 from sae_lens_crosscoder.activations.cache.writer import cache_activations
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
-HOOKS = ("blocks.1.hook_resid_post", "blocks.3.hook_mlp_out")
+HOOKS = ("blocks.0.hook_resid_post", "blocks.3.hook_mlp_out")
 HOOK = "|".join(HOOKS)
 WIDTHS, DEPTHS = (16, 24), (2, 5)
 
@@ -42,7 +42,8 @@ def test_every_model_is_read_at_its_own_hook(members, expected, tmp_path):
 
 
 @pytest.mark.parametrize("lean", [True, False])
-def test_every_model_stops_after_its_own_hook(members, lean):
+@pytest.mark.parametrize("order", [1, -1])  # the deeper model last, and first
+def test_every_model_stops_after_its_own_hook(members, lean, order):
     ran = []
     handles = [
         block.register_forward_hook(lambda *_, place=(m, i): ran.append(place))
@@ -50,10 +51,10 @@ def test_every_model_stops_after_its_own_hook(members, lean):
         for i, block in enumerate(model.blocks)
     ]
     with torch.set_grad_enabled(not lean):
-        slc.HookedModelPair(*members).activations(some_tokens(), HOOK)
+        slc.HookedModelPair(*members[::order]).activations(some_tokens(), "|".join(HOOKS[::order]))
     for handle in handles:
         handle.remove()
-    assert ran == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)]
+    assert sorted(ran) == [(0, 0), (1, 0), (1, 1), (1, 2), (1, 3)]
 
 
 def test_an_edit_is_that_of_plain_hooks_of_each_model(members, expected):

@@ -9,9 +9,9 @@ from typing import Any
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from sae_lens_crosscoder.activations.looked_at import LookedAt, frac_aligned, pair_looked_at
 from sae_lens_crosscoder.activations.pair_check import (
     N_CONTEXTS,
-    LookedAt,
     ModelView,
     PairCheck,
     compare,
@@ -20,6 +20,7 @@ from sae_lens_crosscoder.activations.pair_check import (
 )
 from sae_lens_crosscoder.data.token_mask import validate_padding
 from sae_lens_crosscoder.models.adapter_files import share_weights
+from sae_lens_crosscoder.models.alignment import TokenAlignment
 from sae_lens_crosscoder.models.hook_access import validate_hook_name, validate_one_hook_each
 from sae_lens_crosscoder.models.loading import (
     load_model,
@@ -49,6 +50,7 @@ class _Sources:
     replaced_ids: Mapping[int, int]
     tokenizer: Any
     are_loaded: bool
+    alignments: tuple[TokenAlignment | None, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class CacheModels:
     """How far the models differ on the first contexts."""
     are_loaded: bool
     """True if all models are in memory already."""
+    alignments: tuple[TokenAlignment | None, ...]
+    """What each model reads in place of the tokens; None for the tokens themselves."""
 
     @classmethod
     def inspect(
@@ -98,7 +102,11 @@ class CacheModels:
             )
         validate_one_hook_each(hook_name, len(sources.loaders))
         validate_padding(tokens, token_mask, sources.tokenizer)
-        looked_at = LookedAt.of(tokens[:N_CONTEXTS], token_mask[:N_CONTEXTS], sources.tokenizer)
+        first, mask = tokens[:N_CONTEXTS], token_mask[:N_CONTEXTS]
+        looked_at, share = LookedAt.of(first, mask, sources.tokenizer), None
+        if isinstance(models, HookedModelPair):
+            models.validate_aligned(tokens, token_mask)
+            looked_at, share = pair_looked_at(models, first, mask), frac_aligned(models, first)
         weights: list[str] = []
         views: list[ModelView] = []
         names = StackedLayout((1,) * len(sources.loaders)).names
@@ -107,8 +115,11 @@ class CacheModels:
             hook = hook_of_model(hook_name, m)
             for each in split_hooks(hook):
                 validate_hook_name(each, model.hook_dict)
-            validate_ids_of(model, f"the {name} model", tokens, {} if name == names[-1] else sources.replaced_ids)
-            views.append(view(model, name, looked_at, hook))
+            if sources.alignments[m] is None:
+                replaced = {} if name == names[-1] else sources.replaced_ids
+                validate_ids_of(model, f"the {name} model", tokens, replaced)
+            has_one_tokenizer = not any(sources.alignments)
+            views.append(view(model, name, looked_at, hook, sources.alignments[m], predicts=has_one_tokenizer))
             weights.append(fingerprint(model.parameters()))
             del model  # before the next one is loaded
         return cls(
@@ -117,15 +128,17 @@ class CacheModels:
             tuple(chain.from_iterable(seen.d_models for seen in views)),
             tuple(weights),
             sources.token_replacements,
-            compare(views, looked_at, hook_name),
+            compare(views, looked_at, hook_name, share),
             sources.are_loaded,
+            sources.alignments,
         )
 
 
 def _of_pair(pair: HookedModelPair) -> _Sources:
     validate_two_models(pair)
     loaders = tuple(lambda member=member: member for member in pair.members)
-    return _Sources(loaders, pair.model_names, pair.token_replacements, pair.replaced_ids, pair.tokenizer, True)
+    known = (pair.model_names, pair.token_replacements, pair.replaced_ids, pair.tokenizer)
+    return _Sources(loaders, *known, True, pair.alignments)
 
 
 def _of_names(models: Sequence[str], loading: Mapping[str, Any]) -> _Sources:
@@ -136,6 +149,8 @@ def _of_names(models: Sequence[str], loading: Mapping[str, Any]) -> _Sources:
         )
     defaults = {"device": "cpu", "dtype": "float32", "model_class_name": "HookedTransformer"}
     options: dict[str, Any] = {**defaults, **loading}
+    if options.pop("align_tokens", False):
+        return _of_pair(HookedModelPair.from_pretrained(*models, align_tokens=True, **options))
     if len(models) == 2 and share_weights(models, (options["device"],) * 2):
         return _of_pair(HookedModelPair.from_pretrained(*models, **options))
     device, dtype, model_class = (options.pop(key) for key in defaults)
@@ -146,7 +161,7 @@ def _of_names(models: Sequence[str], loading: Mapping[str, Any]) -> _Sources:
     validate_same_tokenizer(tokenizers, ids)
     loaders = [partial(_load, name, device, dtype, model_class, options, ids) for name in models]
     loaders[-1] = partial(_load, models[-1], device, dtype, model_class, options, {})
-    return _Sources(tuple(loaders), tuple(models), replacements, ids, tokenizers[-1], False)
+    return _Sources(tuple(loaders), tuple(models), replacements, ids, tokenizers[-1], False, (None,) * len(models))
 
 
 def _load(

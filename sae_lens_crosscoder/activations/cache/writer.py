@@ -30,7 +30,9 @@ from sae_lens_crosscoder.activations.harvest import NonFiniteError, validate_tok
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.token_mask import as_token_mask
 from sae_lens_crosscoder.models.adapters import lower_layers_once, shared_model_of
-from sae_lens_crosscoder.models.hook_access import activation_at
+from sae_lens_crosscoder.models.aligned_models import aligned_activations_at
+from sae_lens_crosscoder.models.alignment import TokenAlignment
+from sae_lens_crosscoder.models.hook_access import stack
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.stacking import hook_of_model
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
@@ -38,6 +40,7 @@ from sae_lens_crosscoder.storage.tensor_files import save_tensors
 _TOKENS_PER_SHARD = 65_536
 _SECONDS_TO_WAIT_FOR_WORKERS = 600
 
+_Reader = tuple[Any, str, TokenAlignment | None]  # a model, its hook, and what it reads in place of the tokens
 Prompts = tuple[Int[Tensor, "_ pos"], Bool[Tensor, "_ pos"]]  # a shard's tokens and their mask
 
 
@@ -111,12 +114,13 @@ def cache_activations(
     manifest = _begin_or_resume(folder, manifest)
     own_shards = range(worker[0], len(shards), worker[1])
     loaders = dict(zip(manifest.layout.of_models.names, sources.loaders, strict=True))
+    alignments = dict(zip(loaders, sources.alignments, strict=True))
     try:
         if not token_mask.all():
             _write_contexts(folder, tokens, token_mask)
         _write_tokens(folder, manifest, shards, own_shards)
         for group in [loaders] if sources.are_loaded else [{name: load} for name, load in loaders.items()]:
-            _write_models(folder, manifest, group, shards, own_shards, batch_size)
+            _write_models(folder, manifest, group, alignments, shards, own_shards, batch_size)
     except OSError as error:
         error.add_note(
             f"Files written to {folder} stay. Free disk space or fix the disk, then call cache_activations again with "
@@ -186,6 +190,7 @@ def _write_models(
     folder: Path,
     manifest: CacheManifest,
     loaders: Mapping[str, Loader],
+    alignments: Mapping[str, TokenAlignment | None],
     shards: Sequence[Prompts],
     own_shards: range,
     batch_size: int,
@@ -199,8 +204,8 @@ def _write_models(
         for shard, names in _written_in_step(missing, models):
             paths = [part_path(folder, shard, name) for name in names]
             batches = zip(*(part.split(batch_size) for part in shards[shard]), strict=True)
-            places = {name: m for m, name in enumerate(manifest.layout.of_models.names)}
-            readers = [(models[name], hook_of_model(manifest.hook_name, places[name])) for name in names]
+            hooks = {name: hook_of_model(manifest.hook_name, m) for m, name in enumerate(alignments)}
+            readers = [(models[name], hooks[name], alignments[name]) for name in names]
             rows = (_rows(readers, batch, DTYPES[manifest.dtype], paths) for batch in batches)
             for name, sha256 in zip(names, write_parts(paths, rows), strict=True):
                 manifest.add_checksums(folder, name, {shard: sha256})
@@ -218,14 +223,14 @@ def _written_in_step(missing: Sequence[tuple[int, str]], models: Mapping[str, An
 
 @torch.no_grad()
 def _rows(
-    readers: Sequence[tuple[Any, str]], prompts: Prompts, dtype: torch.dtype, paths: Sequence[Path]
+    readers: Sequence[_Reader], prompts: Prompts, dtype: torch.dtype, paths: Sequence[Path]
 ) -> list[Float[Tensor, "token d_model"]]:
     """Each model's activations, at its hook, of the tokens in the mask; layers that models share run once."""
     tokens, mask = prompts
     parts: list[Tensor] = []
-    with lower_layers_once([model for model, _ in readers], ()):
-        for (model, hook_name), path in zip(readers, paths, strict=True):
-            activations = activation_at(model, tokens.long(), hook_name)
+    with lower_layers_once([model for model, *_ in readers], ()):
+        for (model, hook_name, alignment), path in zip(readers, paths, strict=True):
+            activations = stack(aligned_activations_at(model, tokens.long(), hook_name, alignment))
             parts.append(activations[mask.to(activations.device)].to(dtype))
             if not torch.isfinite(parts[-1]).all():
                 raise NonFiniteError(f"Activations for {path} are NaN or infinite. Check the model's dtype and hook.")

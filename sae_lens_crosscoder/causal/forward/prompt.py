@@ -69,5 +69,5 @@ def _validated_ids(pair: HookedModelPair, tokens: Tensor) -> Int[Tensor, "1 pos"
             f"tokens must be one prompt of shape (1, pos), but its shape is {tuple(tokens.shape)}: pass tokens[[i]]."
         )
     validate_tokens(tokens)
-    validate_embedded(pair.members, tokens, pair.replaced_ids)
+    validate_embedded(pair, tokens)
     return tokens

@@ -52,7 +52,7 @@ def locate_difference(
     """
     pair.validate_two("locate_difference")
     validate_hooks(pair, hook_names)
-    validate_embedded(pair.members, tokens, pair.replaced_ids)
+    validate_embedded(pair, tokens)
     validate_padding(tokens, token_mask, pair.tokenizer)
     tokens, token_mask = tokens.cpu(), token_mask.cpu()
     if not bool(token_mask.any(dim=-1).all()):

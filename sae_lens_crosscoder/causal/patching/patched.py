@@ -70,6 +70,7 @@ def patched(
         raise ValueError(f"positions must be a bool mask, but its dtype is {positions.dtype}. Pass mask.bool().")
     if isinstance(host, HookedModelPair):
         hook_name = validate_pair(crosscoder, host)
+        host.validate_one_tokenizer("A patch of the pair")
         _validate_reader(crosscoder.layout, read_by)
         make = _joined_hooks if crosscoder.layout.hook_names else _pair_hook
         with (

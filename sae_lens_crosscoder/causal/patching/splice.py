@@ -51,6 +51,7 @@ def splice_evals(
     """
     crosscoder = validate_inference(crosscoder, "splice_evals")
     hook_name = validate_pair(crosscoder, pair)
+    pair.validate_one_tokenizer("splice_evals")
     validate_tokens(tokens)
     validate_padding(tokens, None, pair.tokenizer)
     predicts = _predicting(tokens, ~right_padding(tokens, pair.tokenizer) if scored is None else scored)

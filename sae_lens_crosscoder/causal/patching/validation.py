@@ -11,6 +11,7 @@ from sae_lens_crosscoder.stacking import hook_of_model
 def validate_handover(crosscoder: InferenceCrosscoder, pair: HookedModelPair) -> str:
     """Return the hook, or raise a ValueError unless the chat model can read the base model's activation there."""
     validate_two_models(crosscoder, "Handing the base model's activation to the chat model")
+    pair.validate_one_tokenizer("Handing the base model's activation to the chat model")
     hook_name = validate_pair(crosscoder, pair)
     validate_one_hook(crosscoder, "Handing the base model's activation to the chat model")
     if not crosscoder.layout.same_width:

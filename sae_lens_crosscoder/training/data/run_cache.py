@@ -1,6 +1,7 @@
 """A run's activations on disk: written once, by the config that trains on them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -83,7 +84,8 @@ def write_run_cache(
     }
 
     def load_pair() -> HookedModelPair:
-        return HookedModelPair.from_pretrained(*names, chat_device=cfg.chat_device, **loading)
+        options: dict[str, Any] = {"chat_device": cfg.chat_device, "align_tokens": cfg.align_tokens, **loading}
+        return HookedModelPair.from_pretrained(*names, **options)
 
     answers, tokenizer = None, load_tokenizer(cfg.model_names[-1], cfg.model_class_name)
     if sources_of_answers(cfg):
@@ -91,7 +93,7 @@ def write_run_cache(
     rows = RunRows(cfg, tokenizer=tokenizer, answers=answers)
     rule = TokenRule.from_config(cfg, tokenizer)
     devices = (loading["device"], *[cfg.chat_device or loading["device"]] * (len(names) - 1))
-    at_once = in_memory == "both_models" or share_weights(names, devices)
+    at_once = in_memory == "both_models" or cfg.align_tokens or share_weights(names, devices)
     models = load_pair() if at_once else names
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -103,7 +105,8 @@ def write_run_cache(
     }
 
     def write(name: str, part: IterableDataset, n_wanted: int | None) -> ActivationCache:
-        tokens, token_mask = _contexts(part, rule, n_wanted)
+        aligned = models.aligned if isinstance(models, HookedModelPair) else None
+        tokens, token_mask = _contexts(part, rule, aligned, n_wanted)
         folder = Path(str(cfg.cached_activations_path), name)
         return cache_activations(folder, models, tokens, cfg.hook_name, token_mask=token_mask, **options)
 
@@ -142,23 +145,30 @@ def load_run_cache(cfg: CrosscoderRunnerConfig) -> tuple[ActivationCache, Activa
 
 def _data_of(cfg: CrosscoderRunnerConfig) -> dict[str, Any]:
     settings = cfg.to_dict()
-    return {name: settings[name] for name in _DATA_FIELDS}
+    alignment = {"align_tokens": True} if cfg.align_tokens else {}  # which older caches do not know
+    return {name: settings[name] for name in _DATA_FIELDS} | alignment
 
 
 def _contexts(
-    rows: IterableDataset, rule: TokenRule, n_wanted: int | None
+    rows: IterableDataset, rule: TokenRule, aligned: Callable[[Tensor], Tensor] | None, n_wanted: int | None
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    """As many contexts as hold the wanted number of tokens that are kept, and which those are."""
+    """As many contexts as hold the wanted number of tokens that are kept, and which those are.
+
+    Args:
+        aligned: True for tokens that all models have, if the models have different tokenizers.
+    """
     contexts: list[Tensor] = []
+    masks: list[Tensor] = []
     n_kept = 0
     with tqdm(total=n_wanted, desc="Reading tokens", unit="tok", unit_scale=True, leave=False) as bar:
         for row in rows:
             context = torch.tensor(row["input_ids"], dtype=torch.int32)
-            n_here = int(rule.mask(context[None]).sum())
+            mask = rule.mask(context[None])
+            masks.append(mask if aligned is None else mask & aligned(context[None]))
+            n_here = int(masks[-1].sum())
             contexts.append(context)
             n_kept += n_here
             bar.update(n_here)
             if n_wanted is not None and n_kept >= n_wanted:
                 break
-    tokens = torch.stack(contexts)
-    return tokens, rule.mask(tokens)
+    return torch.stack(contexts), torch.cat(masks)

@@ -206,5 +206,6 @@ def load_pair(cfg: CrosscoderRunnerConfig) -> HookedModelPair:
         dtype=cfg.model_dtype,
         model_class_name=cfg.model_class_name,
         token_replacements=cfg.token_replacements,
+        align_tokens=cfg.align_tokens,
         **(cfg.model_from_pretrained_kwargs or {}),
     )
