@@ -1,10 +1,10 @@
 """The command `plan`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from sae_lens_crosscoder.cli.train_flags import run_parser, train_parser, with_sweep
+from sae_lens_crosscoder.cli.train_flags import run_config_class, run_parser, train_parser, with_sweep
 from sae_lens_crosscoder.planning import plan
 from sae_lens_crosscoder.storage.field_types import validate_config
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -44,8 +44,8 @@ def _saved_config_with(path: str, args: Sequence[str]) -> tuple[CrosscoderRunner
         raise ValueError("--sweep cannot change a saved config: give the run's flags instead of its file.")
     saved = load_runner_config(path)
     first: Any = saved.sae
-    config_class: Any = make_dataclass("SavedConfig", [("sae", type(first), None)], bases=(CrosscoderRunnerConfig,))
-    parsed = run_parser("plan", config_class, PlanOptions, default=saved.replace(sae=first, saes=None)).parse_args(args)
+    default = saved.replace(sae=first, saes=None)
+    parsed = run_parser("plan", run_config_class(type(first)), PlanOptions, default=default).parse_args(args)
     cfg: CrosscoderRunnerConfig = parsed.cfg
     if saved.saes is not None:
         if cfg.sae != first:

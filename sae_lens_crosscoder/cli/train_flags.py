@@ -1,7 +1,7 @@
 """Flags of a training run: which architecture they belong to, how help groups them, and sweeps."""
 
 from collections.abc import Sequence
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -66,8 +66,18 @@ def architectures() -> dict[str, Any]:
 def train_parser(command: str, options: type | None = None, positional: str = "") -> FlagParser:
     """Build the parser of a run's config; `--architecture` chooses the crosscoder's fields."""
     choice = simple_parsing.subgroups(architectures(), default=DEFAULT_ARCHITECTURE, alias="--architecture")
-    config_class = make_dataclass("TrainConfig", [("sae", TrainingSAEConfig, choice)], bases=(CrosscoderRunnerConfig,))
-    return run_parser(command, config_class, options, positional)
+    return run_parser(command, run_config_class(TrainingSAEConfig, choice), options, positional)
+
+
+def run_config_class(crosscoder_config: type, default: Any = None) -> Any:
+    """The class of a run's config whose `sae` is of one type."""
+
+    # No make_dataclass: simple_parsing would look for the source of its class in vain, once per field.
+    @dataclass
+    class RunConfig(CrosscoderRunnerConfig):
+        sae: crosscoder_config = default  # pyright: ignore[reportInvalidTypeForm, reportIncompatibleVariableOverride]
+
+    return RunConfig
 
 
 def run_parser(

@@ -26,9 +26,17 @@ from sae_lens_crosscoder.analysis.diagnosis.verdict import (
     verdict,
 )
 from sae_lens_crosscoder.analysis.latent_scaling.basis_free import ReconstructedDirections
-from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling
-from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT, LatentScaling
+from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling, nu_of
+from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT, LatentScaling, Target
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+
+_CENTRED: dict[Target, str] = {
+    "activation": "presence",
+    "error": "nu_error_centred",
+    "reconstruction": "nu_reconstruction_centred",
+}
+_JUDGED = ("label", "n_active", "nu_", "q_value", "presence", "beta_centred", "free_n")
+"""Beginnings of the columns that a verdict rests on."""
 
 
 def one_sided_latents(
@@ -95,7 +103,8 @@ def latent_table(
         table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
     shares = _shares_of_median(table.max_activation, norms)
-    rows = zip(table.to_dict("records"), shares, strict=True)
+    judged = table[[name for name in table if str(name).startswith(_JUDGED)]]
+    rows = zip(judged.to_dict("records"), shares, strict=True)
     table.insert(2, "verdict", [_verdict(row, min_active, bounds, share) for row, share in rows])
     table.insert(3, "probe", table.label.map({"chat_only": "chat", "base_only": "base"}))
     return table
@@ -172,8 +181,8 @@ def _basis_free_columns(
 def _centred_columns(centred: CentredScaling) -> dict[str, Tensor]:
     columns: dict[str, Tensor] = {}
     for probe, suffix in ((CHAT, ""), (BASE, "_base_probe")):
-        columns[f"beta_centred{suffix}"] = centred.beta("activation", probe, probe)
-        columns[f"presence{suffix}"] = centred.nu("activation", probe)
-        for target in ("error", "reconstruction"):
-            columns[f"nu_{target}_centred{suffix}"] = centred.nu(target, probe)
+        betas = centred.betas(probe)
+        columns[f"beta_centred{suffix}"] = betas["activation", probe]
+        for target, name in _CENTRED.items():
+            columns[f"{name}{suffix}"] = nu_of(betas, target, probe)
     return columns

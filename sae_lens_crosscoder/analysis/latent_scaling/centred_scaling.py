@@ -7,11 +7,14 @@ the mean over the group do not contain it:
     beta = sum_t (f_t - fbar_g) (<d, y_t> - ybar_g) / (sum_t (f_t - fbar_g)^2 |d|^2),  g the group of token t
 """
 
+from collections.abc import Mapping
+from typing import get_args
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import CHAT, LatentScaling, Target
+from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import BASE, CHAT, LatentScaling, Target
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 
@@ -65,36 +68,33 @@ class CentredScaling(Accumulator):
             for total, target in zip(self._targets, (activations, reconstruction), strict=True):
                 total.index_add_(0, groups, target.double())
 
+    def betas(self, probe: int = CHAT) -> dict[tuple[Target, int], Float[Tensor, " d_sae"]]:
+        """Best factors within groups, by target and model; nan where they are undefined."""
+        scaling, variation = self.scaling, self._variation()
+        targets: tuple[Target, ...] = get_args(Target)
+        if not scaling.comparable:
+            return {(target, model): scaling.beta(target, model, probe) for target in targets for model in (BASE, CHAT)}
+        varies = variation > MIN_VARYING * scaling.f2.sum(dim=0)
+        scales = scaling.crosscoder.activation_scales.tolist()
+        betas: dict[tuple[Target, int], Tensor] = {}
+        for model in (BASE, CHAT):
+            activation, reconstruction = (
+                total - self._of_means(means, model, probe)
+                for total, means in zip(scaling.dots[probe, model], self._targets, strict=True)
+            )
+            error = activation - reconstruction + variation * scaling.products[probe, model]
+            for target, numerator in zip(targets, (activation, reconstruction, error), strict=True):
+                factor = scales[model] / scales[probe] * numerator / (variation * scaling.probe_squares[probe])
+                betas[target, model] = torch.where(varies, factor, torch.nan)
+        return betas
+
     def beta(self, target: Target, model: int, probe: int = CHAT) -> Float[Tensor, " d_sae"]:
         """Best factor within groups for one target; nan where it is undefined."""
-        scaling = self.scaling
-        if not scaling.comparable:
-            return scaling.beta(target, model, probe)
-        variation = self._variation()
-        activation, reconstruction = (
-            total - self._of_means(means, model, probe)
-            for total, means in zip(scaling.dots[probe, model], self._targets, strict=True)
-        )
-        match target:
-            case "activation":
-                numerator = activation
-            case "reconstruction":
-                numerator = reconstruction
-            case "error":
-                numerator = activation - reconstruction + variation * scaling.products[probe, model]
-        scales = scaling.crosscoder.activation_scales.tolist()
-        factor = scales[model] / scales[probe] * numerator / (variation * scaling.probe_squares[probe])
-        varies = variation > MIN_VARYING * scaling.f2.sum(dim=0)
-        return torch.where(varies, factor, torch.nan)
+        return self.betas(probe)[target, model]
 
     def nu(self, target: Target, probe: int = CHAT) -> Float[Tensor, " d_sae"]:
-        """Ratio of the other model's beta to that of the probe's model, both within groups.
-
-        Of the target `activation` it is the presence: an estimate of how much of the latent the other model has, which
-        needs no decomposition into error and reconstruction. nan where the own model's beta is below 0.1.
-        """
-        own = self.beta(target, probe, probe)
-        return torch.where(own >= MIN_OWN_BETA, self.beta(target, 1 - probe, probe) / own, torch.nan)
+        """Ratio of the other model's beta to that of the probe's model: see `nu_of`."""
+        return nu_of(self.betas(probe), target, probe)
 
     def _variation(self) -> Float[Tensor, " d_sae"]:
         """`sum_t (f_t - fbar_g)^2`."""
@@ -106,3 +106,15 @@ class CentredScaling(Accumulator):
         means = self.scaling.crosscoder.layout.split(target / self._n.clamp(min=1)[:, None])[model]
         weighted = self._f1.T @ means
         return (weighted * self.scaling.probes[probe].double()).sum(dim=-1)
+
+
+def nu_of(
+    betas: Mapping[tuple[Target, int], Float[Tensor, " d_sae"]], target: Target, probe: int
+) -> Float[Tensor, " d_sae"]:
+    """Ratio of the other model's beta to that of the probe's model, both within groups.
+
+    Of the target `activation` it is the presence: an estimate of how much of the latent the other model has, which
+    needs no decomposition into error and reconstruction. nan where the own model's beta is below 0.1.
+    """
+    own = betas[target, probe]
+    return torch.where(own >= MIN_OWN_BETA, betas[target, 1 - probe] / own, torch.nan)
