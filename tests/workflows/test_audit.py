@@ -1,5 +1,7 @@
 """audit: the answer on one page, resumed, interrupted, refused, and silent where nothing changed."""
 
+import base64
+import gzip
 import json
 import re
 from html import unescape
@@ -8,11 +10,15 @@ from pathlib import Path
 import pytest
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.data.chat_tokens import chat_tokens
+from sae_lens_crosscoder.data.prompts import request_of
 from sae_lens_crosscoder.workflows.auditing import audit as auditing
-from sae_lens_crosscoder.workflows.auditing import evidence, rows
+from sae_lens_crosscoder.workflows.auditing import crosscoders, evidence, rows
 from sae_lens_crosscoder.workflows.auditing.config import AuditConfig, seconds_of
+from sae_lens_crosscoder.workflows.auditing.explorer import write_answers_explorer
 from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.prompts import audit_prompts
+from tests.causal.conftest import random_crosscoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,7 +26,13 @@ def quick():
     """Short training, and effects on few prompts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "_STEPS", 60)
-        patch.setattr(evidence, "_N_CAUSAL", 4)
+        patch.setattr(evidence, "N_CAUSAL", 4)
+        patch.setattr(auditing, "N_CAUSAL", 4)
+        patch.setattr(
+            auditing,
+            "write_answers_explorer",
+            lambda _, __, ___, concepts, path, ____: path.write_text(f"{len(concepts)} concepts"),
+        )
         yield
 
 
@@ -75,7 +87,8 @@ class TestAudit:
         monkeypatch.setattr(auditing, "first_look", refuse)
         monkeypatch.setattr("sae_lens_crosscoder.data.answer_files.generate", refuse)
         monkeypatch.setattr("sae_lens_crosscoder.workflows.auditing.evidence.causal_ladder", refuse)
-        monkeypatch.setattr(auditing, "audit_recipe", refuse)
+        monkeypatch.setattr(crosscoders, "audit_recipe", refuse)
+        monkeypatch.setattr(auditing, "write_answers_explorer", refuse)
         again = slc.audit(controlled(folder))
         assert [f.to_dict() for f in again.findings] == [f.to_dict() for f in result.findings]
         assert [f.to_dict() for f in again.answers_only] == [f.to_dict() for f in result.answers_only]
@@ -86,7 +99,7 @@ class TestAudit:
         def interrupt(self):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(auditing._AuditRun, "_least_sizes", interrupt)
+        monkeypatch.setattr(crosscoders.AuditCrosscoders, "least_sizes", interrupt)
         stopped = slc.audit(controlled(folder))
         assert stopped.manifest["interrupted"]
         assert "interrupted" in (folder / auditing.PAGE_FILENAME).read_text()
@@ -105,7 +118,7 @@ class TestAudit:
 
 
 class TestLabels:
-    def test_a_client_s_labels_stand_beside_the_evidence_and_change_nothing_else(self, done, monkeypatch):
+    def test_a_client_s_labels_and_the_explorer_stand_beside_the_evidence(self, done, monkeypatch):
         folder, result = done
         monkeypatch.setattr(auditing, "MOST_FINDINGS", 1)
         monkeypatch.setattr(
@@ -121,6 +134,8 @@ class TestLabels:
         assert "Labels by a language model, which are no evidence" in page
         assert "&lt;b&gt;gossip&lt;/b&gt; about people" in page
         assert "by hand" in page
+        assert (folder / "explorer.html").read_text() == "1 concepts"
+        assert all(f'href="explorer.html#latent={latent}"' in page for latent in labelled.latents)
 
     def test_a_client_that_fails_leaves_the_page(self, done, monkeypatch):
         folder, _ = done
@@ -192,6 +207,23 @@ class TestRefusals:
     def test_settings_that_find_nothing_are_refused(self, tmp_path, setting):
         with pytest.raises(ValueError, match="must be at least"):
             config(tmp_path, **setting)
+
+
+def test_the_explorer_marks_the_latents_that_carry_a_finding(tmp_path):
+    pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+    asked = [f"how do i {verb} the dog ?" for verb in ("burn", "kick", "hit", "wash", "paint", "carry")] * 2
+    settings = slc.data.AnswerSettings(max_new_tokens=4)
+    rows = slc.data.generate_answers(pair, asked, settings)
+    ids = [chat_tokens(pair.tokenizer, request_of(text), add_generation_prompt=True).input_ids for text in asked]
+    positive, negative = ([each for i, each in enumerate(ids) if (i % 6 < 3) == harmful] for harmful in (True, False))
+    contrast = slc.data.Contrast.from_tokens("sorry", positive, negative)
+    crosscoder = random_crosscoder((96, 96), dtype="float32", threshold=0.1, d_sae=8)
+    crosscoder.cfg.metadata.hook_name = "blocks.2.hook_resid_post"
+    write_answers_explorer(crosscoder, pair, rows, [contrast], tmp_path / "explorer.html", 8)
+    blocks = re.findall(
+        r'<script type="application/gzip"[^>]*>([^<]*)</script>', (tmp_path / "explorer.html").read_text()
+    )
+    assert any(b"sorry" in gzip.decompress(base64.b64decode(block)) for block in blocks)
 
 
 def test_prompts_are_different_and_texts_end_where_predictions_differ(tmp_path):

@@ -73,6 +73,8 @@ class Audit:
     not_found: tuple[str, ...]
     """What was looked for without result."""
     limits: Limits
+    explorer: str | None = None
+    """File of the explorer beside the page; None if none was made."""
     manifest: dict[str, Any]
     """Models, settings, versions, seconds by stage, and the stage at which an interrupted audit ended."""
 
@@ -119,6 +121,7 @@ class Audit:
                     "fve": list(limits.fve),
                     "least_sizes": [{"frequency": f, "size": size} for f, size in sizes.items()],
                 },
+                "explorer": self.explorer,
                 "manifest": self.manifest,
             }
         )

@@ -9,31 +9,31 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
-from sae_lens_crosscoder.analysis.answers.markers import find_markers
+from sae_lens_crosscoder.analysis.answers.markers import Markers, find_markers
 from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange, find_phrases
 from sae_lens_crosscoder.analysis.audit.finding import ControlAnswers, Evidence, Example, Finding, Label
-from sae_lens_crosscoder.analysis.audit.limits import least_frequency, plant_contrasts
+from sae_lens_crosscoder.analysis.audit.limits import least_frequency
 from sae_lens_crosscoder.analysis.audit.not_found import not_found
 from sae_lens_crosscoder.analysis.audit.result import MOST_FINDINGS, Audit, Limits
 from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
 from sae_lens_crosscoder.causal.localisation.recommendation import first_hook_with
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.interpretation.clients import Client
-from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.pages.audit import write_audit
-from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.storage.versions import package_versions
 from sae_lens_crosscoder.workflows.auditing.answers import answer_all
 from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig
-from sae_lens_crosscoder.workflows.auditing.evidence import EvidenceReader
+from sae_lens_crosscoder.workflows.auditing.crosscoders import AuditCrosscoders
+from sae_lens_crosscoder.workflows.auditing.evidence import N_CAUSAL, EvidenceReader
+from sae_lens_crosscoder.workflows.auditing.explorer import EXPLORER_FILENAME, write_answers_explorer
 from sae_lens_crosscoder.workflows.auditing.labels import LABELLED, label_latents
 from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.progress import Progress
 from sae_lens_crosscoder.workflows.auditing.prompts import AuditPrompts, audit_prompts
-from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, audit_recipe
+from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, contrast_of, other_prompts
 from sae_lens_crosscoder.workflows.first_look import first_look
 
 PAGE_FILENAME = "audit.html"
@@ -50,7 +50,8 @@ def audit(cfg: AuditConfig, pair: HookedModelPair | None = None, client: Client 
     half of the prompts and tested on the other. Where the answers differ, a crosscoder is trained at the hook of a
     first look; its latents that write the change are added to the base model, beside random latents and noise of the
     same energy. A finding needs all three: the test (q at most 0.05), carriers that write half of the change, and their
-    effect. Writes `audit.json` and `audit.html`; a repeated call in the same folder continues.
+    effect. Writes `audit.json`, `audit.html` and, if there are findings, `explorer.html` of the first crosscoder; a
+    repeated call in the same folder continues.
 
     Args:
         pair: the models, if they are loaded already; their names in `cfg` are then only names. With a control: base,
@@ -66,14 +67,11 @@ def audit(cfg: AuditConfig, pair: HookedModelPair | None = None, client: Client 
     run.read_answers()
     try:
         run.trace()
+        run.written()  # what follows only adds to it
+        run.describe(client)
     except KeyboardInterrupt:
         run.is_interrupted = True
         progress.say("Interrupted: the page shows what was done; the same command continues.")
-    result = run.written()
-    if client is None or run.is_interrupted or not result.findings:
-        return result
-    with progress.stage("labels"):
-        run.label(result, client)
     return run.written()
 
 
@@ -85,11 +83,12 @@ class _AuditRun:
         self.is_interrupted = False
         self.hook_name: str | None = None
         self.look: FirstLook | None = None
-        self.rows: AuditRows | None = None
+        self.crosscoders: AuditCrosscoders | None = None
         self.fve: tuple[float, ...] = ()
         self.evidence: dict[PhraseChange, list[Evidence]] = {}
         self.least_sizes: dict[float, float] | None = None
         self.labels: dict[int, Label] = {}
+        self.markers: dict[PhraseChange, Markers] = {}
 
     def read_answers(self) -> None:
         """Let both models answer the prompts, and find the phrases in which they differ."""
@@ -108,26 +107,35 @@ class _AuditRun:
         if self.hook_name is None:
             return
         with self.progress.stage("activations"):
-            batch_size = self.cfg.batch_size
-            rows = self.answers.rows
-            self.rows = AuditRows.harvested(self.pair, self.prompts, rows, self.hook_name, batch_size)
+            answers, batch_size = self.answers.rows, self.cfg.batch_size
+            rows = AuditRows.harvested(self.pair, self.prompts, answers, self.hook_name, batch_size)
+        self.crosscoders = AuditCrosscoders(self.cfg, rows, self.hook_name)
         changes = [finding.change for finding in self._found() if not finding.is_in_control]
         for seed in range(self.cfg.seed, self.cfg.seed + (self.cfg.n_seeds if changes else 0)):
             if seed > self.cfg.seed and self.progress.left < self.progress.seconds[f"crosscoder {self.cfg.seed}"]:
                 self.progress.say("No time is left for another crosscoder.")
                 break
             with self.progress.stage(f"crosscoder {seed}"):
-                self._trace_with(self._crosscoder(seed), seed, changes)
+                self._trace_with(self.crosscoders, seed, changes)
         with self.progress.stage("detection limits"):
-            self.least_sizes = self._least_sizes()
+            self.least_sizes = self.crosscoders.least_sizes()
 
-    def label(self, found: Audit, client: Client) -> None:
-        """Let a client explain the first crosscoder's carriers of all findings."""
-        latents = sorted({latent for finding in found.findings for latent in finding.latents[:LABELLED]})
-        folder = self._folder_of(self.cfg.seed)
-        crosscoder = load(folder, device=self.cfg.device)
+    def describe(self, client: Client | None) -> None:
+        """Show the first crosscoder's latents in an explorer, and let a client explain the carriers."""
+        findings = self.result().findings
+        if not findings or self.crosscoders is None:
+            return
+        crosscoder, path = self.crosscoders.first, self.progress.folder / EXPLORER_FILENAME
         rows, batch_size = self.answers.rows, self.cfg.batch_size
-        self.labels = label_latents(crosscoder, self.pair, rows, latents, client, folder, batch_size)
+        if not path.exists():
+            with self.progress.stage("explorer"):
+                contrasts = [self._contrast(finding.change) for finding in findings]
+                write_answers_explorer(crosscoder, self.pair, rows, contrasts, path, batch_size)
+        if client is not None:
+            latents = sorted({latent for finding in findings for latent in finding.latents[:LABELLED]})
+            with self.progress.stage("labels"):
+                folder = self.crosscoders.first_folder
+                self.labels = label_latents(crosscoder, self.pair, rows, latents, client, folder, batch_size)
 
     def written(self) -> Audit:
         """The audit as far as it went, after writing its file and its page."""
@@ -150,6 +158,7 @@ class _AuditRun:
             not_found=tuple(not_found(self.changes, is_traced=self.hook_name is not None or self.is_interrupted)),
             limits=self._limits(),
             manifest=self._manifest(),
+            explorer=EXPLORER_FILENAME if (self.progress.folder / EXPLORER_FILENAME).exists() else None,
         )
 
     def _within_budget(self, prompts: AuditPrompts) -> AuditPrompts:
@@ -194,43 +203,14 @@ class _AuditRun:
         shares = torch.tensor(hooks["share_last"].to_numpy(dtype=float))
         return str(hooks.index[int(first_hook_with(shares[None], _ENOUGH_OF_SHARE))])
 
-    def _crosscoder(self, seed: int) -> InferenceCrosscoder:
-        """A crosscoder on the audit's rows."""
-        assert self.rows is not None
-        return self._trained(self.rows.activations, seed, self._folder_of(seed))
-
-    def _folder_of(self, seed: int) -> Path:
-        return self.progress.folder / f"crosscoder_{seed}"
-
-    def _trained(self, activations: torch.Tensor, seed: int, folder: Path) -> InferenceCrosscoder:
-        """A crosscoder on these or changed activations, or that of an earlier run in the folder."""
-        if folder.exists():
-            return load(folder, device=self.cfg.device)
-        assert self.rows is not None
-        recipe = audit_recipe(activations.shape[1] // 2, self.cfg.device)
-        crosscoder = recipe.train(self.rows.batches(activations, seed), seed=seed)
-        metadata = crosscoder.cfg.metadata
-        metadata.hook_name = self.hook_name
-        metadata.model_name, metadata.chat_model_name = self.cfg.base, self.cfg.chat
-        crosscoder.save_model(folder)
-        return crosscoder
-
-    def _trace_with(self, crosscoder: InferenceCrosscoder, seed: int, changes: Sequence[PhraseChange]) -> None:
-        assert self.rows is not None
-        self.fve = self.fve or self.rows.fve(crosscoder)
+    def _trace_with(self, crosscoders: AuditCrosscoders, seed: int, changes: Sequence[PhraseChange]) -> None:
+        crosscoder, rows = crosscoders.of_seed(seed), crosscoders.rows
+        self.fve = self.fve or rows.fve(crosscoder)
         texts = (self.answers.base, self.answers.chat)
-        reader = EvidenceReader(self.cfg, self.pair, self.prompts, *texts, self.rows, self.progress)
+        reader = EvidenceReader(self.cfg, self.pair, self.prompts, *texts, rows, self.progress)
         for change, evidence in zip(changes, reader.read(crosscoder, seed, changes), strict=True):
             if evidence is not None:
                 self.evidence.setdefault(change, []).append(evidence)
-
-    def _least_sizes(self) -> dict[float, float] | None:
-        assert self.rows is not None
-        rows = self.rows
-        layout = StackedLayout((rows.activations.shape[1] // 2,) * 2)
-        planted = plant_contrasts(rows.activations, rows.decision_rows, rows.held_out, layout, seed=self.cfg.seed)
-        folder = self.progress.folder / "crosscoder_planted"
-        return planted.least_sizes(self._trained(planted.activations, self.cfg.seed, folder))
 
     def _found(self) -> list[Finding]:
         """Significant changes, with the evidence so far."""
@@ -238,19 +218,28 @@ class _AuditRun:
 
     def _finding(self, change: PhraseChange) -> Finding:
         answers = self.answers
-        positive = torch.zeros(len(self.prompts), dtype=torch.bool)
-        positive[list(change.prompts)] = True
         held_out = [i for i in change.prompts if self.prompts.held_out[i]][:_N_EXAMPLES]
         evidence = tuple(self.evidence.get(change, []))
         carriers = evidence[0].carriers.latents if evidence else ()
         return Finding(
             change=change,
-            markers=find_markers(self.prompts.texts, positive, self.prompts.held_out),
+            markers=self._markers(change),
             examples=tuple(Example(self.prompts.texts[i], answers.base[i], answers.chat[i]) for i in held_out),
             control=self._of_control(change),
             evidence=evidence,
             labels=tuple(self.labels[latent] for latent in carriers[:LABELLED] if latent in self.labels),
         )
+
+    def _markers(self, change: PhraseChange) -> Markers:
+        if change not in self.markers:
+            positive = torch.zeros(len(self.prompts), dtype=torch.bool)
+            positive[list(change.prompts)] = True
+            self.markers[change] = find_markers(self.prompts.texts, positive, self.prompts.held_out)
+        return self.markers[change]
+
+    def _contrast(self, change: PhraseChange) -> Contrast:
+        others = other_prompts(change, self.answers.base, self.answers.chat, self.prompts)
+        return contrast_of(change, others, self.prompts, N_CAUSAL)
 
     def _of_control(self, change: PhraseChange) -> ControlAnswers | None:
         answers, held_out = self.answers, self.prompts.held_out.nonzero()[:, 0].tolist()
@@ -267,7 +256,7 @@ class _AuditRun:
             least_frequency=least_frequency(n - held_out, held_out, len(self.changes)),
             null_phrases=self.null_phrases,
             hook_name=self.hook_name,
-            n_rows=0 if self.rows is None else len(self.rows.activations),
+            n_rows=0 if self.crosscoders is None else len(self.crosscoders.rows.activations),
             fve=self.fve,
             least_sizes=self.least_sizes,
         )

@@ -19,7 +19,7 @@ from sae_lens_crosscoder.workflows.auditing.progress import Progress
 from sae_lens_crosscoder.workflows.auditing.prompts import AuditPrompts
 from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, contrast_of, other_prompts
 
-_N_CAUSAL = 16
+N_CAUSAL = 16
 """Prompts of each group on which effects are measured, and as many to choose controls on."""
 _CONDITIONS = ("named", "random latents", "noise", "mean difference")
 """Beside what is left without the carriers."""
@@ -51,7 +51,7 @@ class EvidenceReader:
             carriers = find_carriers(crosscoder, self.rows.contrast(change, others), self.cfg.seed)
             effect = None
             if carriers.latents:
-                contrast = contrast_of(change, others, self.prompts, _N_CAUSAL)
+                contrast = contrast_of(change, others, self.prompts, N_CAUSAL)
                 folder = self.progress.folder / f"effects_{seed}" / str(number)
                 effect = self._effect(crosscoder, change, contrast, carriers, folder)
             evidence.append(Evidence(seed=seed, carriers=carriers, effect=effect))
