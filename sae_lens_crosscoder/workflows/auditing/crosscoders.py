@@ -30,7 +30,7 @@ class AuditCrosscoders:
 
     @property
     def first_folder(self) -> Path:
-        """Where the first one is kept, once it was trained."""
+        """Folder of the first one, once it was trained."""
         return self._folder(str(self.cfg.seed))
 
     def of_seed(self, seed: int) -> InferenceCrosscoder:
