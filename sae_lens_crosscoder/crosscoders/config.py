@@ -47,7 +47,8 @@ class CrosscoderConfigBase(SAEConfig, ABC):
     """The hooks at which every model is read, if they are several; None for one. A runner config sets it."""
     causality: Causality = "acausal"
     """With several hooks: `acausal` lets every latent read and write all of them. `weak` divides the latents evenly
-    between the hooks; a latent reads its own hook and writes that and later ones, so it says where a concept starts."""
+    between the hooks (of a Matryoshka crosscoder, those of each level); a latent reads its own hook and writes that and
+    later ones, so it says where a concept starts."""
     score: Score = "sum"
     """The norm s_j of a latent: `sum` of the models' decoder norms (the paper's), `l2`, `max` or `none`."""
     activation_scales: tuple[float, ...] | list[float] | None = _numbers(float)
@@ -90,8 +91,12 @@ class CrosscoderConfigBase(SAEConfig, ABC):
             return None
         if self.hook_names is None:
             raise ValueError("causality='weak' needs several hooks: name them as hook_names of the run.")
-        whole = WeakCausality.over(len(self.hook_names), n_shards * self.d_sae)
+        whole = WeakCausality.over(len(self.hook_names), *self.causal_levels(n_shards))
         return whole.of_rows(shard * self.d_sae, self.d_sae)
+
+    def causal_levels(self, n_shards: int) -> tuple[int, ...]:
+        """Numbers of consecutive latents, of all shards, each of which is divided between the hooks."""
+        return (n_shards * self.d_sae,)
 
     def _validate_fields(self) -> None:
         if self.causality not in get_args(Causality):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from jaxtyping import Float
 from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, SAEConfig
-from sae_lens.saes.jumprelu_sae import Step, calculate_pre_act_loss
+from sae_lens.saes.jumprelu_sae import JumpReLU, Step, calculate_pre_act_loss
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
@@ -33,7 +33,6 @@ class JumpReLUCrosscoderTrainingConfig(CrosscoderTrainingConfigBase, JumpReLUTra
     """
 
     has_sparse_step: ClassVar[bool] = False
-    has_weak_causality: ClassVar[bool] = False
 
     jumprelu_init_threshold: float = 0.1
     """Threshold of every latent's pre-activation at the start."""
@@ -110,6 +109,15 @@ class JumpReLUCrosscoderTrainingConfig(CrosscoderTrainingConfigBase, JumpReLUTra
 
 class JumpReLUTrainingCrosscoder(TrainingCrosscoder, JumpReLUTrainingSAE):
     """SAELens's `jumprelu` SAE on the stack, with the crosscoder's scores and reconstruction term."""
+
+    @override
+    def encode_with_hidden_pre(
+        self, x: Float[Tensor, "*rows d_in"]
+    ) -> tuple[Float[Tensor, "*rows d_sae"], Float[Tensor, "*rows d_sae"]]:
+        """As SAELens's, with a gradient only where the encoder is trained."""
+        pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.trainable_encoder + self.b_enc)
+        acts: Any = JumpReLU.apply(pre, self.threshold.to(pre.dtype), self.bandwidth, self.cfg.jumprelu_ste_to_input)
+        return self.hook_sae_acts_post(acts), pre
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:

@@ -26,7 +26,6 @@ class MatryoshkaBatchTopKCrosscoderTrainingConfig(BatchTopKCrosscoderTrainingCon
     """
 
     has_latent_shards: ClassVar[bool] = False
-    has_weak_causality: ClassVar[bool] = False  # the first latents read the first hooks, and must stand alone here
 
     matryoshka_widths: tuple[int, ...] | list[int] = simple_parsing.field(default=(), type=int, nargs="+")
     """Numbers of latents, ascending and below d_sae, at which the first latents alone must reconstruct. The whole
@@ -52,6 +51,11 @@ class MatryoshkaBatchTopKCrosscoderTrainingConfig(BatchTopKCrosscoderTrainingCon
     def group_sizes(self) -> tuple[int, ...]:
         """Numbers of latents that each level adds to the one before; they add up to d_sae."""
         return tuple(high - low for low, high in pairwise((0, *self.matryoshka_widths, self.d_sae)))
+
+    @override
+    def causal_levels(self, n_shards: int) -> tuple[int, ...]:
+        """Every level alone, as the first latents must reconstruct all hooks."""
+        return self.group_sizes
 
     @classmethod
     @override

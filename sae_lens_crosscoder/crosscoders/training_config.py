@@ -22,8 +22,6 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
 
     has_sparse_step: ClassVar[bool] = True
     """False for architectures that train with `training_step="dense"` only, and so in one process."""
-    has_weak_causality: ClassVar[bool] = True
-    """False for architectures that cannot confine latents to hooks."""
     has_latent_shards: ClassVar[bool] = True
     """False for architectures whose latents cannot be divided between processes."""
 
@@ -68,11 +66,6 @@ class CrosscoderTrainingConfigBase(CrosscoderConfigBase, TrainingSAEConfig):
             raise ValueError(
                 f"training_step='sparse' is not available for a {self.architecture()}, whose step needs every "
                 "pre-activation. Leave it 'dense'."
-            )
-        if self.causality == "weak" and not self.has_weak_causality:
-            raise ValueError(
-                f"causality='weak' is not available for a {self.architecture()}. Use a batchtopk_crosscoder, or "
-                "causality='acausal'."
             )
         if self.decoder_init_norm is None or self.decoder_init_norm <= 0:
             raise ValueError(f"decoder_init_norm={self.decoder_init_norm} must be a positive number.")

@@ -54,7 +54,11 @@ def stacked_batch(d_in=7, n=BATCH, seed=5):
 def step(x, l1=0.3, dead=None, n_steps=0):
     dead = torch.zeros(D_SAE, dtype=torch.bool) if dead is None else dead
     return TrainStepInput(
-        sae_in=x, coefficients={"l1": l1}, dead_neuron_mask=dead, n_training_steps=n_steps, is_logging_step=False
+        sae_in=x,
+        coefficients={"l1": l1, "l0": l1},
+        dead_neuron_mask=dead,
+        n_training_steps=n_steps,
+        is_logging_step=False,
     )
 
 

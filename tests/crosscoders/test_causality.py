@@ -20,6 +20,8 @@ from tests.crosscoders.conftest import (
     stacked_batch,
     step,
 )  # fmt: skip
+from tests.crosscoders.test_architectures import WIDTHS as NESTED
+from tests.crosscoders.test_architectures import jumprelu, matryoshka
 from tests.reference import causality as ref_causality
 from tests.reference import crosscoder as ref
 
@@ -27,20 +29,25 @@ HOOKS = tuple(f"blocks.{layer}.hook_resid_post" for layer in (1, 4, 6))
 WIDTHS = (2, 3, 2, 1, 2, 3)  # of two models
 WEAK = {"d_models": WIDTHS, "hook_names": HOOKS, "causality": "weak"}
 both_steps = pytest.mark.usefixtures("each_training_step")
-every_kind = pytest.mark.parametrize("build", [batchtopk_crosscoder, l1_crosscoder])
+every_kind = pytest.mark.parametrize("build", [batchtopk_crosscoder, l1_crosscoder, jumprelu, matryoshka])
+LEVELS = (*NESTED, D_SAE)
 
 
-def masks():
+def masks(build=None):
     """Of `W_enc` and `W_dec`, in their shapes."""
-    reads, writes = (torch.tensor(mask, dtype=torch.float64) for mask in ref_causality.masks(D_SAE, WIDTHS, len(HOOKS)))
+    rows = ref_causality.masks(D_SAE, WIDTHS, len(HOOKS), LEVELS if build is matryoshka else None)
+    reads, writes = (torch.tensor(mask, dtype=torch.float64) for mask in rows)
     return {"W_enc": reads.T, "W_dec": writes}
+
+
+EXTRA = {jumprelu: {"jumprelu_sparsity_loss_mode": "tanh", "pre_act_loss_coefficient": 0.1}}
 
 
 def weakly_causal(build, **fields):
     """Random weights where the reference allows them."""
     crosscoder = build(**(WEAK | fields))
     with torch.no_grad():
-        for name, mask in masks().items():
+        for name, mask in masks(build).items():
             getattr(crosscoder, name).mul_(mask)
     return crosscoder
 
@@ -63,13 +70,12 @@ def trainer_of(world, steps=30, batch_size=64, **fields):
 
 @every_kind
 def test_a_new_crosscoder_has_weights_exactly_where_the_loops_allow_them(build):
-    cfg = build(**WEAK).cfg
-    crosscoder = {"batchtopk_crosscoder": slc.BatchTopKTrainingCrosscoder, "crosscoder": slc.L1TrainingCrosscoder}[
-        cfg.architecture()
-    ](cfg)
-    for name, mask in masks().items():
+    built = build(**WEAK)
+    crosscoder = type(built)(built.cfg)
+    for name, mask in masks(build).items():
         assert torch.equal(getattr(crosscoder, name) != 0, mask != 0), name
-    expected = [ref_causality.hook_of(latent, D_SAE, len(HOOKS)) for latent in range(D_SAE)]
+    levels = LEVELS if build is matryoshka else (D_SAE,)
+    expected = [ref_causality.hook_of_nested(latent, levels, len(HOOKS)) for latent in range(D_SAE)]
     assert crosscoder.hooks_read.tolist() == expected
 
 
@@ -93,17 +99,17 @@ def test_latents_and_reconstruction_are_those_of_loops_over_what_may_be_read_and
 @every_kind
 @pytest.mark.parametrize("n_dead", [0, 8])
 def test_the_gradient_is_exactly_zero_where_nothing_may_be_and_elsewhere_that_of_the_loss(build, n_dead):
-    crosscoder, x, dead = weakly_causal(build), batch(), torch.arange(D_SAE) < n_dead
+    crosscoder, x, dead = weakly_causal(build, **EXTRA.get(build, {})), batch(), torch.arange(D_SAE) < n_dead
     crosscoder.training_forward_pass(step(x, dead=dead)).loss.backward()
     free = copy.deepcopy(crosscoder)
     free.trainable_rows = lambda rows, confinement: rows
     free.zero_grad()
     free.training_forward_pass(step(x, dead=dead)).loss.backward()
-    for name, mask in masks().items():
+    for name, mask in masks(build).items():
         gradient, plain = getattr(crosscoder, name).grad, getattr(free, name).grad
         assert (gradient[mask == 0] == 0).all(), name
         torch.testing.assert_close(gradient, plain * mask, rtol=1e-12, atol=1e-12)
-    assert (free.W_enc.grad[masks()["W_enc"] == 0] != 0).any()
+    assert (free.W_enc.grad[masks(build)["W_enc"] == 0] != 0).any()
 
 
 @both_steps
@@ -180,12 +186,6 @@ def test_what_breaks_the_rule_or_cannot_keep_it_is_refused(tmp_path):
         slc.BatchTopKTrainingCrosscoder(
             slc.BatchTopKCrosscoderTrainingConfig(d_model=4, d_sae=8, k=1, causality="weak")
         )
-    for cfg in (
-        slc.crosscoders.JumpReLUCrosscoderTrainingConfig,
-        slc.crosscoders.MatryoshkaBatchTopKCrosscoderTrainingConfig,
-    ):
-        with pytest.raises(ValueError, match="causality='weak' is not available for a"):
-            cfg(**common)
     with pytest.raises(ValueError, match="cannot keep causality='weak'"):
         slc.BatchTopKCrosscoderTrainingConfig(**common, k=1, polish_at=0.5)
     with pytest.raises(ValueError, match="polish cannot keep causality='weak'"):

@@ -9,11 +9,21 @@ def hook_of(latent, d_sae, n_hooks):
     raise IndexError(latent)
 
 
-def masks(d_sae, widths, n_hooks):
+def hook_of_nested(latent, level_ends, n_hooks):
+    """Of levels that the hooks divide one by one."""
+    first = 0
+    for end in level_ends:
+        if latent < end:
+            return hook_of(latent - first, end - first, n_hooks)
+        first = end
+    raise IndexError(latent)
+
+
+def masks(d_sae, widths, n_hooks, level_ends=None):
     """Of encoder and decoder rows (latent, d_in), 1 where a weight may differ from 0; a model's hooks lie together."""
     reads, writes = [], []
     for latent in range(d_sae):
-        own = hook_of(latent, d_sae, n_hooks)
+        own = hook_of_nested(latent, level_ends or (d_sae,), n_hooks)
         read_row, written_row = [], []
         for source, width in enumerate(widths):
             hook = source % n_hooks
