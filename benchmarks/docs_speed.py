@@ -58,12 +58,12 @@ def centred() -> str:
 def waits() -> str:
     """CPU times of what people wait for, before and now, with the reason where a target was missed."""
     frame, source = load_results("waits.json")
-    rows = [["what", "before, or SAELens", "now", "ratio", "target", "why not"]]
+    rows = [["what", "before, or a peer", "now", "ratio", "target", "why not"]]
     for row in frame.to_dict(orient="records"):
-        before = row["peer_ms"] if row.get("peer") == "SAELens" else row["today_ms"]
+        before = row["peer_ms"] if isinstance(row.get("peer"), str) else row["today_ms"]
         why = "" if row["met"] else row["why"]
         times = [_amount(milliseconds, "ms") for milliseconds in (before, row["ours_ms"])]
-        rows.append([row["title"], *times, f"{row['ratio']:.1f} x", row["target"].replace("ratio >= ", ""), why])
+        rows.append([row["title"], *times, f"{row['ratio']:.2g} x", row["target"].replace("ratio >= ", ""), why])
     return "\n\n".join([markdown_table(rows), source])
 
 
