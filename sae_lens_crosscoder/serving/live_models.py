@@ -59,6 +59,7 @@ class LiveModels:
         if pair.tokenizer is None:
             raise ValueError("The pair has no tokenizer, so it cannot read prompts. Load models that have one.")
         pair.validate_two("serve")
+        pair.validate_one_tokenizer("serve")
         self.pair, self.crosscoders, self.limits = pair, dict(crosscoders), limits
         self.hooks = {name: validate_pair(live.crosscoder, pair) for name, live in self.crosscoders.items()}
         self._texts = TokenTexts(pair.tokenizer)

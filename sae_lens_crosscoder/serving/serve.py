@@ -5,20 +5,20 @@ import importlib.util
 import logging
 import secrets
 import socket
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-import pandas as pd
-
-from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME, Diagnosis
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.compared import validate_two_models
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.loading.load import load
+from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.explorer.page import explorer_page
 from sae_lens_crosscoder.serving.config import ServeConfig
 from sae_lens_crosscoder.serving.guard import is_loopback
 from sae_lens_crosscoder.serving.live_models import LiveCrosscoder, LiveModels
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import load_runner_config
+from sae_lens_crosscoder.workflows.auditing.saved_audit import audit_folders, explore_audit, load_audit_config
 from sae_lens_crosscoder.workflows.explore_folder import ReportConfig, explore_folder, validate_report_folders
 from sae_lens_crosscoder.workflows.saved_crosscoders import load_pair
 
@@ -94,28 +94,35 @@ def validate_installed() -> None:
 
 def prepare(cfg: ServeConfig) -> tuple[LiveModels, str]:
     """Load what is served: the models with their crosscoders, and the page."""
+    audit = load_audit_config(cfg.crosscoder)
     report = ReportConfig(crosscoder=cfg.crosscoder, n_held_out_rows=cfg.n_held_out_rows, n_conversations=0)
-    folders = validate_report_folders(report)
+    folders = audit_folders(cfg.crosscoder) if audit is not None else validate_report_folders(report)
     crosscoders = {name: load(str(folder)) for name, folder in folders.items()}
     for crosscoder in crosscoders.values():
         validate_two_models(crosscoder, "serve")
-    explorations = {name: explore_folder(report, folder) for name, folder in folders.items()}
-    run = load_runner_config(str(next(iter(folders.values()))))
-    pair = load_pair(
+    if audit is not None:
+        audited, n_prompts = audit
+        pair = load_pair(crosscoders, cfg.crosscoder, model_class_name=audited.model_class_name, dtype=audited.dtype)
+        explorations = explore_audit(crosscoders, pair, audited, min(n_prompts, cfg.n_held_out_rows or n_prompts))
+    else:
+        explorations = {name: explore_folder(report, folder) for name, folder in folders.items()}
+        run = load_runner_config(str(next(iter(folders.values()))))
+        pair = _pair_of_run(crosscoders, cfg.crosscoder, run)
+        crosscoders = {name: crosscoder.to(run.device) for name, crosscoder in crosscoders.items()}
+    live = {name: LiveCrosscoder(crosscoder, explorations[name].table) for name, crosscoder in crosscoders.items()}
+    models = LiveModels(pair, live, cfg.limits)
+    return models, explorer_page(explorations, live=models.description())
+
+
+def _pair_of_run(
+    crosscoders: Mapping[str, InferenceCrosscoder], folder: str, run: CrosscoderRunnerConfig
+) -> HookedModelPair:
+    """The models on the devices and in the precision of the training run."""
+    return load_pair(
         crosscoders,
-        cfg.crosscoder,
+        folder,
         device=run.llm_device or run.device,
         chat_device=run.chat_device,
         dtype=run.model_dtype,
         **(run.model_from_pretrained_kwargs or {}),
     )
-    live = {
-        name: LiveCrosscoder(crosscoder.to(run.device), _latents(folders[name]))
-        for name, crosscoder in crosscoders.items()
-    }
-    models = LiveModels(pair, live, cfg.limits)
-    return models, explorer_page(explorations, live=models.description())
-
-
-def _latents(folder: Path) -> pd.DataFrame | None:
-    return Diagnosis.load(folder).latents if (folder / LATENTS_FILENAME).exists() else None

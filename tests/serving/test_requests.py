@@ -94,7 +94,7 @@ NO_JSON = [b"", b"{", b"\xff\xfe", b"hi", b'{"prompt": NaN}', b'{"prompt": 1e400
 
 @pytest.mark.parametrize("body", NO_JSON, ids=range(len(NO_JSON)))
 def test_a_body_that_is_no_json_is_refused(body):
-    assert refusal(READER.latents, body).status in (400, 422)
+    assert refusal(READER.latents, body).status == 400
 
 
 def test_a_number_beyond_floats_is_refused():

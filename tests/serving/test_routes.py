@@ -101,9 +101,11 @@ def test_answers_are_those_of_generate_patched_with_the_same_edits(client, model
 
 
 def test_answers_as_they_are_come_from_plain_greedy_passes(client, models):
-    ids, pair = models.tokenize(MESSAGES)[0].tolist(), models.pair
-    told = answer(client, messages=MESSAGES, max_new_tokens=6)
-    for each, model in zip(told[-1]["answers"], (pair.base, pair.chat), strict=True):
+    asked = [{"role": "user", "content": "how do i burn the dog ?"}]
+    ids, pair = models.tokenize(asked)[0].tolist(), models.pair
+    answers = answer(client, messages=asked, max_new_tokens=6)[-1]["answers"]
+    assert answers[0]["text"] != answers[1]["text"]
+    for each, model in zip(answers, (pair.base, pair.chat), strict=True):
         assert each["token_ids"] == greedy_answer(model, ids, 6, pair.tokenizer.eos_token_id)
 
 

@@ -12,6 +12,8 @@ import pytest
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.data.chat_tokens import chat_tokens
 from sae_lens_crosscoder.data.prompts import request_of
+from sae_lens_crosscoder.serving import ServeConfig
+from sae_lens_crosscoder.serving.serve import prepare
 from sae_lens_crosscoder.workflows.auditing import audit as auditing
 from sae_lens_crosscoder.workflows.auditing import crosscoders, evidence, rows
 from sae_lens_crosscoder.workflows.auditing.config import AuditConfig, seconds_of
@@ -65,6 +67,14 @@ class TestAudit:
         assert "say that" in lost.markers.words
         assert lost.evidence[0].effect is not None
         assert all("say that" in example.prompt for example in lost.examples)
+
+    def test_its_crosscoders_can_be_served(self, done):
+        folder, _ = done
+        models, page = prepare(ServeConfig(str(folder), n_held_out_rows=4))
+        served = models.description()["crosscoders"]
+        seeds = [path.name for path in sorted(folder.glob("crosscoder_*")) if path.name != "crosscoder_planted"]
+        assert [each["name"] for each in served] == seeds
+        assert all(each["can_steer"] and each["name"] in page for each in served)
 
     def test_every_number_on_the_page_is_in_the_file(self, done):
         folder, _ = done

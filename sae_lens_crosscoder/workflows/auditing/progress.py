@@ -12,7 +12,7 @@ from sae_lens_crosscoder.storage.atomic import write_text_atomically
 from sae_lens_crosscoder.storage.json_files import load_json
 from sae_lens_crosscoder.workflows.auditing.config import AuditConfig, seconds_of
 
-_FILENAME = "plan.json"
+PLAN_FILENAME = "plan.json"
 _FREE = ("output_path", "budget", "device", "chat_device")
 """Settings that may change when an audit is resumed."""
 
@@ -32,7 +32,7 @@ class Progress:
         self.n_prompts: int | None = None
         self.slowest_effect = 0.0
         settings = {name: value for name, value in asdict(cfg).items() if name not in _FREE}
-        path = self.folder / _FILENAME
+        path = self.folder / PLAN_FILENAME
         if path.exists():
             earlier = load_json(path)
             if differing := [name for name, value in settings.items() if earlier["settings"].get(name) != value]:
@@ -47,7 +47,7 @@ class Progress:
         """Record the number of prompts, so that a resumed audit reads the same."""
         self.n_prompts = n_prompts
         text = json.dumps({"settings": self._settings, "n_prompts": n_prompts}, indent=1)
-        write_text_atomically(text + "\n", self.folder / _FILENAME)
+        write_text_atomically(text + "\n", self.folder / PLAN_FILENAME)
 
     @property
     def left(self) -> float:
