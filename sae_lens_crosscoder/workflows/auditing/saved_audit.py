@@ -1,4 +1,4 @@
-"""What the explorer shows of an audit's crosscoders, on the prompts that the audit read."""
+"""Explore the crosscoders of an audit, on the prompts that the audit read."""
 
 from collections.abc import Mapping
 from pathlib import Path
