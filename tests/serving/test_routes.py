@@ -32,7 +32,7 @@ def test_the_latents_of_every_token_are_those_of_the_reference(client, models):
     result = read(client, messages=MESSAGES, top=3)
     tokens = models.tokenize(MESSAGES)
     crosscoder = models.crosscoders["one"].crosscoder
-    stacked = models.pair.activations(tokens, TINY_HOOK)[0]
+    stacked = models.pair.activations(tokens, TINY_HOOK)[0].detach()
     assert [token["token_id"] for token in result["tokens"]] == tokens[0].tolist()
     everywhere = {}
     for place, (token, h) in enumerate(zip(result["tokens"], stacked, strict=True)):
