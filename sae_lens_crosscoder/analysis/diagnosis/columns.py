@@ -103,8 +103,9 @@ def latent_table(
         table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
     shares = _shares_of_median(table.max_activation, norms)
-    judged = table[[name for name in table if str(name).startswith(_JUDGED)]]
-    rows = zip(judged.to_dict("records"), shares, strict=True)
+    judged = {str(name): table[name].tolist() for name in table if str(name).startswith(_JUDGED)}
+    values = zip(*judged.values(), strict=True)
+    rows = ((dict(zip(judged, each, strict=True)), share) for each, share in zip(values, shares, strict=True))
     table.insert(2, "verdict", [_verdict(row, min_active, bounds, share) for row, share in rows])
     table.insert(3, "probe", table.label.map({"chat_only": "chat", "base_only": "base"}))
     return table
