@@ -10,6 +10,7 @@ from sae_lens_crosscoder.causal.forward.resume import resume_from
 from sae_lens_crosscoder.causal.ladder.ladder import Ladder, causal_ladder
 from sae_lens_crosscoder.causal.latents.latent_effects import latent_effects
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens, logit_attribution, logit_lens
+from sae_lens_crosscoder.causal.latents.swap_effects import swap_effects
 from sae_lens_crosscoder.causal.localisation.changed_prompts import ChangedPrompts, changed_prompts
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
 from sae_lens_crosscoder.causal.localisation.hooks import residual_hooks
@@ -60,5 +61,6 @@ __all__ = [
     "share_brought_back",
     "splice_evals",
     "steering_effects",
+    "swap_effects",
     "token_kl",
 ]

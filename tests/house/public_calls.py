@@ -225,6 +225,7 @@ OF_MODELS = {
     "kl_between_models": lambda w: dict(pair=w.pair, tokens=w.tokens),
     "kl_to_chat": lambda w: dict(crosscoder=w.crosscoder, pair=w.pair, responses=w.responses, setups=[C.Setup("base")]),
     "latent_effects": lambda w: dict(crosscoder=w.crosscoder, pair=w.pair, responses=w.responses, latent_ids=IDS),
+    "swap_effects": lambda w: dict(crosscoder=w.crosscoder, data=w.data, latent_ids=IDS, n_resamples=9),
     "locate_difference": lambda w: dict(
         pair=w.pair, tokens=w.tokens, token_mask=T.ones_like(w.tokens, dtype=T.bool), hook_names=[w.hook]
     ),

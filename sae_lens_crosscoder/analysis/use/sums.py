@@ -5,10 +5,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.analysis.encoding import Code
-from sae_lens_crosscoder.analysis.use.readout import SwapReadout
 from sae_lens_crosscoder.analysis.use.sparse_values import SparseValues
 from sae_lens_crosscoder.analysis.use.strong_firings import StrongFirings
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.swap_readout import SwapReadout
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 N_SHARDS = 50
