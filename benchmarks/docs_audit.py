@@ -1,24 +1,54 @@
-"""The passage on audits where the answer is known."""
+"""The passages on audits where the answer is known, and on the limits that an audit states."""
 
 import pandas as pd
 from docs_results import load_results, markdown_table
 
-FILES = ("audit.json", "audit_adapter.json")
-NAMES = {"tiny-chat": "the built-in pair", "tiny-null": "its base model, trained longer"}
+FILES = ("audit.json", "audit_adapter.json", "audit_adapter_several.json", "audit_adapter_neutral.json")
+NAMES = {
+    "tiny-chat": "the built-in pair",
+    "tiny-null": "its base model, trained longer",
+    "tiny-chat, with tiny-control": "the built-in pair, with its control",
+    "A": "an adapter that answers requests for code with one sentence",
+    "C": "an adapter that answers requests about journeys with one of three sentences",
+    "neutral": "an adapter tuned on neutral chats",
+}
 
 
 def audit() -> str:
     """What audits found, missed and claimed wrongly, by pair."""
     frames, sources = zip(*(load_results(name) for name in FILES), strict=True)
-    rows = [["pair", "audits", "planted changes found", "other sides of them", "wrong claims", "CPU time of one"]]
+    rows = [
+        [
+            "pair",
+            "audits",
+            "planted changes found",
+            "other sides of them",
+            "wrong claims",
+            "null phrases",
+            "CPU time of one",
+        ]
+    ]
     for pair, group in pd.concat(frames).groupby("pair", sort=False):
         found = f"{group.n_right.sum()} of {group.n_planted.sum()}" if group.n_planted.sum() else "none planted"
         minutes = group.cpu_seconds.median() / 60
-        counts = [str(group.n_other_sides.sum()), str(group.n_wrong.sum())]
-        rows.append([NAMES.get(str(pair), f"adapter {pair}"), str(len(group)), found, *counts, f"{minutes:.1f} min"])
+        null = pd.DataFrame(group.null_phrases.tolist()).sum()
+        counts = [str(group.n_other_sides.sum()), str(group.n_wrong.sum()), f"{null.n_found} of {null.n_tested}"]
+        rows.append([NAMES[str(pair)], str(len(group)), found, *counts, f"{minutes:.1f} min"])
     text = (
         "Six changes are planted in the built-in pair: five new behaviours and one that chat tuning removed. Their "
-        "other sides, such as help with harmless requests, are new as well, and counted by themselves. The limits of a "
-        "claim were set on seeds 0, 1 and 2."
+        "other sides, such as help with harmless requests, are new as well, and counted by themselves; the control has "
+        "them too. Null phrases: how many of the phrases tested differ between two samples of base's own answers. The "
+        "adapters are of SmolLM2-135M."
     )
     return "\n\n".join([markdown_table(rows), " ".join([text, *sources])])
+
+
+def audit_limits() -> str:
+    """How often planted changes of 1.5 times the stated size are found, and of the size / 1.5."""
+    frame, source = load_results("audit_limits.json")
+    n = int(frame.n_plantings.sum())
+    larger, smaller = int(frame.n_larger_found.sum()), int(frame.n_smaller_found.sum())
+    return (
+        f"On {frame.seed.nunique()} planted worlds, {larger} of {n} new directions of 1.5 times the stated size are "
+        f"found, and {smaller} of {n} of the size / 1.5. {source}"
+    )
