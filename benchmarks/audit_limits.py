@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from results_file import write_results
 
-from sae_lens_crosscoder.analysis.audit.limits import FREQUENCIES, PlantedContrasts, plant_contrasts
+from sae_lens_crosscoder.analysis.audit.limits import least_sizes, plant_contrasts
+from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.synthetic import world_a
 from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, audit_recipe
 
@@ -28,37 +29,28 @@ def world_rows(seed: int) -> AuditRows:
     return AuditRows(tokens.activations, torch.arange(N_PROMPTS), torch.arange(N_PROMPTS) % 2 == 1)
 
 
-def planting(rows: AuditRows, layout: Any, seed: int, **sizes: Any) -> tuple[PlantedContrasts, Any]:
-    """Directions planted into the rows, and a crosscoder trained on them as an audit trains it."""
-    planted = plant_contrasts(rows.activations, rows.decision_rows, rows.held_out, layout, seed=seed, **sizes)
+def found(rows: AuditRows, layout: StackedLayout, sizes: dict[float, float], seed: int) -> dict[float, bool]:
+    """By frequency, True if a direction of that size is found, by a crosscoder trained as an audit trains it."""
+    planted = plant_contrasts(rows.activations, rows.decision_rows, rows.held_out, layout, sizes, seed)
     recipe = audit_recipe(layout.d_models[0])
-    return planted, recipe.train(rows.batches(planted.activations, seed), seed=seed)
-
-
-def found_at(rows: AuditRows, layout: Any, seed: int, frequency: float, size: float) -> bool:
-    """True if a direction of that size is found."""
-    planted, crosscoder = planting(rows, layout, seed, sizes=(size,), frequencies=(frequency,))
-    least = planted.least_sizes(crosscoder)[frequency]
-    return least == least
+    return planted.found(recipe.train(rows.batches(planted.activations, seed), seed=seed))
 
 
 def checked(seed: int, n_plantings: int) -> list[dict[str, Any]]:
     """A row per frequency: the limit, and what new plantings around it find."""
     rows, layout = world_rows(seed), world_a(seed).layout
     start = time.process_time()
-    planted, crosscoder = planting(rows, layout, seed)
-    limits = planted.least_sizes(crosscoder)
+    limits = least_sizes(lambda sizes, round_number: found(rows, layout, sizes, seed + round_number))
     cost = time.process_time() - start
-    found: list[dict[str, Any]] = []
-    for frequency in FREQUENCIES:
-        limit = limits[frequency]
+    measured: list[dict[str, Any]] = []
+    for frequency, limit in limits.items():
         row: dict[str, Any] = {"seed": seed, "frequency": frequency, "limit": limit, "n_plantings": n_plantings}
         for name, size in (("larger", limit * FACTOR), ("smaller", limit / FACTOR)):
-            seeds = range(100 * seed + 1, 100 * seed + 1 + n_plantings)
-            row[f"n_{name}_found"] = sum(found_at(rows, layout, each, frequency, size) for each in seeds)
-        found.append({**row, "limit_cpu_seconds": round(cost, 1)})
-        print(found[-1], flush=True)
-    return found
+            seeds = range(100 * seed + 10, 100 * seed + 10 + n_plantings)
+            row[f"n_{name}_found"] = sum(found(rows, layout, {frequency: size}, each)[frequency] for each in seeds)
+        measured.append({**row, "limit_cpu_seconds": round(cost, 1)})
+        print(measured[-1], flush=True)
+    return measured
 
 
 def main() -> None:

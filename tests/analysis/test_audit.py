@@ -6,6 +6,8 @@ from math import isnan
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
 from sae_lens_crosscoder.analysis.answers.markers import Markers
@@ -13,7 +15,7 @@ from sae_lens_crosscoder.analysis.answers.phrases import LEAST_NET, PhraseChange
 from sae_lens_crosscoder.analysis.audit.carriers import Carriers, find_carriers
 from sae_lens_crosscoder.analysis.audit.effects import CausalEffect
 from sae_lens_crosscoder.analysis.audit.finding import ControlAnswers, Evidence, Finding
-from sae_lens_crosscoder.analysis.audit.limits import least_frequency, plant_contrasts
+from sae_lens_crosscoder.analysis.audit.limits import least_frequency, least_sizes, plant_contrasts
 from sae_lens_crosscoder.analysis.audit.result import Audit, Limits
 from sae_lens_crosscoder.stacking import StackedLayout
 from tests.causal.conftest import random_crosscoder
@@ -169,8 +171,8 @@ class TestLimits:
         rows = torch.randn(300, 2 * D, generator=generator)
         decisions = torch.arange(0, 300, 3)
         held_out = torch.arange(100) % 2 == 1
-        planted = plant_contrasts(rows, decisions, held_out, LAYOUT, sizes=(0.5,), frequencies=(0.2,), seed=1)
-        (found,) = planted.contrasts
+        planted = plant_contrasts(rows, decisions, held_out, LAYOUT, {0.2: 0.5}, seed=1)
+        found = planted.contrasts[0.2]
         added = planted.activations - rows
         assert found.positive.sum() == 20
         assert (found.positive & held_out).sum() == 10
@@ -181,22 +183,33 @@ class TestLimits:
         norm = rows[decisions, D:].norm(dim=1).median()
         torch.testing.assert_close(added[changed].norm(dim=1), (0.5 * norm).expand(20))
 
-    def test_the_least_size_is_that_above_which_all_are_carried(self, oracle, monkeypatch):
+    def test_a_planted_contrast_counts_if_half_is_written_and_told_apart(self, oracle, monkeypatch):
         rows = torch.randn(400, 2 * D, generator=torch.Generator().manual_seed(0))
         held_out = torch.arange(400) % 2 == 1
-        sizes = (0.8, 0.4, 0.2, 0.1)
-        planted = plant_contrasts(rows, torch.arange(400), held_out, LAYOUT, sizes=sizes, frequencies=(0.2, 0.05))
-        carried = {"planted 0.8 0.2", "planted 0.4 0.2", "planted 0.1 0.2", "planted 0.8 0.05", "planted 0.4 0.05"}
+        planted = plant_contrasts(rows, torch.arange(400), held_out, LAYOUT, {0.2: 0.8, 0.1: 0.8, 0.05: 0.8})
         some = find_carriers(oracle, contrast(oracle))
+        measured = {"planted 0.2": (0.5, 0.9), "planted 0.1": (0.49, 0.9), "planted 0.05": (0.9, 0.4)}
         monkeypatch.setattr(
             "sae_lens_crosscoder.analysis.audit.limits.find_carriers",
             lambda _, rows: replace(
-                some, share=float(rows.name in carried), auroc=float(rows.name != "planted 0.8 0.05")
+                some, share=measured[rows.name][0], auroc=measured[rows.name][1], auroc_by_chance=0.5
             ),
         )
-        least = planted.least_sizes(oracle)
-        assert least[0.2] == 0.4  # 0.1 is luck: 0.2 was missed
-        assert isnan(least[0.05])
+        assert planted.found(oracle) == {0.2: True, 0.1: False, 0.05: False}
+
+    @given(st.integers(0, 7), st.integers(0, 7))
+    def test_halving_ends_at_the_least_size_that_is_found(self, one, other):
+        sizes = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+        least, asked = {0.2: one, 0.1: other}, []
+
+        def is_found(tried, round_number):
+            asked.append(round_number)
+            return {frequency: sizes.index(size) >= least[frequency] for frequency, size in tried.items()}
+
+        found = least_sizes(is_found, sizes, (0.2, 0.1))
+        expected = {frequency: sizes[at] if at < 7 else None for frequency, at in least.items()}
+        assert {frequency: None if isnan(size) else size for frequency, size in found.items()} == expected
+        assert asked == [0, 1, 2]
 
 
 def finding(**changes) -> Finding:

@@ -1,6 +1,6 @@
 """Detection limits of an audit: planted changes of decreasing frequency and size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,8 @@ from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.stacking import StackedLayout
 
-SIZES = (1.13, 0.8, 0.57, 0.4, 0.28, 0.2, 0.14)
-"""Lengths of planted directions, relative to the median norm of the model that gets them."""
+SIZES = (0.14, 0.2, 0.28, 0.4, 0.57, 0.8, 1.13)
+"""Lengths of planted directions, relative to the median norm of the model that gets them, in ascending order."""
 FREQUENCIES = (0.2, 0.05)
 """Shares of the prompts that get them."""
 _LEAST_POWER = 0.9
@@ -54,31 +54,20 @@ class NullPhrases:
 
 @dataclass(frozen=True)
 class PlantedContrasts:
-    """Activations with directions added to the chat model's at the decisions of some prompts."""
+    """Activations with a direction for each frequency, added to the chat model's at the decisions of some prompts."""
 
     activations: Float[Tensor, "row d_in"]
-    contrasts: tuple[ContrastRows, ...]
-    sizes: tuple[float, ...]
-    """Of each contrast, relative to the chat model's median norm."""
-    frequencies: tuple[float, ...]
+    contrasts: dict[float, ContrastRows]
+    """By frequency."""
 
-    def least_sizes(self, crosscoder: InferenceCrosscoder) -> dict[float, float]:
-        """The least size found at each frequency, by a crosscoder trained on these activations.
+    def found(self, crosscoder: InferenceCrosscoder) -> dict[float, bool]:
+        """By frequency, True if carriers write half of the contrast on held-out prompts, and tell these apart.
 
-        A size counts if carriers write half of the contrast on held-out prompts and tell these apart, at it and at all
-        larger sizes; nan if none does.
+        Args:
+            crosscoder: trained on these activations.
         """
-        least = dict.fromkeys(sorted(set(self.frequencies), reverse=True), float("nan"))
-        missed: set[float] = set()
-        for contrast, size, frequency in sorted(
-            zip(self.contrasts, self.sizes, self.frequencies, strict=True), key=lambda each: -each[1]
-        ):
-            carriers = find_carriers(crosscoder, contrast)
-            if carriers.share < LEAST_SHARE or not carriers.tells_apart:
-                missed.add(frequency)
-            elif frequency not in missed:
-                least[frequency] = size
-        return least
+        carriers = {frequency: find_carriers(crosscoder, contrast) for frequency, contrast in self.contrasts.items()}
+        return {frequency: each.share >= LEAST_SHARE and each.tells_apart for frequency, each in carriers.items()}
 
 
 def plant_contrasts(
@@ -86,40 +75,65 @@ def plant_contrasts(
     decision_rows: Int[Tensor, " prompt"],
     held_out: Bool[Tensor, " _"],
     layout: StackedLayout,
-    *,
-    sizes: Sequence[float] = SIZES,
-    frequencies: Sequence[float] = FREQUENCIES,
+    sizes: Mapping[float, float],
     seed: int = 0,
 ) -> PlantedContrasts:
-    """Plant a contrast for each size and frequency: a random direction, added at the decisions of random prompts.
+    """Plant a contrast for each frequency: a random direction, added at the decisions of random prompts.
 
     Args:
         activations: raw stacked activations.
         decision_rows: the row of each prompt's decision token.
         held_out: by prompt.
+        sizes: by frequency, the direction's length relative to the chat model's median norm.
     """
     generator = torch.Generator().manual_seed(seed)
     planted = activations.clone()
     chat = layout.split(planted)[-1]  # a view
     norm = torch.linalg.vector_norm(chat[decision_rows].float(), dim=1).median()
-    drawn: list[tuple[float, float, Tensor]] = []
-    for frequency in frequencies:
-        for size in sizes:
-            positive = torch.zeros(len(decision_rows), dtype=torch.bool)
-            for part in (held_out, ~held_out):
-                members = part.nonzero()[:, 0]
-                n = max(2, round(frequency * len(members)))
-                positive[members[torch.randperm(len(members), generator=generator)[:n]]] = True
-            direction = torch.nn.functional.normalize(torch.randn(chat.shape[1], generator=generator), dim=0)
-            chat[decision_rows[positive]] += (size * norm * direction).to(chat)
-            drawn.append((size, frequency, positive))
-    contrasts = tuple(
-        ContrastRows(
-            name=f"planted {size:g} {frequency:g}",
+    chosen: dict[float, Tensor] = {}
+    for frequency, size in sizes.items():
+        positive = torch.zeros(len(decision_rows), dtype=torch.bool)
+        for part in (held_out, ~held_out):
+            members = part.nonzero()[:, 0]
+            n = max(2, round(frequency * len(members)))
+            positive[members[torch.randperm(len(members), generator=generator)[:n]]] = True
+        direction = torch.nn.functional.normalize(torch.randn(chat.shape[1], generator=generator), dim=0)
+        chat[decision_rows[positive]] += (size * norm * direction).to(chat)
+        chosen[frequency] = positive
+    contrasts = {
+        frequency: ContrastRows(
+            name=f"planted {frequency:g}",
             activations=planted[decision_rows],
             positive=positive,
             held_out=held_out,
         )
-        for size, frequency, positive in drawn
-    )
-    return PlantedContrasts(planted, contrasts, tuple(d[0] for d in drawn), tuple(d[1] for d in drawn))
+        for frequency, positive in chosen.items()
+    }
+    return PlantedContrasts(planted, contrasts)
+
+
+def least_sizes(
+    is_found: Callable[[dict[float, float], int], dict[float, bool]],
+    sizes: Sequence[float] = SIZES,
+    frequencies: Sequence[float] = FREQUENCIES,
+) -> dict[float, float]:
+    """By frequency, the least size that is found, by halving the range of sizes; nan if none is.
+
+    One change of each frequency is planted at a time: more would hide each other.
+
+    Args:
+        is_found: from a size for each frequency and the number of the round, what a planting of these finds.
+        sizes: in ascending order.
+    """
+    low, high = dict.fromkeys(frequencies, 0), dict.fromkeys(frequencies, len(sizes))
+    rounds = 0
+    while unsettled := [frequency for frequency in frequencies if low[frequency] < high[frequency]]:
+        middle = {frequency: (low[frequency] + high[frequency]) // 2 for frequency in unsettled}
+        found = is_found({frequency: sizes[at] for frequency, at in middle.items()}, rounds)
+        for frequency, at in middle.items():
+            if found[frequency]:
+                high[frequency] = at
+            else:
+                low[frequency] = at + 1
+        rounds += 1
+    return {frequency: sizes[at] if at < len(sizes) else float("nan") for frequency, at in high.items()}

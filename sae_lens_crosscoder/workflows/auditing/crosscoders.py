@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.audit.limits import plant_contrasts
+from sae_lens_crosscoder.analysis.audit.limits import least_sizes, plant_contrasts
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.loading.load import load
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -41,8 +41,13 @@ class AuditCrosscoders:
         """By the frequency of planted changes, the least size that a crosscoder like these carries."""
         rows, seed = self.rows, self.cfg.seed
         layout = StackedLayout((rows.activations.shape[1] // 2,) * 2)
-        planted = plant_contrasts(rows.activations, rows.decision_rows, rows.held_out, layout, seed=seed)
-        return planted.least_sizes(self._trained(planted.activations, seed, "planted"))
+
+        def is_found(sizes: dict[float, float], round_number: int) -> dict[float, bool]:
+            where = (rows.activations, rows.decision_rows, rows.held_out, layout)
+            planted = plant_contrasts(*where, sizes, seed + round_number)
+            return planted.found(self._trained(planted.activations, seed, f"planted_{round_number}"))
+
+        return least_sizes(is_found)
 
     def _folder(self, name: str) -> Path:
         return Path(self.cfg.output_path, f"crosscoder_{name}")
