@@ -147,13 +147,15 @@ class TestLabels:
         assert (folder / "explorer.html").read_text() == "1 concepts"
         assert all(f'href="explorer.html#latent={latent}"' in page for latent in labelled.latents)
 
-    def test_a_client_that_fails_leaves_the_page(self, done, monkeypatch):
+    def test_a_failing_client_leaves_the_page_and_the_explorer_needs_time(self, done, monkeypatch, capsys):
         folder, _ = done
         monkeypatch.setattr(
             "sae_lens_crosscoder.analysis.audit.finding.Finding.is_claimed",
             property(lambda finding: finding.evidence != ()),
         )
+        monkeypatch.setattr(auditing, "_EXPLORER_PASSES", 1e9)
         (folder / auditing.PAGE_FILENAME).unlink()
+        (folder / "explorer.html").unlink(missing_ok=True)
 
         def refuse(prompt):
             raise ConnectionError("no endpoint")
@@ -161,6 +163,8 @@ class TestLabels:
         with pytest.raises(ConnectionError):
             slc.audit(controlled(folder), client=slc.interpretation.CallableClient(refuse, "down"))
         assert "Findings" in (folder / auditing.PAGE_FILENAME).read_text()
+        assert not (folder / "explorer.html").exists()
+        assert "No time is left for the explorer." in capsys.readouterr().out
 
 
 class TestControl:

@@ -40,6 +40,8 @@ PAGE_FILENAME = "audit.html"
 _SHARE_FOR_ANSWERS = 0.25
 _ENOUGH_OF_SHARE = 0.9
 _N_TIMED, _N_LOOK, _N_EXAMPLES = 16, 96, 3
+_EXPLORER_PASSES = 8
+"""The explorer reads all answers about so many times."""
 
 
 @validate_arguments
@@ -127,7 +129,9 @@ class _AuditRun:
             return
         crosscoder, path = self.crosscoders.first, self.progress.folder / EXPLORER_FILENAME
         rows, batch_size = self.answers.rows, self.cfg.batch_size
-        if not path.exists():
+        if not path.exists() and self.progress.left < _EXPLORER_PASSES * self.progress.seconds["activations"]:
+            self.progress.say("No time is left for the explorer.")
+        elif not path.exists():
             with self.progress.stage("explorer"):
                 contrasts = [self._contrast(finding.change) for finding in findings]
                 write_answers_explorer(crosscoder, self.pair, rows, contrasts, path, batch_size)
