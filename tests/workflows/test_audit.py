@@ -153,7 +153,7 @@ class TestLabels:
             "sae_lens_crosscoder.analysis.audit.finding.Finding.is_claimed",
             property(lambda finding: finding.evidence != ()),
         )
-        monkeypatch.setattr(auditing, "_EXPLORER_PASSES", 1e9)
+        monkeypatch.setattr(auditing, "N_PASSES", 1e9)
         (folder / auditing.PAGE_FILENAME).unlink()
         (folder / "explorer.html").unlink(missing_ok=True)
 

@@ -28,7 +28,12 @@ from sae_lens_crosscoder.workflows.auditing.answers import answer_all
 from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig
 from sae_lens_crosscoder.workflows.auditing.crosscoders import AuditCrosscoders
 from sae_lens_crosscoder.workflows.auditing.evidence import N_CAUSAL, EvidenceReader
-from sae_lens_crosscoder.workflows.auditing.explorer import EXPLORER_FILENAME, write_answers_explorer
+from sae_lens_crosscoder.workflows.auditing.explorer import (
+    EXPLORER_FILENAME,
+    MOST_ROWS,
+    N_PASSES,
+    write_answers_explorer,
+)
 from sae_lens_crosscoder.workflows.auditing.labels import LABELLED, label_latents
 from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.progress import Progress
@@ -40,8 +45,6 @@ PAGE_FILENAME = "audit.html"
 _SHARE_FOR_ANSWERS = 0.25
 _ENOUGH_OF_SHARE = 0.9
 _N_TIMED, _N_LOOK, _N_EXAMPLES = 16, 96, 3
-_EXPLORER_PASSES = 8
-"""The explorer reads all answers about so many times."""
 
 
 @validate_arguments
@@ -129,7 +132,8 @@ class _AuditRun:
             return
         crosscoder, path = self.crosscoders.first, self.progress.folder / EXPLORER_FILENAME
         rows, batch_size = self.answers.rows, self.cfg.batch_size
-        if not path.exists() and self.progress.left < _EXPLORER_PASSES * self.progress.seconds["activations"]:
+        share_read = N_PASSES * min(1, MOST_ROWS / len(rows))
+        if not path.exists() and self.progress.left < share_read * self.progress.seconds["activations"]:
             self.progress.say("No time is left for the explorer.")
         elif not path.exists():
             with self.progress.stage("explorer"):

@@ -12,6 +12,8 @@ from sae_lens_crosscoder.report.explorer.page import write_explorer
 from sae_lens_crosscoder.workflows.explore import explore
 
 EXPLORER_FILENAME = "explorer.html"
+MOST_ROWS, N_PASSES = 256, 8
+"""Answers to show, which are read about so many times."""
 
 
 def write_answers_explorer(
@@ -22,10 +24,11 @@ def write_answers_explorer(
     path: Path,
     batch_size: int,
 ) -> None:
-    """Write the explorer of a crosscoder, on both models' answers.
+    """Write the explorer of a crosscoder, on the first 256 of both models' answers.
 
     Args:
         contrasts: a finding's prompts against others; the latents that carry it are marked.
     """
-    data = EvalData(pair=pair, tokens=rows.tokens, token_mask=rows.token_mask, batch_size=batch_size)
+    tokens, token_mask = rows.tokens[:MOST_ROWS], rows.token_mask[:MOST_ROWS]
+    data = EvalData(pair=pair, tokens=tokens, token_mask=token_mask, batch_size=batch_size)
     write_explorer({"audit": explore(crosscoder, data, contrasts=contrasts)}, path)
