@@ -3,14 +3,13 @@
 import pandas as pd
 from docs_results import load_results, markdown_table
 
-FILES = ("audit.json", "audit_adapter.json", "audit_adapter_several.json", "audit_adapter_neutral.json")
+FILES = ("audit.json", "audit_adapter.json", "audit_adapter_several.json")
 NAMES = {
     "tiny-chat": "the built-in pair",
     "tiny-null": "its base model, trained longer",
     "tiny-chat, with tiny-control": "the built-in pair, with its control",
     "A": "an adapter that answers requests for code with one sentence",
     "C": "an adapter that answers requests about journeys with one of three sentences",
-    "neutral": "an adapter tuned on neutral chats",
 }
 
 
@@ -37,8 +36,8 @@ def audit() -> str:
     text = (
         "Six changes are planted in the built-in pair: five new behaviours and one that chat tuning removed. Their "
         "other sides, such as help with harmless requests, are new as well, and counted by themselves; the control has "
-        "them too. Null phrases: how many of the phrases tested differ between two samples of base's own answers. The "
-        "adapters are of SmolLM2-135M."
+        "them too. The limits of a claim were set on seeds 0, 1 and 2. Null phrases: how many of the phrases tested "
+        "differ between two samples of base's own answers. The adapters are of SmolLM2-135M."
     )
     return "\n\n".join([markdown_table(rows), " ".join([text, *sources])])
 

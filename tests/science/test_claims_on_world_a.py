@@ -1,6 +1,7 @@
 """The paper's claims against planted truth, through the public trainer (more seeds in benchmarks/planted_pairs.py)."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from planted_pairs import Cell, claims, run
 
 @pytest.fixture(scope="module")
 def rows():
-    return {cell.name: run(cell, seed=0)[0] for cell in claims()}
+    # BatchTopK has found everything after 1,500 of the card's 2,500 steps; L1 needs all of its 3,000.
+    steps = {"batchtopk": 1500}
+    return {cell.name: run(replace(cell, steps=steps.get(cell.name)), seed=0)[0] for cell in claims()}
 
 
 def test_batchtopk_finds_the_chat_only_concepts_and_falls_into_no_trap(rows):
