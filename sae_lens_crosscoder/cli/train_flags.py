@@ -73,11 +73,11 @@ def run_config_class(crosscoder_config: type, default: Any = None) -> Any:
     """The class of a run's config whose `sae` is of one type."""
 
     # No make_dataclass: simple_parsing would look for the source of its class in vain, once per field.
-    @dataclass
     class RunConfig(CrosscoderRunnerConfig):
         sae: crosscoder_config = default  # pyright: ignore[reportInvalidTypeForm, reportIncompatibleVariableOverride]
 
-    return RunConfig
+    # A sweep's config has several crosscoders and no `sae`, so that the constructor must not check its type.
+    return dataclass(RunConfig)
 
 
 def run_parser(

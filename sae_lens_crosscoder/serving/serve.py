@@ -4,8 +4,10 @@ import contextlib
 import importlib.util
 import logging
 import secrets
+import signal
 import socket
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Generator, Mapping
 
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.compared import validate_two_models
@@ -18,9 +20,9 @@ from sae_lens_crosscoder.serving.guard import is_loopback
 from sae_lens_crosscoder.serving.live_models import LiveCrosscoder, LiveModels
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import load_runner_config
-from sae_lens_crosscoder.workflows.auditing.saved_audit import audit_folders, explore_audit, load_audit_config
+from sae_lens_crosscoder.workflows.auditing.saved_audit import explore_audit, load_audit_config
 from sae_lens_crosscoder.workflows.explore_folder import ReportConfig, explore_folder, validate_report_folders
-from sae_lens_crosscoder.workflows.saved_crosscoders import load_pair
+from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders, load_pair
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,21 @@ def run_server(models: LiveModels, page: str, listening: socket.socket, *, token
     app = make_app(models, page, token=token, host=host)
     # The access log would write the token of the address.
     options = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
-    uvicorn.Server(options).run(sockets=[listening])
+    with _pythons_own_ctrl_c():
+        uvicorn.Server(options).run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _pythons_own_ctrl_c() -> Generator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt: after a training in this process, SAELens's handler is in its place."""
+    if threading.current_thread() is not threading.main_thread():  # where signals do not arrive
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _listen(cfg: ServeConfig) -> socket.socket:
@@ -96,7 +112,8 @@ def prepare(cfg: ServeConfig) -> tuple[LiveModels, str]:
     """Load what is served: the models with their crosscoders, and the page."""
     audit = load_audit_config(cfg.crosscoder)
     report = ReportConfig(crosscoder=cfg.crosscoder, n_held_out_rows=cfg.n_held_out_rows, n_conversations=0)
-    folders = audit_folders(cfg.crosscoder) if audit is not None else validate_report_folders(report)
+    folders = validate_report_folders(report) if audit is None else crosscoder_folders(cfg.crosscoder)
+    folders = folders if audit is None else dict(sorted(folders.items()))  # by seed
     crosscoders = {name: load(str(folder)) for name, folder in folders.items()}
     for crosscoder in crosscoders.values():
         validate_two_models(crosscoder, "serve")

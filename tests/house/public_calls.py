@@ -333,7 +333,16 @@ OF_TENSORS = {
 OF_FILES = {
     *("load", "estimate_theta", "load_prompts", "load_examples", "load_labels", "load_latent_table", "save_label"),
     *("save_interpretations", "load_model", "load_tiny_model", "load_tokenizer", "model_size", "push_to_hub"),
-    *("write_model_card", "plan", "run_causal", "run_demo", "run_look", "run_paper_report", "write_run_cache"),
+    *(
+        "write_model_card",
+        "plan",
+        "run_causal",
+        "run_demo",
+        "run_diagnose",
+        "run_look",
+        "run_paper_report",
+        "write_run_cache",
+    ),
     *(
         "train_together",
         "polish",

@@ -89,10 +89,11 @@ METHODS = {
     "PlantedWorld.of": lambda w: (w.planted.of, dict(first=1, second=0)),
     "PlantedWorld.sample": lambda w: (w.planted.sample, dict(n_tokens=5, seed=0)),
     "TargetEnergies.add": lambda w: (energies(w).add, dict(activations=w.stacked, reconstruction=w.stacked)),
+    "WeightDiagnosis.of": lambda w: (slc.analysis.diagnose_weights(w.crosscoder).of, dict(name="chat")),
     "TokenGroups.drop_first_n": lambda w: (w.data.groups.drop_first_n, dict(n=1)),
     **{
         f"{cls.__name__}.{name}": lambda w, cls=cls, name=name: (saver(w, cls, name), dict(folder=w.folder / "saved"))
-        for cls in (slc.Diagnosis, A.DifferenceDirections, A.DictionaryComparison, A.LatentUse)
+        for cls in (slc.Diagnosis, A.DifferenceDirections, A.DictionaryComparison, A.LatentUse, A.WeightDiagnosis)
         for name in ("save", "load")
     },
 }
@@ -135,6 +136,7 @@ def saver(w: World, cls: Any, name: str) -> Any:
         "Diagnosis": lambda: w.diagnosis,
         "DifferenceDirections": lambda: directions(w),
         "DictionaryComparison": lambda: A.compare_dictionaries(w.crosscoder, w.crosscoder),
+        "WeightDiagnosis": lambda: A.diagnose_weights(w.crosscoder),
         "LatentUse": lambda: slc.latent_use(w.crosscoder, w.data, min_active=1),
     }
     result = results[cls.__name__]()

@@ -52,8 +52,16 @@ def test_the_page_is_at_the_address_that_is_told_until_ctrl_c(models, monkeypatc
         told.append(address)
         threading.Thread(target=visit).start()
 
+    def of_a_training(*args):
+        raise RuntimeError("SAELens's own exception")
+
     monkeypatch.setattr(command, "prepare", lambda cfg: (models, "the page"))
-    serve(ServeConfig("folder", port=0), announce=announce)
+    before = signal.signal(signal.SIGINT, of_a_training)
+    try:
+        serve(ServeConfig("folder", port=0), announce=announce)
+        assert signal.getsignal(signal.SIGINT) is of_a_training
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert shown == ["the page", 401]
     (token,) = re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=([\w-]{32})", told[0]).groups()
     assert token not in TOKENS  # made anew

@@ -31,11 +31,11 @@ class AuditCrosscoders:
     @property
     def first_folder(self) -> Path:
         """Folder of the first one, once it was trained."""
-        return self._folder(str(self.cfg.seed))
+        return self._folder(self.cfg.seed)
 
     def of_seed(self, seed: int) -> InferenceCrosscoder:
         """A crosscoder on both models' answers."""
-        return self._trained(self.rows.activations, seed, str(seed))
+        return self._trained(self.rows.activations, seed, self._folder(seed))
 
     def least_sizes(self) -> dict[float, float]:
         """By the frequency of planted changes, the least size that a crosscoder like these carries."""
@@ -45,15 +45,15 @@ class AuditCrosscoders:
         def is_found(sizes: dict[float, float], round_number: int) -> dict[float, bool]:
             where = (rows.activations, rows.decision_rows, rows.held_out, layout)
             planted = plant_contrasts(*where, sizes, seed + round_number)
-            return planted.found(self._trained(planted.activations, seed, f"planted_{round_number}"))
+            folder = Path(self.cfg.output_path, "detection_limits", str(round_number))
+            return planted.found(self._trained(planted.activations, seed, folder))
 
         return least_sizes(is_found)
 
-    def _folder(self, name: str) -> Path:
-        return Path(self.cfg.output_path, f"crosscoder_{name}")
+    def _folder(self, seed: int) -> Path:
+        return Path(self.cfg.output_path, f"crosscoder_{seed}")
 
-    def _trained(self, activations: Float[Tensor, "row d_in"], seed: int, name: str) -> InferenceCrosscoder:
-        folder = self._folder(name)
+    def _trained(self, activations: Float[Tensor, "row d_in"], seed: int, folder: Path) -> InferenceCrosscoder:
         if folder.exists():
             return load(folder, device=self.cfg.device)
         recipe = audit_recipe(activations.shape[1] // 2, self.cfg.device)

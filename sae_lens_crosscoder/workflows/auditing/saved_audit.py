@@ -12,7 +12,6 @@ from sae_lens_crosscoder.workflows.auditing.config import AuditConfig
 from sae_lens_crosscoder.workflows.auditing.progress import PLAN_FILENAME
 from sae_lens_crosscoder.workflows.auditing.prompts import audit_prompts
 from sae_lens_crosscoder.workflows.explore import explore
-from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders
 
 
 def load_audit_config(folder: str | Path) -> tuple[AuditConfig, int] | None:
@@ -22,12 +21,6 @@ def load_audit_config(folder: str | Path) -> tuple[AuditConfig, int] | None:
         return None
     plan = load_json(path)
     return AuditConfig(**plan["settings"], output_path=str(folder)), plan["n_prompts"]
-
-
-def audit_folders(folder: str | Path) -> dict[str, Path]:
-    """The crosscoders of an audit by name, without the one that measures the detection limits."""
-    found = sorted(crosscoder_folders(folder).items())
-    return {name: path for name, path in found if path.name != "crosscoder_planted"}
 
 
 def explore_audit(
