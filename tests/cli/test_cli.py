@@ -264,8 +264,8 @@ def test_the_demo_in_small_is_the_same_twice():
     pd.testing.assert_frame_equal(first.concepts, second.concepts)
 
 
-def test_the_demo_in_a_third_of_its_steps():
-    flags = ["--output-path", "demo", "--training-steps", "800"]
+def test_the_demo_in_a_fifth_of_its_steps():
+    flags = ["--output-path", "demo", "--training-steps", "500"]
     result = subprocess.run([COMMAND, "demo", *flags], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     for path in ("summary.json", "report.html", "l1", "batchtopk"):
