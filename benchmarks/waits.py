@@ -28,6 +28,7 @@ SCRIPT = str(Path(__file__).resolve())
 TITLES = {
     "demo": "the command demo, whole process (a twentieth of its steps)",
     "harvest": "activations of the built-in pair, 4,096 tokens",
+    "harvest/equal": "the built-in base model beside itself with noise on its last of four layers, 4,096 tokens",
     "decoupled_pairs": "decoupled pairs among 16,384 latents, two thirds one-sided",
     "diagnose": "diagnosis of 16,384 latents on 2,048 tokens",
     "pairs/65k": "decoupled pairs among 65,536 latents, beside one pass of the same products",
@@ -37,6 +38,7 @@ TITLES = {
 }
 TARGETS = {
     **{"demo": 2.0, "harvest": 2.0, "decoupled_pairs": 4.0, "diagnose": 2.7, "step/tiny": 3.0},
+    "harvest/equal": 1.6,  # eight layers over five
     "pairs/65k": 1 / 3,
 }
 MOST_MS = {"diagnose/65k": 5000, "plan": 1000}
@@ -62,6 +64,28 @@ def harvest() -> Callable[[], bytes]:
     def run() -> bytes:
         with torch.no_grad():
             return pair.activations(tokens, "blocks.2.hook_resid_post").numpy().tobytes()
+
+    return run
+
+
+def harvest_equal() -> Callable[[], bytes]:
+    """Harvest at the end of models whose first three layers are equal."""
+    import copy
+
+    import torch
+
+    import sae_lens_crosscoder as slc
+    from sae_lens_crosscoder.models.loading import add_jitter
+
+    base = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat").base
+    second = copy.deepcopy(base)
+    add_jitter(second.blocks[3], 0.02)
+    pair = slc.HookedModelPair(base, second)
+    tokens = torch.randint(0, 200, (64, 64), generator=torch.Generator().manual_seed(0))
+
+    def run() -> bytes:
+        with torch.no_grad():
+            return pair.activations(tokens, "blocks.3.hook_resid_post").numpy().tobytes()
 
     return run
 
@@ -130,6 +154,7 @@ def plan() -> Callable[[], bytes]:
 
 WORKLOADS = {
     "harvest": harvest,
+    "harvest/equal": harvest_equal,
     "decoupled_pairs": decoupled_pairs,
     "diagnose": diagnose,
     "diagnose/65k": lambda: diagnose(MANY),

@@ -15,6 +15,7 @@ from sae_lens_crosscoder.models.adapter_files import (
     validate_fits,
 )
 from sae_lens_crosscoder.models.adapters import SharedModel
+from sae_lens_crosscoder.models.equal_blocks import blocks_of
 
 _PROBE_TOKENS = 8
 
@@ -54,7 +55,7 @@ def load_with_adapters(
     model, parameters = _with_adapters(model, files)
     before = {name: _probe_logits(model, name) for name in (None, *files)}
     host = _bridge(base_name, model, device) if is_bridge else _proxy(base_name, model, hook_names)
-    shared = SharedModel(host, model, _blocks(host, model), parameters, first_adapted)
+    shared = SharedModel(host, model, blocks_of(host), parameters, first_adapted)
     names = {adapter.source: name for name, adapter in files.items()}
     views = {source: shared.view(names.get(source) if source else None) for source in (None, *sources)}
     for name, adapter in files.items():
@@ -80,7 +81,7 @@ def views_of_peft_model(peft_model: Any, tokenizer: Any, as_proxy: bool) -> tupl
         host: Any = HookedProxyLM(model, tokenizer, hook_names=[name for name in names if not name.startswith(inside)])
     else:
         host = _bridge(model.name_or_path or type(model).__name__, model, str(model.device), tokenizer)
-    shared = SharedModel(host, model, _blocks(host, model), parameters, _first_block(adapter))
+    shared = SharedModel(host, model, blocks_of(host), parameters, _first_block(adapter))
     views = shared.view(None), shared.view(adapter.source)
     _validate_adapted(adapter, before[None], before[adapter.source], *views)
     return views
@@ -136,14 +137,6 @@ def _proxy(base_name: str, model: Any, hook_names: list[str]) -> Any:
     from transformers import AutoTokenizer
 
     return HookedProxyLM(model, AutoTokenizer.from_pretrained(base_name), hook_names=hook_names)
-
-
-def _blocks(host: Any, model: Any) -> list[nn.Module]:
-    if not isinstance(host, HookedProxyLM):
-        return list(host.blocks)
-    n_blocks = model.config.get_text_config().num_hidden_layers
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return next((modules for modules in lists if len(modules) == n_blocks), [])
 
 
 @torch.no_grad()

@@ -7,11 +7,8 @@ from typing import Any
 
 from sae_lens.load_model import HookedProxyLM
 from sae_lens.util import extract_layer_from_tlens_hook_name
-from torch import Tensor, nn
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-
-# Arguments of a pass under which the lower layers' activations depend on the tokens alone.
-_SHARING_ARGUMENTS = {"stop_at_layer", "prepend_bos", "attention_mask"}
 
 
 class SharedModel:
@@ -41,7 +38,6 @@ class SharedModel:
         self.running_view: "AdapterView | None" = None
         self.replaces_tokens = False
         """True if one of the models reads other tokens, so that no layer gives all of them the same activations."""
-        self.lower_pass: LowerPass | None = None
         self._layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         self._adapter_of = {id(p): name for name, group in parameters.items() for p in group}
         self.hook_points: dict[str, Any] = dict(host.hook_dict)
@@ -116,14 +112,6 @@ class AdapterView:
         with self.shared.running(self):
             return self._host.forward(*args, **kwargs)
 
-    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's `run_with_cache`; inside `lower_layers_once`, blocks below the adapters run for one view only."""
-        run = self._host.run_with_cache
-        lower_pass = self.shared.lower_pass
-        if lower_pass is None:
-            return run(*args, **kwargs)
-        return lower_pass.run(run, *args, **kwargs)
-
     def hf_generate(self, *args: Any, **kwargs: Any) -> Any:
         """The host's `hf_generate` with the view's adapter."""
         with self.shared.running(self):
@@ -175,78 +163,10 @@ class _ProxyView(AdapterView, HookedProxyLM):  # pyright: ignore[reportIncompati
     pass
 
 
-@contextmanager
-def lower_layers_once(models: Iterable[Any], arguments: Iterable[str]) -> Generator[None]:
-    """Context in which views of one shared model run the blocks below the first adapted one for the first view only.
-
-    All views must read the same tokens. Without effect for other models, for hooks on those blocks, and for arguments
-    of the pass that may make the views differ.
-    """
-    shared = shared_model_of(models)
-    if shared is None or not set(arguments) <= _SHARING_ARGUMENTS or not shared.can_share():
-        yield
-        return
-    shared.lower_pass = LowerPass(shared)
-    try:
-        yield
-    finally:
-        shared.lower_pass = None
-
-
 def shared_model_of(models: Iterable[Any]) -> SharedModel | None:
     """The model that all given models are views of; None if there is no such model."""
     sources = [model.shared if isinstance(model, AdapterView) else None for model in models]
     return sources[0] if sources and all(source is sources[0] for source in sources) else None
-
-
-class LowerPass:
-    """The output of the blocks below the first adapted one, recorded in the first view's pass for the others."""
-
-    def __init__(self, shared: SharedModel) -> None:
-        self.blocks = shared.lower_blocks
-        self.result: tuple[Any, Any] | None = None
-        self.hidden: Any = None
-
-    def run(self, run: Callable[..., Any], tokens: Tensor, names_filter: Sequence[str], **kwargs: Any) -> Any:
-        """Run one view's pass; the first runs all blocks, later ones take what it recorded."""
-        if self.result is None:
-            handle = self.blocks[-1].register_forward_hook(self._record)
-            try:
-                self.result = run(tokens, names_filter=names_filter, **kwargs)
-            finally:
-                handle.remove()
-            return self.result
-        n_lower, stop = len(self.blocks), kwargs.get("stop_at_layer")
-        layers = {name: _layer_of(name, default=-1) for name in names_filter}
-        if stop is not None and 0 <= stop <= n_lower and max(layers.values(), default=-1) < n_lower:
-            return self.result
-        if self.hidden is None or (stop is not None and stop <= n_lower):
-            return run(tokens, names_filter=names_filter, **kwargs)
-        lower = [name for name, layer in layers.items() if 0 <= layer < n_lower]
-        upper = [name for name in layers if name not in set(lower)]
-        with _replaced_forward(self.blocks, lambda *_, **__: self.hidden):
-            output, cache = run(tokens, names_filter=upper, **kwargs)
-        first = self.result[1]
-        caches = ((first, lower), (cache, upper))
-        return output, {name: source[name] for source, names in caches for name in names if name in source}
-
-    def _record(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.hidden = output
-
-
-@contextmanager
-def _replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
-    own = [(block, vars(block).get("forward")) for block in blocks]
-    try:
-        for block, _ in own:
-            vars(block)["forward"] = forward  # a bridge's plain assignment would set it on Hugging Face's module
-        yield
-    finally:
-        for block, previous in own:
-            if previous is None:
-                vars(block).pop("forward", None)
-            else:
-                vars(block)["forward"] = previous
 
 
 @contextmanager

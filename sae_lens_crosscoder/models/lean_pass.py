@@ -5,7 +5,7 @@ before and after a pass. On a small model that costs more than the matrix produc
 """
 
 import re
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from transformer_lens.utilities.addmm import batch_addmm
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from sae_lens_crosscoder.models.hook_access import stop_after
+from sae_lens_crosscoder.models.lower_layers import LowerPass, shared_blocks
 from sae_lens_crosscoder.stacking import hook_of_model, split_hooks
 
 _RESIDUAL_HOOK = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
@@ -53,14 +54,24 @@ def lean_activations(
 ) -> list[Float[Tensor, "batch pos _"]] | None:
     """Each model's activation at its hook; None unless `can_read_lean` allows it for all of them.
 
+    Lower layers of equal weights run once.
+
     Args:
         arguments: of every pass, without `stop_at_layer`, which follows from the hook.
     """
-    passes = [(model, hook_of_model(hook_name, m)) for m, model in enumerate(models)]
-    passes = [(model, hook, {"stop_at_layer": stop_after(hook), **arguments}) for model, hook in passes]
-    if not all(can_read_lean(*each) for each in passes):
+    members = list(models)
+    hooks = [hook_of_model(hook_name, m) for m in range(len(members))]
+    options = [{"stop_at_layer": stop_after(hook), **arguments} for hook in hooks]
+    if not all(map(can_read_lean, members, hooks, options)):
         return None
-    return [lean_activation(model, tokens.to(model.W_E.device), hook, options) for model, hook, options in passes]
+    lower = LowerPass(shared_blocks(members))
+    read: list[Tensor] = []
+    for m, (model, hook) in enumerate(zip(members, hooks, strict=True)):
+        names = split_hooks(hook)
+        run = partial(_run_with_cache, model)
+        _, cache = lower.run(m, run, tokens.to(model.W_E.device), names_filter=names, **options[m])
+        read.append(_joined(cache, names))
+    return read
 
 
 def lean_activation(
@@ -68,29 +79,40 @@ def lean_activation(
 ) -> Float[Tensor, "batch pos _"]:
     """The activation at a hook of the residual stream, or at joined ones, from a pass that `can_read_lean` allows."""
     names = split_hooks(hook_name)
+    return _joined(_run_with_cache(model, tokens, names, **arguments)[1], names)
+
+
+def _joined(cache: Mapping[str, Tensor], names: Sequence[str]) -> Float[Tensor, "batch pos _"]:
+    return cache[names[0]] if len(names) == 1 else torch.cat([cache[name] for name in names], dim=-1)
+
+
+def _run_with_cache(
+    model: Any, tokens: Tensor, names_filter: Sequence[str], **arguments: Any
+) -> tuple[None, dict[str, Tensor]]:
     read: dict[str, Tensor] = {}
 
     def keep(name: str, point: Any, args: Any, output: Tensor) -> None:
         read[name] = output
 
-    handles = [model.hook_dict[name].register_forward_hook(partial(keep, name)) for name in names]
+    handles = [model.hook_dict[name].register_forward_hook(partial(keep, name)) for name in names_filter]
     try:
         with _lean_blocks(model):
             model(tokens, return_type=None, **arguments)
     finally:
         for handle in handles:
             handle.remove()
-    return read[names[0]] if len(names) == 1 else torch.cat([read[name] for name in names], dim=-1)
+    return None, read
 
 
 @contextmanager
 def _lean_blocks(model: Any) -> Generator[None]:
+    blocks = [block for block in model.blocks if "forward" not in vars(block)]  # others take over a recorded output
     try:
-        for block in model.blocks:
+        for block in blocks:
             vars(block)["forward"] = partial(_block, block)
         yield
     finally:
-        for block in model.blocks:
+        for block in blocks:
             vars(block).pop("forward", None)
 
 

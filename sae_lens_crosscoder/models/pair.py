@@ -10,7 +10,6 @@ from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
 from sae_lens_crosscoder.arguments import validate_arguments
-from sae_lens_crosscoder.models.adapters import lower_layers_once
 from sae_lens_crosscoder.models.aligned_models import AlignedModels, alignments_of
 from sae_lens_crosscoder.models.hook_access import (
     common_hook_names,
@@ -24,6 +23,7 @@ from sae_lens_crosscoder.models.hook_access import (
 )
 from sae_lens_crosscoder.models.lean_pass import lean_activations
 from sae_lens_crosscoder.models.loading import load_models, validate_same_tokenizer
+from sae_lens_crosscoder.models.lower_layers import lower_layers_once
 from sae_lens_crosscoder.models.member_names import places_of_two, validate_trained_names, validate_two_members
 from sae_lens_crosscoder.models.outputs import ReturnType, stacked_outputs
 from sae_lens_crosscoder.models.patch_state import PatchState

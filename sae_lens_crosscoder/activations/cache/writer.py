@@ -29,10 +29,10 @@ from sae_lens_crosscoder.activations.cache.reader import ActivationCache
 from sae_lens_crosscoder.activations.harvest import NonFiniteError, validate_tokens
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.token_mask import as_token_mask
-from sae_lens_crosscoder.models.adapters import lower_layers_once, shared_model_of
 from sae_lens_crosscoder.models.aligned_models import aligned_activations_at
 from sae_lens_crosscoder.models.alignment import TokenAlignment
 from sae_lens_crosscoder.models.hook_access import stack
+from sae_lens_crosscoder.models.lower_layers import lower_layers_once, shared_blocks
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.stacking import hook_of_model
 from sae_lens_crosscoder.storage.tensor_files import save_tensors
@@ -214,7 +214,9 @@ def _write_models(
 
 def _written_in_step(missing: Sequence[tuple[int, str]], models: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
     """The files to write, by shard: all of a shard's at once if the models share layers, else one after another."""
-    if shared_model_of(models.values()) is None:
+    with torch.no_grad():
+        are_apart = not any(shared_blocks(models.values()))
+    if are_apart:
         yield from ((shard, [name]) for shard, name in missing)
         return
     for shard in dict.fromkeys(shard for shard, _ in missing):
