@@ -84,13 +84,14 @@ def layers() -> str:
     step, harvest, memory = (frame[frame.name == name].iloc[0] for name in ("step", "harvest", "memory"))
     planted = frame[frame.name == "planted"].groupby("causality", sort=False)
     right = {name: (group.frac_found.mean(), group.frac_right.mean(), len(group)) for name, group in planted}
-    weak, acausal = right["weak"], right["acausal"]
+    weak, polished, acausal = right["weak"], right["weak, polished"], right["acausal"]
     return (
         "Beside two crosscoders of as many latents at one hook each, which have as many parameters together: "
         f"harvesting is {harvest.ratio:.2f} times as fast, because both hooks are read in one pass, a training step "
         f"{step.ratio:.2f} times, and the step takes {memory.ours_mib:.0f} MiB instead of {memory.peer_mib:.0f}. Of 64 "
         f"planted concepts that start at one of the layers, a weakly causal crosscoder finds {weak[0]:.2f}, and names "
-        f"the layer of {weak[1]:.2f} of those right; an acausal one finds {acausal[0]:.2f} and is right on "
+        f"the layer of {weak[1]:.2f} of those right; polished, it finds {polished[0]:.2f}, and {polished[1]:.2f} of "
+        f"those are right; an acausal one finds {acausal[0]:.2f} and is right on "
         f"{acausal[1]:.2f} (means of {weak[2]} seeds). {source}"
     )
 

@@ -5,8 +5,8 @@ python benchmarks/layers.py --output benchmarks/results/layers.json
 The pair is random, of 12 layers and width 128, read at two hooks. `harvest` reads both at once beside a pass per hook.
 `step` trains one BatchTopK crosscoder over both hooks beside two of the same number of latents at one hook each, which
 have as many parameters together; `memory` is the peak of these steps with gradients and moments. Every round runs all
-of them. `planted` trains weakly causal and acausal crosscoders on concepts that start at a known layer: how many are
-found, and how many of those by a latent that reads the layer at which they start.
+of them. `planted` trains weakly causal and acausal crosscoders on concepts that start at a known layer, and polishes
+the former: how many are found, and how many of those by a latent that reads the layer at which they start.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from patching import random_model
 from results_file import write_results
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.activations.variance import VarianceExplained
 from sae_lens_crosscoder.synthetic import LayeredWorld, layers_found, shuffled_batches
 
 HOOKS = ["blocks.5.hook_resid_post", "blocks.9.hook_resid_post"]
@@ -77,7 +78,8 @@ def measure_memory(which: str) -> dict[str, float]:
     return peak
 
 
-def measure_planted(seed: int, causality: str, n_steps: int) -> dict[str, Any]:
+def measure_planted(seed: int, causality: str, n_steps: int) -> list[dict[str, Any]]:
+    """Train on planted concepts; weakly causal ones are polished as well."""
     world = LayeredWorld(seed=seed)
     torch.manual_seed(seed)
     n_concepts = len(world.starts)
@@ -100,14 +102,32 @@ def measure_planted(seed: int, causality: str, n_steps: int) -> dict[str, Any]:
     )
     batches = shuffled_batches(world.sample(64_000, seed=1).activations, 256, seed=0)
     training = slc.CrosscoderTrainer(trainer_cfg, slc.BatchTopKTrainingCrosscoder(cfg), batches)
+    trained, tokens = training.fit(), world.sample(8192, seed=2).activations
+    versions = {causality: trained}
+    if causality == "weak":
+        polish = slc.training.PolishConfig(lr=1e-3, max_norm_ratio=None)
+        versions["weak, polished"] = slc.training.polish(trained, batches, polish)
+    rows: list[dict[str, Any]] = []
+    for name, crosscoder in versions.items():
+        row = {"name": "planted", "seed": seed, "causality": name, "n_concepts": n_concepts}
+        row |= found_layers(crosscoder, world) | {"fve": explained(crosscoder, tokens)}
+        rows.append(against_target(row, TARGET_RIGHT if causality == "weak" else None, "frac_right"))
+    return rows
+
+
+def found_layers(crosscoder: Any, world: LayeredWorld) -> dict[str, float]:
+    """Shares of concepts that are found, and of those at the layer at which they start."""
     with tempfile.TemporaryDirectory() as folder:
-        training.fit().save_inference_model(folder)
+        crosscoder.save_inference_model(folder)
         table = layers_found(slc.load(folder), world)
-    found = table[table["found"]]
-    row: dict[str, Any] = {"name": "planted", "seed": seed, "causality": causality, "n_concepts": n_concepts}
-    row |= {"frac_found": float(table["found"].mean()), "frac_right": float(found["right"].mean())}
-    row["fve"] = float(training.history.iloc[-1]["fve_pooled"])
-    return against_target(row, TARGET_RIGHT if causality == "weak" else None, "frac_right")
+    return {"frac_found": float(table["found"].mean()), "frac_right": float(table[table["found"]]["right"].mean())}
+
+
+@torch.no_grad()
+def explained(crosscoder: Any, tokens: torch.Tensor) -> float:
+    variance = VarianceExplained(crosscoder.layout)
+    variance.add(tokens, crosscoder(tokens))
+    return variance.pooled()
 
 
 def measured(name: str, rounds: int, seeds: list[int]) -> list[dict[str, Any]]:
@@ -118,7 +138,8 @@ def measured(name: str, rounds: int, seeds: list[int]) -> list[dict[str, Any]]:
         return measure_step(rounds)
     if name.startswith("memory"):
         return [measure_memory(name.removeprefix("memory/"))]
-    return [measure_planted(seed, causality, n_steps=500) for seed in seeds for causality in ("weak", "acausal")]
+    kinds = [(seed, causality) for seed in seeds for causality in ("weak", "acausal")]
+    return [row for kind in kinds for row in measure_planted(*kind, n_steps=500)]
 
 
 def main() -> None:

@@ -87,8 +87,6 @@ class BatchTopKCrosscoderTrainingConfig(PartitionFields, CrosscoderTrainingConfi
             return
         if not 0 < self.polish_at < 1:
             raise ValueError(f"polish_at={self.polish_at} must be a share of the steps between 0 and 1, such as 0.75.")
-        if self.causality == "weak":
-            raise ValueError(f"polish_at={self.polish_at} cannot keep causality='weak'. Set polish_at to None.")
         if self.partition is not None or self.architecture() != "batchtopk_crosscoder":
             raise ValueError(
                 f"polish_at={self.polish_at} is not available for a {self.architecture()} with "

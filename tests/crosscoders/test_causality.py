@@ -186,7 +186,3 @@ def test_what_breaks_the_rule_or_cannot_keep_it_is_refused(tmp_path):
         slc.BatchTopKTrainingCrosscoder(
             slc.BatchTopKCrosscoderTrainingConfig(d_model=4, d_sae=8, k=1, causality="weak")
         )
-    with pytest.raises(ValueError, match="cannot keep causality='weak'"):
-        slc.BatchTopKCrosscoderTrainingConfig(**common, k=1, polish_at=0.5)
-    with pytest.raises(ValueError, match="polish cannot keep causality='weak'"):
-        slc.training.polish(crosscoder, iter([]), slc.training.PolishConfig(lr=1e-3))

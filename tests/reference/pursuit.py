@@ -38,20 +38,21 @@ def pursue(x, units, min_gain, max_atoms, ridge=1e-5):
     return dict(zip(chosen, coefficients, strict=True))
 
 
-def refit(x, codes, decoder, ridge=1e-3):
+def refit(x, codes, decoder, ridge=1e-3, writes=None):
     """Least-squares decoder and bias; the ridge is on the change of the decoder, unused atoms keep theirs.
 
-    x[i] is a token, codes[i][j] its coefficient of atom j.
+    x[i] is a token, codes[i][j] its coefficient of atom j. Where writes[j][i] is 0, the decoder keeps its entry.
     """
     n, d_sae, width = len(x), len(decoder), len(x[0])
-    fitted = [j for j in range(d_sae) if sum(code[j] > 0 for code in codes) >= 2]
+    used = [j for j in range(d_sae) if sum(code[j] > 0 for code in codes) >= 2]
     result = [list(row) for row in decoder]
     means = {j: sum(code[j] for code in codes) / n for j in range(d_sae)}
-    normal = [
-        [sum((code[a] - means[a]) * (code[b] - means[b]) for code in codes) + ridge * (a == b) for b in fitted]
-        for a in fitted
-    ]
     for i in range(width):
+        fitted = [j for j in used if writes is None or writes[j][i]]
+        normal = [
+            [sum((code[a] - means[a]) * (code[b] - means[b]) for code in codes) + ridge * (a == b) for b in fitted]
+            for a in fitted
+        ]
         missing = [x[t][i] - sum(codes[t][j] * decoder[j][i] for j in range(d_sae)) for t in range(n)]
         right = [sum((codes[t][j] - means[j]) * missing[t] for t in range(n)) for j in fitted]
         for j, change in zip(fitted, solve(normal, right) if fitted else [], strict=True):

@@ -16,8 +16,11 @@ def solve(matrix, right):
     return [row[n] for row in rows]
 
 
-def reading_rows(x, codes, decoder, ridge=1e-3, least_tokens=20, least_read=0.1):
-    """The row that predicts each code best, with `<row, atom> = 1`; along the atom if it is rare or unpredictable."""
+def reading_rows(x, codes, decoder, ridge=1e-3, least_tokens=20, least_read=0.1, along_over=None):
+    """The row that predicts each code best, with `<row, atom> = 1`; along the atom if it is rare or unpredictable.
+
+    along_over: squared length of the whole atom, of which x and the decoder hold what is read.
+    """
     n, width = len(x), len(x[0])
     mean = [sum(token[i] for token in x) / n for i in range(width)]
     centred = [[token[i] - mean[i] for i in range(width)] for token in x]
@@ -32,6 +35,6 @@ def reading_rows(x, codes, decoder, ridge=1e-3, least_tokens=20, least_read=0.1)
         row = solve(second, [sum((v - average) * t[i] for v, t in zip(f, centred, strict=True)) for i in range(width)])
         read = sum(a * b for a, b in zip(row, atom, strict=True))
         if sum(value > 0 for value in f) < least_tokens or read <= least_read:
-            row, read = atom, sum(value * value for value in atom)
+            row, read = atom, along_over or sum(value * value for value in atom)
         rows.append([value / read for value in row])
     return rows

@@ -11,6 +11,7 @@ from sae_lens_crosscoder.synthetic import Concept, PlantedWorld
 from sae_lens_crosscoder.training.polishing.families import families_of, family_directions, with_lone_parents
 from sae_lens_crosscoder.training.polishing.rounds import PolishState, polish_round
 from tests.reference import families as ref
+from tests.training.test_reading import acausal
 
 NOISE, MIN_GAIN, N_TOKENS = 0.02, 0.02, 300
 # Rows of the true parent p and child e in two wrong dictionaries, neither of which has nested atoms to separate.
@@ -113,7 +114,7 @@ def test_rounds_find_a_chat_only_concept_on_one_place_where_the_activations_have
     true[1, :16] = 0  # the chat-only concept
     start = true.clone()
     start[:2] = TAKEN_AWAY.float() @ true[:2]
-    state = PolishState(start, world.offset)
+    state = PolishState(start, world.offset, acausal(start))
     for n in range(8):
         polish_round(state, world.sample(1500, seed=n).activations, world.l0, 8, stop, len(start))
     base, chat = (rows.norm(dim=1) for rows in state.W_dec.split(16, dim=1))

@@ -19,6 +19,7 @@ from sae_lens_crosscoder.training.polishing.pursuit import pursue
 from sae_lens_crosscoder.training.polishing.refit import refit_decoder
 from sae_lens_crosscoder.training.polishing.replacement import free_slots, missing_directions
 from tests.reference import pursuit as ref
+from tests.training.test_reading import acausal
 
 BATCH = 512
 
@@ -70,7 +71,7 @@ def test_the_refit_is_least_squares_with_an_intercept_and_leaves_rare_atoms_alon
     codes[:, 4] = 0
     codes[1:, 5], codes[0, 5] = 0, 2.0
     x, decoder = draw(40, 3, seed=4) + 1, draw(6, 3, seed=5)
-    W_dec, b_dec = refit_decoder(x, *pairs_of(codes), decoder)
+    W_dec, b_dec = refit_decoder(x, *pairs_of(codes), decoder, acausal(decoder))
     expected_W, expected_b = ref.refit(x.tolist(), codes.tolist(), decoder.tolist())
     torch.testing.assert_close(W_dec, torch.tensor(expected_W, dtype=torch.float64), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(b_dec, torch.tensor(expected_b, dtype=torch.float64), rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ from sae_lens_crosscoder.synthetic.scoring import score_card, truth_table
 from sae_lens_crosscoder.synthetic.worlds import null_world, world_a
 from sae_lens_crosscoder.training.polishing import in_training
 from sae_lens_crosscoder.training.polishing.feed_forward import take_dictionary
+from sae_lens_crosscoder.training.polishing.latent_hooks import LatentHooks
 from sae_lens_crosscoder.training.polishing.rounds import PolishState
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch
 
@@ -90,7 +91,7 @@ def test_a_run_resumes_to_the_same_bits_from_before_and_after_the_polish(which, 
 
 def test_the_crosscoder_reads_by_the_rows_of_the_polish_what_is_left_without_the_bias():
     crosscoder, x = batchtopk_crosscoder(), stacked_batch()
-    state = PolishState(crosscoder.W_dec * 1.7, crosscoder.b_dec + 0.3)
+    state = PolishState(crosscoder.W_dec * 1.7, crosscoder.b_dec + 0.3, LatentHooks.of(crosscoder))
     state.W_enc = torch.randn(11, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     take_dictionary(crosscoder, state)
     pre = crosscoder.encode_with_hidden_pre(x)[1]

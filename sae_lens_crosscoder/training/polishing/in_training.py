@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.crosscoders.batchtopk import BatchTopKTrainingCrosscoder
 from sae_lens_crosscoder.training.polishing.feed_forward import take_dictionary
+from sae_lens_crosscoder.training.polishing.latent_hooks import LatentHooks
 from sae_lens_crosscoder.training.polishing.rounds import (
     PolishState,
     default_candidates,
@@ -53,7 +54,7 @@ def polish_in_training(trainer: StepTrainer, batches: Iterator[Float[Tensor, "ba
     crosscoder = trainer.sae
     assert isinstance(crosscoder, BatchTopKTrainingCrosscoder)  # whose config alone has polish_at
     cfg = crosscoder.cfg
-    state = PolishState(crosscoder.W_dec, crosscoder.b_dec)
+    state = PolishState(crosscoder.W_dec, crosscoder.b_dec, LatentHooks.of(crosscoder))
     n_candidates = default_candidates(cfg.d_sae, cfg.k)
     rounds = tokens_of_rounds(batches, cfg.polish_tokens_per_round, _N_ROUNDS)
     for raw in tqdm(rounds, total=_N_ROUNDS, desc="Polishing", unit="round", leave=False):

@@ -27,6 +27,7 @@ from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
 from sae_lens_crosscoder.training.loop import CrosscoderTrainer
 from sae_lens_crosscoder.training.polishing.feed_forward import take_dictionary
+from sae_lens_crosscoder.training.polishing.latent_hooks import LatentHooks
 from sae_lens_crosscoder.training.polishing.rounds import (
     PolishState,
     Stop,
@@ -36,6 +37,8 @@ from sae_lens_crosscoder.training.polishing.rounds import (
 )
 from sae_lens_crosscoder.training.trainer_config import CrosscoderTrainerConfig
 
+_ROUNDS_VERSION = "2"
+"""Of what a checkpoint holds between rounds; 2 since it knows atoms that their hook does not show."""
 _MOST_OFF = 4
 """Factor beyond which the number of atoms that the noise allows is no better k: a poor dictionary looks like noise."""
 
@@ -85,7 +88,9 @@ def polish(
     and bias to these codes by least squares, takes what a latent that fires only where another one does says about
     that other one out of it (with `stop="noise"` it also finds that other one from the tokens on which it is
     alone), and puts directions that many poorly explained tokens share in the place of unused and duplicate rows.
-    The encoder starts as the best linear reading of the codes. BatchTopK steps then train it alone, with
+    The encoder starts as the best linear reading of the codes. Weakly causal latents keep their hooks: only what they
+    may read and write is fitted, a direction takes the place of a latent of the hook at which it starts, and a latent
+    whose hook does not show its code is free. BatchTopK steps then train it alone, with
     `score="l2"`, the energy by which a pursuit chooses, and without revival. Latents keep their ids unless they
     were replaced. A warning says if the result explains less variance than before, as on activations without a
     noise floor, where rounds are too short for a wide dictionary.
@@ -100,15 +105,16 @@ def polish(
         A new training crosscoder.
 
     Raises:
-        ValueError: for another architecture, a crosscoder that saw no data, has a partition or is weakly causal, or a
-            stream that ends.
+        ValueError: for another architecture, a crosscoder that saw no data, has a partition, or a stream that
+            ends.
     """
     crosscoder = _validated(crosscoder)
     batches = iter(activations)
-    state = PolishState(crosscoder.W_dec, crosscoder.b_dec)
+    state = PolishState(crosscoder.W_dec, crosscoder.b_dec, LatentHooks.of(crosscoder))
     checkpoint = None
     if checkpoint_path is not None:
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "set of options": repr(asdict(cfg))}
+        origin["version of its rounds"] = _ROUNDS_VERSION
         checkpoint = AccumulatorCheckpoint(checkpoint_path, "polish", {"state": state}, origin)
     _make_rounds(crosscoder, batches, cfg, state, checkpoint)
     k, found = crosscoder.cfg.k, float(state.atoms_per_token)
@@ -214,8 +220,6 @@ def _validated(crosscoder: TrainingCrosscoder) -> BatchTopKTrainingCrosscoder:
             f"polish cannot keep a partition: the crosscoder has {crosscoder.cfg.partition}. Train it without "
             "n_base_exclusive and n_chat_exclusive."
         )
-    if crosscoder.cfg.causality == "weak":
-        raise ValueError("polish cannot keep causality='weak', in which a latent reads one hook. Use it untouched.")
     if not bool(crosscoder.has_seen_data):
         raise ValueError("The crosscoder has seen no data, so there is nothing to polish. Train it first.")
     return crosscoder

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts, gather_sum, run_starts
+from sae_lens_crosscoder.training.polishing.latent_hooks import LatentHooks
 
 _RIDGE = 1e-3
 _LEAST_TOKENS = 2
@@ -22,12 +23,14 @@ def refit_decoder(
     pairs: ActivePairs,
     values: Float[Tensor, " pairs"],
     W_dec: Float[Tensor, "d_sae d_in"],
+    hooks: LatentHooks,
 ) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_in"]]:
     """Decoder and bias with the least squared error of `x = f W_dec + b`, and a ridge of 1e-3 on the change of W_dec.
 
     Args:
         pairs, values: the codes f.
         W_dec: the decoder to start from, which atoms on fewer than two tokens keep.
+        hooks: which weights of W_dec are 0 and stay so.
     """
     fitted = counts(pairs.latent, pairs.d_sae) >= _LEAST_TOKENS
     order, token, starts = pairs.by_latent
@@ -38,7 +41,8 @@ def refit_decoder(
         return decoded - decoded.mean(dim=0)
 
     def transposed(error: Tensor) -> Tensor:
-        return gather_sum(error - error.mean(dim=0), token, starts, values[order]) * fitted[:, None]
+        rows = gather_sum(error - error.mean(dim=0), token, starts, values[order]) * fitted[:, None]
+        return hooks.without_unwritten(rows)
 
     def normal(rows: Tensor) -> Tensor:
         return transposed(decode(rows)) + _RIDGE * rows

@@ -12,6 +12,7 @@ from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts, gather_sum, run_starts
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 from sae_lens_crosscoder.training.polishing.families import with_lone_parents
+from sae_lens_crosscoder.training.polishing.latent_hooks import LatentHooks
 from sae_lens_crosscoder.training.polishing.nesting import nesting_of, separated
 from sae_lens_crosscoder.training.polishing.pursuit import Pursuit, pursue
 from sae_lens_crosscoder.training.polishing.reading import reading_rows
@@ -29,9 +30,11 @@ _CAREFUL, _STRICT = 3.0, 15.0
 class PolishState(Accumulator):
     """A dictionary in the scaled space, and what one round leaves for the next."""
 
-    buffers = ("W_dec", "b_dec", "W_enc", "min_gain", "noise", "atoms_per_token", "n_rounds")
+    buffers = ("W_dec", "b_dec", "W_enc", "min_gain", "noise", "atoms_per_token", "is_hidden", "n_rounds")
 
-    def __init__(self, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]) -> None:
+    def __init__(self, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"], hooks: LatentHooks) -> None:
+        self.hooks = hooks
+        """Which weights are 0, and stay so."""
         self.W_dec, self.b_dec = W_dec.detach().clone(), b_dec.detach().clone()
         self.W_enc = torch.zeros_like(self.W_dec)
         """Row by which a feed-forward encoder reads each atom, (d_sae, d_in)."""
@@ -41,6 +44,8 @@ class PolishState(Accumulator):
         """s^2, the median squared residual per coordinate."""
         self.atoms_per_token = torch.zeros((), dtype=torch.float64)
         """Mean number of atoms that the last round took."""
+        self.is_hidden = torch.zeros(len(W_dec), dtype=torch.bool, device=W_dec.device)
+        """Atoms that the hook they read does not show, and that no token may take: their slots are free."""
         self.n_rounds = 0
 
 
@@ -64,10 +69,10 @@ def polish_round(
     found = _pursue(state, x, float(state.min_gain), max_atoms, n_candidates)
     pairs, values = pairs_of_pursuit(found, d_sae)
     units = torch.nn.functional.normalize(state.W_dec, dim=1)
-    W_dec, b_dec = refit_decoder(x, pairs, values, units)
+    W_dec, b_dec = refit_decoder(x, pairs, values, units, state.hooks)
     residual = x - b_dec - gather_sum(W_dec, pairs.latent, run_starts(pairs.token, len(x)), values)
     state.atoms_per_token.fill_(len(pairs) / len(x))
-    nesting = nesting_of(pairs, values)
+    nesting = state.hooks.allowed(nesting_of(pairs, values))
     # A slope has an error of its own, which half of the last one averages with that of the round before.
     share = 0.5 if state.n_rounds == n_rounds - 1 else 1.0
     fitted, W_dec = W_dec, separated(W_dec, nesting, share)
@@ -77,12 +82,12 @@ def polish_round(
     # The first round shows which atoms are used; the last two have the new ones settle.
     if 0 < state.n_rounds < n_rounds - 2:
         if stop == "noise":  # without a noise floor no token shows that a parent is alone
-            noise, min_gain = float(state.noise) ** 0.5, float(state.min_gain)
-            for atoms, rows in with_lone_parents(fitted, pairs, values, residual, noise, min_gain):
-                W_dec[atoms] = rows
-        _replace(W_dec, counts(pairs.latent, d_sae), residual, 2 * float(state.min_gain))
-    state.W_dec.copy_(W_dec)
-    state.W_enc.copy_(reading_rows(x, pairs, values, W_dec, nesting, share))
+            _find_parents(state, W_dec, fitted, pairs, values, residual)
+        _replace(W_dec, counts(pairs.latent, d_sae), residual, 2 * float(state.min_gain), state.hooks)
+    state.W_dec.copy_(state.hooks.without_unwritten(W_dec))
+    W_enc, is_hidden = reading_rows(x, pairs, values, W_dec, state.hooks, nesting, share)
+    state.W_enc.copy_(W_enc)
+    state.is_hidden.copy_(is_hidden)
     state.b_dec.copy_(b_dec)
     state.n_rounds += 1
 
@@ -113,16 +118,33 @@ def pairs_of_pursuit(found: Pursuit, d_sae: int) -> tuple[ActivePairs, Float[Ten
 
 
 def _pursue(state: PolishState, x: Tensor, min_gain: float, max_atoms: int, n_candidates: int) -> Pursuit:
-    units = torch.nn.functional.normalize(state.W_dec, dim=1)
+    units = torch.nn.functional.normalize(state.W_dec, dim=1) * ~state.is_hidden[:, None]
     return pursue(x - state.b_dec, units, min_gain, max_atoms, n_candidates)
 
 
-def _replace(W_dec: Tensor, n_used: Tensor, residual: Tensor, min_energy: float) -> None:
+def _find_parents(
+    state: PolishState, W_dec: Tensor, fitted: Tensor, pairs: ActivePairs, values: Tensor, residual: Tensor
+) -> None:
+    """Give the families of `fitted` new rows in `W_dec`, those of each hook by themselves."""
+    noise, min_gain = float(state.noise) ** 0.5, float(state.min_gain)
+    read = state.hooks.read.to(pairs.latent.device)[pairs.latent]
+    for hook in range(state.hooks.n_hooks):
+        at_hook = read == hook
+        for atoms, rows in with_lone_parents(fitted, pairs[at_hook], values[at_hook], residual, noise, min_gain):
+            W_dec[atoms] = rows
+
+
+def _replace(W_dec: Tensor, n_used: Tensor, residual: Tensor, min_energy: float, hooks: LatentHooks) -> None:
+    """Put missing directions in the place of free atoms that read the hook at which the direction starts."""
     slots = free_slots(torch.nn.functional.normalize(W_dec, dim=1), n_used).nonzero().squeeze(1)
     if len(slots) == 0:
         return
     found = missing_directions(residual, min_energy, len(slots))
-    W_dec[slots[: len(found)]] = found
+    starts, read = hooks.starts(found), hooks.read.to(slots.device)[slots]
+    for hook in range(hooks.n_hooks):
+        at_hook, new = slots[read == hook], found[starts == hook]
+        n = min(len(at_hook), len(new))
+        W_dec[at_hook[:n]] = new[:n]
 
 
 def tokens_of_rounds(
