@@ -24,6 +24,23 @@ def places_of_two(model_names: Sequence[str] | None, n_models: int, first: str, 
     return places[0], places[1]
 
 
+def place_of(model_names: Sequence[str] | None, n_models: int, name: str) -> int:
+    """Place of a model by its own name or by that of a layout; `base` is the first and `chat` the last.
+
+    Raises:
+        ValueError: for another name.
+
+    >>> place_of(("small", "early", "late"), 3, "early"), place_of(None, 3, "model_1"), place_of(None, 3, "chat")
+    (1, 1, 2)
+    """
+    known = {"base": 0, "chat": n_models - 1}
+    known |= {own: m for m, own in enumerate(model_names or ())}
+    known |= {own: m for m, own in enumerate(_places(n_models))}
+    if name not in known:
+        raise ValueError(f"Unknown writer={name!r}: expected one of {', '.join(known)}.")
+    return known[name]
+
+
 def validate_two_members(model_names: Sequence[str] | None, n_models: int, purpose: str) -> None:
     """Raise a ValueError for more than two models, of which `purpose` cannot choose two."""
     if n_models > 2:

@@ -73,8 +73,6 @@ def explore(
         validate_one_pair(diagnosis, "explore")
     else:
         validate_two_models(crosscoder, "explore without a diagnosis")
-    if contrasts or responses is not None:
-        validate_two_models(crosscoder, "explore with contrasts or responses")
     if data.pair is None and (contrasts or responses is not None):
         raise ValueError(
             "contrasts and responses need the models. Pass EvalData with pair and tokens, or leave them out."
@@ -83,6 +81,7 @@ def explore(
     if examples is not None:
         validate_examples(examples, tokens, token_mask)
     diagnosis = diagnosis or diagnose(crosscoder, data)
+    compared: Sequence[str] | None = diagnosis.manifest.get("compared")
     table = diagnosis.latents
     if use is not None:
         use.validate_read_from(named_fingerprint(crosscoder.state_dict()))
@@ -110,11 +109,11 @@ def explore(
         exploration,
         lenses=_lenses(crosscoder, data.pair),
         kl=_kl(data, diagnosis),
-        concepts=concepts(crosscoder, data, contrasts, table).table if contrasts else None,
+        concepts=concepts(crosscoder, data, contrasts, table, models=compared).table if contrasts else None,
     )
     if responses is None:
         return exploration
-    effects, random_effects = _effects(crosscoder, data.pair, table, responses, n_random, seed)
+    effects, random_effects = _effects(crosscoder, data.pair, table, responses, compared, n_random, seed)
     n_conversations = len(responses.tokens)
     return replace(exploration, effects=effects, random_effects=random_effects, n_conversations=n_conversations)
 
@@ -179,6 +178,7 @@ def _effects(
     pair: HookedModelPair,
     table: pd.DataFrame,
     responses: Responses,
+    compared: Sequence[str] | None,
     n_random: int,
     seed: int,
 ) -> tuple[pd.DataFrame, dict[str, Sequence[float]]]:
@@ -186,6 +186,6 @@ def _effects(
     specific: Sequence[int] = table.index[table.verdict.isin(["chat_specific", "base_specific"])].tolist()
     others = table[~table.dead.astype(bool) & table.label.isin(["shared", "other"])]
     drawn: Sequence[int] = others.sample(min(n_random, len(others)), random_state=seed).index.tolist()
-    measured = latent_effects(crosscoder, pair, responses, [*specific, *drawn])
+    measured = latent_effects(crosscoder, pair, responses, [*specific, *drawn], models=compared)
     random = measured.loc[list(drawn), ["kl_change_added", "kl_change_removed"]]
     return measured.loc[list(specific)], {str(name): random[name].tolist() for name in random}

@@ -168,3 +168,34 @@ def test_bad_input_is_refused():
         concepts(crosscoder, None, [])
     with pytest.raises(ValueError, match="two models of one width"):
         concepts(random_crosscoder(d_models=(2, 4)), None, [rows], target="difference")
+
+
+class TestTwoOfSeveralModels:
+    """The third model has the first one's activations, so that a crosscoder of two has the same codes."""
+
+    def test_contrasts_are_those_of_the_crosscoder_of_two(self):
+        crosscoder = random_crosscoder(d_models=(3, 3, 3))
+        (e_0, e_1, e_2), (_, d_1, d_2), (_, b_1, b_2) = (
+            crosscoder.encoders,
+            crosscoder.decoders,
+            crosscoder.decoder_biases,
+        )
+        of_two = [torch.cat(parts, dim=-1) for parts in ((d_1, d_2), (b_1, b_2), (e_1, e_0 + e_2))]
+        view = relu_crosscoder(*of_two[:2], of_two[2].T, crosscoder.b_enc, d_models=(3, 3))
+        first, second = random_activations(60).split(3, dim=-1)
+        for target, model in (("model", "base"), ("model", "chat"), ("difference", "chat")):
+            whole = rows_of(torch.cat([first, second, first], dim=-1), model=model)
+            pair = rows_of(torch.cat([second, first], dim=-1), model=model)
+            chosen = concepts(crosscoder, None, [whole], models=("model_1", "model_2"), target=target)
+            expected = concepts(view, None, [pair], target=target)
+            pd.testing.assert_frame_equal(chosen.table, expected.table)
+            pd.testing.assert_frame_equal(chosen.latents, expected.latents)
+
+    def test_no_choice_and_tables_of_several_comparisons_are_refused(self):
+        crosscoder = random_crosscoder(d_models=(3, 3, 3))
+        rows = rows_of(random_activations(60, d_in=9))
+        with pytest.raises(ValueError, match="concepts compares two models, but this crosscoder reads 3"):
+            concepts(crosscoder, None, [rows])
+        joined = pd.DataFrame({"verdict_model_1": ["shared"] * crosscoder.cfg.d_sae})
+        with pytest.raises(ValueError, match=r"no column 'verdict'.*one of diagnosis.pairs"):
+            concepts(crosscoder, None, [rows], joined, models=("model_0", "model_1"))

@@ -7,6 +7,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.causal import Responses
 from sae_lens_crosscoder.causal.experiment import effects
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.storage import accumulators as checkpoint
 from tests.causal.conftest import LATENTS, hooked_case, random_crosscoder
 
@@ -84,7 +85,7 @@ def test_an_interrupted_experiment_gives_the_unbroken_table_bit_for_bit(
 
 def test_sums_of_anything_else_are_refused_by_name(case, conversations, tmp_path, power):
     path, (tokens, response) = tmp_path / "sums", conversations
-    setups = effects.latent_setups(case.crosscoder, {"mine": LATENTS})
+    setups = effects.latent_setups(TwoModels.of(case.crosscoder), {"mine": LATENTS})
 
     def run(crosscoder=case.crosscoder, tokens=tokens, response=response, setups=setups, pair=case.pair, size=BATCH):
         responses = Responses(tokens, response)
@@ -103,8 +104,8 @@ def test_sums_of_anything_else_are_refused_by_name(case, conversations, tmp_path
         ({"pair": others[1]}, "pair of models"),
         ({"tokens": tokens.flip(0)}, "set of conversations"),
         ({"response": response.roll(-1, dims=1)}, "set of conversations"),
-        ({"setups": effects.latent_setups(case.crosscoder, less)}, "list of setups"),
-        ({"setups": effects.latent_setups(case.crosscoder, renamed)}, "list of setups"),
+        ({"setups": effects.latent_setups(TwoModels.of(case.crosscoder), less)}, "list of setups"),
+        ({"setups": effects.latent_setups(TwoModels.of(case.crosscoder), renamed)}, "list of setups"),
         ({"setups": setups[:1]}, "list of setups"),
         ({"size": 3}, "batch_size"),
     ):

@@ -13,6 +13,7 @@ from sae_lens_crosscoder.causal.experiment.setups import plain_setups
 from sae_lens_crosscoder.causal.forward.response_batches import response_batches
 from sae_lens_crosscoder.causal.patching.intervention import intervention
 from sae_lens_crosscoder.causal.patching.splice import splice_evals
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.data.token_mask import right_padding
 from tests.causal.conftest import LATENTS
 from tests.causal.test_splice import costs
@@ -54,7 +55,7 @@ def test_the_energy_is_that_of_the_other_tokens(case, limited):
     f = case.crosscoder.encode(limited.stacked[limited.used].to(case.crosscoder.W_dec)).double()
     base, chat = (decoder.double() for decoder in case.crosscoder.decoders)
     expected = f.square().mean(dim=0) * (chat - base).square().sum(dim=-1)
-    energy = carried_energy(limited.crosscoder, case.pair, case.tokens, batch_size=2)
+    energy = carried_energy(TwoModels.of(limited.crosscoder), case.pair, case.tokens, batch_size=2)
     torch.testing.assert_close(energy, expected.detach(), rtol=1e-4, atol=1e-6)
 
 
@@ -65,7 +66,8 @@ def all_but_the_first(tokens):
 
 
 def test_they_are_not_handed_over(case, limited):
-    batches = response_batches(limited.crosscoder, case.pair, all_but_the_first(case.tokens), batch_size=2)
+    two, responses = TwoModels.of(limited.crosscoder), all_but_the_first(case.tokens)
+    batches = response_batches(two, case.pair, responses, batch_size=2)
     parts = [torch.cat(part) for part in zip(*(batch.parts for batch in batches), strict=True)]
     base, chat = case.activation(0), case.activation(1)
     torch.testing.assert_close(parts[0], torch.where(limited.used[..., None], base, chat))
@@ -74,7 +76,7 @@ def test_they_are_not_handed_over(case, limited):
 
 def test_where_all_dominate_every_setup_is_the_chat_model(case, limited):
     limited.crosscoder.cfg.metadata.max_norms = [1e-9, 1e-9]
-    setups = plain_setups(limited.crosscoder, has_template=False)
+    setups = plain_setups(TwoModels.of(limited.crosscoder), has_template=False)
     table = kl_to_chat(limited.crosscoder, case.pair, all_but_the_first(case.tokens), setups).table(n_resamples=10)
     assert table.kl_nats.abs().max() < 1e-5
     unlimited = kl_to_chat(case.crosscoder, case.pair, all_but_the_first(case.tokens), setups).table(n_resamples=10)

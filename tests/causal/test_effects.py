@@ -20,6 +20,8 @@ from sae_lens_crosscoder.causal.experiment.setups import (
     random_controls,
     threshold_sets,
 )
+from sae_lens_crosscoder.causal.forward.response_batches import response_batches
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.models.tiny import dialogues
 from tests.causal.conftest import HOOK, LATENTS, Case, random_crosscoder, thresholds
 from tests.crosscoders.conftest import as_lists
@@ -89,7 +91,7 @@ def run(case, response, setups, template=None, **kwargs):
 
 class TestAgainstHooksByHand:
     def test_every_plain_setup(self, case, response, template):
-        sums = run(case, response, plain_setups(case.crosscoder, has_template=True), template=template)
+        sums = run(case, response, plain_setups(TwoModels.of(case.crosscoder), has_template=True), template=template)
         base, chat = case.activation(0), case.activation(1)
         activations = {
             "none": base,
@@ -105,7 +107,7 @@ class TestAgainstHooksByHand:
         assert agree["chat"] == response.sum() > agree["none"]
 
     def test_sets_of_latents_in_both_variants(self, case, response):
-        sums = run(case, response, latent_setups(case.crosscoder, {"mine": LATENTS}))
+        sums = run(case, response, latent_setups(TwoModels.of(case.crosscoder), {"mine": LATENTS}))
         assert [setup.variant for setup in sums.setups] == ["replace", "add"]
         for s, how in enumerate(("replace", "add")):
             activation = edited_activation(case, how, (0,), start=0, latents=LATENTS)
@@ -114,13 +116,13 @@ class TestAgainstHooksByHand:
 
 class TestSelfChecks:
     def test_the_chat_models_own_activation_gives_zero_and_the_others_do_not(self, case, response):
-        sums = run(case, response, plain_setups(case.crosscoder, has_template=False))
+        sums = run(case, response, plain_setups(TwoModels.of(case.crosscoder), has_template=False))
         per_setup = dict(zip([setup.name for setup in sums.setups], sums.totals[0, :, 0].sum(dim=-1), strict=True))
         assert abs(per_setup.pop("chat")) <= 1e-6
         assert min(per_setup.values()) > 1e-4
 
     def test_an_empty_set_is_none(self, case, response):
-        sums = run(case, response, [Setup("none"), *latent_setups(case.crosscoder, {"empty": []})])
+        sums = run(case, response, [Setup("none"), *latent_setups(TwoModels.of(case.crosscoder), {"empty": []})])
         assert torch.equal(sums.totals[:, 0], sums.totals[:, 1])
         assert torch.equal(sums.totals[:, 0], sums.totals[:, 2])
 
@@ -128,21 +130,21 @@ class TestSelfChecks:
     def test_a_template_of_everything_is_the_chat_model_and_of_nothing_the_base_model(
         self, case, response, everywhere, twin
     ):
-        setups = plain_setups(case.crosscoder, has_template=True)
+        setups = plain_setups(TwoModels.of(case.crosscoder), has_template=True)
         sums = run(case, response, setups, template=torch.full_like(response, everywhere))
         names = [setup.name for setup in setups]
         assert torch.equal(sums.totals[:, names.index("template")], sums.totals[:, names.index(twin)])
 
     def test_batched_is_one_by_one(self, case, response):
-        setups = plain_setups(case.crosscoder, has_template=False)
+        setups = plain_setups(TwoModels.of(case.crosscoder), has_template=False)
         one, many = (run(case, response, setups, batch_size=size).totals for size in (1, 3))
         torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-6)
 
     def test_the_bias_may_be_carried_over(self, case, response):
-        without, with_bias = (plain_setups(case.crosscoder, False, with_bias=bias)[1] for bias in (False, True))
-        stacked = case.pair.activations(case.tokens, HOOK)
-        parts = case.crosscoder.layout.split(stacked)
-        difference = with_bias.residual(parts, stacked, None) - without.residual(parts, stacked, None)
+        two = TwoModels.of(case.crosscoder)
+        without, with_bias = (plain_setups(two, False, with_bias=bias)[1] for bias in (False, True))
+        batch = next(response_batches(two, case.pair, Responses(case.tokens, response), batch_size=3))
+        difference = with_bias.residual(batch, None) - without.residual(batch, None)
         base, chat = case.crosscoder.decoder_biases
         torch.testing.assert_close(difference, (chat - base).expand_as(difference), rtol=0, atol=1e-5)
 
@@ -289,7 +291,7 @@ class TestChoices:
             sum((row[j] * (chat - base)) ** 2 for row in f for base, chat in zip(*weights.decoders[j], strict=True))
             for j in range(case.crosscoder.cfg.d_sae)
         ]
-        energy = carried_energy(case.crosscoder, case.pair, case.tokens, batch_size=2)
+        energy = carried_energy(TwoModels.of(case.crosscoder), case.pair, case.tokens, batch_size=2)
         assert (energy > 0).any()
         torch.testing.assert_close(energy, torch.tensor(expected, dtype=torch.float64) / len(f), rtol=1e-4, atol=1e-8)
 
@@ -381,7 +383,7 @@ class TestRefusals:
 
     def test_models_of_different_width(self, case, response):
         pair = slc.HookedModelPair(random_hooked_transformer(3, seed=1), random_hooked_transformer(4, seed=2))
-        with pytest.raises(ValueError, match=r"the widths are \(3, 4\)"):
+        with pytest.raises(ValueError, match=r"base and chat have widths \(3, 4\)"):
             slc.causal.kl_to_chat(random_crosscoder((3, 4)), pair, Responses(case.tokens, response), [Setup("none")])
 
     def test_a_crosscoder_of_another_width(self, case, response):

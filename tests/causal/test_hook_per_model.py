@@ -7,6 +7,7 @@ import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.causal import Responses, generate_patched, patched, splice_evals
 from sae_lens_crosscoder.causal.forward.response_batches import response_batches
 from sae_lens_crosscoder.causal.patching.validation import validate_continuing
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from tests.causal.conftest import random_crosscoder
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
@@ -76,8 +77,8 @@ def test_the_chat_model_reads_what_the_base_model_had_at_its_hook(members, cross
     response = torch.ones_like(some_tokens(), dtype=torch.bool)
     response[:, 0] = False
     responses = Responses(some_tokens(), response)
-    validate_continuing(crosscoder, pair)
-    batch = next(response_batches(crosscoder, pair, responses, batch_size=2))
+    validate_continuing(TwoModels.of(crosscoder), pair)
+    batch = next(response_batches(TwoModels.of(crosscoder), pair, responses, batch_size=2))
     for parts, expected in ((batch.parts[0], handed), (batch.parts[1], members[1](some_tokens()))):
         torch.testing.assert_close(batch.logits(parts), expected[batch.predicts], rtol=1e-4, atol=1e-4)
 

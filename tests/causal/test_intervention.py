@@ -191,10 +191,9 @@ class TestRefusals:
             unwrap(intervention)(l1_crosscoder(), [1])
 
     @pytest.mark.parametrize("how", ["replace", "add"])
-    @pytest.mark.parametrize("d_models", [(3, 4), (2, 2, 2)])
-    def test_carrying_between_models_without_a_common_basis_is_refused(self, how, d_models):
+    def test_carrying_between_models_without_a_common_basis_is_refused(self, how):
         with pytest.raises(ValueError, match="Only two models of one width share a basis"):
-            intervention(random_crosscoder(d_models), [1], how)
+            intervention(random_crosscoder((3, 4)), [1], how)
 
 
 def test_steering_takes_the_maximum_from_rows_of_the_table_or_its_column():

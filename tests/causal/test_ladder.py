@@ -7,6 +7,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.causal import Ladder, causal_ladder
 from sae_lens_crosscoder.causal.ladder.edits import constant, noise, of_same_energy, total, true_difference, written_by
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.data import Contrast
 from tests.causal.conftest import random_crosscoder
 from tests.models.small_models import gemma2, random_hooked_transformer, save_pair
@@ -151,9 +152,9 @@ def test_controls_have_the_energy_of_the_named_latents_at_every_token():
     crosscoder = random_crosscoder((8, 8), dtype="float32")
     stacked = torch.randn(15, 16, generator=torch.Generator().manual_seed(0))
     places = torch.arange(15) % 5
-    named = written_by(crosscoder, IDS)
+    named = written_by(TwoModels.of(crosscoder), IDS)
     length = named(stacked, places).norm(dim=-1)
-    for direction in (written_by(crosscoder, [0, 1]), noise(crosscoder, seed=1)):
+    for direction in (written_by(TwoModels.of(crosscoder), [0, 1]), noise(TwoModels.of(crosscoder), seed=1)):
         control = of_same_energy(named, direction)(stacked, places)
         is_on = direction(stacked, places).norm(dim=-1) > 0
         torch.testing.assert_close(control.norm(dim=-1)[is_on], length[is_on])
@@ -163,10 +164,10 @@ def test_controls_have_the_energy_of_the_named_latents_at_every_token():
 def test_parts_add_up_to_the_true_difference():
     crosscoder = random_crosscoder((8, 8), dtype="float32")
     stacked, places = torch.randn(6, 16), torch.arange(6) % 3
-    named, whole = written_by(crosscoder, IDS), true_difference(crosscoder)
+    named, whole = written_by(TwoModels.of(crosscoder), IDS), true_difference(TwoModels.of(crosscoder))
     rest = total(whole, named, signs=(1, -1))
     torch.testing.assert_close(total(named, rest)(stacked, places), whole(stacked, places))
-    assert not written_by(crosscoder, [])(stacked, places).any()
+    assert not written_by(TwoModels.of(crosscoder), [])(stacked, places).any()
 
 
 def test_each_place_of_the_answer_gets_its_vector_and_later_ones_the_last():

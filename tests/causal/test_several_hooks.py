@@ -8,6 +8,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.causal import generate_patched, patched, splice_evals
 from sae_lens_crosscoder.causal.patching.validation import validate_continuing
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from tests.causal.conftest import random_crosscoder
 from tests.models.small_models import random_hooked_transformer
 
@@ -139,7 +140,7 @@ def test_what_needs_one_decoder_per_model_is_refused():
         with pytest.raises(ValueError, match="carries directions between models"), patched(pair, crosscoder, [0], how):
             pass
     with pytest.raises(ValueError, match="needs one decoder per model, but this crosscoder reads 2 hooks of 2 models"):
-        validate_continuing(crosscoder, pair)
+        validate_continuing(TwoModels.of(crosscoder), pair)
     alone = slc.HookedModelPair(*models(1))
     with pytest.raises(ValueError, match="read_by='chat' needs two models"):
         patched(alone, crosscoder_over(1), [0], "ablate", read_by="chat").__enter__()

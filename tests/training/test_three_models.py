@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -125,6 +126,7 @@ def test_what_compares_two_models_refuses_three_by_name(trained):
         lambda: slc.explore(crosscoder, data),
         lambda: slc.explore(crosscoder, data, responses=responses),
         lambda: slc.workflows.null_family(pair).run(crosscoder, data, tokens),
+        lambda: slc.causal.intervention(crosscoder, [0], "replace"),
     )
     for call in by_crosscoder:
         with pytest.raises(ValueError, match=r"compares two models, but this crosscoder reads 3|got 3"):
@@ -132,10 +134,25 @@ def test_what_compares_two_models_refuses_three_by_name(trained):
     for call in (
         lambda: slc.analysis.decoupled_pairs(crosscoder, table),
         lambda: slc.changed(crosscoder, data, []),
-        lambda: slc.causal.intervention(crosscoder, [0], "replace"),
     ):
         with pytest.raises(ValueError, match=r"two models of (one|the same) width"):
             call()
+
+
+def test_contrasts_and_effects_are_explored_for_the_two_that_are_diagnosed(trained):
+    runner, crosscoder, _ = trained
+    pair, two = runner.pair, (NAMES[0], NAMES[2])
+    data = slc.EvalData(pair=pair, tokens=runner.held_out_tokens[:2])
+    diagnosis = slc.diagnose(crosscoder, data, models=two, min_active=1)
+    diagnosis.latents.loc[[0, 1], "verdict"] = ["chat_specific", "base_specific"]
+    contrasts = slc.data.tiny_contrasts(n_pairs=4, names=["refusal"])
+    responses = generate_responses(pair, [[{"role": "user", "content": "where is paris ?"}]] * 2, max_new_tokens=2)
+    found = slc.explore(crosscoder, data, diagnosis, contrasts=contrasts, responses=responses, n_random=1)
+    expected = slc.analysis.concepts(crosscoder, data, contrasts, diagnosis.latents, models=two)
+    pd.testing.assert_frame_equal(found.concepts, expected.table)
+    effects = latent_effects(crosscoder, pair, responses, [0, 1], models=two)
+    numbers = ["kl_change_added", "kl_change_removed", "n_active"]
+    pd.testing.assert_frame_equal(found.effects[numbers], effects[numbers], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from sae_lens_crosscoder.analysis.contrasts.group_differences import group_diffe
 from sae_lens_crosscoder.analysis.contrasts.shares import shares
 from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norm
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 
 MOST_CARRIERS, MOST_WRITERS = 40, 60
 _ENOUGH = 0.98
@@ -84,7 +85,7 @@ def find_carriers(crosscoder: InferenceCrosscoder, contrast: ContrastRows, seed:
     ids, area = _separation(crosscoder, contrast)
     held_out = group_differences(crosscoder, *contrast.part(held_out=True))
     on_held_out = shares(
-        held_out.feature_acts, *target_of(crosscoder, held_out, contrast.model, "difference")
+        held_out.feature_acts, *target_of(TwoModels.of(crosscoder), held_out, contrast.model, "difference")
     ).nan_to_num(0.0)
     writes, writes_held_out = (_written(crosscoder, contrast.part(held)[0]) for held in (False, True))
     writers = _most(writes, MOST_WRITERS)
@@ -111,7 +112,7 @@ def find_carriers(crosscoder: InferenceCrosscoder, contrast: ContrastRows, seed:
 def _separation(crosscoder: InferenceCrosscoder, contrast: ContrastRows) -> tuple[Int[Tensor, " latent"], float]:
     """Carriers, and the AUROC on held-out prompts of what they write along the contrast that they were chosen on."""
     chosen_on = group_differences(crosscoder, *contrast.part(held_out=False))
-    directions, difference = target_of(crosscoder, chosen_on, contrast.model, "difference")
+    directions, difference = target_of(TwoModels.of(crosscoder), chosen_on, contrast.model, "difference")
     on_choice = shares(chosen_on.feature_acts, directions, difference).nan_to_num(0.0)
     ids = _most(on_choice.where(chosen_on.feature_acts > 0, 0.0), MOST_CARRIERS)
     along = directions[ids] @ difference

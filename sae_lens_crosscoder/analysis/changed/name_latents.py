@@ -21,6 +21,7 @@ from sae_lens_crosscoder.analysis.contrasts.shares import shares
 from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED, delta_norm, labels_of
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 
 _MOST_SEPARATIONS = 4096
 """Latents whose AUROC is measured, those with the largest shares."""
@@ -90,7 +91,7 @@ def _effects(
     written = written_contrast(crosscoder, contrast)
     u, u_error = written_mean(crosscoder, group_differences(crosscoder, *contrast.part(held_out=False)))
     held_out = group_differences(crosscoder, *contrast.part(held_out=True))
-    share = shares(held_out.feature_acts, *target_of(crosscoder, held_out, contrast.model, "difference"))
+    share = shares(held_out.feature_acts, *target_of(TwoModels.of(crosscoder), held_out, contrast.model, "difference"))
     ids = share.abs().nan_to_num(0).argsort(descending=True, stable=True)[:_MOST_SEPARATIONS]
     area = torch.full_like(share, torch.nan)
     area[ids] = separation(crosscoder, *contrast.part(held_out=True), ids)
@@ -119,7 +120,7 @@ def _contrast_row(
 ) -> dict[str, Any]:
     named = effects[latents["named"]]
     held_out = group_differences(crosscoder, *contrast.part(held_out=True))
-    _, vector = target_of(crosscoder, held_out, contrast.model, "difference")
+    _, vector = target_of(TwoModels.of(crosscoder), held_out, contrast.model, "difference")
     base, chat = (bias.detach().double().cpu() for bias in crosscoder.decoder_biases)
     return {
         "ratio": found.times,

@@ -15,8 +15,9 @@ from sae_lens_crosscoder.analysis.contrasts.group_differences import GroupDiffer
 from sae_lens_crosscoder.analysis.contrasts.shares import delta_contrast, shares
 from sae_lens_crosscoder.analysis.tables.rows import validate_rows
 from sae_lens_crosscoder.arguments import validate_arguments
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference, validate_one_hook
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -46,6 +47,7 @@ def concepts(
     contrasts: Sequence[Contrast | ContrastRows],
     latents: pd.DataFrame | None = None,
     *,
+    models: Sequence[str] | None = None,
     target: Literal["model", "difference"] = "model",
 ) -> Concepts:
     """Find the latent that carries each contrast.
@@ -57,7 +59,10 @@ def concepts(
     Args:
         data: the pair of models, or data with it; None if all contrasts are `ContrastRows`.
         contrasts: contrasts whose prompts the models run on, or rows that are already harvested.
-        latents: `latents` of this crosscoder's diagnosis, for the verdict and the nu of the probe that judged.
+        latents: `latents` of this crosscoder's diagnosis, for the verdict and the nu of the probe that judged; of the
+            same `models`.
+        models: names of two models, which take the places of `base` and `chat` in contrasts and in the result; needed
+            for more than two.
         target: `model` for shares of the contrast in the model that must have the concept, `difference` for shares of
             the contrast in chat - base, which show what fine-tuning added to it.
 
@@ -71,21 +76,27 @@ def concepts(
         `probe` is the model whose decoder probed the nu shown. `kind_of_change` is the contrast's, if it is known.
 
     Raises:
-        ValueError: for contrasts with one name, or without the pair that they need.
+        ValueError: for contrasts with one name, or without the pair that they need, more than two models without
+            `models`, or a table that joins several comparisons.
     """
     crosscoder = validate_inference(crosscoder, "concepts")
-    validate_one_hook(crosscoder, "concepts")
+    two = TwoModels.of(crosscoder, models, "concepts")
     if target not in ("model", "difference"):
         raise ValueError(f"target={target!r} must be 'model' or 'difference'.")
     if target == "difference":
-        validate_comparable(crosscoder, "Shares of the difference")
+        two.validate_one_width("target='difference'")
     if latents is not None:
         validate_rows(latents, crosscoder)
+        if "verdict" not in latents:
+            raise ValueError(
+                "latents has no column 'verdict', so it is no diagnosis of two models. Of several models, pass the "
+                "latents of one of diagnosis.pairs, or of slc.diagnose(..., models=(first, second))."
+            )
     harvested = harvested_rows(crosscoder, data, contrasts)
     rows: dict[str, dict[str, Any]] = {}
     tables: dict[str, pd.DataFrame] = {}
     for contrast in harvested:
-        rows[contrast.name], tables[contrast.name] = _carrier(crosscoder, contrast, target, latents)
+        rows[contrast.name], tables[contrast.name] = _carrier(two, contrast, target, latents)
     table = pd.DataFrame.from_dict(rows, orient="index").astype({"latent": "Int64"})
     table.index.name = "concept"
     return Concepts(table, pd.concat(tables, names=["concept", "latent"]))
@@ -125,25 +136,25 @@ def validate_comparable(crosscoder: InferenceCrosscoder, purpose: str) -> None:
 
 
 def target_of(
-    crosscoder: InferenceCrosscoder, differences: GroupDifferences, model: str, target: str
+    two: TwoModels, differences: GroupDifferences, model: str, target: str
 ) -> tuple[Float[Tensor, "d_sae _"], Float[Tensor, " _"]]:
     """Directions that latents write, and the contrast that they are to write, of a model or of chat - base."""
-    layout = crosscoder.layout
-    decoders = [decoder.detach().double().cpu() for decoder in crosscoder.decoders]
-    parts = layout.split(differences.activations)
+    decoders = [decoder.double().cpu() for decoder in two.decoders]
+    parts = two.split(differences.activations)
     if target == "difference":
-        return decoders[-1] - decoders[0], parts[-1] - parts[0]
-    m = 0 if model == "base" else -1
+        return decoders[1] - decoders[0], parts[1] - parts[0]
+    m = 0 if model == "base" else 1
     return decoders[m], parts[m]
 
 
 def _carrier(
-    crosscoder: InferenceCrosscoder, contrast: ContrastRows, target: str, latents: pd.DataFrame | None
+    two: TwoModels, contrast: ContrastRows, target: str, latents: pd.DataFrame | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """The row of one contrast, and its latents with the largest shares."""
+    crosscoder = two.crosscoder
     chosen_on, held_out = (group_differences(crosscoder, *contrast.part(held)) for held in (False, True))
-    on_choice = shares(chosen_on.feature_acts, *target_of(crosscoder, chosen_on, contrast.model, target))
-    directions, vector = target_of(crosscoder, held_out, contrast.model, target)
+    on_choice = shares(chosen_on.feature_acts, *target_of(two, chosen_on, contrast.model, target))
+    directions, vector = target_of(two, held_out, contrast.model, target)
     held_shares = shares(held_out.feature_acts, directions, vector)
     ids = on_choice.nan_to_num(-torch.inf).argsort(descending=True, stable=True)[:_N_LATENTS]
     area = separation(crosscoder, *contrast.part(True), ids)
@@ -161,12 +172,11 @@ def _carrier(
     known = {} if contrast.kind_of_change is None else {"kind_of_change": contrast.kind_of_change}
     row: dict[str, Any] = {**known, "model": contrast.model, "coverage": float(held_shares.sum())}
     if target == "difference":
-        base, chat = crosscoder.decoder_biases
-        bias = (chat - base).detach().double().cpu()
+        base, chat = two.decoder_biases
+        bias = (chat - base).double().cpu()
         row["share_of_biases"] = float(bias @ vector / vector.square().sum())
-    if crosscoder.layout.is_pair:
-        scaled = crosscoder.W_dec.detach().double() * crosscoder.layout.expand(crosscoder.activation_scales).double()
-        row["delta_contrast"] = delta_contrast(held_out.feature_acts, *crosscoder.layout.split(scaled.cpu()))
+    scaled = crosscoder.W_dec.detach().double() * crosscoder.layout.expand(crosscoder.activation_scales).double()
+    row["delta_contrast"] = delta_contrast(held_out.feature_acts, *two.split(scaled.cpu()))
     is_carried = bool(table["share"].iloc[0] > LEAST_SHARE)
     row |= {"latent": best if is_carried else pd.NA, **table.to_dict("records")[0]}  # pyright: ignore[reportAssignmentType]
     if latents is not None:

@@ -26,6 +26,7 @@ from sae_lens_crosscoder.causal.forward.response_batches import response_batches
 from sae_lens_crosscoder.causal.forward.responses import Responses
 from sae_lens_crosscoder.causal.patching.validation import validate_continuing
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of, validate_inference
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
@@ -56,6 +57,7 @@ def causal_effects(
     responses: Responses,
     latents: pd.DataFrame,
     *,
+    models: Sequence[str] | None = None,
     sets: Mapping[str, Sequence[int]] | None = None,
     pool_size: int | None = None,
     with_bias: bool = False,
@@ -72,7 +74,9 @@ def causal_effects(
     Args:
         responses: conversations with the chat model's responses (`generate_responses`) or given ones
             (`given_responses`); without a template mask the setup `template` is left out.
-        latents: the table of `diagnose` for this crosscoder.
+        latents: the table of `diagnose` for this crosscoder, and for the same `models`.
+        models: names of two models, the first of which takes the place of base and the second that of chat; needed for
+            more than two. The responses are the second one's: generate them with `pair.of(*models)`.
         sets: further sets of latents by name.
         pool_size: see `chat_leaning_halves`.
         with_bias: let `all` carry over the difference of the decoder biases too, and `error` leave it out.
@@ -85,21 +89,22 @@ def causal_effects(
         `random_controls` and `WINDOWS`), with contrasts between them.
 
     Raises:
-        ValueError: for a pair the crosscoder was not trained on, models of two widths, or a checkpoint of another
-            experiment.
+        ValueError: for a pair the crosscoder was not trained on, more than two models without `models`, models of two
+            widths, a table of other models, or a checkpoint of another experiment.
     """
     crosscoder = validate_inference(crosscoder, "causal_effects")
+    two = TwoModels.of(crosscoder, models, "causal_effects")
     halves = chat_leaning_halves(latents, pool_size)
-    setups = plain_setups(crosscoder, responses.template is not None, with_bias)
+    validate_continuing(two, pair)
+    setups = plain_setups(two, responses.template is not None, with_bias)
     pool = [*halves["top_delta_norm"], *halves["bottom_delta_norm"]]
-    validate_continuing(crosscoder, pair)
-    energy = carried_energy(crosscoder, pair, responses.tokens, batch_size)
+    energy = carried_energy(two, pair, responses.tokens, batch_size)
     controls = random_controls(latents, halves["top_nu"], pool, energy, seed)
-    setups += latent_setups(crosscoder, {**halves, **threshold_sets(latents), **controls, **(sets or {})})
-    options: dict[str, Any] = {"batch_size": batch_size, "checkpoint_path": checkpoint_path}
+    setups += latent_setups(two, {**halves, **threshold_sets(latents), **controls, **(sets or {})})
+    options: dict[str, Any] = {"models": models, "batch_size": batch_size, "checkpoint_path": checkpoint_path}
     sums = kl_to_chat(crosscoder, pair, responses, setups, **options)
     manifest = {
-        **_origin(crosscoder, pair, responses, setups, batch_size),
+        **_origin(two, pair, responses, setups, batch_size),
         **{"n_conversations": len(responses), "pool_size": len(pool), "with_bias": with_bias, "seed": seed},
     }
     return CausalEffects(sums.table(seed=seed), sums.contrasts(seed=seed), manifest, sums)
@@ -113,22 +118,27 @@ def kl_to_chat(
     responses: Responses,
     setups: Sequence[Setup],
     *,
+    models: Sequence[str] | None = None,
     batch_size: int = 8,
     checkpoint_path: str | Path | None = None,
 ) -> EffectSums:
     """Sum `KL(p_chat || p_patched)` in nats, loss and agreement per setup, window and conversation.
 
-    Arguments are those of `causal_effects`.
+    Args:
+        models: as in `causal_effects`, of more than two models.
+
+    Other arguments are those of `causal_effects`.
     """
     crosscoder = validate_inference(crosscoder, "kl_to_chat")
-    validate_continuing(crosscoder, pair)
+    two = TwoModels.of(crosscoder, models, "kl_to_chat")
+    validate_continuing(two, pair)
     sums = EffectSums(setups, responses.response)
     checkpoint = None
     if checkpoint_path is not None:
-        origin = _origin(crosscoder, pair, responses, setups, batch_size)
+        origin = _origin(two, pair, responses, setups, batch_size)
         checkpoint = AccumulatorCheckpoint(checkpoint_path, "causal experiment", {"effects": sums}, origin)
     n_before = 0 if checkpoint is None else checkpoint.resume()
-    batches = response_batches(crosscoder, pair, responses, batch_size, n_before)
+    batches = response_batches(two, pair, responses, batch_size, n_before)
     n_batches = -(-len(responses) // batch_size)
     template = responses.template
     with tqdm(batches, "Causal effects", n_batches, initial=n_before, unit="batch", leave=False) as bar:
@@ -136,7 +146,7 @@ def kl_to_chat(
             chat = log_probs(batch.chat_logits())
             mask = None if template is None else template[batch.rows.to(template.device)]
             for index, setup in enumerate(setups):
-                patched = log_probs(batch.logits(setup.residual(batch.parts, batch.stacked, mask)))
+                patched = log_probs(batch.logits(setup.residual(batch, mask)))
                 sums.add(index, batch.rows, _quantities(chat, patched, batch.targets))
             if checkpoint is not None:
                 checkpoint.save_if_due(n_done)
@@ -158,7 +168,7 @@ def _quantities(
 
 
 def _origin(
-    crosscoder: InferenceCrosscoder,
+    two: TwoModels,
     pair: HookedModelPair,
     responses: Responses,
     setups: Sequence[Setup],
@@ -167,8 +177,8 @@ def _origin(
     names = [f"{setup.name} {setup.variant} {setup.start}" for setup in setups]
     conversations = (responses.tokens, responses.response, responses.template)
     return {
-        "crosscoder": fingerprint(crosscoder.state_dict().values()),
-        "pair of models": f"{pair.model_names}",
+        "crosscoder": fingerprint(two.crosscoder.state_dict().values()),
+        "pair of models": f"{pair.model_names} {two.names}",
         "set of conversations": fingerprint(tensor for tensor in conversations if tensor is not None),
         "list of setups": f"{names} {fingerprint(tensor for setup in setups for tensor in setup.tensors())}",
         "batch_size": f"{batch_size}",
@@ -176,15 +186,14 @@ def _origin(
 
 
 @torch.no_grad()
-def carried_energy(
-    crosscoder: InferenceCrosscoder, pair: HookedModelPair, tokens: Tensor, batch_size: int
-) -> Float[Tensor, " d_sae"]:
+def carried_energy(two: TwoModels, pair: HookedModelPair, tokens: Tensor, batch_size: int) -> Float[Tensor, " d_sae"]:
     """Mean over tokens of `|f_j (d_j^chat - d_j^base)|^2` per latent, without tokens that dominate."""
+    crosscoder = two.crosscoder
     total, n_tokens = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.float64), 0
     batches = harvest(pair, tokens, hook_name_of(crosscoder), batch_size)
     for batch in tqdm(batches, "Energies", -(-len(tokens) // batch_size), unit="batch", leave=False):
         used = batch[crosscoder.trained_limits.ordinary(batch)]
         total += crosscoder.encode(used.to(crosscoder.W_dec)).double().square().sum(dim=0).cpu()
         n_tokens += len(used)
-    base, chat = crosscoder.decoders
+    base, chat = two.decoders
     return total / max(1, n_tokens) * (chat - base).double().square().sum(dim=-1).cpu()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_crosscoder.causal.forward.response_batches import ResponseBatch
 from sae_lens_crosscoder.causal.patching.intervention import CARRIES, Intervention, intervention
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 
 POOL_SHARE: Final = 0.043
 """Share of all latents that the paper ranks: the 3,176 most chat-leaning of 73,728."""
 _NU_RANGE: Final = (-0.1, 2.0)
-_BASE, _CHAT = 0, 1
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,30 @@ class Setup:
     """`replace` or `add` for setups that come in both."""
     n_latents: int = 0
 
-    def residual(
-        self, parts: Sequence[Float[Tensor, "prompt pos d_model"]], stacked: Tensor, template: Tensor | None
-    ) -> Float[Tensor, "prompt pos d_model"]:
-        """The residual stream, from both models' activations (`parts` of `stacked`) and the template mask."""
+    def residual(self, batch: ResponseBatch, template: Tensor | None) -> Float[Tensor, "prompt pos d_model"]:
+        """The residual stream, from both models' activations and the template mask."""
+        base, chat = batch.parts
         if self.start == "template":
             assert template is not None
-            return torch.where(template.to(parts[_BASE].device)[..., None], parts[_CHAT], parts[_BASE])
-        m = _CHAT if self.start == "chat" else _BASE
-        delta = None if self.edit is None else self.edit.deltas(stacked)[m]
-        return parts[m] if delta is None else parts[m] + delta.to(parts[m])
+            return torch.where(template.to(base.device)[..., None], chat, base)
+        part, place = (chat, batch.places[1]) if self.start == "chat" else (base, batch.places[0])
+        delta = None if self.edit is None else self.edit.deltas(batch.stacked)[place]
+        return part if delta is None else part + delta.to(part)
 
     def tensors(self) -> list[Tensor]:
         """The tensors of its edit."""
         return [] if self.edit is None else self.edit.tensors()
 
 
-def plain_setups(crosscoder: InferenceCrosscoder, has_template: bool, with_bias: bool = False) -> list[Setup]:
+def plain_setups(two: TwoModels, has_template: bool, with_bias: bool = False) -> list[Setup]:
     """The setups without a choice of latents.
 
     `none` is the base activation, `chat` the chat model's (its KL must be 0), `all` carries over everything the
     crosscoder explains, `error` everything it does not, and `template` has the chat activation at template tokens.
     """
-    d_sae = crosscoder.cfg.d_sae
-    everything = intervention(crosscoder, None, "replace", with_bias=with_bias)
-    back = intervention(crosscoder, None, "replace", model="chat", with_bias=with_bias)
+    d_sae = two.crosscoder.cfg.d_sae
+    options: dict[str, Any] = {"models": two.names, "with_bias": with_bias}
+    everything, back = (intervention(two.crosscoder, None, "replace", model=name, **options) for name in two.names)
     setups = [
         Setup("none"),
         Setup("all", "base", everything, "replace", d_sae),
@@ -66,10 +65,10 @@ def plain_setups(crosscoder: InferenceCrosscoder, has_template: bool, with_bias:
     return [*setups, Setup("template", "template")] if has_template else setups
 
 
-def latent_setups(crosscoder: InferenceCrosscoder, sets: Mapping[str, Sequence[int]]) -> list[Setup]:
+def latent_setups(two: TwoModels, sets: Mapping[str, Sequence[int]]) -> list[Setup]:
     """Two setups per named set of latents, one for each variant."""
     return [
-        Setup(name, "base", intervention(crosscoder, latent_ids, how), how, len(latent_ids))
+        Setup(name, "base", intervention(two.crosscoder, latent_ids, how, models=two.names), how, len(latent_ids))
         for name, latent_ids in sets.items()
         for how in CARRIES
     ]
@@ -87,6 +86,11 @@ def chat_leaning_halves(latents: pd.DataFrame, pool_size: int | None = None) -> 
         `top_delta_norm`, `bottom_delta_norm` (top: largest), `top_nu`, `bottom_nu` (top: the lowest sum of the ranks of
         `nu_error` and `nu_reconstruction`); all four of the same size.
     """
+    if "delta_norm" not in latents:
+        raise ValueError(
+            "latents has no column 'delta_norm', so it is no diagnosis of two models. Of several models, pass the "
+            "latents of one of diagnosis.pairs, or of slc.diagnose(..., models=(first, second))."
+        )
     size = round(POOL_SHARE * len(latents)) if pool_size is None else pool_size
     pool = latents.nlargest(size, "delta_norm")
     nus = pool[["nu_error", "nu_reconstruction"]]

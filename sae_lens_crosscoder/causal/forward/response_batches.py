@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.causal.forward.responses import Responses
 from sae_lens_crosscoder.causal.forward.resume import resume_from
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
+from sae_lens_crosscoder.crosscoders.inference import hook_name_of
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.data.token_mask import validate_padding
 from sae_lens_crosscoder.models.hook_access import cached_activation, device_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
@@ -33,9 +34,11 @@ class ResponseBatch:
     predicts: Bool[Tensor, "row pos"]
     """The positions that predict a scored token."""
     stacked: Float[Tensor, "row pos d_in"]
-    """Both models' activations at the hook."""
-    parts: tuple[Float[Tensor, "row pos d_model"], ...]
-    """Each model's activation, base first; at tokens that dominate, every model has the chat model's."""
+    """All models' activations at the hook."""
+    places: tuple[int, int]
+    """Places of the base and the chat model in the stack."""
+    parts: tuple[Float[Tensor, "row pos d_model"], Float[Tensor, "row pos d_model"]]
+    """The base and the chat model's activation; at tokens that dominate, both have the chat model's."""
 
     @property
     def targets(self) -> Int[Tensor, " selected"]:
@@ -65,24 +68,30 @@ class ResponseBatch:
 
 
 def response_batches(
-    crosscoder: InferenceCrosscoder, pair: HookedModelPair, responses: Responses, batch_size: int, n_skipped: int = 0
+    two: TwoModels, pair: HookedModelPair, responses: Responses, batch_size: int, n_skipped: int = 0
 ) -> Iterator[ResponseBatch]:
     """Batches in order, with each model run once up to the hook; the first `n_skipped` batches are left out.
 
     Tokens that dominate are not handed over: the difference there is no latent's, and would decide every setup.
     """
-    hook_name, device, limits = hook_name_of(crosscoder), device_of(pair.chat), crosscoder.trained_limits
+    chat, hook_name, limits = pair.members[two.places[1]], hook_name_of(two.crosscoder), two.crosscoder.trained_limits
     validate_padding(responses.tokens, None, pair.tokenizer)
-    hook_of_chat = hook_of_model(hook_name, len(pair.members) - 1)
+    device, hook_of_chat = device_of(chat), hook_of_model(hook_name, two.places[1])
     for rows in torch.arange(len(responses)).split(batch_size)[n_skipped:]:
         tokens = responses.tokens[rows.to(responses.tokens.device)]
         stacked = pair.activations(tokens, hook_name)
-        parts = [part.to(device) for part in crosscoder.layout.split(stacked)]
-        if crosscoder.layout.same_width and limits.max_norms is not None:
-            used = limits.ordinary(stacked)[..., None].to(device)
-            parts = [torch.where(used, part, parts[-1]) for part in parts]
+        of_base, of_chat = (part.to(device) for part in two.split(stacked))
+        if limits.max_norms is not None:
+            of_base = torch.where(limits.ordinary(stacked)[..., None].to(device), of_base, of_chat)
         response = responses.response[rows.to(responses.response.device)]
         predicts = response.roll(-1, dims=1)  # the first token is never scored, so nothing wraps around
         yield ResponseBatch(
-            pair.chat, hook_of_chat, rows, tokens.to(device), predicts.to(device), stacked, tuple(parts)
+            model=chat,
+            hook_name=hook_of_chat,
+            rows=rows,
+            tokens=tokens.to(device),
+            predicts=predicts.to(device),
+            stacked=stacked,
+            places=two.places,
+            parts=(of_base, of_chat),
         )

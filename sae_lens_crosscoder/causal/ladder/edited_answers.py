@@ -10,34 +10,38 @@ from transformer_lens.hook_points import HookPoint
 
 from sae_lens_crosscoder.causal.ladder.edits import Edit
 from sae_lens_crosscoder.causal.patching.generation import answer_prompts
-from sae_lens_crosscoder.causal.patching.intervention import ModelName
+from sae_lens_crosscoder.crosscoders.inference import hook_name_of
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
-from sae_lens_crosscoder.stacking import StackedLayout
 
 
 @contextmanager
 def apply_edit(
-    pair: HookedModelPair, hook_name: str, layout: StackedLayout, edit: Edit | None, lengths: Int[Tensor, " row"]
+    pair: HookedModelPair, two: TwoModels, edit: Edit | None, lengths: Int[Tensor, " row"]
 ) -> Generator[None]:
     """Run the pair with the base model's activation edited from the last token of each row's prompt on."""
     if edit is None:
         yield
         return
 
+    layout, place = two.crosscoder.layout, two.places[0]
+
     def edit_base(stacked: Tensor, hook: HookPoint) -> Tensor:
         positions = pair.patch_state.n_tokens_read + torch.arange(stacked.shape[1])
         places = positions - (lengths[:, None] - 1)
-        base, *others = layout.split(stacked)
+        parts = list(layout.split(stacked))
+        base = parts[place]
         edited = (places >= 0).to(base.device)
         if not bool(edited.any()):
             return stacked
         delta = torch.zeros_like(base)
         delta[edited] = edit(stacked[edited], places[edited.cpu()]).to(base)
-        return layout.stack([base + delta, *others])
+        parts[place] = base + delta
+        return layout.stack(parts)
 
-    with pair.hooks(fwd_hooks=[(hook_name, edit_base)]):
+    with pair.hooks(fwd_hooks=[(hook_name_of(two.crosscoder), edit_base)]):
         yield
 
 
@@ -52,12 +56,11 @@ def prompts_by_length(contrast: Contrast, chosen: Bool[Tensor, " prompt"]) -> li
 @torch.no_grad()
 def answers(
     pair: HookedModelPair,
-    hook_name: str,
-    layout: StackedLayout,
+    two: TwoModels,
     groups: Sequence[Int[Tensor, "_ _"]],
     edit: Edit | None,
     *,
-    writer: ModelName = "base",
+    writer: str,
     max_new_tokens: int,
     batch_size: int,
 ) -> list[Int[Tensor, "_ _"]]:
@@ -67,7 +70,7 @@ def answers(
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         lengths = torch.tensor([len(prompt) for prompt in batch])
-        with apply_edit(pair, hook_name, layout, edit, lengths):
+        with apply_edit(pair, two, edit, lengths):
             written += answer_prompts(pair, batch, writer, max_new_tokens=max_new_tokens)
     ends = torch.tensor([len(group) for group in groups]).cumsum(dim=0).tolist()
     starts = [0, *ends[:-1]]
@@ -77,8 +80,7 @@ def answers(
 @torch.no_grad()
 def kl_at_decision(
     pair: HookedModelPair,
-    hook_name: str,
-    layout: StackedLayout,
+    two: TwoModels,
     groups: Sequence[Int[Tensor, "_ _"]],
     edit: Edit | None,
     batch_size: int,
@@ -87,7 +89,8 @@ def kl_at_decision(
     kl: list[Tensor] = []
     for prompts in groups:
         for batch in prompts.split(batch_size):
-            with apply_edit(pair, hook_name, layout, edit, torch.full((len(batch),), batch.shape[1])):
+            with apply_edit(pair, two, edit, torch.full((len(batch),), batch.shape[1])):
                 logits = pair(batch)[:, -1]
-            kl.append(kl_divergence(log_probs(logits[:, -1]), log_probs(logits[:, 0])).cpu())
+            base, chat = (log_probs(logits[:, place]) for place in two.places)
+            kl.append(kl_divergence(chat, base).cpu())
     return torch.cat(kl)

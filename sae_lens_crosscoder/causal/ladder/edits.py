@@ -7,29 +7,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.causal.patching.intervention import intervention
-from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 
 Edit = Callable[[Float[Tensor, "row d_in"], Int[Tensor, " row"]], Float[Tensor, "row d_model"]]
-"""From both models' unedited activations, and the place of each in the answer (0 for the decision token), to what is
+"""From all models' unedited activations, and the place of each in the answer (0 for the decision token), to what is
 added to the base model's."""
 Conditions = Mapping[str, tuple[Edit, int]]
 """Edits, with the number of latents that write, by the condition's name."""
 
 
-def biases_of(crosscoder: InferenceCrosscoder) -> Float[Tensor, " d_model"]:
+def biases_of(two: TwoModels) -> Float[Tensor, " d_model"]:
     """Difference of the decoder biases, `b^chat - b^base`."""
-    base, chat = crosscoder.decoder_biases
-    return (chat - base).detach()
+    base, chat = two.decoder_biases
+    return chat - base
 
 
-def written_by(crosscoder: InferenceCrosscoder, ids: Sequence[int]) -> Edit:
+def written_by(two: TwoModels, ids: Sequence[int]) -> Edit:
     """Edit by what latents write of the difference, `sum_j f_j (d_j^chat - d_j^base)`, without the biases."""
     if not ids:
-        return constant(torch.zeros_like(biases_of(crosscoder))[None])
-    replace = intervention(crosscoder, list(ids), "replace", model="base")
+        return constant(torch.zeros_like(biases_of(two))[None])
+    replace = intervention(two.crosscoder, list(ids), "replace", models=two.names)
 
     def edit(stacked: Tensor, places: Tensor) -> Tensor:
-        delta = replace.deltas(stacked)[0]
+        delta = replace.deltas(stacked)[two.places[0]]
         assert delta is not None  # the base model is edited
         return delta
 
@@ -45,11 +45,11 @@ def constant(vectors: Float[Tensor, "place d_model"]) -> Edit:
     return edit
 
 
-def true_difference(crosscoder: InferenceCrosscoder) -> Edit:
+def true_difference(two: TwoModels) -> Edit:
     """Edit by chat - base, so that the base model continues from the chat model's activation."""
 
     def edit(stacked: Tensor, places: Tensor) -> Tensor:
-        base, chat = crosscoder.layout.split(stacked)
+        base, chat = two.split(stacked)
         return chat - base
 
     return edit
@@ -78,10 +78,10 @@ def of_same_energy(like: Edit, direction: Edit) -> Edit:
     return edit
 
 
-def noise(crosscoder: InferenceCrosscoder, seed: int) -> Edit:
+def noise(two: TwoModels, seed: int) -> Edit:
     """Gaussian noise, drawn anew for every token."""
     generator = torch.Generator().manual_seed(seed)
-    width = crosscoder.layout.d_models[0]
+    width = two.widths[0]
 
     def edit(stacked: Tensor, places: Tensor) -> Tensor:
         return torch.randn(len(stacked), width, generator=generator).to(stacked)

@@ -27,6 +27,7 @@ from sae_lens_crosscoder.causal.ladder.edits import (
 from sae_lens_crosscoder.causal.ladder.run import PER_PLACE, LadderRun
 from sae_lens_crosscoder.causal.patching.validation import validate_handover
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.storage.atomic import write_text_atomically
@@ -72,6 +73,7 @@ def causal_ladder(
     latent_ids: Sequence[int],
     shows_behaviour: Callable[[str], bool],
     *,
+    models: Sequence[str] | None = None,
     rungs: Sequence[int] = RUNGS,
     only: Sequence[str] | None = None,
     n_draws: int = 2,
@@ -93,6 +95,8 @@ def causal_ladder(
             prompts that are not held out, effects are measured on those that are.
         latent_ids: the named latents, the strongest first, such as `changed(...).named`.
         shows_behaviour: True for the text of an answer that shows the behaviour.
+        models: names of two models, the first of which takes the place of base and the second that of chat; needed for
+            more than two.
         rungs: numbers of latents to add.
         only: the conditions to measure, by name or by its beginning (`random latents`), beside `base` and `chat`; None
             for all.
@@ -100,26 +104,28 @@ def causal_ladder(
         max_new_tokens: tokens per answer; an answer ends earlier at the tokenizer's end of sequence.
 
     Raises:
-        ValueError: for another pair, models of different width, no tokenizer, no latents, or an unknown condition.
+        ValueError: for another pair, more than two models without `models`, two of different width, no tokenizer, no
+            latents, or an unknown condition.
     """
     crosscoder = validate_inference(crosscoder, "causal_ladder")
-    validate_handover(crosscoder, pair)
+    two = TwoModels.of(crosscoder, models, "causal_ladder")
+    validate_handover(two, pair)
     if pair.tokenizer is None:
         raise ValueError("The pair has no tokenizer, so answers have no text. Load models with their tokenizer.")
     if len(latent_ids) == 0:
         raise ValueError("latent_ids is empty. Pass at least one latent, such as those of changed(...).named.")
-    run = LadderRun(crosscoder, pair, contrast, shows_behaviour, max_new_tokens, batch_size)
+    run = LadderRun(two, pair, contrast, shows_behaviour, max_new_tokens, batch_size)
     edits = {
-        **_rungs(crosscoder, list(latent_ids), rungs),
-        **_controls(crosscoder, list(latent_ids), run.active_latents(), n_draws, seed),
+        **_rungs(two, list(latent_ids), rungs),
+        **_controls(two, list(latent_ids), run.active_latents(), n_draws, seed),
         **run.mean_differences(per_place=only is None or PER_PLACE in only),
-        "true difference": (true_difference(crosscoder), 0),
+        "true difference": (true_difference(two), 0),
     }
     conditions: dict[str, tuple[Edit | None, int]] = {"base": (None, 0), **_chosen(edits, only)}
     rows: dict[str, dict[str, Any]] = {}
     for name, (edit, n_latents) in tqdm(conditions.items(), desc="Ladder", unit="condition", leave=False):
         rows[name] = {"n_latents": n_latents, **run.effects(edit, name in _ON_OTHERS)}
-    rows["chat"] = {"n_latents": 0, **run.effects(None, True, writer="chat"), "kl_nats": 0.0}
+    rows["chat"] = {"n_latents": 0, **run.effects(None, True, writer=two.names[1]), "kl_nats": 0.0}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
     kl = table["kl_nats"].to_numpy(dtype=float)
     table.insert(2, "brought_back", 1 - kl / kl[0])
@@ -136,24 +142,22 @@ def _chosen(conditions: Conditions, only: Sequence[str] | None) -> Conditions:
     return {name: edit for name, edit in conditions.items() if name in only or name.startswith(beginnings)}
 
 
-def _rungs(crosscoder: InferenceCrosscoder, ids: list[int], rungs: Sequence[int]) -> Conditions:
-    biases = constant(biases_of(crosscoder)[None])
+def _rungs(two: TwoModels, ids: list[int], rungs: Sequence[int]) -> Conditions:
+    biases = constant(biases_of(two)[None])
     found: dict[str, tuple[Edit, int]] = {"biases": (biases, 0)}
     for n in rungs:
         if n < len(ids):
-            found[f"first {n}"] = (total(biases, written_by(crosscoder, ids[:n])), n)
-    named = written_by(crosscoder, ids)
+            found[f"first {n}"] = (total(biases, written_by(two, ids[:n])), n)
+    named = written_by(two, ids)
     found["named"] = (total(biases, named), len(ids))
     found["named without biases"] = (named, len(ids))
-    rest = total(true_difference(crosscoder), biases, named, signs=(1, -1, -1))
+    rest = total(true_difference(two), biases, named, signs=(1, -1, -1))
     return {**found, "all but named": (rest, 0)}
 
 
-def _controls(
-    crosscoder: InferenceCrosscoder, ids: list[int], active: Int[Tensor, " latent"], n_draws: int, seed: int
-) -> Conditions:
+def _controls(two: TwoModels, ids: list[int], active: Int[Tensor, " latent"], n_draws: int, seed: int) -> Conditions:
     """Random active latents that are not named, and noise, of the energy of the named ones."""
-    biases, named = constant(biases_of(crosscoder)[None]), written_by(crosscoder, ids)
+    biases, named = constant(biases_of(two)[None]), written_by(two, ids)
     others = active[~torch.isin(active, torch.tensor(ids))]
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, tuple[Edit, int]] = {}
@@ -162,7 +166,7 @@ def _controls(
         n = max(1, min(len(ids), len(others) // 2))
         drawn = others[torch.randperm(len(others), generator=generator)[:n]].tolist()
         if drawn:
-            random = of_same_energy(named, written_by(crosscoder, drawn))
+            random = of_same_energy(named, written_by(two, drawn))
             found[f"random latents {draw}"] = (total(biases, random), len(drawn))
-        found[f"noise {draw}"] = (total(biases, of_same_energy(named, noise(crosscoder, seed + draw))), 0)
+        found[f"noise {draw}"] = (total(biases, of_same_energy(named, noise(two, seed + draw))), 0)
     return found

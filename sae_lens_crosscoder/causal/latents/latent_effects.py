@@ -17,6 +17,7 @@ from sae_lens_crosscoder.causal.latents.logit_attribution import logit_attributi
 from sae_lens_crosscoder.causal.patching.intervention import intervention
 from sae_lens_crosscoder.causal.patching.validation import validate_continuing
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -29,6 +30,7 @@ def latent_effects(
     responses: Responses,
     latent_ids: Sequence[int],
     *,
+    models: Sequence[str] | None = None,
     k: int = 5,
     batch_size: int = 8,
 ) -> pd.DataFrame:
@@ -38,6 +40,7 @@ def latent_effects(
 
     Args:
         latent_ids: the latents, such as `table[table.verdict == "chat_specific"].index`.
+        models: as in `causal_effects`, of more than two models.
         k: number of tokens that are named.
         batch_size: conversations, and edited conversations, per forward pass; it bounds the memory.
 
@@ -54,19 +57,21 @@ def latent_effects(
         ValueError: as `causal_effects`, and for no latents, or latents that do not exist or repeat.
     """
     crosscoder = validate_inference(crosscoder, "latent_effects")
-    validate_continuing(crosscoder, pair)
+    two = TwoModels.of(crosscoder, models, "latent_effects")
+    validate_continuing(two, pair)
     latent_ids = [int(latent) for latent in latent_ids]
     if not latent_ids:
         raise ValueError("latent_ids is empty: pass at least one latent.")
-    added, removed = (intervention(crosscoder, latent_ids, how) for how in ("add", "ablate"))
+    added, removed = (intervention(crosscoder, latent_ids, how, models=two.names) for how in ("add", "ablate"))
+    base, chat = two.places
     sums = _Sums(len(latent_ids))
-    batches = response_batches(crosscoder, pair, responses, batch_size)
+    batches = response_batches(two, pair, responses, batch_size)
     for batch in tqdm(batches, "Latents", -(-len(responses) // batch_size), unit="batch", leave=False):
         f = added.feature_acts(batch.stacked).to(batch.tokens.device)
-        sums.add(batch, f, _direction(added.directions[0]), _direction(removed.directions[-1]), batch_size)
+        sums.add(batch, f, _direction(added.directions[base]), _direction(removed.directions[chat]), batch_size)
     kl_change = {name: total / int(responses.response.sum()) for name, total in sums.kl_change.items()}
     logit_changes = sums.logit_change / sums.n_active[:, None]
-    written = logit_attribution(pair.chat, crosscoder.decoders[-1].detach()[latent_ids])
+    written = logit_attribution(pair.members[chat], two.decoders[1][latent_ids])
     rows: dict[int, dict[str, Any]] = {}
     for i, latent in enumerate(latent_ids):
         rows[latent] = {
@@ -110,7 +115,7 @@ class _Sums:
             self.logit_change = torch.zeros(len(self.n_active), chat.shape[-1], dtype=torch.float64)
         for row, latent, logits in _edited_logits(batch, batch.parts[0], f, to_base, batch_size):
             self.kl_change["added"][latent] += float(_kl(unpatched[row], logits).sum() - kl_of_base[row])
-        for row, latent, logits in _edited_logits(batch, batch.parts[-1], f, from_chat, batch_size):
+        for row, latent, logits in _edited_logits(batch, batch.parts[1], f, from_chat, batch_size):
             self.kl_change["removed"][latent] += float(_kl(unpatched[row], logits).sum())
             on = active[row][:, latent]
             self.logit_change[latent] += (unpatched[row] - logits)[on].double().sum(dim=0).cpu()

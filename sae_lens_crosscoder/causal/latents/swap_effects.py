@@ -15,6 +15,7 @@ from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.crosscoders.swap_readout import SwapReadout
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.models.hook_access import device_of, replaced_activations
 from sae_lens_crosscoder.models.kl import kl_divergence, log_probs
 from sae_lens_crosscoder.models.outputs import over_common_ids
@@ -30,6 +31,7 @@ def swap_effects(
     data: EvalData,
     latent_ids: Sequence[int] | pd.Index,
     *,
+    models: Sequence[str] | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -42,6 +44,7 @@ def swap_effects(
     Args:
         data: held-out tokens with the pair. Means of the readout are those of these tokens.
         latent_ids: the latents, such as those that `latent_use` calls `more_in_...`. Each costs a pass of both models.
+        models: names of the two models, as in `latent_use`; needed for more than two.
         n_resamples: of the contexts, for the intervals.
 
     Returns:
@@ -52,13 +55,14 @@ def swap_effects(
         `kl_moved_<model>` is `KL(p_model || p_swapped)`, the size of the effect wherever it leads.
 
     Raises:
-        ValueError: for data without a pair, a crosscoder of other than two models at one hook and of one width, models
-            with different tokenizers, or latents that are none, repeat or do not exist.
+        ValueError: for data without a pair, a crosscoder of several hooks or of more than two models without `models`,
+            models of different widths or tokenizers, or latents that are none, repeat or do not exist.
     """
     crosscoder = validate_inference(crosscoder, "swap_effects")
+    two = TwoModels.of(crosscoder, models, "swap_effects")
     hook_name, ids = _validated(crosscoder, data, latent_ids)
     assert data.pair is not None  # as just checked
-    run = _Run(crosscoder, data.pair, hook_name, ids)
+    run = _Run(two, data.pair, hook_name, ids)
     tokens, token_mask = data.contexts
     rows = [(tokens[part], token_mask[part]) for part in torch.arange(len(tokens)).split(data.batch_size)]
     readout = run.readout(rows)
@@ -67,7 +71,7 @@ def swap_effects(
     for batch, mask in tqdm(rows, desc="Swapping", unit="batch", leave=False):
         run.add(sums, slice(first, first + len(batch)), batch, mask, readout)
         first += len(batch)
-    return _table(sums, ids, crosscoder.layout.names, n_resamples, seed)
+    return _table(sums, ids, two.names, n_resamples, seed)
 
 
 @dataclass(frozen=True)
@@ -90,25 +94,26 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Run:
-    crosscoder: InferenceCrosscoder
+    two: TwoModels
     pair: HookedModelPair
     hook_name: str
     ids: list[int]
 
     def readout(self, rows: Sequence[tuple[Tensor, Tensor]]) -> SwapReadout:
         """The swap readout, centred on the mean over the masked tokens."""
-        total, n_tokens = torch.zeros(self.crosscoder.layout.d_in, dtype=torch.float64), 0
+        total, n_tokens = torch.zeros(self.two.crosscoder.layout.d_in, dtype=torch.float64), 0
         for batch, mask in rows:
             stacked = self.pair.activations(batch, self.hook_name)
             used = stacked[self._used(stacked, mask)]
             total, n_tokens = total + used.double().sum(dim=0).cpu(), n_tokens + len(used)
         if n_tokens == 0:
             raise ValueError("No token can be swapped: all tokens of the mask dominate (see EvalData.max_norm_ratio).")
-        return SwapReadout(self.crosscoder, (total / n_tokens)[None].to(self.crosscoder.W_dec.device), (0, 1))
+        means = (total / n_tokens)[None].to(self.two.crosscoder.W_dec.device)
+        return SwapReadout(self.two.crosscoder, means, self.two.places)
 
     def _used(self, stacked: Float[Tensor, "batch pos d_in"], mask: Bool[Tensor, "batch pos"]) -> Tensor:
         """Masked tokens that do not dominate, where latents are read and edited."""
-        return mask.to(stacked.device) & self.crosscoder.trained_limits.ordinary(stacked).to(stacked.device)
+        return mask.to(stacked.device) & self.two.crosscoder.trained_limits.ordinary(stacked).to(stacked.device)
 
     def add(
         self,
@@ -120,7 +125,7 @@ class _Run:
     ) -> None:
         """Add a batch of contexts."""
         stacked = self.pair.activations(batch, self.hook_name)
-        used, parts = self._used(stacked, mask), self.crosscoder.layout.split(stacked)
+        used, parts = self._used(stacked, mask), self.two.split(stacked)
         logs = [log_probs(each) for each in over_common_ids(*(self._logits(m, batch, None) for m in range(2)))]
         codes = self._codes(stacked, used, readout)
         sums.n_tokens[contexts] = mask.sum(dim=1).double().cpu()
@@ -138,7 +143,7 @@ class _Run:
 
     def _codes(self, stacked: Tensor, used: Tensor, readout: SwapReadout) -> list[Float[Tensor, "batch pos latent"]]:
         """Codes of each model alone; 0 at tokens that are not used."""
-        W_dec = self.crosscoder.W_dec
+        W_dec = self.two.crosscoder.W_dec
         codes = [W_dec.new_zeros(*used.shape, len(self.ids)) for _ in range(2)]
         if used.any():
             for code, alone in zip(codes, readout.alone(stacked[used].to(W_dec)), strict=True):
@@ -149,12 +154,13 @@ class _Run:
         """What the swap of each latent adds to model m's activation."""
         change = codes[1 - m] - codes[m]
         for j, latent in enumerate(self.ids):
-            yield change[..., j, None] * self.crosscoder.decoders[m].detach()[latent]
+            yield change[..., j, None] * self.two.decoders[m][latent]
 
     def _logits(self, m: int, tokens: Tensor, activation: Tensor | None) -> Float[Tensor, "batch pos _"]:
-        """Logits of one model, with its activation at its hook replaced unless it is None."""
-        model: Any = self.pair.members[m]
-        values = {} if activation is None else {hook_of_model(self.hook_name, m): activation.to(device_of(model))}
+        """Logits of one of the two models, with its activation at its hook replaced unless it is None."""
+        place = self.two.places[m]
+        model: Any = self.pair.members[place]
+        values = {} if activation is None else {hook_of_model(self.hook_name, place): activation.to(device_of(model))}
         with replaced_activations(model, values):
             return model(tokens.to(device_of(model)), return_type="logits").cpu()
 
@@ -169,10 +175,10 @@ def _validated(
 ) -> tuple[str, list[int]]:
     """The hook, and the latents."""
     layout = crosscoder.layout
-    if not layout.is_pair or not layout.same_width:
+    if not layout.same_width:
         raise ValueError(
-            f"swap_effects reads each model in the other's place, but the crosscoder's sources have widths "
-            f"{layout.d_models}. Use a crosscoder of two models of one width, at one hook each."
+            f"swap_effects reads each model in the others' places, but the crosscoder's sources have widths "
+            f"{layout.d_models}. Use a crosscoder of models of one width."
         )
     if data.pair is None:
         raise ValueError("swap_effects runs the models. Pass EvalData with pair and tokens.")

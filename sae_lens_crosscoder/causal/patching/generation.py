@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sae_lens_crosscoder.activations.harvest import validate_tokens
 from sae_lens_crosscoder.arguments import validate_arguments
-from sae_lens_crosscoder.causal.patching.intervention import ModelName
 from sae_lens_crosscoder.models.cached_models import with_activations
+from sae_lens_crosscoder.models.member_names import place_of
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 
@@ -20,7 +20,7 @@ from sae_lens_crosscoder.models.pair import HookedModelPair
 def generate_patched(
     pair: HookedModelPair,
     tokens: Int[Tensor, "prompt pos"],
-    writer: ModelName = "chat",
+    writer: str = "chat",
     *,
     max_new_tokens: int = 16,
     end: int | None = None,
@@ -33,15 +33,13 @@ def generate_patched(
 
     Args:
         tokens: prompts of one length, without padding.
-        writer: the model whose next token is taken; both models read it. With `read_by="chat"` the chat model writes
-            from the base model's patched activations.
+        writer: the model whose next token is taken: `base`, `chat` or, of more models, a name. All models read it. With
+            `read_by="chat"` the chat model writes from the base model's patched activations.
         end: the token that ends an answer, by default the tokenizer's `eos_token_id`.
 
     Returns:
         The new tokens; finished answers are filled up with `end`.
     """
-    if writer not in ("base", "chat"):
-        raise ValueError(f"Unknown writer={writer!r}: expected 'base' or 'chat'.")
     validate_tokens(tokens)
     end = end_id(pair) if end is None else end
     answers = torch.stack(answer_prompts(pair, list(tokens), writer, max_new_tokens=max_new_tokens, end=end))
@@ -52,7 +50,7 @@ def generate_patched(
 def answer_prompts(
     pair: HookedModelPair,
     prompts: Sequence[Int[Tensor, "_"]],
-    writer: ModelName = "chat",
+    writer: str = "chat",
     *,
     max_new_tokens: int = 16,
     end: int | None = None,
@@ -64,8 +62,9 @@ def answer_prompts(
     """
     end = end_id(pair) if end is None else end
     filler = 0 if end is None else end
-    writers: list[ModelName] = [writer] * len(prompts)
-    steps = torch.stack([*write_tokens(pair, prompts, writers, max_new_tokens=max_new_tokens, end=end)], dim=1)
+    steps = torch.stack(
+        [*write_tokens(pair, prompts, [writer] * len(prompts), max_new_tokens=max_new_tokens, end=end)], dim=1
+    )
     return [pad(row[row >= 0], (0, max_new_tokens), value=filler)[:max_new_tokens] for row in steps]
 
 
@@ -73,7 +72,7 @@ def answer_prompts(
 def write_tokens(
     pair: HookedModelPair,
     prompts: Sequence[Int[Tensor, "_"]],
-    writers: Sequence[ModelName],
+    writers: Sequence[str],
     *,
     max_new_tokens: int,
     end: int | None,
@@ -88,7 +87,8 @@ def write_tokens(
         writers: the model that writes each answer; both models read it.
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
-    rows, m = torch.arange(len(prompts)), torch.tensor([0 if writer == "base" else -1 for writer in writers])
+    places = [place_of(pair.model_names, len(pair.members), writer) for writer in writers]
+    rows, m = torch.arange(len(prompts)), torch.tensor(places)
     tokens = pad(pad_sequence(list(prompts), batch_first=True), (0, max_new_tokens))
     stops = lengths + max_new_tokens
     cached, state = with_caches(pair), pair.patch_state

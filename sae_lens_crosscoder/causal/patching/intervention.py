@@ -13,6 +13,7 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.dominant_tokens import NormLimits
 from sae_lens_crosscoder.arguments import validate_arguments, validate_width
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.stacking import StackedLayout
 
 LatentIds = Sequence[int] | Int[Tensor, " latent"] | pd.Index | pd.DataFrame | None
@@ -102,6 +103,7 @@ def intervention(
     how: How = "replace",
     *,
     model: str | None = None,
+    models: Sequence[str] | None = None,
     coefficient: float = 1.0,
     max_activation: MaxActivation = None,
     with_bias: bool = False,
@@ -120,6 +122,8 @@ def intervention(
             - `reconstruct`: `coefficient * (C_m + b_m - h_m)`, only what the latents explain is left
         model: the edited model, `base`, `chat` or, of more models, one of `crosscoder.layout.names`. By default the
             base model for `replace` and `add`, and all for the others.
+        models: the two models that `replace` and `add` carry between, by name, of a crosscoder of more: the first
+            takes the place of base. With other edits, only these two are edited.
         coefficient: strength; 1 is the plain intervention, and for `scale` it is the factor.
         max_activation: for `steer` only: one number for all or one per latent, or the whole column of `diagnose`, of
             which the latents' entries are taken; by default that of the rows given as `latent_ids`. With coefficient 1
@@ -129,7 +133,7 @@ def intervention(
 
     Raises:
         ValueError: for an unknown or undefined combination, latents that do not exist or repeat, or `replace` and
-            `add` between models of different width.
+            `add` between models of different width, or among more than two without `models`.
 
     >>> from sae_lens_crosscoder.crosscoders.inference import ReLUCrosscoder, ReLUCrosscoderConfig
     >>> crosscoder = ReLUCrosscoder(ReLUCrosscoderConfig(d_models=(1, 1), d_sae=1))
@@ -144,22 +148,22 @@ def intervention(
         if how == "steer" and max_activation is None and "max_activation" in latent_ids:
             max_activation = latent_ids["max_activation"]
         latent_ids = latent_ids.index
-    _validate_combination(crosscoder, how, model, max_activation, with_bias)
+    _validate_combination(how, max_activation, with_bias)
+    targets, others = _targets(crosscoder, how, model, models)
     if isinstance(max_activation, pd.Series) and latent_ids is not None and len(max_activation) == crosscoder.cfg.d_sae:
         max_activation = max_activation.reindex(pd.Index(list(map(int, latent_ids))))
     chosen = _validated_ids(latent_ids, crosscoder)
     W_dec = [decoder.detach()[chosen] for decoder in crosscoder.decoders]
     b_dec = [bias.detach() for bias in crosscoder.decoder_biases]
-    targets = _targets(crosscoder.layout, how, model)
     directions: list[Tensor | None] = [None] * len(W_dec)
     constants: list[Tensor | None] = [None] * len(W_dec)
     for m in targets:
         if how == "steer":
             constants[m] = coefficient * (_amounts(max_activation, W_dec[m]) @ W_dec[m])
         else:
-            directions[m] = _direction(W_dec, m, how, coefficient)
+            directions[m] = _direction(W_dec, m, others.get(m, m), how, coefficient)
         if with_bias or how == "reconstruct":
-            constants[m] = _direction(b_dec, m, how, coefficient)
+            constants[m] = _direction(b_dec, m, others.get(m, m), how, coefficient)
     threshold: Any = getattr(crosscoder, "threshold", torch.zeros_like(crosscoder.b_enc))
     input_factor = -coefficient if how == "reconstruct" else 0.0
     return Intervention(
@@ -174,13 +178,13 @@ def intervention(
     )
 
 
-def _direction(decoders: Sequence[Tensor], m: int, how: How, coefficient: float) -> Tensor:
+def _direction(decoders: Sequence[Tensor], m: int, other: int, how: How, coefficient: float) -> Tensor:
     """Edit of model m per unit of each latent's activation; the biases count as one more latent, always on."""
     match how:
         case "replace":
-            return coefficient * (decoders[1 - m] - decoders[m])
+            return coefficient * (decoders[other] - decoders[m])
         case "add":
-            return coefficient * decoders[1 - m]
+            return coefficient * decoders[other]
         case "ablate":
             return -coefficient * decoders[m]
         case "scale":
@@ -189,10 +193,29 @@ def _direction(decoders: Sequence[Tensor], m: int, how: How, coefficient: float)
             return coefficient * decoders[m]
 
 
-def _targets(layout: StackedLayout, how: How, model: str | None) -> Sequence[int]:
-    if model is not None:
-        return layout.of_model(model)
-    return [0] if how in CARRIES else range(layout.n_sources)
+def _targets(
+    crosscoder: InferenceCrosscoder, how: How, model: str | None, models: Sequence[str] | None
+) -> tuple[Sequence[int], dict[int, int]]:
+    """Places of the edited models and, for edits that carry, of the model that each gets what latents write from."""
+    layout = crosscoder.layout
+    named = None if model is None else layout.of_model(model)
+    if named == ():
+        raise ValueError(f"Unknown model={model!r}: expected one of {layout.of_models.names}, or None.")
+    if how not in CARRIES and models is None:
+        return range(layout.n_sources) if named is None else named, {}
+    if how in CARRIES and models is None and layout.n_models <= 2 and not (layout.is_pair and layout.same_width):
+        raise ValueError(
+            f"how={how!r} carries directions between models, but the crosscoder reads widths {layout.d_models}. Only "
+            "two models of one width share a basis: use 'ablate', 'scale' or 'steer'."
+        )
+    two = TwoModels.of(crosscoder, models, f"how={how!r}")
+    first, second = two.places
+    if named is not None and not set(named) <= set(two.places):
+        raise ValueError(f"model={model!r} must be one of models={two.names}. Leave model out, or name it there too.")
+    if how not in CARRIES:
+        return two.places if named is None else named, {}
+    two.validate_one_width(f"how={how!r}")
+    return [first] if named is None else named, {first: second, second: first}
 
 
 def _validated_ids(latent_ids: Any, crosscoder: InferenceCrosscoder) -> slice | Tensor:
@@ -241,19 +264,9 @@ def _amounts(max_activation: Any, W_dec: Tensor) -> Tensor:
     return amounts.expand(len(W_dec))
 
 
-def _validate_combination(
-    crosscoder: InferenceCrosscoder, how: str, model: str | None, max_activation: Any, with_bias: bool
-) -> None:
-    layout = crosscoder.layout
+def _validate_combination(how: str, max_activation: Any, with_bias: bool) -> None:
     if how not in get_args(How):
         raise ValueError(f"Unknown how={how!r}: expected one of {get_args(How)}.")
-    if model is not None and not layout.of_model(model):
-        raise ValueError(f"Unknown model={model!r}: expected one of {layout.of_models.names}, or None.")
-    if how in CARRIES and (not layout.is_pair or not layout.same_width):
-        raise ValueError(
-            f"how={how!r} carries directions between models, but the crosscoder reads widths {layout.d_models}. Only "
-            "two models of one width share a basis: use 'ablate', 'scale' or 'steer'."
-        )
     if how == "steer" and max_activation is None:
         raise ValueError(
             "how='steer' needs max_activation: pass rows of the table of diagnose as latent_ids, or that column of it."

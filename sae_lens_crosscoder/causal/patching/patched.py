@@ -1,6 +1,6 @@
 """Patching as a context manager: an intervention that holds inside a `with` block."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from sae_lens_crosscoder.causal.patching.intervention import (
 )
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 from sae_lens_crosscoder.models.hook_access import validate_hook_name
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.patch_state import PatchState
@@ -36,6 +37,7 @@ def patched(
     how: How = "replace",
     *,
     model: str | None = None,
+    models: Sequence[str] | None = None,
     positions: Bool[Tensor, "batch pos"] | None = None,
     coefficient: float = 1.0,
     max_activation: MaxActivation = None,
@@ -54,27 +56,28 @@ def patched(
         host: the pair; each forward pass then costs one more pass of both models up to the hook. `steer` reads no
             activations, so it also takes one model alone (`model` names it), and holds while that model generates,
             with or without a key/value cache.
-        latent_ids, how, model, coefficient, max_activation, with_bias: see `intervention`.
+        latent_ids, how, model, models, coefficient, max_activation, with_bias: see `intervention`.
         positions: mask of the edited positions, shaped like the tokens, such as the masks of `chat_tokens`; None edits
             all. Tokens that `generate_patched` writes after masked prompts are not edited.
         read_by: the layers that read the patched base activation. With `own` each model reads its own; with `chat` the
-            chat model reads the base model's, as in the paper's experiment. Its logits are `[:, :, -1]`.
+            chat model reads the base model's, as in the paper's experiment. Its logits are `[:, :, -1]`. With `models`,
+            the second reads the first one's.
 
     Raises:
         ValueError: for one model alone with an intervention that reads both models' activations, a pair the crosscoder
             was not trained on, a hook the host does not have, or positions of another shape.
     """
     options: dict[str, Any] = {"coefficient": coefficient, "max_activation": max_activation, "with_bias": with_bias}
-    edit = intervention(crosscoder, latent_ids, how, model=model, **options)
+    edit = intervention(crosscoder, latent_ids, how, model=model, models=models, **options)
     if positions is not None and positions.dtype != torch.bool:
         raise ValueError(f"positions must be a bool mask, but its dtype is {positions.dtype}. Pass mask.bool().")
     if isinstance(host, HookedModelPair):
         hook_name = validate_pair(crosscoder, host)
         host.validate_one_tokenizer("A patch of the pair")
-        _validate_reader(crosscoder.layout, read_by)
+        handed = _handed(crosscoder, models, read_by)
         make = _joined_hooks if crosscoder.layout.hook_names else _pair_hook
         with (
-            make(host.patch_state, hook_name, crosscoder.layout, edit, positions, read_by) as hooks,
+            make(host.patch_state, hook_name, crosscoder.layout, edit, positions, handed) as hooks,
             host.hooks(fwd_hooks=[*hooks]),
         ):
             yield host
@@ -95,7 +98,12 @@ def patched(
 
 @contextmanager
 def _pair_hook(
-    state: PatchState, hook_name: str, layout: StackedLayout, edit: Intervention, positions: Tensor | None, read_by: str
+    state: PatchState,
+    hook_name: str,
+    layout: StackedLayout,
+    edit: Intervention,
+    positions: Tensor | None,
+    handed: tuple[int, int] | None,
 ) -> Generator[list[tuple[str, HookFunction]]]:
     """The hook of one patch, and its function; the outermost patch keeps the unedited activation for nested ones."""
     outermost = hook_name not in state.unedited
@@ -106,8 +114,8 @@ def _pair_hook(
         deltas = edit.deltas(state.unedited[hook_name])
         mask = _mask_of_pass(positions, state, stacked.shape[1])
         parts = [_added(part, delta, mask) for part, delta in zip(layout.split(stacked), deltas, strict=True)]
-        if read_by == "chat":
-            parts[-1] = parts[0]
+        if handed is not None:
+            parts[handed[1]] = parts[handed[0]]
         return layout.stack(parts)
 
     state.unedited.setdefault(hook_name)
@@ -120,7 +128,12 @@ def _pair_hook(
 
 @contextmanager
 def _joined_hooks(
-    state: PatchState, hook_name: str, layout: StackedLayout, edit: Intervention, positions: Tensor | None, read_by: str
+    state: PatchState,
+    hook_name: str,
+    layout: StackedLayout,
+    edit: Intervention,
+    positions: Tensor | None,
+    handed: tuple[int, int] | None,
 ) -> Generator[list[tuple[str, HookFunction]]]:
     """The hook functions of one patch at several hooks: one reads all of them at once, and one edits at each."""
     outermost, n_hooks = hook_name not in state.unedited, len(layout.hook_names)
@@ -136,8 +149,8 @@ def _joined_hooks(
             deltas = edit.deltas(state.unedited[hook_name], now={place: here.split(stacked)})[place::n_hooks]
             mask = _mask_of_pass(positions, state, stacked.shape[1])
             parts = [_added(part, delta, mask) for part, delta in zip(here.split(stacked), deltas, strict=True)]
-            if read_by == "chat":
-                parts[-1] = parts[0]
+            if handed is not None:
+                parts[handed[1]] = parts[handed[0]]
             return here.stack(parts)
 
         return edit_stacked
@@ -187,16 +200,23 @@ def _added(activation: Tensor, delta: Tensor | None, positions: Tensor | None) -
     return activation + delta
 
 
-def _validate_reader(layout: StackedLayout, read_by: str) -> None:
+def _handed(crosscoder: InferenceCrosscoder, models: Sequence[str] | None, read_by: str) -> tuple[int, int] | None:
+    """Places of the model whose activation is handed over, and of the one that reads it; None if each reads its own."""
+    layout = crosscoder.layout
     if read_by not in ("own", "chat"):
         raise ValueError(f"Unknown read_by={read_by!r}: expected 'own' or 'chat'.")
-    if read_by == "chat" and layout.n_models == 1:
+    if read_by == "own":
+        return None
+    if layout.n_models == 1:
         raise ValueError("read_by='chat' needs two models, but the crosscoder reads one. Leave read_by='own'.")
-    if read_by == "chat" and not layout.same_width:
+    if layout.n_models > 2 or models is not None:
+        return TwoModels.of(crosscoder, models, "read_by='chat'").validate_one_width("read_by='chat'").places
+    if not layout.same_width:
         raise ValueError(
             f"read_by='chat' hands the base model's activation to the chat model, but the widths are {layout.d_models}."
             " Only models of one width share a basis."
         )
+    return 0, 1
 
 
 def _validate_single_model(how: str, model: str | None, read_by: str) -> None:
