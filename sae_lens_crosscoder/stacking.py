@@ -208,7 +208,25 @@ class StackedLayout:
         >>> StackedLayout((1, 2)).norms(torch.tensor([[-2.0, 3.0, 4.0]]))
         tensor([[2., 5.]])
         """
-        return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in self.split(stacked)], dim=-1)
+        parts = self.split(stacked)
+        if len(set(self.d_models)) == 1:  # in one pass
+            return torch.linalg.vector_norm(stacked.unflatten(-1, (self.n_sources, -1)), dim=-1)
+        return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1)
+
+    def scale_(
+        self, stacked: Float[Tensor, "*rows d_in"], factors: Float[Tensor, "*rows source"]
+    ) -> Float[Tensor, "*rows d_in"]:
+        """Multiply each source's slice of each row by a factor, in place.
+
+        >>> StackedLayout((1, 2)).scale_(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[10.0, 100.0]]))
+        tensor([[ 10., 200., 300.]])
+        """
+        if len(set(self.d_models)) == 1:  # in one pass
+            stacked.unflatten(-1, (self.n_sources, -1)).mul_(factors.unsqueeze(-1))
+            return stacked
+        for part, factor in zip(self.split(stacked), factors.unbind(dim=-1), strict=True):
+            part.mul_(factor.unsqueeze(-1))
+        return stacked
 
     def expand(self, per_source: Float[Tensor, " source"]) -> Float[Tensor, " d_in"]:
         """Repeat one number per source over that source's slice.

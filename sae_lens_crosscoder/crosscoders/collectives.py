@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_lens_crosscoder.crosscoders.sparse_step.kernels import largest
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import largest, norm_of
 
 T = TypeVar("T")
 Over = Literal["data", "latents", "all"]
@@ -174,9 +174,7 @@ class SingleProcess(Collectives):
 
     @override
     def reduce_gradients(self, parameters: Mapping[str, nn.Parameter]) -> Float[Tensor, ""]:
-        return torch.nn.utils.get_total_norm(
-            [weights.grad for weights in parameters.values() if weights.grad is not None]
-        )
+        return norm_of(weights.grad for weights in parameters.values() if weights.grad is not None)
 
     @override
     def fail_together(self) -> AbstractContextManager[None]:

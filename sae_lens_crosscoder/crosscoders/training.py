@@ -1,6 +1,7 @@
 """Base of all crosscoders in training."""
 
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sae_lens_crosscoder.crosscoders.confinement import Confinement, confine_gra
 from sae_lens_crosscoder.crosscoders.folder import save_with_checksums
 from sae_lens_crosscoder.crosscoders.initialisation import geometric_median, initial_decoder
 from sae_lens_crosscoder.crosscoders.scores import score_norms
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode
+from sae_lens_crosscoder.crosscoders.sparse_step.codes import Code, DenseCode, SparseCode
 from sae_lens_crosscoder.crosscoders.views import CrosscoderViews
 from sae_lens_crosscoder.stacking import StackedLayout
 
@@ -72,13 +73,18 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         """SAELens's seam for scaling what comes in and what goes out."""
 
         def scale(x: Tensor) -> Tensor:
-            return x * self.layout.expand(self.input_scales).to(x.dtype)
+            return x if self._is_unscaled else x * self.layout.expand(self.input_scales).to(x.dtype)
 
         def unscale(x: Tensor) -> Tensor:
-            return x / self.layout.expand(self.input_scales).to(x.dtype)
+            return x if self._is_unscaled else x / self.layout.expand(self.input_scales).to(x.dtype)
 
         self.run_time_activation_norm_fn_in = scale
         self.run_time_activation_norm_fn_out = unscale
+
+    @property
+    def _is_unscaled(self) -> bool:
+        """True if all factors are known to be 1; asking a GPU would wait for it."""
+        return self.input_scales.device.type == "cpu" and set(self.input_scales.tolist()) == {1.0}
 
     def score_norms(self) -> Float[Tensor, " d_sae"]:
         """s_j, with gradient."""
@@ -175,11 +181,8 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
         self.start_from(step_input.sae_in)
         code = self.encode_batch(step_input.sae_in, step_input.n_training_steps)
         W_dec = self.trainable_rows(self.W_dec, self.writing)
-        decoded = self.collectives.sum_over_latents(code.decode(W_dec)) + self.b_dec
-        sae_out = self.run_time_activation_norm_fn_out(self.hook_sae_recons(decoded))
-        error = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype) - sae_out)
-        losses = {"reconstruction_loss": reconstruction_loss(error, self.layout, self.cfg.reconstruction_loss)}
-        losses |= self.auxiliary_losses(code, W_dec, step_input, sae_out)
+        sae_out, loss = self._reconstruct(code, W_dec, step_input.sae_in)
+        losses = {"reconstruction_loss": loss} | self.auxiliary_losses(code, W_dec, step_input, sae_out)
         metrics: dict[str, Tensor | float | int | Callable[[], Tensor | float | int]] = {}
         feature_acts = code.feature_acts()
         return TrainStepOutput(
@@ -187,10 +190,24 @@ class TrainingCrosscoder(CrosscoderViews, TrainingSAE[Any]):
             sae_out=sae_out,
             feature_acts=feature_acts,
             hidden_pre=feature_acts,  # which nobody reads, and which the sparse step never has as a whole
-            loss=torch.stack(list(losses.values())).sum(),
+            loss=reduce(torch.add, losses.values()),
             losses=losses,
             metrics=metrics,
         )
+
+    def _reconstruct(
+        self, code: Code, W_dec: Float[Tensor, "d_sae d_in"], sae_in: Float[Tensor, "batch d_in"]
+    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, ""]]:
+        """The raw reconstruction, and its loss."""
+        kind = self.cfg.reconstruction_loss
+        if isinstance(code, SparseCode) and self.collectives.n_latents == 1 and not self.hook_sae_recons.has_hooks():
+            target = self.run_time_activation_norm_fn_in(sae_in.to(self.dtype))
+            decoded, loss = code.reconstruct(W_dec, self.b_dec, target, self.layout, kind)
+            return self.run_time_activation_norm_fn_out(decoded), loss
+        decoded = self.collectives.sum_over_latents(code.decode(W_dec)) + self.b_dec
+        sae_out = self.run_time_activation_norm_fn_out(self.hook_sae_recons(decoded))
+        error = self.run_time_activation_norm_fn_in(sae_in.to(self.dtype) - sae_out)
+        return sae_out, reconstruction_loss(error, self.layout, kind)
 
     def carried_state(self) -> dict[str, float | None]:
         """State that a step leaves for the next besides weights and buffers."""

@@ -12,8 +12,8 @@ from sae_lens_crosscoder.activations.harvest import validate_activations
 from sae_lens_crosscoder.analysis.examples.windows import TokenSpans
 from sae_lens_crosscoder.analysis.inputs import PromptSource
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.data.beginnings import document_start_id
 
 TokenIds = tuple[int, ...]

@@ -18,7 +18,7 @@ from sae_lens_crosscoder.causal.patching.generation import end_id, write_tokens
 from sae_lens_crosscoder.causal.patching.patched import patched
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.models.generation import context_limit
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts

@@ -1,5 +1,6 @@
 """Trains crosscoders on an iterator of stacked activations, with SAELens's trainer."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -70,6 +71,7 @@ class StepTrainer(SAETrainer[Any, Any]):
         super().__init__(cfg, crosscoder, activations, evaluator, save_checkpoint_fn)
         self.collectives = crosscoder.collectives
         self._lr_of_step = cfg.lr
+        self._parameters = dict(crosscoder.named_parameters())
         self._use_fused_adam()
         self.name = name
         # As they are now: what training finds out, such as activation scales, enters the crosscoder's config.
@@ -121,14 +123,15 @@ class StepTrainer(SAETrainer[Any, Any]):
                 )
             )
         (output.loss / self.collectives.n_data).backward()
-        gradient_norm = self.collectives.reduce_gradients(dict(sae.named_parameters()))
+        gradient_norm = self.collectives.reduce_gradients(self._parameters)
         with self.collectives.fail_together():
             self._validate_finite_step(output, gradient_norm)
         self._count_firing(output.feature_acts)  # nothing can fail any more
         self._lr_of_step = self.optimizer.param_groups[0]["lr"]
         self._clip_gradients(gradient_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        for weights in self._parameters.values():
+            weights.grad = None
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
             scheduler.step()
@@ -138,18 +141,18 @@ class StepTrainer(SAETrainer[Any, Any]):
     def _count_firing(self, feature_acts: Tensor) -> None:
         n_firings = self.collectives.sum(firing_counts(feature_acts), "data")
         self.n_forward_passes_since_fired += 1
-        self.n_forward_passes_since_fired[n_firings > 0] = 0
+        self.n_forward_passes_since_fired.masked_fill_(n_firings > 0, 0)
         self.act_freq_scores += n_firings
         self.n_frac_active_samples += self.collectives.n_data * len(feature_acts)
 
     def _validate_finite_step(self, output: TrainStepOutput, gradient_norm: Tensor) -> None:
-        if not torch.isfinite(output.loss):
+        if not math.isfinite(output.loss.item()):
             losses = ", ".join(f"{name}={value.item():g}" for name, value in output.losses.items())
             raise NonFiniteError(
                 f"The loss of crosscoder {self.name!r} became {output.loss.item()} at step {self.n_training_steps} on "
                 f"finite activations ({losses}). {_REMEDY}"
             )
-        if not torch.isfinite(gradient_norm):
+        if not math.isfinite(gradient_norm.item()):
             gradients = {name: weights.grad for name, weights in self.sae.named_parameters()}
             bad = [name for name, grad in gradients.items() if grad is not None and not torch.isfinite(grad).all()]
             raise NonFiniteError(

@@ -58,3 +58,20 @@ def test_sums_carry_no_gradient():
 
 def test_a_cpu_has_no_triton():
     assert not kernels.uses_triton(torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("values", [[3.0, 1.0, 3.0, 2.0, 3.0, 0.0], [0.0] * 6, [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
+def test_the_largest_are_n_whatever_is_equal_among_them(values, dtype):
+    for n in range(8):
+        found = kernels.largest(torch.tensor(values, dtype=dtype), n)
+        assert sorted((values[i] for i in found), reverse=True) == sorted(values, reverse=True)[:n]
+        assert found.tolist() == sorted(set(found.tolist()))
+
+
+def test_a_norm_is_that_of_all_numbers_as_they_lie():
+    rows = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    tensors = [rows.T, rows, rows[:, 1], rows[::2, ::2], torch.zeros(0)]
+    expected = sum(float(number) ** 2 for tensor in tensors for number in tensor.flatten()) ** 0.5
+    assert kernels.norm_of(tensors).item() == pytest.approx(expected, rel=1e-6)
+    assert kernels.norm_of([tensor.bfloat16() for tensor in tensors]).item() == pytest.approx(expected, rel=1e-2)

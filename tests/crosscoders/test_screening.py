@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sae_lens_crosscoder.crosscoders.sparse_step import screening as module
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import Screening, pairs_above, screening_precision
 from tests.crosscoders.problems import D_IN, D_SAE, B, draw, problem
 
@@ -43,14 +44,14 @@ def test_screening_selects_what_sorting_selects_however_scores_move(tile, dtype,
 
 def test_in_a_calm_stream_few_candidates_are_looked_at(monkeypatch):
     seen = []
-    original = module.pairs_above
+    original = module.candidates_above
 
     def watched(*args):
         found = original(*args)
-        seen.append(len(found.pairs))
+        seen.append(len(found.token))
         return found
 
-    monkeypatch.setattr(module, "pairs_above", watched)
+    monkeypatch.setattr(module, "candidates_above", watched)
     screening = Screening()
     _, W_enc, b_enc, norms = problem()
     for seed in range(40):
@@ -62,20 +63,38 @@ def test_in_a_calm_stream_few_candidates_are_looked_at(monkeypatch):
 
 def test_the_first_batch_and_a_collapse_of_all_scores_do_not_collect_everything_positive(monkeypatch):
     seen = []
-    original = module.pairs_above
+    original = module.candidates_above
 
     def watched(*args):
         found = original(*args)
-        seen.append(len(found.pairs))
+        seen.append(len(found.token))
         return found
 
-    monkeypatch.setattr(module, "pairs_above", watched)
+    monkeypatch.setattr(module, "candidates_above", watched)
     screening = Screening()
     _, W_enc, b_enc, norms = problem()
     for size in (1.0, 1e-4, 1e-9):
         screening.select(size * draw(500, D_IN, seed=1), W_enc, size * b_enc, norms, 1000)
     assert max(seen) < 2500  # half of the 20,000 pairs are positive
     assert len(seen) <= 6
+
+
+@pytest.mark.parametrize("tile", [1, 2**23])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_candidates_are_the_pairs_above_in_whatever_order_they_are_found(monkeypatch, dtype, tile):
+    """And chosen ones are sorted by token, with their order by latent known."""
+    monkeypatch.setitem(module._TILE_BYTES, "cpu", tile)
+    x, W_enc, b_enc, _ = problem(3, dtype)
+    bounds = draw(D_SAE, seed=9).abs().to(dtype)
+    bounds[1], bounds[4] = torch.inf, torch.nan
+    candidates = module.candidates_above(x, W_enc, b_enc, bounds, "float32")
+    pairs, pre = candidates.chosen(torch.arange(len(candidates.token)), len(x), D_SAE)
+    expected = as_dict(*pairs_above(x, W_enc, b_enc, bounds, "float32"))
+    assert as_dict(pairs, pre) == pytest.approx(expected, rel=1e-5)
+    assert (pairs.token.diff() >= 0).all()
+    alone = ActivePairs(pairs.token, pairs.latent, len(x), D_SAE)
+    for known, found in zip(pairs.by_latent, alone.by_latent, strict=True):
+        assert torch.equal(known, found)
 
 
 def hard_batches():

@@ -6,6 +6,8 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.crosscoders.sparse_step.codes import DenseCode, SparseCode
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import Screening, pairs_above
+from sae_lens_crosscoder.crosscoders.training import reconstruction_loss
+from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.synthetic.worlds import world_a
 from tests.crosscoders.problems import D_IN, D_SAE, B, draw, problem
@@ -49,6 +51,44 @@ def test_a_sparse_code_is_the_dense_one_gradients_included():
         torch.testing.assert_close(fast, dense, rtol=1e-10, atol=1e-10)
     for dense, fast in zip(*outputs, strict=True):
         torch.testing.assert_close(fast, dense, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["l2_norm", "mse"])
+@pytest.mark.parametrize("d_models", [(D_IN // 2, D_IN // 2), (1, D_IN - 1)])
+def test_a_reconstruction_in_closed_form_has_autograds_loss_and_gradients(kind, d_models):
+    """Also where a model's error is 0, and where other losses share the weights."""
+    layout = StackedLayout(d_models)
+    x, W_enc, b_enc, _ = problem()
+    target = draw(B, D_IN, seed=11)
+    found = pairs_above(x, W_enc, b_enc, draw(D_SAE, seed=9).abs())
+    results = []
+    for closed in (False, True):
+        weights = [w.clone().requires_grad_() for w in (W_enc, b_enc, draw(D_SAE, D_IN, seed=8), draw(D_IN, seed=10))]
+        W, b, W_dec, b_dec = weights
+        code = SparseCode(x, W, b, *found)
+        wanted = target.clone()
+        wanted[0, : d_models[0]] = (code.decode(W_dec) + b_dec)[0, : d_models[0]].detach()
+        if closed:
+            decoded, loss = code.reconstruct(W_dec, b_dec, wanted, layout, kind)
+            assert not decoded.requires_grad
+        else:
+            decoded = code.decode(W_dec) + b_dec
+            loss = reconstruction_loss(wanted - decoded, layout, kind)
+        (3 * loss + code.mean_score(draw(D_SAE, seed=7)) + W_dec.square().sum()).backward()
+        results.append([decoded, loss, *(w.grad for w in weights)])
+    for expected, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_values_have_a_gradient_wherever_they_were_first_asked_for():
+    x, W_enc, b_enc, norms = problem()
+    W = W_enc.clone().requires_grad_()
+    code = SparseCode(x, W, b_enc, *pairs_above(x, W_enc, b_enc, torch.zeros(D_SAE)))
+    with torch.no_grad():
+        scores, values = code.scores(norms), code.values
+    assert not scores.requires_grad
+    values.sum().backward()
+    assert W.grad.abs().sum() > 0
 
 
 KINDS = {

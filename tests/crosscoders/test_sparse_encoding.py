@@ -5,7 +5,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.crosscoders.sparse_step import screening
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 
 D_MODEL, D_SAE = 8, 40
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.synthetic import Concept, PlantedWorld
 from sae_lens_crosscoder.training.polishing.families import families_of, family_directions, with_lone_parents
 from sae_lens_crosscoder.training.polishing.rounds import PolishState, polish_round

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.training.polishing.nesting import nesting_of, separated
 from tests.reference import nesting as ref
 

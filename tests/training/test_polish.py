@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.storage import accumulators
 from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
 from sae_lens_crosscoder.synthetic.scoring import score_card, truth_table

@@ -3,7 +3,7 @@
 import torch
 
 from sae_lens_crosscoder.crosscoders.causality import WeakCausality
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.training.polishing.latent_hooks import LatentHooks
 from sae_lens_crosscoder.training.polishing.nesting import Nesting, nesting_of, separated

@@ -18,8 +18,8 @@ from sae_lens_crosscoder.analysis.encoding import Encoded
 from sae_lens_crosscoder.analysis.inputs import GivenActivations, HarvestedActivations
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import MIN_OWN_BETA
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, hook_name_of
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.data.token_mask import as_token_mask
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs
 
 _EMPTY = -1
 

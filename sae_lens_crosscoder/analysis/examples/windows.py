@@ -13,8 +13,8 @@ from sae_lens_crosscoder.analysis.examples.kept_contexts import (
     random_keys,
 )
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs, pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs, pairs_of
 from sae_lens_crosscoder.data.token_mask import as_token_mask
 
 # Activations that are gathered at a time, as numbers.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import MIN_VARYING
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_sum
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 

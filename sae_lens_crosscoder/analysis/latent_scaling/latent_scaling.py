@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.resampling import bootstrap_counts, quantiles
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 

@@ -13,7 +13,7 @@ from sae_lens_crosscoder.analysis.encoding import encoded
 from sae_lens_crosscoder.analysis.inputs import data_source
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs, pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs, pairs_of
 
 
 @dataclass(frozen=True)

@@ -6,77 +6,17 @@ then sums over pairs (`kernels.py`). `DenseCode` is the same in plain matrix pro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding
-from typing_extensions import override
 
-from sae_lens_crosscoder.crosscoders.sparse_step.kernels import (
-    gather_dot,
-    gather_sum,
-    indices_of,
-    run_starts,
-    stable_order,
-)
-
-
-class ByLatent(NamedTuple):
-    """Pairs sorted by latent: which pair comes where, the tokens in that order, and where each latent's begin."""
-
-    order: Int[Tensor, " pairs"]
-    token: Int[Tensor, " pairs"]
-    starts: Int[Tensor, " d_sae"]
-
-
-@dataclass(frozen=True)
-class ActivePairs:
-    """Pairs (token, latent), sorted by token."""
-
-    token: Int[Tensor, " pairs"]
-    latent: Int[Tensor, " pairs"]
-    n_tokens: int
-    d_sae: int
-
-    def __len__(self) -> int:
-        return len(self.token)
-
-    def __getitem__(self, kept: Tensor) -> "ActivePairs":
-        """The pairs at ascending positions `kept`, or where the mask `kept` is true."""
-        return ActivePairs(self.token[kept], self.latent[kept], self.n_tokens, self.d_sae)
-
-    def of_chosen(self, position: Int[Tensor, " d_sae"], n_chosen: int) -> tuple["ActivePairs", Int[Tensor, " kept"]]:
-        """The pairs of some latents, which `position` numbers anew (-1 for all others), and where they stand here."""
-        new = position[self.latent]
-        kept = indices_of(new >= 0)
-        return ActivePairs(self.token[kept], new[kept], self.n_tokens, n_chosen), kept
-
-    @cached_property
-    def by_latent(self) -> ByLatent:
-        """The same pairs in the order in which both weight gradients want them."""
-        order = stable_order(self.latent, self.d_sae)
-        return ByLatent(order, self.token[order], run_starts(self.latent, self.d_sae))
-
-    def as_tensor(self, values: Float[Tensor, " pairs"]) -> Float[Tensor, "token d_sae"]:
-        """The sparse tensor that holds `values` at the pairs, as SAELens reads and writes sparse activations."""
-        indices, shape = torch.stack([self.token, self.latent]), (self.n_tokens, self.d_sae)
-        return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
-
-
-def pairs_of(feature_acts: Float[Tensor, "token d_sae"]) -> tuple[ActivePairs, Float[Tensor, " pairs"]]:
-    """The pairs at which activations, dense or sparse, are not 0, and their values there.
-
-    >>> pairs, values = pairs_of(torch.tensor([[0.0, 2.0], [0.0, 0.0], [3.0, 0.0]]))
-    >>> pairs.token, pairs.latent, values
-    (tensor([0, 2]), tensor([1, 0]), tensor([2., 3.]))
-    """
-    acts = feature_acts.coalesce() if feature_acts.is_sparse else feature_acts.to_sparse()
-    token, latent = acts.indices()
-    return ActivePairs(token, latent, *feature_acts.shape), acts.values()
+from sae_lens_crosscoder.crosscoders.sparse_step.gradients import PreActivations, Reconstruction, ReconstructionLoss
+from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs
+from sae_lens_crosscoder.stacking import StackedLayout
 
 
 class DenseCode:
@@ -131,11 +71,31 @@ class SparseCode:
         pre: Float[Tensor, " pairs"],
     ) -> None:
         self.pairs = pairs
-        self._x, self._rows, self._b_enc = x, W_enc.T, b_enc
-        self.values: Tensor = _PreActivations.apply(self._rows, b_enc, x, pre, pairs)  # pyright: ignore[reportAttributeAccessIssue]
+        self._x, self._rows, self._b_enc, self._pre = x, W_enc.T, b_enc, pre
+
+    @cached_property
+    def values(self) -> Float[Tensor, " pairs"]:
+        """Activations of the pairs, with gradient."""
+        with torch.enable_grad():
+            return PreActivations.apply(self._rows, self._b_enc, self._x, self._pre, self.pairs)  # pyright: ignore[reportReturnType]
+
+    def reconstruct(
+        self,
+        W_dec: Float[Tensor, "d_sae d_in"],
+        b_dec: Float[Tensor, " d_in"],
+        target: Float[Tensor, "batch d_in"],
+        layout: StackedLayout,
+        kind: str,
+    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, ""]]:
+        """`decode(W_dec) + b_dec`, without gradient, and its `reconstruction_loss` with gradient, in closed form.
+
+        Autograd takes longer over these few products than the products themselves, when they are small.
+        """
+        weights = W_dec, b_dec, self._rows, self._b_enc
+        return ReconstructionLoss.apply(*weights, self._x.detach(), self._pre, target, self.pairs, layout, kind)  # pyright: ignore[reportReturnType]
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-        return _Reconstruction.apply(W_dec, self.values, self.pairs)  # pyright: ignore[reportReturnType]
+        return Reconstruction.apply(W_dec, self.values, self.pairs)  # pyright: ignore[reportReturnType]
 
     def decode_groups(
         self, W_dec: Float[Tensor, "d_sae d_in"], sizes: Sequence[int]
@@ -146,7 +106,7 @@ class SparseCode:
             inside = indices_of((self.pairs.latent >= first) & (self.pairs.latent < first + len(rows)))
             pairs = self.pairs[inside]
             group = ActivePairs(pairs.token, pairs.latent - first, pairs.n_tokens, len(rows))
-            written.append(_Reconstruction.apply(rows, self.values[inside], group))  # pyright: ignore[reportArgumentType]
+            written.append(Reconstruction.apply(rows, self.values[inside], group))  # pyright: ignore[reportArgumentType]
             first += len(rows)
         return written
 
@@ -161,58 +121,15 @@ class SparseCode:
         return embedding(latents, weights, sparse=True)
 
     def scores(self, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
-        return self.values * norms[self.pairs.latent]
+        values = self.values if torch.is_grad_enabled() else self._pre
+        return values * norms.index_select(0, self.pairs.latent)
 
     def mean_score(self, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
         return self.scores(norms).sum() / self.pairs.n_tokens
 
     def feature_acts(self) -> Tensor:
         """As a sparse tensor, which SAELens reads as well; without gradient."""
-        return self.pairs.as_tensor(self.values.detach())
+        return self.pairs.as_tensor(self._pre)
 
 
 Code = DenseCode | SparseCode
-
-
-class _PreActivations(torch.autograd.Function):
-    """Pre-activations of given pairs, computed before, with their gradient to the encoder and none to the input."""
-
-    @staticmethod
-    @override
-    def forward(ctx: Any, rows: Tensor, b_enc: Tensor, x: Tensor, values: Tensor, pairs: ActivePairs) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.pairs = pairs
-        return values.clone()
-
-    @staticmethod
-    @override
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        (x,) = ctx.saved_tensors
-        pairs: ActivePairs = ctx.pairs
-        (gradient,) = grad_outputs
-        order, token, starts = pairs.by_latent
-        rows_gradient = gather_sum(x, token, starts, gradient[order])
-        b_gradient = gradient.new_zeros(pairs.d_sae).index_add_(0, pairs.latent, gradient)
-        return rows_gradient, b_gradient, None, None, None
-
-
-class _Reconstruction(torch.autograd.Function):
-    """`sum_j f_ij d_j` over active pairs."""
-
-    @staticmethod
-    @override
-    def forward(ctx: Any, W_dec: Tensor, values: Tensor, pairs: ActivePairs) -> Tensor:
-        ctx.save_for_backward(W_dec, values)
-        ctx.pairs = pairs
-        return gather_sum(W_dec, pairs.latent, run_starts(pairs.token, pairs.n_tokens), values)
-
-    @staticmethod
-    @override
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
-        W_dec, values = ctx.saved_tensors
-        pairs: ActivePairs = ctx.pairs
-        (gradient,) = grad_outputs
-        gradient = gradient.contiguous()
-        order, token, starts = pairs.by_latent
-        W_gradient = gather_sum(gradient, token, starts, values[order])
-        return W_gradient, gather_dot(gradient, W_dec, pairs.token, pairs.latent), None

@@ -3,15 +3,17 @@
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot, indices_above, indices_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs
 
 Precision = Literal["float32", "bfloat16"]
 ScreeningChoice = Literal["auto", "float32", "bfloat16"]
@@ -34,6 +36,23 @@ class Found(NamedTuple):
 
     pairs: ActivePairs
     pre: Float[Tensor, " pairs"]
+
+
+class Candidates(NamedTuple):
+    """Pairs of token and latent, sorted by one of them, and their pre-activations."""
+
+    token: Int[Tensor, " pairs"]
+    latent: Int[Tensor, " pairs"]
+    pre: Float[Tensor, " pairs"]
+    is_sorted_by_token: bool
+
+    def chosen(self, kept: Int[Tensor, " kept"], n_tokens: int, d_sae: int) -> Found:
+        """The pairs at ascending positions `kept`."""
+        token, latent, pre = (each.index_select(0, kept) for each in (self.token, self.latent, self.pre))
+        if self.is_sorted_by_token:
+            return Found(ActivePairs(token, latent, n_tokens, d_sae), pre)
+        pairs, order = ActivePairs.from_sorted_by_latent(token, latent, n_tokens, d_sae)
+        return Found(pairs, pre.index_select(0, order))
 
 
 @cache
@@ -74,6 +93,36 @@ def pairs_above(
         values.append(tile.view(-1)[above])
         indices.append(above + start * len(b_enc))
     return Found(_pairs(torch.cat(indices), len(x), len(b_enc)), torch.cat(values))
+
+
+def candidates_above(
+    x: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    bounds: Float[Tensor, " d_sae"],
+    precision: Precision,
+) -> Candidates:
+    """The pairs of `pairs_above`, and perhaps some that rounding puts on either side of a bound.
+
+    On a CPU some latents' pre-activations are made at a time, because a product copies the tokens for every tile,
+    which are fewer numbers than the encoder has. Such pairs come sorted by latent.
+    """
+    if x.device.type != "cpu" or precision == "bfloat16" or x.dtype.itemsize < 4 or len(b_enc) == 0:
+        pairs, pre = pairs_above(x, W_enc, b_enc, bounds, precision)
+        return Candidates(pairs.token, pairs.latent, pre, is_sorted_by_token=True)
+    rows, limits = W_enc.T, (bounds - b_enc).numpy()[:, None]
+    indices: list[NDArray[np.int64]] = []
+    values: list[NDArray[Any]] = []
+    for start, tile in _tiles(rows, x.T, lambda part, out: torch.mm(part, x.T, out=out)):
+        numbers = tile.numpy()
+        above = np.flatnonzero(numbers > limits[start : start + len(tile)])
+        values.append(numbers.reshape(-1).take(above))
+        indices.append(above + start * len(x))
+    flat = np.concatenate(indices)
+    latent = flat // max(1, len(x))
+    token, latents = torch.from_numpy(flat - latent * len(x)), torch.from_numpy(latent)
+    pre = torch.from_numpy(np.concatenate(values)).add_(b_enc.index_select(0, latents))
+    return Candidates(token, latents, pre, is_sorted_by_token=False)
 
 
 def _pairs_above_by_bfloat16(x: Tensor, W_enc: Tensor, b_enc: Tensor, bounds: Tensor) -> Found:
@@ -193,8 +242,8 @@ class Screening:
         n_failed = 0
         while True:
             # 0 / 0 and 1 / 0 leave out latents with a norm of 0, whose score is never positive.
-            candidates, pre = pairs_above(x, W_enc, b_enc, bound / norms, precision)
-            scores = pre * norms[candidates.latent]
+            candidates = candidates_above(x, W_enc, b_enc, bound / norms, precision)
+            scores = candidates.pre * norms.index_select(0, candidates.latent)
             kept, smallest, n_candidates = collectives.top_scores(scores, n_keep)
             # Rounding could put a pair of just this score on either side of the bound.
             if bound == 0 or (n_candidates >= n_keep and smallest > bound * (1 + 1e-5)):
@@ -207,7 +256,7 @@ class Screening:
         if n_candidates > _MAX_CANDIDATES * n_keep:
             self._margin *= 0.9
         self._smallest = smallest or None
-        return Found(candidates[kept], pre[kept])
+        return candidates.chosen(kept, len(x), len(b_enc))
 
 
 def _sampled_bound(

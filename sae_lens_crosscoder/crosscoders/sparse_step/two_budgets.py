@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.collectives import SINGLE_PROCESS, Collectives
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import stable_order
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.screening import Found, Precision, Screening
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs
 from sae_lens_crosscoder.training.polishing.nesting import MIN_INSIDE, MIN_TOKENS, code_products
 
 _ALONE = 0.08

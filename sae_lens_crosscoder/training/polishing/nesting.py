@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs
 
 MIN_INSIDE = 0.9
 """Share of a child's tokens on which its parent fires."""

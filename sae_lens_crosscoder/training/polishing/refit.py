@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts, gather_sum, run_starts
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs
 from sae_lens_crosscoder.training.polishing.latent_hooks import LatentHooks
 
 _RIDGE = 1e-3

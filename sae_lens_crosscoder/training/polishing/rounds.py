@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import ActivePairs
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import counts, gather_sum, run_starts
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import ActivePairs
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 from sae_lens_crosscoder.training.polishing.families import with_lone_parents
 from sae_lens_crosscoder.training.polishing.latent_hooks import LatentHooks
