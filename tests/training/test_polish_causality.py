@@ -7,7 +7,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.crosscoders.causality import WeakCausality
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.stacking import StackedLayout
 from sae_lens_crosscoder.synthetic import LayeredWorld, layers_found
 from sae_lens_crosscoder.synthetic.null_streams import shuffled_batches
