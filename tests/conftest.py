@@ -22,3 +22,11 @@ def _seed() -> None:
 def unchecked_types(monkeypatch):
     """Refusals are the package's own, as users see them, and not those of the type checker that the tests run under."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module")
+def types_unchecked_in_the_module():
+    """Long runs as users have them: the checks of types and shapes, which short tests do, take half of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield

@@ -20,6 +20,8 @@ from sae_lens_crosscoder.serving.requests import AnswersRequest, Edit
 from sae_lens_crosscoder.serving.serve import prepare
 from sae_lens_crosscoder.workflows.demo import DemoConfig, run_demo
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 COMMAND = Path(sys.executable).parent / "sae-lens-crosscoder"
 TINY = (
     f"--model_name tiny-base --chat-model-name tiny-chat --dataset_path tiny-mix --hook_name {TINY_HOOK} "

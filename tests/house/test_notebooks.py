@@ -8,6 +8,8 @@ import pytest
 
 from tests.house.tutorials import NEED_FILES, NOTEBOOKS, TUTORIALS, as_markdown, cells, executed, run_cell
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 

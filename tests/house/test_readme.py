@@ -10,6 +10,8 @@ import pytest
 
 from tests.house.pages import PAGES, ROOT, fences
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

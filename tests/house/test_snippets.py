@@ -10,6 +10,8 @@ import pytest
 from sae_lens_crosscoder.cli import COMMANDS, main
 from tests.house.pages import ROOT, WRITTEN_PAGES, fences, make_workspace, namespace, scaled_down
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 each_page = pytest.mark.parametrize("page", WRITTEN_PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 TRAINING_COMMANDS = ("train", "plan", "cache")
 WITH_PYTHON = [page for page in WRITTEN_PAGES if fences(page, "python")]

@@ -20,6 +20,8 @@ from sae_lens_crosscoder.planning.memory import buffer_bytes, evaluation_bytes, 
 from sae_lens_crosscoder.planning.suggestions import USABLE_SHARE
 from tests.models.small_models import random_hooked_transformer
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 MIB = 1 / 1024  # in GiB
 BATCHTOPK = slc.BatchTopKCrosscoderTrainingConfig
 L1 = slc.L1CrosscoderTrainingConfig

@@ -21,6 +21,8 @@ from sae_lens_crosscoder.training.polishing.replacement import free_slots, missi
 from tests.reference import pursuit as ref
 from tests.training.test_reading import acausal
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 BATCH = 512
 
 

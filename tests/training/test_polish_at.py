@@ -13,6 +13,8 @@ from sae_lens_crosscoder.training.polishing.latent_hooks import LatentHooks
 from sae_lens_crosscoder.training.polishing.rounds import PolishState
 from tests.crosscoders.conftest import batchtopk_crosscoder, stacked_batch
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 BATCH = 512
 WORLDS = {"d_model 32": world_a(seed=0, d_models=(32, 32)), "null": null_world(seed=0, d_models=(32, 32))}
 

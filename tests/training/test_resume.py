@@ -24,6 +24,8 @@ from sae_lens_crosscoder.training.checkpoints import folder as checkpoint_folder
 from sae_lens_crosscoder.training.checkpoints.folder import CheckpointError, problem_with
 from tests.killing import in_child, killed_at
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 BATCH, STEPS, D_SAE = 64, 12, 32
 
 

@@ -20,6 +20,8 @@ from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_tokenizer
 from sae_lens_crosscoder.training.data.run_cache import load_run_cache, write_run_cache
 from tests.data.data_files import chat_file, run_config, text_and_chat, text_file
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 PAD = tiny_tokenizer().pad_token_id
 LEFT_OUT = {"packing": "one_document", "seqpos_slice": (1, None), "exclude_special_tokens": [5, 40]}
 

@@ -25,6 +25,8 @@ from tests.data.data_files import (
 )
 from tests.reference import packing as reference
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 TOKENIZER = tiny_tokenizer()
 BOS, PAD = TOKENIZER.bos_token_id, TOKENIZER.pad_token_id
 

@@ -15,6 +15,8 @@ from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_DATASET, TIN
 from sae_lens_crosscoder.training import runner as runner_module
 from sae_lens_crosscoder.training import wandb_log
 
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
+
 STEPS, BATCH = 8, 128
 
 
