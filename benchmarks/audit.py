@@ -38,11 +38,11 @@ def judged(result: slc.analysis.Audit, planted: Mapping[str, str], others: Mappi
     found: dict[str, list[str]] = {name: [] for name in (*planted, *others)}
     wrong: list[str] = []
     for finding in result.findings:
-        names = [name for name, words in {**planted, **others}.items() if _matches(finding.change.text, words)]
+        names = [name for name, words in {**planted, **others}.items() if _matches(finding.behaviour.text, words)]
         for name in names:
-            found[name].append(finding.change.text)
+            found[name].append(finding.behaviour.text)
         if not names:
-            wrong.append(finding.change.text)
+            wrong.append(finding.behaviour.text)
     return {
         "n_findings": len(result.findings),
         "n_planted": len(planted),
@@ -52,7 +52,7 @@ def judged(result: slc.analysis.Audit, planted: Mapping[str, str], others: Mappi
         "wrong": wrong,
         "missed": [name for name in planted if not found[name]],
         "n_answers_only": len(result.answers_only),
-        "in_control": [finding.change.text for finding in result.in_control],
+        "in_control": [finding.behaviour.text for finding in result.in_control],
         "null_phrases": asdict(result.limits.null_phrases) if result.limits.null_phrases else None,
         "conclusion": result.conclusion,
         "sentences": [finding.sentence for finding in result.findings],

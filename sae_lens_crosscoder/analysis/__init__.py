@@ -1,5 +1,6 @@
 """Analyses of a trained crosscoder: model-specific latents, artifacts among them, and what they fire on."""
 
+from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
 from sae_lens_crosscoder.analysis.answers.markers import Markers, find_markers
 from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange, find_phrases
 from sae_lens_crosscoder.analysis.audit.finding import Finding
@@ -41,6 +42,7 @@ __all__ = [
     "CLASS_BORDERS",
     "ActivationProfiles",
     "Audit",
+    "Behaviour",
     "Changed",
     "Concepts",
     "Diagnosis",

@@ -120,7 +120,7 @@ def prepare(cfg: ServeConfig) -> tuple[LiveModels, str]:
     if audit is not None:
         audited, n_prompts = audit
         pair = load_pair(crosscoders, cfg.crosscoder, model_class_name=audited.model_class_name, dtype=audited.dtype)
-        explorations = explore_audit(crosscoders, pair, audited, min(n_prompts, cfg.n_held_out_rows or n_prompts))
+        explorations = explore_audit(crosscoders, pair, audited, n_prompts, cfg.n_held_out_rows)
     else:
         explorations = {name: explore_folder(report, folder) for name, folder in folders.items()}
         run = load_runner_config(str(next(iter(folders.values()))))

@@ -1,5 +1,6 @@
 """Evidence of an audit: carriers, their effect, detection limits, and the sentences made of them."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import isnan
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
+from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
 from sae_lens_crosscoder.analysis.answers.markers import Markers
 from sae_lens_crosscoder.analysis.answers.phrases import LEAST_NET, PhraseChange
 from sae_lens_crosscoder.analysis.audit.carriers import Carriers, find_carriers
@@ -17,6 +19,7 @@ from sae_lens_crosscoder.analysis.audit.effects import CausalEffect
 from sae_lens_crosscoder.analysis.audit.finding import ControlAnswers, Evidence, Finding
 from sae_lens_crosscoder.analysis.audit.limits import least_frequency, least_sizes, plant_contrasts
 from sae_lens_crosscoder.analysis.audit.result import Audit, Limits
+from sae_lens_crosscoder.analysis.audit.wordings import ComparedChange, join_wordings
 from sae_lens_crosscoder.stacking import StackedLayout
 from tests.causal.conftest import random_crosscoder
 from tests.reference.answers import auroc_of_carriers, written
@@ -111,6 +114,101 @@ class TestCarriers:
         rows = contrast(oracle)
         flipped = find_carriers(oracle, replace(rows, positive=~rows.positive))
         assert 0 not in flipped.latents
+
+
+N_PROMPTS = 240
+
+
+def changes_on(*groups: list[int], held_out) -> list[PhraseChange]:
+    """A significant change for each group of prompts."""
+    counts = [sum(bool(held_out[i]) for i in group) for group in groups]
+    words = ("one", "two", "three", "four")
+    return [
+        PhraseChange((word,), "chat", tuple(group), n, 0, N_PROMPTS // 2, 1e-6, 1e-5)
+        for word, group, n in zip(words, groups, counts, strict=False)
+    ]
+
+
+def joined(
+    crosscoder,
+    latents: Sequence[int],
+    phrases: list[list[int]],
+    seed: int = 0,
+    writers: str = "ccc",
+    extra: Collection[int] = (),
+) -> list[Behaviour]:
+    """Join changes where each prompt has one latent or none, and `extra` prompts have latent 4 besides."""
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.arange(N_PROMPTS) % 2 == 1
+    acts = torch.zeros(N_PROMPTS, crosscoder.cfg.d_sae)
+    acts[:, 3] = 1 + torch.rand(N_PROMPTS, generator=generator)
+    for prompt, latent in enumerate(latents):
+        if latent >= 0:
+            acts[prompt, latent] = 1 + float(torch.rand(1, generator=generator))
+    acts[list(extra), 4] = 1.5
+    rows = acts @ crosscoder.W_dec.detach()
+    compared = []
+    for change, writer in zip(changes_on(*phrases, held_out=held_out), writers, strict=False):
+        positive = torch.zeros(N_PROMPTS, dtype=torch.bool)
+        positive[list(change.prompts)] = True
+        contrast = ContrastRows(name=change.text, activations=rows, positive=positive, held_out=held_out)
+        change = replace(change, writer={"c": "chat", "b": "base"}[writer])
+        compared.append(ComparedChange(change, ~positive, contrast))
+    return join_wordings(crosscoder, compared, rows, held_out)
+
+
+class TestWordings:
+    """240 prompts: the first third has latent 0, the second latent 1, the last none."""
+
+    LATENTS = (*[0] * 80, *[1] * 80, *[-1] * 80)
+
+    @staticmethod
+    def divided(prompts: range, seed: int) -> tuple[list[int], list[int]]:
+        """Two wordings of one behaviour: which a prompt gets is chance."""
+        chosen = torch.rand(len(prompts), generator=torch.Generator().manual_seed(seed)) < 0.6
+        return tuple([p for p, first in zip(prompts, chosen, strict=True) if first == of] for of in (True, False))
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_wordings_that_chance_chooses_are_joined_and_other_behaviours_not(self, oracle, seed):
+        often, seldom = self.divided(range(80), seed)
+        found = joined(oracle, self.LATENTS, [often, list(range(80, 160)), seldom], seed)
+        assert [[change.text for change in behaviour.wordings] for behaviour in found] == [["one", "three"], ["two"]]
+        assert found[0].prompts == tuple(range(80))
+        assert found[0].n_with == 40
+
+    def test_three_wordings_are_one_behaviour(self, oracle):
+        parts = [list(range(start, 80, 3)) for start in range(3)]
+        (found,) = joined(oracle, [0 if p < 80 else -1 for p in range(N_PROMPTS)], parts)
+        assert [change.text for change in found.wordings] == ["one", "two", "three"]
+
+    def test_carriers_that_tell_nothing_apart_join_nothing(self, oracle, monkeypatch):
+        often, seldom = self.divided(range(80), 0)
+        as_by_chance = replace(find_carriers(oracle, contrast(oracle)), auroc=0.6, auroc_by_chance=0.6)
+        monkeypatch.setattr("sae_lens_crosscoder.analysis.audit.wordings.find_carriers", lambda *_: as_by_chance)
+        assert [len(each.wordings) for each in joined(oracle, self.LATENTS, [often, seldom])] == [1, 1]
+
+    def test_one_behaviour_within_another_is_joined_from_neither_side(self, oracle):
+        """A narrow change is, to the broad one's carriers, like the broad one; its own tell the two apart."""
+        broad, narrow = list(range(120)), list(range(120, 160))
+        latents = [0 if p < 160 else -1 for p in range(N_PROMPTS)]
+        for order in ([broad, narrow], [narrow, broad]):
+            found = joined(oracle, latents, order, extra=narrow)
+            assert [len(behaviour.wordings) for behaviour in found] == [1, 1]
+
+    def test_a_new_and_a_lost_phrase_are_two(self, oracle):
+        often, seldom = self.divided(range(80), 0)
+        assert len(joined(oracle, self.LATENTS, [often, seldom])) == 1
+        assert len(joined(oracle, self.LATENTS, [often, seldom], writers="cb")) == 2
+
+    def test_an_answer_shows_the_behaviour_in_any_wording(self):
+        change = PhraseChange(("^", "so"), "chat", (1,), 1, 0, 2, 0.5)
+        both = Behaviour((change, replace(change, phrase=("no",))))
+        assert both.is_in("so it is")
+        assert both.is_in("it is no dog")
+        assert not both.is_in("it is so")
+        assert both.beginning("it is no dog") == "it is no"
+        assert both.beginning("so no") == "so"
+        assert both.beginning("it is") is None
 
 
 def ladder(named=0.8, control=0.1, shared=0.0, rates=(0.0, 0.0, 0.0, 1.0)) -> pd.DataFrame:
@@ -229,7 +327,8 @@ def finding(**changes) -> Finding:
         presence_high=0.05,
     )
     evidence = Evidence(seed=0, carriers=carriers, effect=CausalEffect.of_ladder(ladder(), 16))
-    whole = Finding(change=change, markers=Markers(("burn",), 19, 21, 20, 100), examples=(), evidence=(evidence,))
+    markers = Markers(("burn",), 19, 21, 20, 100)
+    whole = Finding(behaviour=Behaviour((change,)), markers=markers, examples=(), evidence=(evidence,))
     return replace(whole, **changes)
 
 
@@ -238,8 +337,9 @@ class TestFinding:
         whole = finding()
         (evidence,) = whole.evidence
         assert whole.is_claimed
-        assert not replace(whole, change=replace(whole.change, q_value=0.06)).is_claimed
-        assert not replace(whole, change=replace(whole.change, n_against=6)).is_claimed
+        (change,) = whole.behaviour.wordings
+        assert not replace(whole, behaviour=Behaviour((replace(change, q_value=0.06),))).is_claimed
+        assert not replace(whole, behaviour=Behaviour((replace(change, n_against=6),))).is_claimed
         by_chance = replace(evidence, carriers=replace(evidence.carriers, auroc=0.6))
         assert not replace(whole, evidence=(by_chance,)).is_claimed
         assert not replace(whole, evidence=()).is_claimed
@@ -259,6 +359,18 @@ class TestFinding:
         assert "for random prompts at most 0.60); base has 0.02 of it (-0.01 to 0.05)." in said
         assert "Traced in 1 of 1 crosscoders." in said
 
+    def test_several_wordings_are_said_and_counted_together(self):
+        (change,) = finding().behaviour.wordings
+        rarer = replace(change, phrase=("ask", "me", "not"), prompts=(5,), n_with=9, n_held_out=80, q_value=0.01)
+        whole = finding(behaviour=Behaviour((change, rarer)))
+        assert (
+            "answers with “sorry” or “ask me not”: 29 of 100 held-out prompts show one of them in one model alone "
+            "(20, 9) (q = 0.01)." in whole.sentence
+        )
+        answers = whole.to_dict()["evidence"]["answers"]
+        assert (answers["n_with"], [each["n_with"] for each in answers["wordings"]]) == (29, [20, 9])
+        assert whole.is_claimed
+
     @pytest.mark.parametrize(("n_control", "is_its_too"), [(0, False), (9, False), (10, True), (20, True)])
     def test_what_the_control_shows_half_as_often_is_no_finding(self, n_control, is_its_too):
         whole = finding(control=ControlAnswers(n_control=n_control, n_chat=20))
@@ -271,10 +383,11 @@ class TestFinding:
         base = ["so it is", "well", "well", "sorry, no"]
         control = ["sorry", "sorry, no", "well", "so"]
         chat = ["sorry", "no", "sorry.", "sorry"]
-        gained = replace(finding().change, phrase=("^", "sorry"))
+        (said,) = finding().behaviour.wordings
+        gained = Behaviour((replace(said, phrase=("^", "sorry")),))
         # Base says it to the last prompt already.
         assert ControlAnswers.counted(gained, base, control, chat) == ControlAnswers(n_control=2, n_chat=2)
-        lost = replace(gained, writer="base", phrase=("well",))
+        lost = Behaviour((replace(said, writer="base", phrase=("well",)),))
         assert ControlAnswers.counted(lost, base, control, chat) == ControlAnswers(n_control=1, n_chat=2)
 
     def test_an_undefined_number_is_none_in_the_file_and_counts_as_not_found(self):

@@ -27,6 +27,8 @@ METHODS = {
     ),
     "ActivationCache.parts": lambda w: (cache(w).parts, dict(shard=0)),
     "Audit.save": lambda w: (AUDIT.save, dict(folder=w.folder / "audit")),
+    "Behaviour.beginning": lambda w: (A.Behaviour((CHANGE,)).beginning, dict(answer="so it is")),
+    "Behaviour.is_in": lambda w: (A.Behaviour((CHANGE,)).is_in, dict(answer="so it is")),
     "PhraseChange.beginning": lambda w: (CHANGE.beginning, dict(answer="so it is")),
     "PhraseChange.is_in": lambda w: (CHANGE.is_in, dict(answer="so it is")),
     "Contrast.from_texts": lambda w: (

@@ -12,15 +12,18 @@ import pytest
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.data.chat_tokens import chat_tokens
 from sae_lens_crosscoder.data.prompts import request_of
+from sae_lens_crosscoder.report.explorer.page import write_explorer
 from sae_lens_crosscoder.serving import ServeConfig
 from sae_lens_crosscoder.serving.serve import prepare
 from sae_lens_crosscoder.workflows.auditing import audit as auditing
 from sae_lens_crosscoder.workflows.auditing import crosscoders, evidence, rows
 from sae_lens_crosscoder.workflows.auditing.config import AuditConfig, seconds_of
-from sae_lens_crosscoder.workflows.auditing.explorer import write_answers_explorer
+from sae_lens_crosscoder.workflows.auditing.explorer import explore_answers
 from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.prompts import audit_prompts
 from tests.causal.conftest import random_crosscoder
+
+pytestmark = pytest.mark.usefixtures("types_unchecked_in_the_module")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,12 +32,8 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "_STEPS", 60)
         patch.setattr(evidence, "N_CAUSAL", 4)
-        patch.setattr(auditing, "N_CAUSAL", 4)
-        patch.setattr(
-            auditing,
-            "write_answers_explorer",
-            lambda _, __, ___, concepts, path, ____: path.write_text(f"{len(concepts)} concepts"),
-        )
+        patch.setattr(auditing, "explore_answers", lambda _, __, ___, concepts, **____: concepts)
+        patch.setattr(auditing, "write_explorer", lambda concepts, path: path.write_text(f"{len(concepts)} concepts"))
         yield
 
 
@@ -61,9 +60,9 @@ class TestAudit:
     def test_what_the_chat_model_lost_is_found_with_its_evidence(self, done):
         _, result = done
         everything = [*result.findings, *result.answers_only]
-        lost = next(finding for finding in everything if finding.change.text.startswith("nice"))
-        assert lost.change.writer == "chat"  # which says this where base insults
-        assert lost.change.is_new
+        lost = next(finding for finding in everything if finding.behaviour.text.startswith("nice"))
+        assert lost.behaviour.writer == "chat"  # which says this where base insults
+        assert lost.behaviour.is_new
         assert "say that" in lost.markers.words
         assert lost.evidence[0].effect is not None
         assert all("say that" in example.prompt for example in lost.examples)
@@ -98,7 +97,7 @@ class TestAudit:
         monkeypatch.setattr("sae_lens_crosscoder.data.answer_files.generate", refuse)
         monkeypatch.setattr("sae_lens_crosscoder.workflows.auditing.evidence.causal_ladder", refuse)
         monkeypatch.setattr(crosscoders, "audit_recipe", refuse)
-        monkeypatch.setattr(auditing, "write_answers_explorer", refuse)
+        monkeypatch.setattr(auditing, "explore_answers", refuse)
         again = slc.audit(controlled(folder))
         assert [f.to_dict() for f in again.findings] == [f.to_dict() for f in result.findings]
         assert [f.to_dict() for f in again.answers_only] == [f.to_dict() for f in result.answers_only]
@@ -170,10 +169,10 @@ class TestLabels:
 class TestControl:
     def test_what_both_learnt_is_the_control_s_and_the_rest_is_not(self, done):
         _, result = done
-        both = [finding.change.text for finding in result.in_control]
+        both = [finding.behaviour.text for finding in result.in_control]
         assert any(text.startswith("yes") for text in both)  # both agree with true statements
         own = [*result.findings, *result.answers_only]
-        assert any(finding.change.text.startswith("nice") for finding in own)  # the control insults as base does
+        assert any(finding.behaviour.text.startswith("nice") for finding in own)  # the control insults as base does
         assert all(finding.control.n_control < finding.control.n_chat / 2 for finding in own)
         assert not any(finding.evidence for finding in result.in_control)  # nothing is traced in vain
 
@@ -233,7 +232,8 @@ def test_the_explorer_marks_the_latents_that_carry_a_finding(tmp_path):
     contrast = slc.data.Contrast.from_tokens("sorry", positive, negative)
     crosscoder = random_crosscoder((96, 96), dtype="float32", threshold=0.1, d_sae=8)
     crosscoder.cfg.metadata.hook_name = "blocks.2.hook_resid_post"
-    write_answers_explorer(crosscoder, pair, rows, [contrast], tmp_path / "explorer.html", 8)
+    shown = explore_answers({"audit": crosscoder}, pair, rows, [contrast], n_rows=12, batch_size=8)
+    write_explorer(shown, tmp_path / "explorer.html")
     blocks = re.findall(
         r'<script type="application/gzip"[^>]*>([^<]*)</script>', (tmp_path / "explorer.html").read_text()
     )

@@ -58,7 +58,7 @@ class PhraseChange:
 
         A new answer, not one that grew more frequent.
         """
-        return self.q_value <= Q_LIMIT and self.n_against <= _MOST_AGAINST * (self.n_with + self.n_against)
+        return is_mostly_new(self.q_value, self.n_with, self.n_against)
 
     @property
     def text(self) -> str:
@@ -86,6 +86,11 @@ class PhraseChange:
         ends = [0, *(match.end() for match in _WORD.finditer(answer))]
         found = [i + n for i in range(len(words) - n + 1) if tuple(words[i : i + n]) == self.phrase]
         return answer[: ends[found[0] - 1]] if found else None
+
+
+def is_mostly_new(q_value: float, n_with: int, n_against: int) -> bool:
+    """True if answers differ with a q of at most 0.05, and at most a fifth of them the other way round."""
+    return q_value <= Q_LIMIT and n_against <= _MOST_AGAINST * (n_with + n_against)
 
 
 def _as_text(phrase: Phrase) -> str:

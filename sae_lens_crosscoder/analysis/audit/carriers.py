@@ -111,16 +111,42 @@ def find_carriers(crosscoder: InferenceCrosscoder, contrast: ContrastRows, seed:
 @torch.no_grad()
 def _separation(crosscoder: InferenceCrosscoder, contrast: ContrastRows) -> tuple[Int[Tensor, " latent"], float]:
     """Carriers, and the AUROC on held-out prompts of what they write along the contrast that they were chosen on."""
+    ids, along = _chosen(crosscoder, contrast)
+    positive, negative = (_along(crosscoder, rows, ids, along) for rows in contrast.part(held_out=True))
+    return ids, separation(positive, negative)
+
+
+@torch.no_grad()
+def written_along(
+    crosscoder: InferenceCrosscoder, contrast: ContrastRows, activations: Float[Tensor, "prompt d_in"]
+) -> Float[Tensor, " prompt"]:
+    """Compute what the carriers of a contrast write along it, at any prompts' decisions."""
+    return _along(crosscoder, activations, *_chosen(crosscoder, contrast))
+
+
+def separation(positive: Float[Tensor, " positive"], negative: Float[Tensor, " negative"]) -> float:
+    """AUROC of one score."""
+    return float(auroc(positive[:, None], negative[:, None]))
+
+
+def _chosen(
+    crosscoder: InferenceCrosscoder, contrast: ContrastRows
+) -> tuple[Int[Tensor, " latent"], Float[Tensor, " latent"]]:
+    """Carriers, and how far each reaches along the contrast that they were chosen on."""
     chosen_on = group_differences(crosscoder, *contrast.part(held_out=False))
     directions, difference = target_of(TwoModels.of(crosscoder), chosen_on, contrast.model, "difference")
     on_choice = shares(chosen_on.feature_acts, directions, difference).nan_to_num(0.0)
     ids = _most(on_choice.where(chosen_on.feature_acts > 0, 0.0), MOST_CARRIERS)
-    along = directions[ids] @ difference
-    written = [
-        crosscoder.encode(rows.to(crosscoder.W_dec)).double().cpu()[:, ids] @ along
-        for rows in contrast.part(held_out=True)
-    ]
-    return ids, float(auroc(*(scores[:, None] for scores in written)))
+    return ids, directions[ids] @ difference
+
+
+def _along(
+    crosscoder: InferenceCrosscoder,
+    rows: Float[Tensor, "prompt d_in"],
+    ids: Int[Tensor, " latent"],
+    along: Float[Tensor, " latent"],
+) -> Float[Tensor, " prompt"]:
+    return crosscoder.encode(rows.to(crosscoder.W_dec)).double().cpu()[:, ids] @ along
 
 
 def _random_prompts(contrast: ContrastRows, seed: int) -> Iterator[ContrastRows]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
 from sae_lens_crosscoder.analysis.answers.markers import Markers
-from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange
 from sae_lens_crosscoder.analysis.audit.carriers import Carriers
 from sae_lens_crosscoder.analysis.audit.effects import CausalEffect
 
@@ -51,15 +51,15 @@ class ControlAnswers:
 
     @classmethod
     def counted(
-        cls, change: PhraseChange, base: Sequence[str], control: Sequence[str], chat: Sequence[str]
+        cls, behaviour: Behaviour, base: Sequence[str], control: Sequence[str], chat: Sequence[str]
     ) -> "ControlAnswers":
         """Count answers to held-out prompts, of which all have one."""
 
         def n_shown(answers: Sequence[str]) -> int:
             pairs = zip(base, answers, strict=True)
-            if change.writer == "base":
-                return sum(change.is_in(before) and not change.is_in(after) for before, after in pairs)
-            return sum(change.is_in(after) and not change.is_in(before) for before, after in pairs)
+            if behaviour.writer == "base":
+                return sum(behaviour.is_in(before) and not behaviour.is_in(after) for before, after in pairs)
+            return sum(behaviour.is_in(after) and not behaviour.is_in(before) for before, after in pairs)
 
         return cls(n_control=n_shown(control), n_chat=n_shown(chat))
 
@@ -79,7 +79,7 @@ class Label:
 class Finding:
     """One change of behaviour."""
 
-    change: PhraseChange
+    behaviour: Behaviour
     markers: Markers
     examples: tuple[Example, ...]
     control: ControlAnswers | None = None
@@ -105,7 +105,7 @@ class Finding:
 
         What the control shows too is no finding: it came with the topics.
         """
-        return self.change.is_new and not self.is_in_control and 2 * self.n_traced > len(self.evidence)
+        return self.behaviour.is_new and not self.is_in_control and 2 * self.n_traced > len(self.evidence)
 
     @property
     def latents(self) -> tuple[int, ...]:
@@ -123,17 +123,15 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON can hold it."""
-        change = asdict(self.change)
-        del change["prompts"]
         return {
             "sentence": self.sentence,
-            "text": self.change.text,
-            "writer": self.change.writer,
+            "text": self.behaviour.text,
+            "writer": self.behaviour.writer,
             "latents": list(self.latents),
-            "q_value": self.change.q_value,
+            "q_value": self.behaviour.q_value,
             "n_traced": self.n_traced,
             "evidence": {
-                "answers": change,
+                "answers": self.behaviour.to_dict(),
                 "prompts": asdict(self.markers),
                 "control": None if self.control is None else asdict(self.control),
                 "crosscoders": [{**asdict(each), "is_traced": each.is_traced} for each in self.evidence],
@@ -143,13 +141,18 @@ class Finding:
         }
 
     def _on_answers(self) -> str:
-        change = self.change
-        verb = "answers with" if change.writer == "chat" else "no longer answers with"
-        often = f" (mostly \u201c{change.whole_text}\u201d)" if change.whole_text != change.text else ""
-        against = f", and {change.n_against} the other way round" if change.n_against else ""
+        behaviour = self.behaviour
+        verb = "answers with" if behaviour.writer == "chat" else "no longer answers with"
+        first, *rest = behaviour.wordings
+        often = f" (mostly \u201c{first.whole_text}\u201d)" if first.whole_text != first.text else ""
+        others = "".join(f" or \u201c{change.text}\u201d" for change in rest)
+        one_of = "one of them" if rest else "it"
+        each = f" ({', '.join(str(change.n_with) for change in behaviour.wordings)})" if rest else ""
+        against = f", and {behaviour.n_against} the other way round" if behaviour.n_against else ""
         return (
-            f"The chat model {verb} \u201c{change.text}\u201d{often}: {change.n_with} of {change.n_held_out} held-out "
-            f"prompts show it in one model alone{against} (q = {change.q_value:.2g})."
+            f"The chat model {verb} \u201c{first.text}\u201d{often}{others}: {behaviour.n_with} of "
+            f"{behaviour.n_held_out} held-out prompts show {one_of} in one model alone{each}{against} (q = "
+            f"{behaviour.q_value:.2g})."
         )
 
     def _on_prompts(self) -> str:
@@ -169,7 +172,7 @@ class Finding:
         return f"On held-out prompts the control shows it {n_control} times, chat {n_chat} times."
 
     def _on_latents(self, carriers: Carriers) -> str:
-        other = "base" if self.change.writer == "chat" else "the chat model"
+        other = "base" if self.behaviour.writer == "chat" else "the chat model"
         shown = ", ".join(str(latent) for latent in carriers.latents[:_LATENTS_SHOWN])
         more = len(carriers.latents) - _LATENTS_SHOWN
         names = f"{shown} and {more} more" if more > 0 else shown

@@ -16,6 +16,8 @@ from sae_lens_crosscoder.workflows.auditing.config import AuditConfig
 from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.prompts import AuditPrompts
 
+ANSWERS_FOLDER = "answers"
+
 
 @dataclass(frozen=True)
 class AuditAnswers:
@@ -41,18 +43,11 @@ def answer_all(cfg: AuditConfig, models: AuditModels, prompts: AuditPrompts, fol
     Args:
         folder: keeps the answers, which are read again from there; None to keep none.
     """
-    settings = AnswerSettings(
-        max_new_tokens=cfg.max_new_tokens, temperature=1.0, seed=cfg.seed, batch_size=cfg.batch_size
-    )
-
-    def files(pair: HookedModelPair) -> AnswerFiles:
-        named = {} if folder is None else models_of(pair)
-        return AnswerFiles(folder, named, prompts.chats, prompts.end_ids, settings)
 
     def second(pair: HookedModelPair) -> list[str]:
-        return _texts(pair, files(pair).of_one(pair, "chat"))
+        return _texts(pair, answer_files(cfg, pair, prompts, folder).of_one(pair, "chat"))
 
-    rows = files(models.pair).generate(models.pair)
+    rows = answer_files(cfg, models.pair, prompts, folder).generate(models.pair)
     return AuditAnswers(
         rows=rows,
         base=_of_writer(models.pair, rows, "base", len(prompts)),
@@ -60,6 +55,14 @@ def answer_all(cfg: AuditConfig, models: AuditModels, prompts: AuditPrompts, fol
         base_again=second(models.again),
         control=None if models.control is None else second(models.control),
     )
+
+
+def answer_files(cfg: AuditConfig, pair: HookedModelPair, prompts: AuditPrompts, folder: Path | None) -> AnswerFiles:
+    """Files of a pair's sampled answers, in a folder or nowhere."""
+    settings = AnswerSettings(
+        max_new_tokens=cfg.max_new_tokens, temperature=1.0, seed=cfg.seed, batch_size=cfg.batch_size
+    )
+    return AnswerFiles(folder, {} if folder is None else models_of(pair), prompts.chats, prompts.end_ids, settings)
 
 
 def _of_writer(pair: HookedModelPair, rows: Answers, model: str, n_prompts: int) -> list[str]:

@@ -9,9 +9,9 @@ import torch
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
-from sae_lens_crosscoder.analysis.answers.markers import Markers, find_markers
-from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange, find_phrases
-from sae_lens_crosscoder.analysis.audit.finding import ControlAnswers, Evidence, Example, Finding, Label
+from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
+from sae_lens_crosscoder.analysis.answers.phrases import find_phrases
+from sae_lens_crosscoder.analysis.audit.finding import Evidence, Finding, Label
 from sae_lens_crosscoder.analysis.audit.limits import least_frequency
 from sae_lens_crosscoder.analysis.audit.not_found import not_found
 from sae_lens_crosscoder.analysis.audit.result import MOST_FINDINGS, Audit, Limits
@@ -19,32 +19,29 @@ from sae_lens_crosscoder.analysis.changed.significance import Q_LIMIT
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.localisation.first_look import FirstLook
 from sae_lens_crosscoder.causal.localisation.recommendation import first_hook_with
-from sae_lens_crosscoder.data.contrasts import Contrast
+from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.interpretation.clients import Client
 from sae_lens_crosscoder.models.pair import HookedModelPair
+from sae_lens_crosscoder.report.explorer.page import write_explorer
 from sae_lens_crosscoder.report.pages.audit import write_audit
 from sae_lens_crosscoder.storage.versions import package_versions
-from sae_lens_crosscoder.workflows.auditing.answers import answer_all
+from sae_lens_crosscoder.workflows.auditing.answers import ANSWERS_FOLDER, answer_all
 from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig
 from sae_lens_crosscoder.workflows.auditing.crosscoders import AuditCrosscoders
-from sae_lens_crosscoder.workflows.auditing.evidence import N_CAUSAL, EvidenceReader
-from sae_lens_crosscoder.workflows.auditing.explorer import (
-    EXPLORER_FILENAME,
-    MOST_ROWS,
-    N_PASSES,
-    write_answers_explorer,
-)
+from sae_lens_crosscoder.workflows.auditing.evidence import EvidenceReader
+from sae_lens_crosscoder.workflows.auditing.explorer import EXPLORER_FILENAME, MOST_ROWS, N_PASSES, explore_answers
+from sae_lens_crosscoder.workflows.auditing.findings import FindingWriter
 from sae_lens_crosscoder.workflows.auditing.labels import LABELLED, label_latents
 from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.progress import Progress
 from sae_lens_crosscoder.workflows.auditing.prompts import AuditPrompts, audit_prompts
-from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, contrast_of, other_prompts
+from sae_lens_crosscoder.workflows.auditing.rows import AuditRows
 from sae_lens_crosscoder.workflows.first_look import first_look
 
 PAGE_FILENAME = "audit.html"
 _SHARE_FOR_ANSWERS = 0.25
 _ENOUGH_OF_SHARE = 0.9
-_N_TIMED, _N_LOOK, _N_EXAMPLES = 16, 96, 3
+_N_TIMED, _N_LOOK = 16, 96
 
 
 @validate_arguments
@@ -90,20 +87,23 @@ class _AuditRun:
         self.look: FirstLook | None = None
         self.crosscoders: AuditCrosscoders | None = None
         self.fve: tuple[float, ...] = ()
-        self.evidence: dict[PhraseChange, list[Evidence]] = {}
+        self.reader: EvidenceReader | None = None
+        self.behaviours: list[Behaviour] = []
+        self.evidence: dict[Behaviour, list[Evidence]] = {}
         self.least_sizes: dict[float, float] | None = None
         self.labels: dict[int, Label] = {}
-        self.markers: dict[PhraseChange, Markers] = {}
 
     def read_answers(self) -> None:
         """Let both models answer the prompts, and find the phrases in which they differ."""
         with self.progress.stage("prompts"):
             self.prompts = self._within_budget(audit_prompts(self.cfg, self.pair))
         with self.progress.stage("answers"):
-            self.answers = answer_all(self.cfg, self.models, self.prompts, self.progress.folder / "answers")
+            self.answers = answer_all(self.cfg, self.models, self.prompts, self.progress.folder / ANSWERS_FOLDER)
         with self.progress.stage("phrases"):
             self.changes = find_phrases(self.answers.base, self.answers.chat, self.prompts.held_out)
             self.null_phrases = self.answers.null_phrases(self.prompts)
+            self.findings = FindingWriter(self.prompts, self.answers)
+            self.behaviours = [Behaviour((change,)) for change in self.changes if change.q_value <= Q_LIMIT]
 
     def trace(self) -> None:
         """Take a first look, and trace what changed to the latents of crosscoders."""
@@ -115,20 +115,24 @@ class _AuditRun:
             answers, batch_size = self.answers.rows, self.cfg.batch_size
             rows = AuditRows.harvested(self.pair, self.prompts, answers, self.hook_name, batch_size)
         self.crosscoders = AuditCrosscoders(self.cfg, rows, self.hook_name)
-        changes = [finding.change for finding in self._found() if not finding.is_in_control]
-        for seed in range(self.cfg.seed, self.cfg.seed + (self.cfg.n_seeds if changes else 0)):
+        texts = (self.answers.base, self.answers.chat)
+        self.reader = EvidenceReader(self.cfg, self.pair, self.prompts, *texts, rows, self.progress)
+        traced = [finding.behaviour for finding in self._found() if not finding.is_in_control]
+        for seed in range(self.cfg.seed, self.cfg.seed + (self.cfg.n_seeds if traced else 0)):
             if seed > self.cfg.seed and self.progress.left < self.progress.seconds[f"crosscoder {self.cfg.seed}"]:
                 self.progress.say("No time is left for another crosscoder.")
                 break
             with self.progress.stage(f"crosscoder {seed}"):
-                self._trace_with(self.crosscoders, seed, changes)
+                if seed == self.cfg.seed:
+                    traced = self._joined(self.crosscoders.first, self.reader, traced)
+                self._trace_with(self.crosscoders.of_seed(seed), self.reader, seed, traced)
         with self.progress.stage("detection limits"):
             self.least_sizes = self.crosscoders.least_sizes()
 
     def describe(self, client: Client | None) -> None:
         """Show the first crosscoder's latents in an explorer, and let a client explain the carriers."""
         findings = self.result().findings
-        if not findings or self.crosscoders is None:
+        if not findings or self.crosscoders is None or self.reader is None:
             return
         crosscoder, path = self.crosscoders.first, self.progress.folder / EXPLORER_FILENAME
         rows, batch_size = self.answers.rows, self.cfg.batch_size
@@ -137,8 +141,9 @@ class _AuditRun:
             self.progress.say("No time is left for the explorer.")
         elif not path.exists():
             with self.progress.stage("explorer"):
-                contrasts = [self._contrast(finding.change) for finding in findings]
-                write_answers_explorer(crosscoder, self.pair, rows, contrasts, path, batch_size)
+                contrasts = [self.reader.contrast(finding.behaviour) for finding in findings]
+                shown = explore_answers({"audit": crosscoder}, self.pair, rows, contrasts, batch_size=batch_size)
+                write_explorer(shown, path)
         if client is not None:
             latents = sorted({latent for finding in findings for latent in finding.latents[:LABELLED]})
             with self.progress.stage("labels"):
@@ -156,7 +161,7 @@ class _AuditRun:
         """The audit as far as it went."""
         found = self._found()
         # Rare changes by name, where they are equally frequent.
-        found.sort(key=lambda finding: (-finding.change.n_with, finding.change.text))
+        found.sort(key=lambda finding: (-finding.behaviour.n_with, finding.behaviour.text))
         in_control = [finding for finding in found if finding.is_in_control]
         claimed = [finding for finding in found if finding.is_claimed][:MOST_FINDINGS]
         return Audit(
@@ -211,50 +216,25 @@ class _AuditRun:
         shares = torch.tensor(hooks["share_last"].to_numpy(dtype=float))
         return str(hooks.index[int(first_hook_with(shares[None], _ENOUGH_OF_SHARE))])
 
-    def _trace_with(self, crosscoders: AuditCrosscoders, seed: int, changes: Sequence[PhraseChange]) -> None:
-        crosscoder, rows = crosscoders.of_seed(seed), crosscoders.rows
-        self.fve = self.fve or rows.fve(crosscoder)
-        texts = (self.answers.base, self.answers.chat)
-        reader = EvidenceReader(self.cfg, self.pair, self.prompts, *texts, rows, self.progress)
-        for change, evidence in zip(changes, reader.read(crosscoder, seed, changes), strict=True):
+    def _joined(
+        self, crosscoder: InferenceCrosscoder, reader: EvidenceReader, traced: Sequence[Behaviour]
+    ) -> list[Behaviour]:
+        """Behaviours to trace, after joining changes that are wordings of one."""
+        joined = reader.joined(crosscoder, [change for behaviour in traced for change in behaviour.wordings])
+        self.behaviours = [*joined, *(behaviour for behaviour in self.behaviours if behaviour not in traced)]
+        return joined
+
+    def _trace_with(
+        self, crosscoder: InferenceCrosscoder, reader: EvidenceReader, seed: int, behaviours: Sequence[Behaviour]
+    ) -> None:
+        self.fve = self.fve or reader.rows.fve(crosscoder)
+        for behaviour, evidence in zip(behaviours, reader.read(crosscoder, seed, behaviours), strict=True):
             if evidence is not None:
-                self.evidence.setdefault(change, []).append(evidence)
+                self.evidence.setdefault(behaviour, []).append(evidence)
 
     def _found(self) -> list[Finding]:
         """Significant changes, with the evidence so far."""
-        return [self._finding(change) for change in self.changes if change.q_value <= Q_LIMIT]
-
-    def _finding(self, change: PhraseChange) -> Finding:
-        answers = self.answers
-        held_out = [i for i in change.prompts if self.prompts.held_out[i]][:_N_EXAMPLES]
-        evidence = tuple(self.evidence.get(change, []))
-        carriers = evidence[0].carriers.latents if evidence else ()
-        return Finding(
-            change=change,
-            markers=self._markers(change),
-            examples=tuple(Example(self.prompts.texts[i], answers.base[i], answers.chat[i]) for i in held_out),
-            control=self._of_control(change),
-            evidence=evidence,
-            labels=tuple(self.labels[latent] for latent in carriers[:LABELLED] if latent in self.labels),
-        )
-
-    def _markers(self, change: PhraseChange) -> Markers:
-        if change not in self.markers:
-            positive = torch.zeros(len(self.prompts), dtype=torch.bool)
-            positive[list(change.prompts)] = True
-            self.markers[change] = find_markers(self.prompts.texts, positive, self.prompts.held_out)
-        return self.markers[change]
-
-    def _contrast(self, change: PhraseChange) -> Contrast:
-        others = other_prompts(change, self.answers.base, self.answers.chat, self.prompts)
-        return contrast_of(change, others, self.prompts, N_CAUSAL)
-
-    def _of_control(self, change: PhraseChange) -> ControlAnswers | None:
-        answers, held_out = self.answers, self.prompts.held_out.nonzero()[:, 0].tolist()
-        if answers.control is None:
-            return None
-        texts = ([model[i] for i in held_out] for model in (answers.base, answers.control, answers.chat))
-        return ControlAnswers.counted(change, *texts)
+        return [self.findings.finding(each, self.evidence.get(each, []), self.labels) for each in self.behaviours]
 
     def _limits(self) -> Limits:
         n, held_out = len(self.prompts), int(self.prompts.held_out.sum())

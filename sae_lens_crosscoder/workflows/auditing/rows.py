@@ -11,7 +11,7 @@ from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
 from sae_lens_crosscoder.activations.drawn_batches import DrawnBatches
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.activations.variance import VarianceExplained
-from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange
+from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
 from sae_lens_crosscoder.crosscoders.batchtopk_config import BatchTopKCrosscoderTrainingConfig
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.data.answers import Answers
@@ -86,15 +86,15 @@ class AuditRows:
         weights[self.decision_rows] = DECISION_WEIGHT
         return iter(DrawnBatches(activations, _BATCH, seed, weights))
 
-    def contrast(self, change: PhraseChange, others: list[int]) -> ContrastRows:
-        """The prompts with a change against others, at their decisions."""
-        prompts = torch.tensor([*change.prompts, *others])
+    def contrast(self, behaviour: Behaviour, others: list[int]) -> ContrastRows:
+        """The prompts with a change of behaviour against others, at their decisions."""
+        prompts = torch.tensor([*behaviour.prompts, *others])
         return ContrastRows(
-            name=change.text,
+            name=behaviour.text,
             activations=self.activations[self.decision_rows[prompts]],
-            positive=torch.arange(len(prompts)) < len(change.prompts),
+            positive=torch.arange(len(prompts)) < len(behaviour.prompts),
             held_out=self.held_out[prompts],
-            model=change.writer,
+            model=behaviour.writer,
         )
 
     @torch.no_grad()
@@ -106,15 +106,15 @@ class AuditRows:
         return tuple(explained.per_source().values())
 
 
-def other_prompts(change: PhraseChange, base: list[str], chat: list[str], prompts: AuditPrompts) -> list[int]:
+def other_prompts(behaviour: Behaviour, base: list[str], chat: list[str], prompts: AuditPrompts) -> list[int]:
     """Prompts to which neither model answers with the phrase, at most 400 in equal steps.
 
     Where enough are left, these end in a token with which prompts with the change end: otherwise the difference between
     a conversation and a text would be part of every change.
     """
-    without = [i for i in range(len(base)) if not (change.is_in(base[i]) or change.is_in(chat[i]))]
+    without = [i for i in range(len(base)) if not (behaviour.is_in(base[i]) or behaviour.is_in(chat[i]))]
     last = [int(chat.input_ids[-1]) for chat in prompts.chats]
-    ends = {last[i] for i in change.prompts}
+    ends = {last[i] for i in behaviour.prompts}
     alike = [i for i in without if last[i] in ends]
     chosen = alike if len(alike) >= _LEAST_OTHERS else without
     if len(chosen) <= _MOST_OTHERS:
@@ -122,14 +122,14 @@ def other_prompts(change: PhraseChange, base: list[str], chat: list[str], prompt
     return [chosen[i] for i in torch.linspace(0, len(chosen) - 1, _MOST_OTHERS).round().long().tolist()]
 
 
-def contrast_of(change: PhraseChange, others: list[int], prompts: AuditPrompts, n_causal: int) -> Contrast:
+def contrast_of(behaviour: Behaviour, others: list[int], prompts: AuditPrompts, n_causal: int) -> Contrast:
     """The same contrast as prompts for the causal check, with at most `n_causal` of each group in each part."""
-    groups = [_thinned(rows, n_causal, prompts.held_out) for rows in (list(change.prompts), others)]
+    groups = [_thinned(rows, n_causal, prompts.held_out) for rows in (list(behaviour.prompts), others)]
     chosen = [i for group in groups for i in group]
     ids = [[prompts.chats[i].input_ids for i in group] for group in groups]
     held_out = prompts.held_out[torch.tensor(chosen)]
     return Contrast.from_tokens(
-        change.text, ids[0], ids[1], held_out=held_out, model=change.writer, padding_id=prompts.end_ids[0]
+        behaviour.text, ids[0], ids[1], held_out=held_out, model=behaviour.writer, padding_id=prompts.end_ids[0]
     )
 
 
