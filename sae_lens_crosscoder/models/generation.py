@@ -16,7 +16,7 @@ _MAX_LOGITS = 2**26
 # A batch ends where prompts get this much longer than its shortest one, because each token above it costs a step.
 _MAX_SPREAD = 48
 
-_Choose = Callable[[Float[Tensor, "prompt d_vocab"], Int[Tensor, " prompt"]], Int[Tensor, " prompt"]]
+Choose = Callable[[Float[Tensor, "prompt d_vocab"], Int[Tensor, " prompt"]], Int[Tensor, " prompt"]]
 
 
 def vocabulary_size(model: Any) -> int:
@@ -87,7 +87,7 @@ def generate(
     stops = lengths + max_new_tokens
     tokens = pad_sequence([prompt.long() for prompt in prompts], batch_first=True).to(device)
     tokens = torch.nn.functional.pad(tokens, (0, max_new_tokens))
-    choose = _chooser(temperature, None if uniforms is None else uniforms.to(device), lengths)
+    choose = token_chooser(temperature, None if uniforms is None else uniforms.to(device), lengths)
     ends = torch.tensor(list(end_ids), device=device)
     read = with_logits(model)
     position = int(lengths.min())
@@ -107,8 +107,19 @@ def generate(
     return [row[start:stop].clone() for row, start, stop in spans]
 
 
-def _chooser(temperature: float, uniforms: Tensor | None, starts: Int[Tensor, " prompt"]) -> _Choose:
-    """The rule that picks the next token of every prompt from its logits, at a position."""
+def token_chooser(
+    temperature: float, uniforms: Float[Tensor, "prompt new"] | None, starts: Int[Tensor, " prompt"]
+) -> Choose:
+    """Make the rule that picks the next token of every prompt from its logits, at a position.
+
+    Args:
+        temperature: 0 for the most likely token; otherwise the softmax of logits / temperature is sampled.
+        uniforms: numbers in [0, 1) that decide what is sampled, one for each new token.
+        starts: position of each answer's first token.
+
+    Raises:
+        ValueError: for sampling without `uniforms`.
+    """
 
     def most_likely(logits: Tensor, positions: Tensor) -> Tensor:
         return logits.argmax(dim=-1)

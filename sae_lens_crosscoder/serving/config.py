@@ -58,6 +58,7 @@ class Limits:
     """Latents of one edit."""
     max_coefficient: float = 1000.0
     """Size of an edit's coefficient."""
+    max_temperature: float = 10.0
 
     def as_json(self) -> dict[str, Any]:
         """The limits by name."""

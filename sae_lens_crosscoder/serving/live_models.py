@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.causal.forward.next_tokens import token_kl
 from sae_lens_crosscoder.causal.forward.prompt import prompt_tokens
-from sae_lens_crosscoder.causal.patching.generation import end_id, write_tokens
+from sae_lens_crosscoder.causal.patching.generation import end_id, sampling_numbers, write_tokens
 from sae_lens_crosscoder.causal.patching.patched import patched
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.origin import validate_pair
@@ -151,7 +151,7 @@ class LiveModels:
             with ExitStack() as edits:
                 for edit in request.edits if edited else ():
                     edits.enter_context(self._patch(request.crosscoder, edit))
-                yield from self._write(tokens, request.max_new_tokens, edited, written)
+                yield from self._write(tokens, request, edited, written)
         yield {"event": "answers", "crosscoder": request.crosscoder, "answers": written}
 
     def _patch(self, name: str, edit: Edit) -> Any:
@@ -161,10 +161,13 @@ class LiveModels:
         return patched(self.pair, live.crosscoder, rows, edit.how, **options)
 
     def _write(
-        self, tokens: Int[Tensor, "1 pos"], n: int, edited: bool, written: list[dict[str, Any]]
+        self, tokens: Int[Tensor, "1 pos"], request: AnswersRequest, edited: bool, written: list[dict[str, Any]]
     ) -> Generator[Event]:
         end, answers = end_id(self.pair), [_Answer(self.pair.tokenizer) for _ in MODELS]
-        for step in write_tokens(self.pair, [tokens[0], tokens[0]], MODELS, max_new_tokens=n, end=end):
+        n = request.max_new_tokens
+        uniforms = sampling_numbers(1, n, request.seed).expand(len(MODELS), n)
+        sampling = (request.temperature, uniforms)
+        for step in write_tokens(self.pair, [tokens[0], tokens[0]], MODELS, n, end, *sampling):
             for model, answer, token_id in zip(MODELS, answers, step.tolist(), strict=True):
                 with self._tokenizer_in_use:
                     text = answer.add(token_id, end)

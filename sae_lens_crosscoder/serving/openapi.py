@@ -8,6 +8,7 @@ from sae_lens_crosscoder.serving.config import Limits
 HOWS: Final = ("ablate", "scale", "steer", "add", "replace")
 """Edits that a request can ask for; `causal.intervention` says what each does."""
 MODELS: Final = ("base", "chat")
+MOST_SEED: Final = 2**31 - 1
 _ROLES = ("system", "user", "assistant", "tool", "developer")
 _LINES = (
     "One JSON object per line. While the request waits, `queued` lines tell how many others run before it; position 0 "
@@ -64,12 +65,25 @@ def _requests(limits: Limits, crosscoders: Mapping[str, int]) -> dict[str, Schem
     top = _whole(1, limits.max_top, default=min(10, limits.max_top), description="Latents listed per token.")
     n_new = _whole(1, limits.max_new_tokens, default=min(32, limits.max_new_tokens), description="Longest answer.")
     edits = {**_array(_ref("Edit")), "maxItems": limits.max_edits, "default": []}
+    sampling = {
+        "temperature": {
+            **_NUMBER,
+            "minimum": 0,
+            "maximum": limits.max_temperature,
+            "default": 0,
+            "description": "0 for the most likely token; otherwise the softmax of logits / temperature is sampled.",
+        },
+        "seed": _whole(0, MOST_SEED, default=0, description="Both models, edited or not, draw the same numbers."),
+    }
     exactly_one: list[Schema] = [{"required": ["prompt"]}, {"required": ["messages"]}]
     return {
         "Message": _object(role={"enum": list(_ROLES)}, content=_TEXT_VALUE),
         "Edit": _edit(limits, crosscoders),
         "LatentsRequest": {**_object((), **asked, top=top), "oneOf": exactly_one},
-        "AnswersRequest": {**_object((), **asked, edits=edits, max_new_tokens=n_new), "oneOf": exactly_one},
+        "AnswersRequest": {
+            **_object((), **asked, edits=edits, max_new_tokens=n_new, **sampling),
+            "oneOf": exactly_one,
+        },
     }
 
 

@@ -44,6 +44,10 @@ class AnswersRequest:
     crosscoder: str
     edits: tuple[Edit, ...] = ()
     max_new_tokens: int = 32
+    temperature: float = 0.0
+    """0 for the most likely token."""
+    seed: int = 0
+    """Seed of the samples."""
 
 
 class RequestReader:
@@ -77,7 +81,8 @@ class RequestReader:
             coefficient, latents = float(edit.pop("coefficient", 1.0)), tuple(map(int, edit.pop("latents")))
             self._validate_latents(name, latents, f"edits[{i}].latents")
             edits.append(Edit(latents, coefficient=coefficient, **edit))
-        return AnswersRequest(prompt=prompt, crosscoder=name, edits=tuple(edits), **fields)
+        temperature = float(fields.pop("temperature", 0.0))
+        return AnswersRequest(prompt=prompt, crosscoder=name, edits=tuple(edits), temperature=temperature, **fields)
 
     def _name(self, fields: dict[str, Any]) -> str:
         return fields.pop("crosscoder", next(iter(self._crosscoders)))

@@ -118,6 +118,26 @@ class TestPatched:
             read = torch.cat([read, logits[:, -1, m].argmax(dim=-1)[:, None]], dim=1)
         assert torch.equal(written, read[:, 5:])
 
+    def test_samples_are_drawn_from_the_patched_predictions(self, case):
+        prompt, numbers = (
+            case.tokens[:, :5],
+            torch.rand(len(case.tokens), 3, generator=torch.Generator().manual_seed(2)),
+        )
+        with slc.patched(case.pair, case.crosscoder, LATENTS, "ablate"):
+            sampled = {"max_new_tokens": 3, "end": -1, "temperature": 2.0, "seed": 2}
+            written = slc.causal.generate_patched(case.pair, prompt, **sampled)
+        read = prompt
+        for number in numbers.T:
+            logits = by_hand(Case(case.pair, case.crosscoder, read), LATENTS, "ablate", (0, 1))[:, -1, 1]
+            reached = (logits.double() / 2.0).softmax(dim=-1).cumsum(dim=-1)
+            read = torch.cat([read, (reached <= number[:, None]).sum(dim=-1, keepdim=True)], dim=1)
+        assert torch.equal(written, read[:, 5:])
+
+    @pytest.mark.parametrize("temperature", [-1.0, float("inf"), float("nan")])
+    def test_a_temperature_without_meaning_is_refused(self, case, temperature):
+        with pytest.raises(ValueError, match=r"temperature=.* must be 0, for the most likely token, or a positive"):
+            slc.causal.generate_patched(case.pair, case.tokens, temperature=temperature)
+
     @pytest.mark.parametrize("writer", ["base", "chat"])
     def test_without_patches_it_is_what_the_model_writes(self, case, writer):
         model, prompt = getattr(case.pair, writer), case.tokens[:, :5]

@@ -109,6 +109,42 @@ def test_answers_as_they_are_come_from_plain_greedy_passes(client, models):
         assert each["token_ids"] == greedy_answer(model, ids, 6, pair.tokenizer.eos_token_id)
 
 
+def test_sampled_answers_are_the_models_own_samples_by_the_same_numbers(client, models):
+    """Each token is the first whose cumulative probability exceeds the number drawn for it."""
+    ids, end = models.tokenize(MESSAGES)[0].tolist(), models.pair.tokenizer.eos_token_id
+    asked = {"messages": MESSAGES, "max_new_tokens": 6, "temperature": 1.5, "seed": 3}
+    first, again = (answer(client, **asked)[-1]["answers"] for _ in range(2))
+    assert first == again
+    drawn = torch.rand(1, 6, generator=torch.Generator().manual_seed(3))[0].tolist()
+    for each, model in zip(first, (models.pair.base, models.pair.chat), strict=True):
+        written = []
+        for number in drawn:
+            logits = model(torch.tensor([ids + written]))[0, -1].double() / 1.5
+            probability, reached = logits.softmax(dim=-1).tolist(), 0.0
+            for token, share in enumerate(probability):
+                reached += share
+                if reached > number:
+                    written.append(token)
+                    break
+            if written[-1] == end:
+                break
+        assert each["token_ids"] == written
+
+
+def test_seeds_give_other_samples_and_a_low_temperature_the_greedy_answer(client):
+    asked = {"messages": MESSAGES, "max_new_tokens": 6}
+    texts = {answer(client, **asked, temperature=2.0, seed=seed)[-1]["answers"][1]["text"] for seed in range(4)}
+    assert len(texts) > 1
+    greedy, cold = (answer(client, **asked, temperature=each)[-1]["answers"] for each in (0, 1e-4))
+    assert greedy == cold
+
+
+def test_an_edit_of_nothing_draws_the_same_samples(client):
+    asked = {"messages": MESSAGES, "max_new_tokens": 6, "temperature": 1.0, "seed": 1}
+    answers = answer(client, **asked, edits=[{"latents": [3], "how": "scale", "coefficient": 1.0}])[-1]["answers"]
+    assert [each["token_ids"] for each in answers[:2]] == [each["token_ids"] for each in answers[2:]]
+
+
 def test_edits_change_answers_and_the_stream_interleaves_both_models(client):
     told = answer(client, messages=MESSAGES, edits=[{"latents": [*range(40)]}], max_new_tokens=5)
     plain, edited = told[-1]["answers"][:2], told[-1]["answers"][2:]
@@ -134,6 +170,9 @@ def test_what_the_tokenizer_cannot_read_is_refused(client, text):
         ("answers", {"messages": [{"role": "user", "content": "anna " * 25}]}, 422, "messages", 24),
         ("latents", {"messages": [{"role": "assistant", "content": "x"}] * 3, "top": 40}, 422, "top", 32),
         ("answers", {"prompt": PROMPT, "max_new_tokens": 17}, 422, "max_new_tokens", 16),
+        ("answers", {"prompt": PROMPT, "temperature": -0.5}, 422, "temperature", 0),
+        ("answers", {"prompt": PROMPT, "temperature": 10.5}, 422, "temperature", 10),
+        ("answers", {"prompt": PROMPT, "seed": -1}, 422, "seed", 0),
         ("answers", {"prompt": "x" * 3000}, 413, "body", 2000),
         (
             "answers",

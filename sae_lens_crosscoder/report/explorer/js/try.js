@@ -10,6 +10,8 @@ const panel = {
   turns: html("div", { class: "turns" }),
   asChat: html("input", { type: "checkbox", onchange: (event) => { trial.isChat = event.target.checked; drawTurns(); } }),
   length: html("input", { type: "number", min: 1, max: limits.max_new_tokens, value: Math.min(32, limits.max_new_tokens) }),
+  temperature: html("input", { type: "number", min: 0, max: limits.max_temperature, step: 0.1, value: 0 }),
+  seed: html("input", { type: "number", min: 0, step: 1, value: 0 }),
   read: action("Read latents", () => run(readLatents), { id: "read" }),
   answer: action("Answer", () => run(readAnswers), { id: "answer" }),
   cancel: action("Cancel", () => trial.running?.abort(), { id: "cancel", disabled: true }),
@@ -101,7 +103,8 @@ async function readLatents(signal) {
 
 async function readAnswers(signal) {
   const edits = editsOf.get(crosscoder.name) ?? [];
-  const body = { ...promptOf(), crosscoder: crosscoder.name, edits, max_new_tokens: Number(panel.length.value) };
+  const [max_new_tokens, temperature, seed] = [panel.length, panel.temperature, panel.seed].map(({ value }) => Number(value));
+  const body = { ...promptOf(), crosscoder: crosscoder.name, edits, max_new_tokens, temperature, seed };
   const texts = drawAnswers(edits.length > 0);
   const onLine = (line) => {
     sayPosition(line);
@@ -223,7 +226,7 @@ const tryPanel = html("details", { id: "try", open: true },
   html("div", { class: "filters" },
     action("add a turn", addTurn, { id: "add-turn" }),
     about.live.has_chat_template ? field("as a chat", panel.asChat) : null,
-    field("longest answer ", panel.length), panel.read, panel.answer, panel.cancel),
+    field("longest answer ", panel.length), field("temperature ", panel.temperature), field("seed ", panel.seed), panel.read, panel.answer, panel.cancel),
   panel.status, panel.edits, panel.answers, panel.reading);
 document.querySelector("header").after(tryPanel);
 drawTurns();
