@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,19 @@ TITLES = {
     "diagnose/65k": "diagnosis of 65,536 latents on 2,048 tokens",
     "plan": "the command plan, beyond its imports",
     "step/tiny": "training step, 2 x 32 wide, 512 latents, k 16, batch 256",
+    "step/wide": "training step, 2 x 256 wide, 8,192 latents, k 32, batch 1,024, beside the encoder's product alone",
+    "harvest/gemma2": "activations of a random Gemma-2 pair of bridges, beside two plain passes that stop at the layer",
+    "harvest/llama": "the same of a random Llama pair",
+    "harvest/qwen3": "the same of a random Qwen-3 pair",
+    "training/sae_lens": "a step of training with harvest, 2 x 576 wide, 16,384 latents, batch 2,048; SAELens's runner",
+    "training/dictionary_learning": "the same; dictionary_learning's crosscoder trainer",
 }
 TARGETS = {
     **{"demo": 2.0, "harvest": 2.0, "decoupled_pairs": 4.0, "diagnose": 2.7, "step/tiny": 3.0},
     "harvest/equal": 1.6,  # eight layers over five
     "pairs/65k": 1 / 3,
+    **{"step/wide": 1 / 1.45, "training/sae_lens": 3.0, "training/dictionary_learning": 4.0},
+    **{f"harvest/{name}": 1 / 1.1 for name in ("gemma2", "llama", "qwen3")},
 }
 MOST_MS = {"diagnose/65k": 5000, "plan": 1000}
 """Targets in CPU time of ours, for rows without a target of the ratio."""
@@ -49,8 +58,14 @@ WHY = {
     "diagnose": "the rest is the tokens, the ratios of 400 resamples, and a verdict per latent in Python",
     "diagnose/65k": "the rest is the tokens, the ratios of 400 resamples, and a verdict per latent in Python",
     "step/tiny": "operations on few numbers are bound by their dispatch; a dense step takes twice as long as this one",
+    "step/wide": "Adam reads and writes all weights and moments, and both weight gradients are written before it may",
+    "harvest/llama": "the bridge's attention is kept bit by bit, and is not fused",
+    "harvest/qwen3": "the bridge's attention is kept bit by bit, and is not fused",
+    "training/sae_lens": "both runs harvest the same activations, and hold them in a buffer",
+    "training/dictionary_learning": "both runs harvest the same activations",
 }
 N_LATENTS, MANY = 16_384, 65_536
+TRAINING = ("training/sae_lens", "training/dictionary_learning")
 
 
 def harvest() -> Callable[[], bytes]:
@@ -253,8 +268,8 @@ def demo(checkouts: list[Path]) -> dict[str, Any]:
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             times.append([(cpu * 1e3, (time.perf_counter() - wall) * 1e3)])
             summary = json.loads(Path(folder, "summary.json").read_text())["crosscoders"]
-            saved.append([{name: part[name] for name in ("fve_base", "fve_chat", "l0")} for part in summary.values()])
-    assert saved[0] == saved[1], "the demos' figures differ"
+            saved.append([f"{part[name]:.2f}" for part in summary.values() for name in ("fve_base", "fve_chat", "l0")])
+    assert saved[0] == saved[1], f"the demos' figures differ: {saved}"
     return row("demo", *times, peer="today")
 
 
@@ -315,6 +330,21 @@ def tiny_step(rounds: int) -> dict[str, Any]:
     return {**row("step/tiny", times[0][1:], times[1][1:], peer="peer"), "peer": "SAELens", **error}
 
 
+def peer_row(name: str, rounds: int, dictionary_learning: str | None) -> dict[str, Any]:
+    """A row beside another library, in this process."""
+    import waits_peers
+
+    kind, _, peer = name.partition("/")
+    if kind == "step":
+        times = waits_peers.wide_step(rounds)
+    elif kind == "harvest":
+        times = waits_peers.harvest(peer, rounds)
+    else:
+        times = waits_peers.whole_training(max(1, rounds // 3), dictionary_learning)[peer]
+    ours, theirs, more = times
+    return {**row(name, ours, theirs, peer="peer"), **more}
+
+
 def _earlier_rows(output: Path | None) -> dict[str, dict[str, Any]]:
     """Rows of an earlier run, with the commit that they were measured at."""
     if output is None or not output.exists():
@@ -329,6 +359,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", nargs="+", default=list(TITLES), choices=list(TITLES))
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--dictionary-learning", metavar="CHECKOUT")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -340,6 +371,8 @@ def main() -> None:
         "pairs/65k": lambda: wide_pairs(args.rounds),
         "demo": lambda: demo(checkouts),
     }
+    for name in ("step/wide", "harvest/gemma2", "harvest/llama", "harvest/qwen3", *TRAINING):
+        others[name] = partial(peer_row, name, args.rounds, args.dictionary_learning)
     rows = _earlier_rows(args.output)
     for name in args.rows:
         rows[name] = others[name]() if name in others else compared(name, processes, args.rounds)

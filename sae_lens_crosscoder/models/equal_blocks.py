@@ -51,7 +51,7 @@ def _n_equal(first: Any, second: Any, first_blocks: Sequence[nn.Module], second_
         n = next((i for i, (a, b) in enumerate(pairs) if not _are_equal(_tensors(a), _tensors(b))), n)
         if n == 0 or not _are_equal(_embeddings(first, first_blocks), _embeddings(second, second_blocks)):
             return 0
-    return n if _is_unhooked(first, first_blocks[:n]) and _is_unhooked(second, second_blocks[:n]) else 0
+    return n if is_unhooked(first, first_blocks[:n]) and is_unhooked(second, second_blocks[:n]) else 0
 
 
 def _settings(model: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _embeddings(model: Any, blocks: Sequence[nn.Module]) -> list[Tensor]:
     return [tensor for name, tensor in named if id(tensor) not in inside and _BEHIND.isdisjoint(name.split("."))]
 
 
-def _is_unhooked(model: Any, blocks: Sequence[nn.Module]) -> bool:
+def is_unhooked(model: Any, blocks: Sequence[nn.Module]) -> bool:
     """True if nobody has a hook on the blocks or before them; the hosts' own, which only read, do not count."""
     if isinstance(model, HookedProxyLM):  # its hook points are not on the modules
         points, modules = list(model.hook_dict.values()), list(model.model.modules())

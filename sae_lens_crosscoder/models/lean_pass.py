@@ -5,7 +5,7 @@ before and after a pass. On a small model that costs more than the matrix produc
 """
 
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from sae_lens_crosscoder.models.hook_access import stop_after
 from sae_lens_crosscoder.models.lower_layers import LowerPass, shared_blocks
+from sae_lens_crosscoder.models.unwrapped_pass import called_block, can_read_unwrapped, run_unwrapped
 from sae_lens_crosscoder.stacking import hook_of_model, split_hooks
 
 _RESIDUAL_HOOK = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
@@ -52,7 +53,7 @@ def can_read_lean(model: Any, hook_name: str, arguments: Mapping[str, Any]) -> b
 def lean_activations(
     models: Iterable[Any], tokens: Int[Tensor, "batch pos"], hook_name: str, arguments: Mapping[str, Any]
 ) -> list[Float[Tensor, "batch pos _"]] | None:
-    """Each model's activation at its hook; None unless `can_read_lean` allows it for all of them.
+    """Each model's activation at its hook; None unless `can_read_lean` or `can_read_unwrapped` allows it for each.
 
     Lower layers of equal weights run once.
 
@@ -62,16 +63,24 @@ def lean_activations(
     members = list(models)
     hooks = [hook_of_model(hook_name, m) for m in range(len(members))]
     options = [{"stop_at_layer": stop_after(hook), **arguments} for hook in hooks]
-    if not all(map(can_read_lean, members, hooks, options)):
+    runs = list(map(_lean_run, members, hooks, options))
+    if None in runs:
         return None
-    lower = LowerPass(shared_blocks(members))
+    lower = LowerPass([list(map(called_block, blocks)) for blocks in shared_blocks(members)])
     read: list[Tensor] = []
-    for m, (model, hook) in enumerate(zip(members, hooks, strict=True)):
+    for m, (model, hook, run) in enumerate(zip(members, hooks, runs, strict=True)):
+        assert run is not None
         names = split_hooks(hook)
-        run = partial(_run_with_cache, model)
         _, cache = lower.run(m, run, tokens.to(model.W_E.device), names_filter=names, **options[m])
         read.append(_joined(cache, names))
     return read
+
+
+def _lean_run(model: Any, hook_name: str, arguments: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """A `run_with_cache` with few temporaries; None for a model that has none."""
+    if can_read_lean(model, hook_name, arguments):
+        return partial(_run_with_cache, model)
+    return partial(run_unwrapped, model) if can_read_unwrapped(model, hook_name, arguments) else None
 
 
 def lean_activation(

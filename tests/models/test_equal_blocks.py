@@ -13,6 +13,7 @@ from sae_lens_crosscoder.models import lean_pass, lower_layers
 from sae_lens_crosscoder.models.equal_blocks import blocks_of, equal_blocks
 from sae_lens_crosscoder.models.loading import add_jitter
 from sae_lens_crosscoder.models.tiny import tiny_tokenizer
+from sae_lens_crosscoder.models.unwrapped_pass import called_block
 from tests.models.small_models import N_LAYERS, gemma2, llama, some_tokens
 
 KINDS = ("HookedTransformer", "TransformerBridge", "AutoModelForCausalLM")
@@ -88,8 +89,8 @@ def passes(monkeypatch):
 
 
 def first_part(block):
-    """A module that a block runs once."""
-    return block.input_layernorm if hasattr(block, "input_layernorm") else block.ln1
+    """A module that a block runs once, whether the bridge runs it or Hugging Face's layer."""
+    return called_block(block.input_layernorm)
 
 
 def embedding_of(model):
