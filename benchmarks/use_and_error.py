@@ -1,8 +1,8 @@
 """Latents used differently in planted worlds, and how often null runs are called different.
 
-Without seeds, only the null runs are made; with --null_families 0, only the large worlds.
+Without seeds, only the null runs are made; with --null_families 0 and --builtin_families 0, only the large worlds.
 
-python benchmarks/use_and_error.py --seeds 0 1 --null_families 10 --output benchmarks/results/use_and_error.json
+python benchmarks/use_and_error.py --seeds 0 1 --builtin_families 4 --output benchmarks/results/use_and_error.json
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from builtin_nulls import BuiltinNull, builtin_family
 from planted_training import BATCH, D_SAE, EVALUATION_TOKENS, LEARNING_RATE, POOL_TOKENS, as_loaded, trainer_config
 from results_file import write_results
 
@@ -44,11 +45,11 @@ FAMILY = 4
 
 @dataclass(frozen=True)
 class Run:
-    """A crosscoder trained on a planted world, with its readings on fresh tokens."""
+    """A crosscoder trained on a planted world or a null pair, with its readings on fresh tokens."""
 
-    world: PlantedWorld
+    world: PlantedWorld | None
     crosscoder: slc.crosscoders.InferenceCrosscoder
-    tokens: PlantedTokens
+    tokens: PlantedTokens | BuiltinNull
     diagnosis: slc.Diagnosis
     use: LatentUse
     seconds: dict[str, float]
@@ -57,7 +58,17 @@ class Run:
     def of(
         cls, world: PlantedWorld, trained: Any, tokens: PlantedTokens, seconds: float, n_timed: int = N_TIMED
     ) -> "Run":
-        crosscoder = as_loaded(trained)
+        return cls.read(world, as_loaded(trained), tokens, seconds, n_timed)
+
+    @classmethod
+    def read(
+        cls,
+        world: PlantedWorld | None,
+        crosscoder: slc.crosscoders.InferenceCrosscoder,
+        tokens: PlantedTokens | BuiltinNull,
+        seconds: float,
+        n_timed: int = 1,
+    ) -> "Run":
         data = slc.EvalData(activations=tokens.activations)
         # Interleaved, so that a slow machine slows both.
         timed: dict[str, list[float]] = {"diagnose": [], "latent_use": []}
@@ -71,6 +82,12 @@ class Run:
         return cls(
             world, crosscoder, tokens, results["diagnose"], results["latent_use"], {"training": seconds, **medians}
         )
+
+    def truth(self) -> tuple[PlantedWorld, pd.DataFrame]:
+        """The planted world, and its truth per latent."""
+        assert self.world is not None
+        assert isinstance(self.tokens, PlantedTokens)
+        return self.world, truth_table(self.world, self.crosscoder, self.tokens)
 
     def against(self, nulls: Sequence["Run"]) -> tuple[slc.Diagnosis, LatentUse]:
         """Diagnosis and use with q-values from null runs."""
@@ -127,8 +144,9 @@ def use_rows(seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
 def judged(run: Run, nulls: Sequence[Run]) -> dict[str, Any]:
     """Score the ratios against the planted ones, among latents whose use is judged."""
     diagnosis, use = run.against(nulls)
-    table = use.latents.join(truth_table(run.world, run.crosscoder, run.tokens))
-    table["q"] = [run.world.concepts[i].q if i >= 0 else float("nan") for i in table.concept]
+    world, truth = run.truth()
+    table = use.latents.join(truth)
+    table["q"] = [world.concepts[i].q if i >= 0 else float("nan") for i in table.concept]
     read = table[table.readable & (table[["n_strong_base", "n_strong_chat"]].max(axis=1) >= MIN_ACTIVE)]
     changed, unchanged = read[read.kind.isin(CHANGED)], read[read.kind.isin(UNCHANGED)]
     planted = -np.log(changed.q)
@@ -202,32 +220,57 @@ def calibration_rows(n_families: int) -> Iterator[dict[str, Any]]:
         first = 10_000 + 10 * family
         nulls = [small_run(first + i, null=True) for i in range(FAMILY)]
         for i, run in enumerate(nulls):
-            yield calibrated(run, nulls[:i] + nulls[i + 1 :]) | {"family": family, "is_null": True}
-        yield calibrated(small_run(first + FAMILY, null=False), nulls[1:]) | {"family": family, "is_null": False}
+            yield called(run, nulls[:i] + nulls[i + 1 :]) | {"world": "planted", "family": family, "is_null": True}
+        changed = small_run(first + FAMILY, null=False)
+        about = {"world": "planted", "family": family, "is_null": False}
+        yield called(changed, nulls[1:]) | about | power(changed, nulls[1:])
 
 
-def calibrated(run: Run, nulls: Sequence[Run]) -> dict[str, Any]:
-    """Count what is called different at q < 0.1, right and wrong."""
+def builtin_rows(n_families: int) -> Iterator[dict[str, Any]]:
+    """Yield a row per null run of the built-in pair, judged against the others of its family."""
+    for family in range(n_families):
+        nulls = [Run.read(None, null.crosscoder, null, null.seconds) for null in builtin_family(family)]
+        for i, run in enumerate(nulls):
+            assert isinstance(run.tokens, BuiltinNull)
+            about = {"world": "built-in", "kind": run.tokens.kind, "family": family, "is_null": True}
+            fve = {"fve": run.diagnosis.manifest["fve"]["chat"], "cpu_seconds_training": run.seconds["training"]}
+            yield called(run, nulls[:i] + nulls[i + 1 :]) | about | fve
+
+
+def called(run: Run, nulls: Sequence[Run]) -> dict[str, Any]:
+    """Count what is called different, and at q < 0.1."""
     diagnosis, use = run.against(nulls)
-    truth = truth_table(run.world, run.crosscoder, run.tokens)
     row: dict[str, Any] = {"part": "calibration"}
+    for name, is_called in calls(diagnosis, use).items():
+        row[f"n_called_{name}"] = int(is_called.sum())
+    for name, q in (("use", use.latents.q_use), ("specific", diagnosis.latents.q_value)):
+        row |= {f"n_q_{name}": int((q < Q_LIMIT).sum()), f"n_judged_{name}": int(q.notna().sum())}
+    return row
+
+
+def calls(diagnosis: slc.Diagnosis, use: LatentUse) -> dict[str, pd.Series]:
+    """Latents that are called different in use, and specific."""
     specific = diagnosis.latents.verdict.isin(["chat_specific", "base_specific"])
-    calls = {"use": use.latents.use.str.startswith("more_in"), "specific": specific}
+    return {"use": use.latents.use.str.startswith("more_in"), "specific": specific}
+
+
+def power(run: Run, nulls: Sequence[Run]) -> dict[str, Any]:
+    """Shares of the changed concepts that are found, and of the calls of changed use that are wrong."""
+    diagnosis, use = run.against(nulls)
+    world, truth = run.truth()
+    row: dict[str, Any] = {}
     right: dict[str, Callable[[pd.Series], pd.Series]] = {
         "use": lambda kind: kind.isin(["less_used", "chat_only"]),
         "specific": lambda kind: kind.eq("chat_only"),
     }
     wanted = {"use": "less_used", "specific": "chat_only"}
-    for name, called in calls.items():
+    for name, is_called in calls(diagnosis, use).items():
         is_right = right[name](truth.kind)
-        found = set(truth.concept[called & truth.kind.eq(wanted[name])])
-        n_wanted = len(run.world.indices(wanted[name]))  # pyright: ignore[reportArgumentType]
-        row[f"n_called_{name}"] = int(called.sum())
+        found = set(truth.concept[is_called & truth.kind.eq(wanted[name])])
+        n_wanted = len(world.indices(wanted[name]))  # pyright: ignore[reportArgumentType]
         if name == "use":  # a score card says more of specific latents
-            row["false_share_use"] = float((called & ~is_right).sum() / max(1, called.sum()))
-        row[f"power_{name}"] = len(found) / n_wanted if n_wanted else None
-    for name, q in (("use", use.latents.q_use), ("specific", diagnosis.latents.q_value)):
-        row[f"n_q_{name}"] = int((q < Q_LIMIT).sum())
+            row["false_share_use"] = float((is_called & ~is_right).sum() / max(1, is_called.sum()))
+        row[f"power_{name}"] = len(found) / n_wanted
     return row
 
 
@@ -276,6 +319,10 @@ def calibration_summary(frame: pd.DataFrame) -> dict[str, Any]:
         suffix = f"_{name}" if name else ""
         figures[f"false_share_at_q{suffix}"] = float(is_false.mean())
         figures[f"false_share_at_q{suffix}_interval"] = wilson(int(is_false.sum()), n)
+    for world, part in nulls.groupby("world"):
+        suffix = str(world).replace("-", "")
+        figures[f"n_null_runs_{suffix}"] = len(part)
+        figures[f"n_null_runs_called_{suffix}"] = int(((part.n_q_use > 0) | (part.n_q_specific > 0)).sum())
     return figures | {
         "power_at_q": float(changed.power_use.mean()),
         "power_at_q_specific": float(changed.power_specific.mean()),
@@ -288,11 +335,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--null_families", type=int, default=10)
+    parser.add_argument("--builtin_families", type=int, default=4)
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    for part in (calibration_rows(arguments.null_families), use_rows(arguments.seeds)):
+    parts = (calibration_rows(arguments.null_families), builtin_rows(arguments.builtin_families))
+    for part in (*parts, use_rows(arguments.seeds)):
         for row in part:
             rows.append(row)
             print({name: value for name, value in row.items() if name != "conclusion"}, flush=True)

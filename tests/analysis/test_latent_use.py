@@ -10,6 +10,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.use import strong_firings
+from sae_lens_crosscoder.crosscoders.swap_readout import own_latents
 from sae_lens_crosscoder.data import TokenGroups
 from sae_lens_crosscoder.storage import accumulators
 from sae_lens_crosscoder.synthetic import Concept, PlantedWorld
@@ -46,6 +47,9 @@ def assert_same(first, second, **tolerance):
 
 def test_every_number_is_that_of_the_definition():
     crosscoder, x = random_crosscoder(scales=(1.0, 2.5)), random_activations(N)
+    with torch.no_grad():
+        crosscoder.W_dec[1, :3] *= 0.01  # the chat model's alone
+        crosscoder.W_dec[4, 3:] *= 0.01  # the base model's alone
     groups = groups_of(N)
     use = use_of(crosscoder, x, groups, batches=97)
     labels = groups.labels.flatten().tolist()
@@ -59,9 +63,11 @@ def test_every_number_is_that_of_the_definition():
         g: [ref.mean([tokens[i][m] for i in places]) if len(places) >= 100 else means[m] for m in (0, 1)]
         for g, places in in_cell.items()
     }
-    codes = [[ref.alone(token, m, means, (1.0, 2.5), *weights) for token in tokens] for m in (0, 1)]
-    strong = ref.strong_codes(codes, 40, 0.8)
     joint = [ref.code(token, *weights) for token in tokens]
+    mean_code = ref.mean(joint[:N_MEAN])
+    own = [([4], crosscoder.decoders[0].tolist(), mean_code), ([1], crosscoder.decoders[1].tolist(), mean_code)]
+    codes = [[ref.alone(token, m, means, (1.0, 2.5), *weights, own[m]) for token in tokens] for m in (0, 1)]
+    strong = ref.strong_codes(codes, 40, 0.8)
     replaced = [
         [ref.without(token, m, cell_means[g], *weights) for token, g in zip(tokens, labels, strict=True)]
         for m in (0, 1)
@@ -82,6 +88,35 @@ def test_every_number_is_that_of_the_definition():
         for m, name in enumerate(("base", "chat")):
             assert row[f"moved_by_{name}"] == pytest.approx(ref.moved(joint, replaced[m], j))
         assert row.n_active == sum(f[j] > 0 for f in joint)
+
+
+def one_sided_latents(W_dec):
+    """Latents that `own_latents` finds for the second of two models of width 2."""
+    crosscoder = relu_crosscoder(torch.tensor(W_dec), d_models=(2, 2))
+    return own_latents(crosscoder, 1, 0).tolist()
+
+
+def test_own_latents_are_one_sided_and_of_a_direction_of_their_own():
+    shared, of_chat, of_base = [1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]
+    assert one_sided_latents([shared, of_chat]) == [1]
+    assert one_sided_latents([of_chat, shared, of_chat]) == [0, 2]
+    assert one_sided_latents([shared, [0.0, 0.0, 1.0, 0.5]]) == []  # the shared concept, where chat alone uses it
+    assert one_sided_latents([of_base, of_chat]) == []  # one concept, in two latents
+    assert one_sided_latents([shared, [0.0, 0.3, 0.0, 1.0]]) == []  # a weak one is in both
+
+
+def test_a_concept_of_one_model_does_not_count_as_use_of_another_latent():
+    """In base's slot the first latent answers to what only the chat model has; no training could have prevented it."""
+    shared, of_chat = [1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]
+    W_enc = torch.tensor([[0.5, 0.9, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0]]).T
+    crosscoder = relu_crosscoder(torch.tensor([shared, of_chat]), W_enc=W_enc, d_models=(2, 2))
+    on = torch.rand(2, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first, second = ((row < 0.3).double() for row in on)
+    x = torch.stack([first, torch.zeros(N), first, second], dim=1)
+    use = use_of(crosscoder, x)
+    assert use.latents.loc[0, "log_use_ratio"] == pytest.approx(0)
+    assert use.latents.loc[0, "use"] == "equal"
+    assert use.latents.loc[1, "use"] == "more_in_chat"
 
 
 def exchanged(crosscoder, x):

@@ -26,13 +26,16 @@ def test_the_effect_is_that_of_plain_hooks_and_its_definition():
     members = [random_hooked_transformer(WIDTH, seed=seed) for seed in (1, 2)]
     crosscoder = random_crosscoder((WIDTH, WIDTH), dtype="float32", d_sae=4)
     crosscoder.cfg.activation_scales = (1.0, 2.0)
+    crosscoder.W_dec[3, :WIDTH] *= 0.01  # the chat model's alone
     table = swap_effects(crosscoder, eval_data(slc.HookedModelPair(*members)), [2, 0])
     used = MASK.flatten().tolist()
     read = [model.run_with_cache(some_tokens())[1][HOOK] for model in members]
     tokens = [list(parts) for parts in zip(*(part.flatten(0, 1).tolist() for part in read), strict=True)]
     encoders = [part.tolist() for part in crosscoder.encoders]
     thresholds = crosscoder.threshold.tolist()
-    codes = reference.codes(tokens, used, (1.0, 2.0), encoders, crosscoder.b_enc.tolist(), thresholds)
+    weights = (encoders, crosscoder.b_enc.tolist(), thresholds)
+    decoders = [part.tolist() for part in crosscoder.decoders]
+    codes = reference.codes(tokens, used, (1.0, 2.0), *weights, ((), [3]), decoders)
     logs = [model(some_tokens()).log_softmax(-1).flatten(0, 1).tolist() for model in members]
     assert list(table.index) == [2, 0]
     for m, name in enumerate(("base", "chat")):

@@ -9,18 +9,25 @@ def kl(log_p, log_q):
     return sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
 
 
-def codes(tokens, used, scales, encoders, b_enc, thresholds):
+def codes(tokens, used, scales, encoders, b_enc, thresholds, own=((), ()), decoders=None):
     """Codes of each model alone (model, token, latent), centred on the means over the used tokens.
 
     Args:
         tokens: for each token, the activation of each model.
+        own: for each model, the latents that write into it alone.
+        decoders: of each model, if there are any such latents.
     """
     kept = [token for token, is_used in zip(tokens, used, strict=True) if is_used]
     means = [use.mean([token[m] for token in kept]) for m in range(2)]
     settings = (means, scales, encoders, b_enc, thresholds)
+    mean_code = use.mean([use.code(token, encoders, b_enc, thresholds) for token in kept])
+    taken_out = [(own[m], decoders[m], mean_code) if own[m] else None for m in range(2)]
     nothing = [0.0] * len(b_enc)
     return [
-        [use.alone(t, m, *settings) if is_used else nothing for t, is_used in zip(tokens, used, strict=True)]
+        [
+            use.alone(t, m, *settings, taken_out[m]) if is_used else nothing
+            for t, is_used in zip(tokens, used, strict=True)
+        ]
         for m in range(2)
     ]
 

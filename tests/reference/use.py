@@ -20,13 +20,34 @@ def code(slots, encoders, b_enc, thresholds):
     return scores
 
 
-def alone(token, m, means, scales, encoders, b_enc, thresholds):
-    """The code of model m, whose deviation from its mean stands in every slot, in the slot's units."""
-    slots = []
+def alone(token, m, means, scales, encoders, b_enc, thresholds, own=None):
+    """The code of model m, whose deviation from its mean stands in every slot, in the slot's units.
+
+    Args:
+        own: latents that write into model m alone, their decoders in it, and the mean joint code; in the other slots,
+            what they write on this token is taken out, but for themselves.
+    """
+    nothing = [0.0] * len(token[m])
+    if own is None:
+        return code(_slots(token, m, means, scales, nothing), encoders, b_enc, thresholds)
+    written = nothing
+    latents, decoder, mean_code = own
+    joint = code(token, encoders, b_enc, thresholds)
+    for j in latents:
+        written = [w + (joint[j] - mean_code[j]) * d for w, d in zip(written, decoder[j], strict=True)]
+    scores, own_scores = (
+        code(_slots(token, m, means, scales, out), encoders, b_enc, thresholds) for out in (written, nothing)
+    )
+    return [own_scores[j] if j in latents else scores[j] for j in range(len(scores))]
+
+
+def _slots(token, m, means, scales, written):
+    slots, nothing = [], [0.0] * len(token[m])
     for slot, slot_mean in enumerate(means):
-        factor = scales[m] / scales[slot]
-        slots.append([c + factor * (h - own) for c, h, own in zip(slot_mean, token[m], means[m], strict=True)])
-    return code(slots, encoders, b_enc, thresholds)
+        factor, out = scales[m] / scales[slot], nothing if slot == m else written
+        of_slot = zip(slot_mean, token[m], means[m], out, strict=True)
+        slots.append([c + factor * (h - mean_h - w) for c, h, mean_h, w in of_slot])
+    return slots
 
 
 def without(token, m, cell_means, encoders, b_enc, thresholds):

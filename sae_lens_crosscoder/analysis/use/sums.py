@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.encoding import Code
+from sae_lens_crosscoder.analysis.encoding import Code, codes
 from sae_lens_crosscoder.analysis.use.sparse_values import SparseValues
 from sae_lens_crosscoder.analysis.use.strong_firings import StrongFirings
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.swap_readout import SwapReadout
+from sae_lens_crosscoder.crosscoders.swap_readout import MIN_COSINE, ONE_SIDED_RATIO, SwapReadout
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 N_SHARDS = 50
@@ -25,7 +25,7 @@ class UseSums(Accumulator):
         block_size: consecutive tokens that the bootstrap keeps together.
     """
 
-    buffers = ("n_tokens", "means", "cell_tokens", "alone", "joint", "n_joint", "moved")
+    buffers = ("n_tokens", "means", "mean_code", "cell_tokens", "alone", "joint", "n_joint", "moved")
 
     def __init__(self, crosscoder: InferenceCrosscoder, models: tuple[int, int], n_cells: int, block_size: int) -> None:
         self._crosscoder, self._models, self._block_size = crosscoder, models, block_size
@@ -38,6 +38,8 @@ class UseSums(Accumulator):
         self.n_tokens = 0
         self.means = zeros(n_cells + 1, crosscoder.layout.d_in).fill_(torch.nan)
         """Mean activation of each cell, and of all tokens: see `measure_means`."""
+        self.mean_code = zeros(d_sae)
+        """Mean joint code of the same tokens."""
         self.cell_tokens = zeros(n_cells, N_SHARDS, dtype=torch.int64)
         self.strong = StrongFirings(n_cells, N_SHARDS, d_sae, device)
         self.alone = zeros(2, d_sae)
@@ -59,28 +61,31 @@ class UseSums(Accumulator):
         counts = cells.bincount(minlength=len(sums))[:, None]
         self.means[:-1] = torch.where(counts >= min_tokens, sums / counts, total)
         self.means[-1] = total
+        for part in codes(self._crosscoder, activations, 0):
+            SparseValues.of(part.feature_acts).add_to(self.mean_code, torch.zeros(len(part.activations)).long())
+        self.mean_code /= len(rows)
 
-    def turned(self, min_cosine: float, one_sided_ratio: float) -> Bool[Tensor, " d_sae"]:
+    def turned(self) -> Bool[Tensor, " d_sae"]:
         """True for latents whose decoders in both models point apart, so neither can be read in the other's slot."""
         first, second = (self._crosscoder.decoders[m].detach().double() for m in self._models)
         norms = self._crosscoder.decoder_norms.detach().double()[:, list(self._models)]
         cosine = torch.nn.functional.cosine_similarity(first, second, eps=torch.finfo(torch.float64).tiny)
-        is_one_sided = norms.amin(dim=1) < one_sided_ratio * norms.amax(dim=1)
-        return (cosine < min_cosine) & ~is_one_sided
+        is_one_sided = norms.amin(dim=1) < ONE_SIDED_RATIO * norms.amax(dim=1)
+        return (cosine < MIN_COSINE) & ~is_one_sided
 
     @torch.no_grad()
     def add(self, part: Code, cells: Int[Tensor, " token"]) -> None:
         """Add tokens with the cell of each."""
         if self._readout is None:
-            self._readout = SwapReadout(self._crosscoder, self.means, self._models)
+            self._readout = SwapReadout(self._crosscoder, self.means, self.mean_code, self._models)
         cells = cells.to(self.joint.device)
         tokens = torch.arange(self.n_tokens, self.n_tokens + len(cells), device=cells.device)
         rows = cells * N_SHARDS + tokens // self._block_size % N_SHARDS
         self.cell_tokens += rows.bincount(minlength=self.cell_tokens.numel()).view_as(self.cell_tokens)
         self.n_tokens += len(cells)
-        codes = [SparseValues.of(acts) for acts in self._readout.alone(part.activations)]
-        self.strong.add(codes, rows)
-        for m, code in enumerate(codes):
+        alone = [SparseValues.of(acts) for acts in self._readout.alone(*part)]
+        self.strong.add(alone, rows)
+        for m, code in enumerate(alone):
             code.add_to(self.alone[m], torch.zeros_like(cells))
         joint = SparseValues.of(part.feature_acts)
         joint.count_in(self.n_joint, cells)

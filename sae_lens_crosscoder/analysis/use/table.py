@@ -15,10 +15,6 @@ USE_RATIO = 1.25
 """Ratio up to which two models are said to use a latent equally."""
 MIN_ALONE = 0.25
 """A latent whose code in each model alone is a smaller share of the joint code's answers to the models' difference."""
-MIN_COSINE = 0.8
-"""Cosine of a latent's decoders in two models below which its direction turned too far to be read in the other."""
-ONE_SIDED_RATIO = 0.2
-"""Ratio of the two decoder norms below which a latent is one-sided: its Delta_norm is below 0.1 or above 0.9."""
 _N_RESAMPLES = 400
 _CHUNK = 1024
 
@@ -82,7 +78,7 @@ def use_tables(
     columns = {"n_active": sums.n_joint.sum(dim=0), **used.columns(names), "alone": alone}
     for name, moved in zip(names, sums.moved.sum(dim=1), strict=True):
         columns[f"moved_by_{name}"] = moved / joint
-    columns["readable"] = (alone >= MIN_ALONE) & ~sums.turned(MIN_COSINE, ONE_SIDED_RATIO)
+    columns["readable"] = (alone >= MIN_ALONE) & ~sums.turned()
     latents = _frame(columns)
     latents["use"] = use_verdicts(latents, names, min_active)
     tables = [latents.iloc[:0].assign(group=pd.Series(dtype=object))]

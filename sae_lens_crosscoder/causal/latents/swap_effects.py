@@ -101,15 +101,19 @@ class _Run:
 
     def readout(self, rows: Sequence[tuple[Tensor, Tensor]]) -> SwapReadout:
         """The swap readout, centred on the mean over the masked tokens."""
-        total, n_tokens = torch.zeros(self.two.crosscoder.layout.d_in, dtype=torch.float64), 0
+        crosscoder, n_tokens = self.two.crosscoder, 0
+        total = torch.zeros(crosscoder.layout.d_in, dtype=torch.float64)
+        code = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.float64)
         for batch, mask in rows:
             stacked = self.pair.activations(batch, self.hook_name)
             used = stacked[self._used(stacked, mask)]
             total, n_tokens = total + used.double().sum(dim=0).cpu(), n_tokens + len(used)
+            code += crosscoder.encode(used.to(crosscoder.W_dec)).double().sum(dim=0).cpu()
         if n_tokens == 0:
             raise ValueError("No token can be swapped: all tokens of the mask dominate (see EvalData.max_norm_ratio).")
-        means = (total / n_tokens)[None].to(self.two.crosscoder.W_dec.device)
-        return SwapReadout(self.two.crosscoder, means, self.two.places)
+        device = crosscoder.W_dec.device
+        means, mean_code = (total / n_tokens)[None].to(device), (code / n_tokens).to(device)
+        return SwapReadout(crosscoder, means, mean_code, self.two.places)
 
     def _used(self, stacked: Float[Tensor, "batch pos d_in"], mask: Bool[Tensor, "batch pos"]) -> Tensor:
         """Masked tokens that do not dominate, where latents are read and edited."""
@@ -146,7 +150,8 @@ class _Run:
         W_dec = self.two.crosscoder.W_dec
         codes = [W_dec.new_zeros(*used.shape, len(self.ids)) for _ in range(2)]
         if used.any():
-            for code, alone in zip(codes, readout.alone(stacked[used].to(W_dec)), strict=True):
+            read = stacked[used].to(W_dec)
+            for code, alone in zip(codes, readout.alone(read, self.two.crosscoder.encode(read)), strict=True):
                 code[used.to(code.device)] = alone.to_dense()[:, self.ids]
         return codes
 
