@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
-from sae_lens_crosscoder.crosscoders.sparse_step.codes import pairs_of
+from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 
 ONE_SIDED_RATIO = 0.2
 """Ratio of the two decoder norms below which a latent is one-sided: its Delta_norm is below 0.1 or above 0.9."""
@@ -132,9 +132,9 @@ class SwapReadout:
 def own_latents(crosscoder: InferenceCrosscoder, m: int, other: int) -> Int[Tensor, " latent"]:
     """Latents of concepts that a source has and another one lacks.
 
-    They are one-sided between the two (`ONE_SIDED_RATIO`), and no other latent has their direction in either. A
-    concept that is only used less by the other source often has two latents, a shared one and a one-sided one, of one
-    direction: what such a one-sided latent writes is use of the shared one.
+    They are one-sided between the two (`ONE_SIDED_RATIO`), and no other latent has their direction, or the opposite
+    one, in either. A concept that one source uses less often has two latents, a shared one and a one-sided one that
+    adds to it or takes it back: what such a one-sided latent writes is use of the shared one.
     """
     if m == other:
         return torch.zeros(0, dtype=torch.int64, device=crosscoder.W_dec.device)
@@ -146,6 +146,6 @@ def own_latents(crosscoder: InferenceCrosscoder, m: int, other: int) -> Int[Tens
     kept: list[Tensor] = []
     for ids in one_sided.nonzero().flatten().split(_CHUNK):
         directions = torch.nn.functional.normalize(crosscoder.decoders[m].detach()[ids], dim=-1)
-        is_twin = torch.stack([(directions @ part.T >= MIN_COSINE).any(dim=1) for part in rest]).any(dim=0)
+        is_twin = torch.stack([((directions @ part.T).abs() >= MIN_COSINE).any(dim=1) for part in rest]).any(dim=0)
         kept.append(ids[~is_twin])
     return torch.cat(kept) if kept else one_sided.nonzero().flatten()

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,8 +14,9 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.adapter_files import split_adapter
+from sae_lens_crosscoder.models.adapters import AdapterView
 from sae_lens_crosscoder.models.hook_access import device_of
-from sae_lens_crosscoder.models.loading import add_jitter
+from sae_lens_crosscoder.models.loading import add_jitter, load_model
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
 NullPairKind = Literal["jittered", "shuffled", "other_text", "split_halves", "neutral_adapter"]
@@ -69,7 +70,7 @@ class NullPair:
 
 @dataclass(frozen=True)
 class NullPairMaker:
-    """What null pairs are made from."""
+    """Maker of null pairs from a pair, the names of two models trained alike, and an adapter."""
 
     pair: HookedModelPair
     jitter: float
@@ -90,10 +91,29 @@ class NullPairMaker:
     def _beside_itself(self, kind: str, seed: int) -> HookedModelPair:
         base, second = self.pair.base, self.pair.base
         if kind == "jittered":
-            second = add_jitter(copy.deepcopy(base), self.jitter, seed)
+            second = add_jitter(self._copy_of_base(), self.jitter, seed)
         name = "base" if self.pair.model_names is None else self.pair.model_names[0]
         names = (name, f"{name} ({kind}, seed {seed})")
         return HookedModelPair(base, second, model_names=names, tokenizer=self.pair.tokenizer)
+
+    def _copy_of_base(self) -> Any:
+        base, names = self.pair.base, self.pair.model_names
+        if not isinstance(base, AdapterView):
+            return copy.deepcopy(base)
+        if names is None:
+            raise ValueError(
+                "'jittered' loads the base model again, as it shares its weights with adapters, but the pair has no "
+                "names. Load it with HookedModelPair.from_pretrained."
+            )
+        device, dtype, model_class_name = self._loaded_as()
+        return load_model(names[0], device, dtype, model_class_name, {})
+
+    def _loaded_as(self) -> tuple[str, str, str]:
+        """Device, dtype and class to load the base model again with."""
+        base = self.pair.base
+        dtype = str(next(base.parameters()).dtype).removeprefix("torch.")
+        model_class_name = "AutoModelForCausalLM" if isinstance(base, HookedProxyLM) else "HookedTransformer"
+        return str(device_of(base)), dtype, model_class_name
 
     def _split_halves(self) -> HookedModelPair:
         if self.halves is None or len(self.halves) != 2 or len(self.pair.members) < 3:
@@ -113,12 +133,12 @@ class NullPairMaker:
                 "Pass the folder or Hub id of an adapter of the base model that was trained on neutral text, and a "
                 "pair that HookedModelPair.from_pretrained loaded by names."
             )
-        base = self.pair.base
+        device, dtype, model_class_name = self._loaded_as()
         return HookedModelPair.from_pretrained(
             names[0],
             f"{names[0]}+adapter={self.adapter}",
-            device=str(device_of(base)),
-            dtype=str(next(base.parameters()).dtype).removeprefix("torch."),
-            model_class_name="AutoModelForCausalLM" if isinstance(base, HookedProxyLM) else "HookedTransformer",
+            device=device,
+            dtype=dtype,
+            model_class_name=model_class_name,
             token_replacements=self.pair.token_replacements,
         )

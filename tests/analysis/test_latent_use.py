@@ -48,8 +48,9 @@ def assert_same(first, second, **tolerance):
 def test_every_number_is_that_of_the_definition():
     crosscoder, x = random_crosscoder(scales=(1.0, 2.5)), random_activations(N)
     with torch.no_grad():
-        crosscoder.W_dec[1, :3] *= 0.01  # the chat model's alone
-        crosscoder.W_dec[4, 3:] *= 0.01  # the base model's alone
+        crosscoder.W_dec[:, [2, 5]] = 0  # so that two latents have directions of their own
+        crosscoder.W_dec[1] = torch.tensor([0, 0, 0.02, 0, 0, 2.0])  # the chat model's alone
+        crosscoder.W_dec[4] = torch.tensor([0, 0.75, 0.66, 0.01, 0, 0])  # the base model's alone
     groups = groups_of(N)
     use = use_of(crosscoder, x, groups, batches=97)
     labels = groups.labels.flatten().tolist()
@@ -102,6 +103,7 @@ def test_own_latents_are_one_sided_and_of_a_direction_of_their_own():
     assert one_sided_latents([of_chat, shared, of_chat]) == [0, 2]
     assert one_sided_latents([shared, [0.0, 0.0, 1.0, 0.5]]) == []  # the shared concept, where chat alone uses it
     assert one_sided_latents([of_base, of_chat]) == []  # one concept, in two latents
+    assert one_sided_latents([shared, [0.0, 0.0, -1.0, 0.0]]) == []  # the shared concept, taken back in chat
     assert one_sided_latents([shared, [0.0, 0.3, 0.0, 1.0]]) == []  # a weak one is in both
 
 

@@ -5,6 +5,8 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset
+from tests.causal.conftest import random_crosscoder
+from tests.models.adapters import save_adapter, save_base
 
 TOKENS = torch.tensor(tiny_dataset(60, seed=3)["input_ids"])[:, :20]
 
@@ -62,10 +64,67 @@ def test_its_runs_are_null_runs_of_the_crosscoder(pair):
     assert diagnosis.latents.q_use.equals(use.latents.q_use)
 
 
+def test_models_that_were_trained_alike_are_a_null_pair_of_both_readings(pair):
+    three = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat", "tiny-null")
+    nulls = slc.workflows.null_family(three, ["split_halves"], halves=("tiny-chat", "tiny-null")).pairs
+    assert [(null.kind, null.seed, null.judges_specificity) for null in nulls] == [
+        ("split_halves", 0, True),
+        ("split_halves", 1, True),
+    ]
+    chat, null = rows_of(nulls[0])
+    of_three = three.layout_at(TINY_HOOK).split(three.activations(TOKENS, TINY_HOOK).flatten(0, 1))
+    assert torch.equal(chat, of_three[1])
+    assert torch.equal(null, of_three[2])
+    assert nulls[0].pair.members[0] is three.members[1]  # weights are shared
+    with pytest.raises(ValueError, match=r"with halves=None needs two models.*but the pair has 2 models"):
+        slc.workflows.null_family(pair, ["split_halves"])
+    with pytest.raises(ValueError, match=r"needs two models that were trained alike.*Load the second"):
+        slc.workflows.null_family(pair, ["split_halves"], halves=("tiny-base", "tiny-chat"))
+    with pytest.raises(ValueError, match="must be two of the models"):
+        slc.workflows.null_family(three, ["split_halves"], halves=("tiny-chat", "another"))
+
+
+@pytest.mark.parametrize("model_class", ["TransformerBridge", "AutoModelForCausalLM"])
+def test_an_adapter_trained_on_neutral_text_stands_beside_its_base(model_class, tmp_path):
+    base = save_base(tmp_path / "base")
+    neutral, chat = (save_adapter(tmp_path / f"{seed}", base, seed) for seed in (1, 2))
+    pair = slc.HookedModelPair.from_pretrained(base, f"{base}+adapter={chat}", model_class_name=model_class)
+    family = slc.workflows.null_family(pair, ["jittered", "neutral_adapter"], n_per_kind=1, adapter=neutral)
+    expected = slc.HookedModelPair.from_pretrained(base, f"{base}+adapter={neutral}", model_class_name=model_class)
+    hook = "model.layers.2" if model_class == "AutoModelForCausalLM" else "blocks.2.hook_resid_post"
+    jittered, neutral_pair = (null.pair.activations(TOKENS[:2], hook) for null in family.pairs)
+    torch.testing.assert_close(neutral_pair, expected.activations(TOKENS[:2], hook))
+    of_base, noisy = jittered.split(32, dim=-1)
+    torch.testing.assert_close(of_base, pair.activations(TOKENS[:2], hook)[..., :32])
+    assert 0 < ((noisy - of_base).norm() / of_base.norm()) < 0.3
+    assert [null.judges_specificity for null in family.pairs] == [True, True]
+    with pytest.raises(ValueError, match=r"'neutral_adapter' with adapter=None loads the base model again"):
+        slc.workflows.null_family(pair, ["neutral_adapter"])
+    nameless = slc.HookedModelPair(*pair.members)
+    with pytest.raises(ValueError, match=r"'jittered' loads the base model again.*but the pair has no names"):
+        slc.workflows.null_family(nameless)
+    with pytest.raises(ValueError, match="that no name was given for"):
+        slc.workflows.null_family(nameless, ["neutral_adapter"], adapter=neutral)
+
+
+def test_a_built_in_model_takes_no_adapter(pair):
+    with pytest.raises(ValueError, match="'tiny-base' takes no adapters"):
+        slc.workflows.null_family(pair, ["neutral_adapter"], adapter="folder")
+
+
+def test_a_crosscoder_of_other_widths_is_refused_before_training(pair):
+    crosscoder = random_crosscoder((96, 64), dtype="float32")
+    crosscoder.cfg.metadata.hook_name = TINY_HOOK
+    with pytest.raises(ValueError, match=r"'jittered' has widths \(96, 96\), but the crosscoder reads \(96, 64\)"):
+        slc.workflows.null_family(pair).run(crosscoder, slc.EvalData(pair=pair, tokens=TOKENS), TOKENS)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"kinds": ["neutral"]}, r"kinds=\['neutral'\] contains 'neutral'. Choose from jittered, shuffled, other_text"),
+        ({"halves": ("a", "b")}, r"halves=\('a', 'b'\) goes with the kind 'split_halves'"),
+        ({"adapter": "folder"}, "adapter='folder' goes with the kind 'neutral_adapter'"),
         ({"kinds": []}, "make no null pair"),
         ({"n_per_kind": 0}, "make no null pair"),
         ({"jitter": 0.0}, "jitter=0.0 must be between 0 and 1"),
