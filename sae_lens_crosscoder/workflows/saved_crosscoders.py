@@ -35,6 +35,8 @@ def load_pair(
 ) -> HookedModelPair:
     """Load the pair of models that all crosscoders of a folder belong to.
 
+    They must agree on how the models read text: on aligned tokens, and on the tokens that are replaced.
+
     Args:
         folder: the crosscoders' folder, for error messages.
         model_name, chat_model_name: the models, if they have moved since training.
@@ -49,6 +51,13 @@ def load_pair(
             f"{folder} must contain crosscoders of one named pair of models, not of {[trained_on, *names]}: pass the "
             "folder of one crosscoder."
         )
+    for setting in ("align_tokens", "token_replacements"):
+        values = {name: getattr(each.cfg.metadata, setting) or None for name, each in crosscoders.items()}
+        if any(value != next(iter(values.values())) for value in values.values()):
+            raise ValueError(
+                f"The crosscoders of {folder} were trained with {setting}={values}, so no one pair has the activations "
+                "of all. Pass the folder of one crosscoder."
+            )
     known = [name for name in trained_on if name is not None]
     paths = [given or name for given, name in zip_longest((model_name, chat_model_name), known) if given or name]
     for name in paths:

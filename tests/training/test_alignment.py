@@ -108,6 +108,11 @@ def test_held_out_tokens_are_diagnosed_and_explored(trained, tmp_path):
     slc.write_explorer({"crosscoder": exploration}, tmp_path / "explorer.html")
     pair = load_pair({"": slc.load(output)}, str(output))
     assert torch.equal(pair.aligned(data.tokens), runner.pair.aligned(data.tokens))
+    for setting, value in (("align_tokens", False), ("token_replacements", {"<turn>": "the"})):
+        other = slc.load(output)
+        setattr(other.cfg.metadata, setting, value)
+        with pytest.raises(ValueError, match=f"were trained with {setting}=.*Pass the folder of one crosscoder"):
+            load_pair({"one": slc.load(output), "other": other}, str(output))
 
 
 def test_a_cache_holds_the_paired_tokens(folders, trained, tmp_path):
