@@ -4,6 +4,8 @@ import json
 
 from docs_results import RESULTS, load_results, markdown_table
 
+WORLDS = ("planted", "builtin")
+
 
 def use() -> str:
     """How often null runs are called different, and how well changed use is told from unchanged use."""
@@ -11,15 +13,18 @@ def use() -> str:
     figures, rows = document["summary"], document["rows"]
     low, high = figures["false_share_at_q_interval"]
     false = sorted(row["frac_unchanged_called"] for row in rows if row["part"] == "use" and not row["is_null"])
-    n_false = round(figures["false_share_at_q"] * figures["n_null_runs"])
+    called, runs = ([figures[f"n_null_runs{name}_{world}"] for world in WORLDS] for name in ("_called", ""))
     return (
-        f"On {figures['n_null_runs']} null runs of small planted worlds, each judged against three others, {n_false} "
-        "had a latent with a q-value below 0.1, for use or for specificity (95 % interval of the share of such runs: "
-        f"{low:.2f} to {high:.2f}). On {figures['n_changed_runs']} such worlds with six concepts that base uses 0.3 to "
-        f"0.7 times as often and four chat-only ones, {figures['power_at_q']:.2f} of the six were found. The rate "
-        "holds where nothing differs. Where ten of 24 concepts do, they interfere with the others: "
-        f"{figures['false_share_use_among_changes']:.2f} of the latents called different belong to a concept that "
-        "did not change, or to none.\n\n"
+        f"On {runs[0]} null runs of small planted worlds and {runs[1]} of the built-in pair (`jittered` and "
+        f"`split_halves`), each judged against three others, {called[0]} and {called[1]} had a latent with a q-value "
+        f"below 0.1, for use or for specificity: {figures['false_share_at_q']:.2f} of all (95 % interval "
+        f"{low:.2f} to {high:.2f}), {figures['false_share_at_q_use']:.2f} for use. On {figures['n_changed_runs']} such "
+        "planted worlds with six concepts that base uses 0.3 to 0.7 times as often and four chat-only ones, "
+        f"{figures['power_at_q']:.2f} of the six were found. The rate holds where nothing differs. Where ten of 24 "
+        "concepts do, in 16 dimensions, "
+        f"{figures['false_share_use_among_changes']:.2f} of the latents called different belong to a concept that did "
+        "not change, or to none. That was 0.35 before what only one model has was taken out of the other's slot: in "
+        "the code of the chat model alone, its new concepts passed for other latents.\n\n"
         "In the standard planted world with 16 concepts that base uses 0.2 to 0.8 times as often, the ratio tells them "
         f"from shared ones with an AUROC of {figures['use_auroc_plain']:.3f} (plain BatchTopK) and "
         f"{figures['use_auroc']:.3f} (polished), and its rank correlation with the planted one is "
