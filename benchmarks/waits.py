@@ -25,6 +25,7 @@ from typing import Any
 
 from results_file import COMMIT, ROOT, write_results
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as our commands set it: idle threads would count as work
 SCRIPT = str(Path(__file__).resolve())
 TITLES = {
     "demo": "the command demo, whole process (a twentieth of its steps)",
@@ -340,7 +341,7 @@ def peer_row(name: str, rounds: int, dictionary_learning: str | None) -> dict[st
     elif kind == "harvest":
         times = waits_peers.harvest(peer, rounds)
     else:
-        times = waits_peers.whole_training(max(1, rounds // 3), dictionary_learning)[peer]
+        times = waits_peers.whole_training(max(1, rounds // 7), dictionary_learning)[peer]
     ours, theirs, more = times
     return {**row(name, ours, theirs, peer="peer"), **more}
 

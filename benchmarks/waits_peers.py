@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ SHAPE: dict[str, Any] = dict(
     max_position_embeddings=256,
 )
 LAYER, PROMPTS, CONTEXT = 3, 16, 128
-WIDTH, N_LATENTS, K, BATCH, STEPS = 576, 16_384, 32, 2048, 6
+WIDTH, N_LATENTS, K, BATCH, STEPS = 576, 16_384, 32, 2048, 12
 
 
 def in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, Times]:
@@ -136,6 +137,7 @@ def training_pair() -> slc.HookedModelPair:
     return slc.HookedModelPair(*(HookedTransformer(HookedTransformerConfig(**config, seed=m)).eval() for m in (0, 1)))
 
 
+@cache
 def whole_training(rounds: int, checkout: str | None) -> dict[str, tuple[Times, Times, dict[str, Any]]]:
     """Runs of a few steps from the first harvested token to the trained crosscoder, by peer."""
     torch.set_num_threads(2)
