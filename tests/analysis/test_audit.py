@@ -136,6 +136,7 @@ def joined(
     seed: int = 0,
     writers: str = "ccc",
     extra: Collection[int] = (),
+    stronger: Collection[int] = (),
 ) -> list[Behaviour]:
     """Join changes where each prompt has one latent or none, and `extra` prompts have latent 4 besides."""
     generator = torch.Generator().manual_seed(seed)
@@ -146,6 +147,7 @@ def joined(
         if latent >= 0:
             acts[prompt, latent] = 1 + float(torch.rand(1, generator=generator))
     acts[list(extra), 4] = 1.5
+    acts[list(stronger), 0] += 4
     rows = acts @ crosscoder.W_dec.detach()
     compared = []
     for change, writer in zip(changes_on(*phrases, held_out=held_out), writers, strict=False):
@@ -194,6 +196,22 @@ class TestWordings:
         for order in ([broad, narrow], [narrow, broad]):
             found = joined(oracle, latents, order, extra=narrow)
             assert [len(behaviour.wordings) for behaviour in found] == [1, 1]
+
+    def test_a_latent_of_its_own_on_most_prompts_makes_a_behaviour_of_its_own(self, oracle):
+        """Each is nearer to the other than to the rest: the broad one's carriers do not see what sets them apart."""
+        broad, narrow = list(range(80)), list(range(80, 160))
+        latents = [0 if p < 160 else -1 for p in range(N_PROMPTS)]
+        assert len(joined(oracle, latents, [broad, narrow])) == 1
+        found = joined(oracle, latents, [broad, narrow], extra=[p for p in narrow if p % 5])
+        assert [len(behaviour.wordings) for behaviour in found] == [1, 1]
+
+    def test_one_latent_that_is_stronger_on_one_kind_of_prompt_is_two_behaviours(self, oracle):
+        """Both have the same carrier, which tells them from the rest, and by its strength from each other."""
+        weak, strong = list(range(40)), list(range(40, 80))
+        latents = [0 if p < 80 else -1 for p in range(N_PROMPTS)]
+        assert len(joined(oracle, latents, [strong, weak])) == 1
+        found = joined(oracle, latents, [strong, weak], stronger=strong)
+        assert [len(behaviour.wordings) for behaviour in found] == [1, 1]
 
     def test_a_new_and_a_lost_phrase_are_two(self, oracle):
         often, seldom = self.divided(range(80), 0)

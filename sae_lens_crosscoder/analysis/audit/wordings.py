@@ -1,4 +1,4 @@
-"""Wordings of one behaviour: changes whose prompts the latents of either cannot tell apart as they do others."""
+"""Wordings of one behaviour: changes whose prompts the same latents tell from the rest, and not from each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,9 @@ from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
 from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange
 from sae_lens_crosscoder.analysis.audit.carriers import find_carriers, separation, written_along
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
+
+_MOST_BETWEEN = 1 / 3
+"""AUROC over 1/2 between the prompts of two wordings, relative to that from the rest."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,10 @@ def join_wordings(
 
     A model that answers one kind of prompt in one of several ways has one behaviour, and one phrase alone would set its
     prompts against the others of the same kind. Two changes are joined if, to the carriers of each, the other's
-    held-out prompts are more like its own than like the rest: the AUROC between the two is below the AUROC between the
-    other and the rest. Carriers that tell nothing apart join nothing.
+    held-out prompts are more like its own than like the rest: the AUROC between the two is below that between the other
+    and the rest. On average over the carriers of both, it may also exceed 1/2 by at most a third as much: it is 1/2 if
+    the carriers are the same latents, and 1 if each has its own. Carriers that do not tell their own prompts apart join
+    nothing.
 
     Args:
         compared: significant changes, the most frequent first.
@@ -76,19 +81,18 @@ class _Scored:
         return cls(change, compared.without, written_along(crosscoder, contrast, activations))
 
     def is_like(self, other: "_Scored", held_out: Bool[Tensor, " prompt"]) -> bool:
-        """True if the carriers of either find the other's prompts more like their own than like the rest."""
-        if self.change.writer != other.change.writer:
+        """True if the carriers of both find the other's prompts more like their own than like the rest."""
+        if self.change.writer != other.change.writer or self.scores is None or other.scores is None:
             return False
+        own, others = (_mask(each.change, held_out) for each in (self, other))
         rest = held_out & self.without & other.without
-        return self._resembles(other, rest, held_out) and other._resembles(self, rest, held_out)
-
-    def _resembles(self, other: "_Scored", rest: Bool[Tensor, " prompt"], held_out: Bool[Tensor, " prompt"]) -> bool:
-        if self.scores is None:
+        if not (bool(own.any()) and bool(others.any()) and bool(rest.any())):
             return False
-        own, others = (self.scores[_mask(each.change, held_out)] for each in (self, other))
-        if not (len(own) and len(others) and bool(rest.any())):
-            return False
-        return separation(own, others) < separation(others, self.scores[rest])
+        mine, its = self.scores, other.scores
+        between = (separation(mine[own], mine[others]), separation(its[others], its[own]))
+        from_rest = (separation(mine[others], mine[rest]), separation(its[own], its[rest]))
+        is_nearer = all(near < far for near, far in zip(between, from_rest, strict=True))
+        return is_nearer and sum(between) - 1 <= _MOST_BETWEEN * (sum(from_rest) - 1)
 
 
 def _mask(change: PhraseChange, held_out: Bool[Tensor, " prompt"]) -> Bool[Tensor, " prompt"]:
