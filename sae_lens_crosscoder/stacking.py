@@ -13,6 +13,8 @@ from torch import Tensor
 
 _BETWEEN_HOOKS = "+"
 _BETWEEN_MODELS = "|"
+_SMALL = 2**17
+"""Numbers of an array that is read faster in one pass than part by part."""
 
 
 def join_hooks(hook_names: Sequence[str]) -> str:
@@ -209,7 +211,8 @@ class StackedLayout:
         tensor([[2., 5.]])
         """
         parts = self.split(stacked)
-        if len(set(self.d_models)) == 1:  # in one pass
+        # In one pass, where its gradient takes less time than the calls for each part; its arrays are of all parts.
+        if len(set(self.d_models)) == 1 and stacked.numel() <= _SMALL:
             return torch.linalg.vector_norm(stacked.unflatten(-1, (self.n_sources, -1)), dim=-1)
         return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1)
 

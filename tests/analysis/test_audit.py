@@ -197,12 +197,13 @@ class TestWordings:
             found = joined(oracle, latents, order, extra=narrow)
             assert [len(behaviour.wordings) for behaviour in found] == [1, 1]
 
-    def test_a_latent_of_its_own_on_most_prompts_makes_a_behaviour_of_its_own(self, oracle):
+    @pytest.mark.parametrize("seed", [1, 2, 3])
+    def test_a_latent_of_its_own_on_most_prompts_makes_a_behaviour_of_its_own(self, oracle, seed):
         """Each is nearer to the other than to the rest: the broad one's carriers do not see what sets them apart."""
         broad, narrow = list(range(80)), list(range(80, 160))
         latents = [0 if p < 160 else -1 for p in range(N_PROMPTS)]
-        assert len(joined(oracle, latents, [broad, narrow])) == 1
-        found = joined(oracle, latents, [broad, narrow], extra=[p for p in narrow if p % 5])
+        assert len(joined(oracle, latents, [broad, narrow], seed)) == 1
+        found = joined(oracle, latents, [broad, narrow], seed, extra=[p for p in narrow if p % 5])
         assert [len(behaviour.wordings) for behaviour in found] == [1, 1]
 
     def test_one_latent_that_is_stronger_on_one_kind_of_prompt_is_two_behaviours(self, oracle):
