@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sae_lens_crosscoder.report import Exploration, write_explorer
+from sae_lens_crosscoder.report.explorer.packing import LATENTS_PER_BLOCK
 from tests.report.explorations import GROUPS, PLACE_COLUMNS
 from tests.report.hostile_explorations import N, shown
 from tests.report.made_up import HOSTILE, make_table
@@ -45,9 +46,9 @@ def test_the_file_holds_every_record_and_tokens_once(explorations, path):
     n = len(pool) // 5
     ids, kl = np.frombuffer(pool[: 4 * n], "<u4"), np.frombuffer(pool[4 * n :], "u1")
     positions = set()
-    for block in range(7):
+    for block in range(-(-len(exploration) // LATENTS_PER_BLOCK)):
         for i, packed in enumerate(json.loads(element(source, f"c0-latents-{block}"))):
-            record = exploration[32 * block + i]
+            record = exploration[LATENTS_PER_BLOCK * block + i]
             assert tuple(packed["histogram"]) == record.histogram
             assert packed.get("contexts", 0) == record.n_contexts
             for group, place in zip(GROUPS, packed["places"], strict=True):

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from sae_lens_crosscoder.report.explorer.records import LatentRecord, ShownExample, Weighted
 from sae_lens_crosscoder.report.html.inert import visible
 
-LATENTS_PER_BLOCK: Final = 32
-TOKENS_PER_BLOCK: Final = 2**15
+LATENTS_PER_BLOCK: Final = 16
+TOKENS_PER_BLOCK: Final = 2**13
 KL_STEP: Final = 0.05
 """In nats; a byte holds up to 12.75."""
 

@@ -11,12 +11,17 @@ async function placed(id) {
   return document.getElementById(id);
 }
 
+// For browsers without Uint8Array.fromBase64, which is many times as fast.
+const decoded = (text) => Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (byte) => byte.charCodeAt(0));
+
 async function unpack(id) {
-  const text = atob((await placed(id)).textContent);
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).arrayBuffer();
+  const bytes = decoded((await placed(id)).textContent);
+  // Written into the stream here: a blob's bytes would come back from another process.
+  const stream = new DecompressionStream("gzip");
+  const writer = stream.writable.getWriter();
+  writer.write(bytes);
+  writer.close();
+  return new Response(stream.readable).arrayBuffer();
 }
 
 function once(id, read) {

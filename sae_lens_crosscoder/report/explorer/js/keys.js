@@ -25,7 +25,7 @@ function focusSearch() {
 }
 
 function stepLatent(step) {
-  const next = order[order.indexOf(state.latent) + step];
+  const next = order[placeOf(state.latent) + step];
   if (next !== undefined) go({ latent: next });
 }
 

@@ -20,7 +20,7 @@ async function latentPage(c, j, order) {
 }
 
 function pageLinks(order, j) {
-  const place = order.indexOf(j);
+  const place = placeOf(j);
   const step = (by, text, title) => {
     const next = order[place + by];
     if (place < 0 || next === undefined) return html("span", { class: "off" }, text);

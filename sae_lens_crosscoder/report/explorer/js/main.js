@@ -2,6 +2,7 @@
 const table = makeTable();
 let crosscoder = null;
 let order = [];
+let places = new Map();
 let filtersOfOrder = null;
 let drawing = 0;
 
@@ -71,7 +72,7 @@ async function render() {
   unknown.textContent = state.unknown.length ? `Parts of the address were left out. ${state.unknown.join(" ")}` : "";
   unknown.hidden = state.unknown.length === 0;
   const filters = hashOf({ ...state, latent: null });
-  if (filters !== filtersOfOrder) order = inOrder(crosscoder, passing(crosscoder, tests), state.sort);
+  if (filters !== filtersOfOrder) setOrder(inOrder(crosscoder, passing(crosscoder, tests), state.sort));
   filtersOfOrder = filters;
   if (state.latent === null) {
     page.hidden = true;
@@ -84,7 +85,7 @@ async function render() {
     overview.hidden = true;
     page.hidden = false;
     tip.hidden = true;
-    table.cursor = Math.max(0, order.indexOf(state.latent));
+    table.cursor = Math.max(0, placeOf(state.latent));
     scrollTo(0, 0);
   }
   if (about.live) drawTry();
@@ -93,6 +94,14 @@ async function render() {
   document.body.dataset.shown = state.latent === null ? `${order.length} latents` : `latent ${state.latent}`;
   performance.mark(document.body.dataset.shown);
 }
+
+function setOrder(latents) {
+  order = latents;
+  places = new Map(latents.map((latent, place) => [latent, place]));
+}
+
+// Where a latent is in the order, or -1.
+const placeOf = (latent) => places.get(latent) ?? -1;
 
 function drawTabs() {
   parts.tabs.replaceChildren(...(about.crosscoders.length > 1 ? about.crosscoders.map(({ name }) =>
