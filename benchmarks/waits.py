@@ -56,8 +56,8 @@ MOST_MS = {"diagnose/65k": 5000, "plan": 1000}
 WHY = {
     "demo": "imports and the report take the same time as before, and weigh more in a short demo",
     "harvest": "what remains is matrix products, attention, and layer norms in their own order of operations",
-    "diagnose": "the rest is the tokens, the ratios of 400 resamples, and a verdict per latent in Python",
-    "diagnose/65k": "the rest is the tokens, the ratios of 400 resamples, and a verdict per latent in Python",
+    "diagnose": "the rest is the tokens, and the ratios of 400 resamples",
+    "diagnose/65k": "the rest is the tokens, and the ratios of 400 resamples",
     "step/tiny": "operations on few numbers are bound by their dispatch; a dense step takes twice as long as this one",
     "step/wide": "Adam reads and writes all weights and moments, and both weight gradients are written before it may",
     "harvest/llama": "the bridge's attention is kept bit by bit, and is not fused",

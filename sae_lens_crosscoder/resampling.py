@@ -45,6 +45,16 @@ def quantiles(
     return torch.where(ordered[..., -1:].isnan(), torch.nan, bounds).movedim(-1, 0)
 
 
+def standard_deviation(values: Float[Tensor, "*rows resample"]) -> Float[Tensor, "*rows"]:
+    """Compute the standard deviation over resamples, with one degree of freedom less; in two passes, faster than torch.
+
+    >>> standard_deviation(torch.tensor([1.0, 2.0, 3.0]))
+    tensor(1.)
+    """
+    centred = values - values.mean(dim=-1, keepdim=True)
+    return (centred.square_().sum(dim=-1) / (values.shape[-1] - 1)).sqrt()
+
+
 def sign_flip_p_values(
     differences: Float[Tensor, "*rows unit"], n_resamples: int = 1000, seed: int = 0
 ) -> Float[Tensor, "*rows"]:

@@ -2,15 +2,42 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.diagnosis.classes import LABELS, label
-from sae_lens_crosscoder.analysis.diagnosis.verdict import VERDICTS, nu_free_of_other, verdict
+from sae_lens_crosscoder.analysis.diagnosis.verdict import VERDICTS, nu_free_of_other, verdicts
 from tests.analysis.conftest import random_crosscoder
+from tests.reference import verdicts as ref
 
 NAN = float("nan")
+
+
+def verdict(label, n_active, *nus, **more):
+    """The verdict on one latent."""
+    (found,) = verdicts([label], [n_active], *([nu] for nu in nus), **more)
+    return found
+
+
+@pytest.mark.parametrize("bounds", ["signed", "absolute"])
+def test_all_latents_at_once_are_judged_as_one_after_another(bounds):
+    rng = np.random.default_rng(0)
+    n = 4000
+    columns = {
+        name: np.where(rng.random(n) < 0.15, NAN, rng.choice([-0.6, -0.1, 0.0, 0.09, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], n))
+        for name in ("nu_error", "nu_reconstruction", "nu_free", "q_value", "nu_reconstruction_centred", "presence",
+                     "beta_centred")
+    }  # fmt: skip
+    columns["share_of_median"] = rng.choice([NAN, 9e-4, 1e-3, 1.0], n)
+    labels, n_active = rng.choice(LABELS, n).tolist(), rng.choice([0, 4, 5, 500], n)
+    found = verdicts(labels, n_active, **columns, min_active=5, bounds=bounds)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    latents = zip(labels, n_active, rows, strict=True)
+    expected = [ref.verdict(name, count, **row, min_active=5, bounds=bounds) for name, count, row in latents]
+    assert found == expected
+    assert set(found) == set(VERDICTS)
 
 
 def test_a_rotated_or_chancy_latent_is_not_specific():
@@ -166,9 +193,9 @@ def test_fewer_tokens_than_asked_for_are_rare():
 
 
 def test_unknown_bounds_are_refused():
-    unchecked = getattr(verdict, "__wrapped__", verdict)
+    unchecked = getattr(verdicts, "__wrapped__", verdicts)
     with pytest.raises(ValueError, match=r"bounds='abs' must be one of \('signed', 'absolute'\)"):
-        unchecked("chat_only", 500, 0.0, 0.0, bounds="abs")
+        unchecked(["chat_only"], [500], [0.0], [0.0], bounds="abs")
 
 
 def test_what_writes_next_to_nothing_is_negligible_whatever_its_nu():

@@ -9,7 +9,7 @@ import pandas as pd
 
 from sae_lens_crosscoder.analysis.diagnosis.classes import label
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
-from sae_lens_crosscoder.analysis.diagnosis.verdict import verdict
+from sae_lens_crosscoder.analysis.diagnosis.verdict import verdicts
 from sae_lens_crosscoder.analysis.use.result import LatentUse
 
 HOSTILE = "<script>alert(1)</script>\"'&quot;\u202e\0gpj</b><img src=http://x onerror=alert(2)>"
@@ -31,8 +31,8 @@ def make_table(n=1000, seed=0, bounds="signed"):
         table[nu], table[f"{nu}_low"], table[f"{nu}_high"] = value, value - 0.1, value + 0.1
     table["nu_free"], table["q_value"] = rng.random(n), np.where(rng.random(n) < 0.5, rng.random(n), np.nan)
     table["label"] = [label(delta) for delta in table.delta_norm]
-    judged = zip(table.label, table.n_active, table.nu_error, table.nu_reconstruction, strict=True)
-    table["verdict"] = [verdict(*row, bounds=bounds) for row in judged]
+    judged = (table.label.tolist(), *(table[name].to_numpy() for name in ("n_active", "nu_error", "nu_reconstruction")))
+    table["verdict"] = verdicts(*judged, bounds=bounds)
     return table
 
 

@@ -1,11 +1,12 @@
 """Columns of the latent table, from accumulated sums."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_lens_crosscoder.analysis.changed.rho import rho_of
@@ -21,9 +22,11 @@ from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
 from sae_lens_crosscoder.analysis.diagnosis.verdict import (
     NuBounds,
     NuKind,
+    Numbers,
     judging_nu,
     nu_free_of_other,
-    verdict,
+    nu_kind_of,
+    verdicts,
 )
 from sae_lens_crosscoder.analysis.latent_scaling.basis_free import ReconstructedDirections
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling, nu_of
@@ -35,8 +38,6 @@ _CENTRED: dict[Target, str] = {
     "error": "nu_error_centred",
     "reconstruction": "nu_reconstruction_centred",
 }
-_JUDGED = ("label", "n_active", "nu_", "q_value", "presence", "beta_centred", "free_n")
-"""Beginnings of the columns that a verdict rests on."""
 
 
 def one_sided_latents(
@@ -103,10 +104,7 @@ def latent_table(
         table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
     table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
     shares = _shares_of_median(table.max_activation, norms)
-    judged = {str(name): table[name].tolist() for name in table if str(name).startswith(_JUDGED)}
-    values = zip(*judged.values(), strict=True)
-    rows = ((dict(zip(judged, each, strict=True)), share) for each, share in zip(values, shares, strict=True))
-    table.insert(2, "verdict", [_verdict(row, min_active, bounds, share) for row, share in rows])
+    table.insert(2, "verdict", _verdicts(table, min_active, bounds, shares))
     table.insert(3, "probe", table.label.map({"chat_only": "chat", "base_only": "base"}))
     return table
 
@@ -124,25 +122,36 @@ def nu_kind(crosscoder: InferenceCrosscoder) -> NuKind:
     return "along_decoder" if crosscoder.layout.same_width else "basis_free"
 
 
-def _verdict(row: Mapping[Any, Any], min_active: int, bounds: NuBounds, share_of_median: float) -> str:
-    own, other, probe = ("base", "chat", "_base_probe") if row["label"] == "base_only" else ("chat", "base", "")
-    nu_error, nu_reconstruction = judging_nu(row["nu_kind"], row["label"])
-    nu_free = float("nan")
-    if f"free_norm_{own}" in row:  # as for every pair of models
-        nu_free = nu_free_of_other(row[f"free_norm_{other}"], row[f"free_noise_{other}"], row[f"free_norm_{own}"])
-    return verdict(
-        row["label"],
-        row["n_active"],
-        row[nu_error],
-        row[nu_reconstruction],
+def _verdicts(table: pd.DataFrame, min_active: int, bounds: NuBounds, share_of_median: pd.Series) -> list[str]:
+    is_base = (table.label == "base_only").to_numpy()
+
+    def judging(of_chat: str, of_base: str) -> NDArray[np.float64]:
+        """A number of each latent, from the column that its class is judged by."""
+        own = table[of_chat].to_numpy()
+        return np.where(is_base, table[of_base], own) if is_base.any() else own
+
+    kind = nu_kind_of(table)
+    nu_error, nu_reconstruction = map(judging, judging_nu(kind, "chat_only"), judging_nu(kind, "base_only"))
+    nu_free: Numbers = float("nan")
+    if "free_norm_chat" in table:  # as for every pair of models
+        other_norm, other_noise = (judging(f"free_{name}_base", f"free_{name}_chat") for name in ("norm", "noise"))
+        nu_free = nu_free_of_other(other_norm, other_noise, judging("free_norm_chat", "free_norm_base"))
+    centred = [
+        judging(name, f"{name}_base_probe") for name in ("nu_reconstruction_centred", "presence", "beta_centred")
+    ]
+    return verdicts(
+        table.label.tolist(),
+        table.n_active.to_numpy(),
+        nu_error,
+        nu_reconstruction,
         nu_free=nu_free,
-        q_value=row["q_value"],
+        q_value=table.q_value.to_numpy(),
         min_active=min_active,
         bounds=bounds,
-        nu_reconstruction_centred=row[f"nu_reconstruction_centred{probe}"],
-        presence=row[f"presence{probe}"],
-        share_of_median=share_of_median,
-        beta_centred=row[f"beta_centred{probe}"],
+        nu_reconstruction_centred=centred[0],
+        presence=centred[1],
+        share_of_median=share_of_median.to_numpy(),
+        beta_centred=centred[2],
     )
 
 
@@ -165,16 +174,15 @@ def _basis_free_columns(
     crosscoder: InferenceCrosscoder, free: FreeDirections, reconstructed: ReconstructedDirections
 ) -> dict[str, Tensor]:
     """The other model's length over that of the latent's own model, the one with the larger decoder norm."""
-    own = crosscoder.decoder_norms[free.latents].argmax(dim=-1).tolist()
+    own = crosscoder.decoder_norms[free.latents].argmax(dim=-1).cpu().numpy()
+    rows = np.arange(len(own))
     columns: dict[str, Tensor] = {}
     for target, sums in (("error", free), ("reconstruction", reconstructed)):
-        lengths, noises = sums.norms().tolist(), sums.noise().tolist()
-        ratios = [
-            nu_free_of_other(length[1 - m], noise[1 - m], length[m]) if length[m] > noise[m] else float("nan")
-            for m, length, noise in zip(own, lengths, noises, strict=True)
-        ]
+        lengths, noises = sums.norms().cpu().numpy(), sums.noise().cpu().numpy()
+        ratios = nu_free_of_other(lengths[rows, 1 - own], noises[rows, 1 - own], lengths[rows, own])
+        ratios[~(lengths[rows, own] > noises[rows, own])] = np.nan
         column = torch.full((crosscoder.cfg.d_sae,), torch.nan, dtype=torch.float64)
-        column[free.latents.cpu()] = torch.tensor(ratios, dtype=torch.float64)
+        column[free.latents.cpu()] = torch.from_numpy(ratios)
         columns[f"nu_{target}_basis_free"] = column
     return columns
 

@@ -1,13 +1,16 @@
-"""Verdict on a latent, from its class, its nu and its q-value."""
+"""Verdicts on latents, from their classes, nu and q-values."""
 
-import math
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sae_lens_crosscoder.analysis.diagnosis.classes import ONE_SIDED
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import MIN_OWN_BETA
 
+Numbers = NDArray[Any] | Sequence[float | int] | float | int
 VERDICTS = (
     "chat_specific",
     "base_specific",
@@ -43,21 +46,21 @@ NEGLIGIBLE_SHARE = 1e-3
 """A latent that never writes more than this share of what the median latent writes at most is negligible."""
 
 
-def verdict(
-    label: str,
-    n_active: int,
-    nu_error: float,
-    nu_reconstruction: float,
-    nu_free: float = float("nan"),
-    q_value: float = float("nan"),
+def verdicts(
+    labels: Sequence[str],
+    n_active: Numbers,
+    nu_error: Numbers,
+    nu_reconstruction: Numbers,
+    nu_free: Numbers = float("nan"),
+    q_value: Numbers = float("nan"),
     min_active: int = MIN_ACTIVE,
     bounds: NuBounds = "signed",
-    nu_reconstruction_centred: float = float("nan"),
-    presence: float = float("nan"),
-    share_of_median: float = float("nan"),
-    beta_centred: float = float("nan"),
-) -> str:
-    """Verdict on one latent: the first of these that holds.
+    nu_reconstruction_centred: Numbers = float("nan"),
+    presence: Numbers = float("nan"),
+    share_of_median: Numbers = float("nan"),
+    beta_centred: Numbers = float("nan"),
+) -> list[str]:
+    """Judge latents: the verdict is the first of these that holds.
 
     `dead`: never fired on the data. `rare`: fired on fewer than `min_active` tokens. `negligible`: at its strongest it
     writes less than 1/1000 of what the median latent does. For a chat-only or base-only latent: `undetermined` when a
@@ -81,40 +84,37 @@ def verdict(
         beta_centred: beta of the activation of the model that the latent is specific to, within groups; about 1 for a
             latent that a model has, near 0 for one that only cancels what other latents write. nan decides nothing.
 
-    >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.1)
-    'chat_specific'
-    >>> verdict("chat_only", 500, nu_error=0.4, nu_reconstruction=0.1)
-    'complete_shrinkage'
-    >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.9, nu_reconstruction_centred=0.1)
-    'chat_specific'
-    >>> verdict("chat_only", 500, nu_error=0.05, nu_reconstruction=0.45, presence=0.5)
-    'latent_decoupling'
+    >>> verdicts(["chat_only"] * 3, [500] * 3, nu_error=[0.05, 0.4, 0.05], nu_reconstruction=[0.1, 0.1, 0.9])
+    ['chat_specific', 'complete_shrinkage', 'latent_decoupling']
+    >>> verdicts(["chat_only"], [500], [0.05], [0.9], nu_reconstruction_centred=0.1)
+    ['chat_specific']
+    >>> verdicts(["chat_only"], [500], [0.05], [0.45], presence=0.5)
+    ['latent_decoupling']
     """
     validate_bounds(bounds)
-    if n_active == 0:
-        return "dead"
-    if n_active < min_active:
-        return "rare"
-    if share_of_median < NEGLIGIBLE_SHARE and label != "undefined":
-        return "negligible"
-    if label not in ONE_SIDED:
-        return label
-    if nu_error != nu_error or nu_reconstruction != nu_reconstruction or beta_centred < MIN_OWN_BETA:
-        return "undetermined"
+    label, n_active = np.array(labels, dtype=object), np.asarray(n_active)
+    errors, reconstructions, centred = map(np.asarray, (nu_error, nu_reconstruction, nu_reconstruction_centred))
+    is_unknown = np.isnan(errors) | np.isnan(reconstructions) | (np.asarray(beta_centred) < MIN_OWN_BETA)
     if bounds == "absolute":
-        nu_error, nu_reconstruction = abs(nu_error), abs(nu_reconstruction)
-        nu_reconstruction_centred = abs(nu_reconstruction_centred)
-    if nu_error >= NU_ERROR_LIMIT:
-        return "complete_shrinkage"
-    is_background = nu_reconstruction_centred < NU_RECONSTRUCTION_LIMIT  # False where nan
-    is_decoupled = nu_reconstruction >= NU_RECONSTRUCTION_LIMIT and not is_background
-    if is_decoupled or presence >= PRESENCE_LIMIT:
-        return "latent_decoupling"
-    if nu_free > NU_FREE_LIMIT:
-        return "rotated"
-    if q_value >= Q_LIMIT:
-        return "undetermined"
-    return "chat_specific" if label == "chat_only" else "base_specific"
+        errors, reconstructions, centred = map(np.abs, (errors, reconstructions, centred))
+    is_background = centred < NU_RECONSTRUCTION_LIMIT  # False where nan
+    is_decoupled = (reconstructions >= NU_RECONSTRUCTION_LIMIT) & ~is_background
+    rules: list[tuple[Any, Any]] = [
+        (n_active == 0, "dead"),
+        (n_active < min_active, "rare"),
+        ((np.asarray(share_of_median) < NEGLIGIBLE_SHARE) & (label != "undefined"), "negligible"),
+        (~np.isin(label, list(ONE_SIDED)), label),
+        (is_unknown, "undetermined"),
+        (errors >= NU_ERROR_LIMIT, "complete_shrinkage"),
+        (is_decoupled | (np.asarray(presence) >= PRESENCE_LIMIT), "latent_decoupling"),
+        (np.asarray(nu_free) > NU_FREE_LIMIT, "rotated"),
+        (np.asarray(q_value) >= Q_LIMIT, "undetermined"),
+        (label == "chat_only", "chat_specific"),
+    ]
+    found = np.full(len(label), "base_specific", dtype=object)
+    for holds, name in reversed(rules):
+        found = np.where(holds, name, found)
+    return found.tolist()
 
 
 def nu_kind_of(latents: pd.DataFrame) -> NuKind:
@@ -140,14 +140,14 @@ def validate_bounds(bounds: str) -> None:
         raise ValueError(f"bounds={bounds!r} must be one of {get_args(NuBounds)}; the default is 'signed'.")
 
 
-def nu_free_of_other(other_norm: float, other_noise: float, own_norm: float) -> float:
+def nu_free_of_other(other_norm: Numbers, other_noise: Numbers, own_norm: Numbers) -> NDArray[np.float64]:
     """Ratio of the other model's free direction to that of the latent's model, noise removed.
 
     A direction made of noise alone has the length of its noise floor, so the floor's square is taken off.
 
-    >>> nu_free_of_other(5.0, 3.0, 8.0)
-    0.5
+    >>> nu_free_of_other([5.0, 5.0], [3.0, 3.0], [8.0, 0.0])
+    array([0.5, nan])
     """
-    if not own_norm > 0:
-        return float("nan")
-    return math.sqrt(max(0.0, other_norm**2 - other_noise**2)) / own_norm
+    other, noise, own = (np.asarray(part, dtype=np.float64) for part in (other_norm, other_noise, own_norm))
+    left = np.sqrt(np.maximum(0.0, other**2 - noise**2))
+    return np.divide(left, own, out=np.full(np.broadcast(left, own).shape, np.nan), where=own > 0)

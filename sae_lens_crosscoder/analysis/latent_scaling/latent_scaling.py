@@ -17,7 +17,7 @@ from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot
 from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
-from sae_lens_crosscoder.resampling import bootstrap_counts, quantiles
+from sae_lens_crosscoder.resampling import bootstrap_counts, quantiles, standard_deviation
 from sae_lens_crosscoder.storage.accumulators import Accumulator
 
 BASE, CHAT = 0, 1
@@ -166,8 +166,8 @@ class LatentScaling(Accumulator):
 
     def _standard_error(self, target: Target, probe: int, space: Space) -> Float[Tensor, " d_sae"]:
         counts = self._resamples(200, seed=0)
-        parts = [self._beta(counts, target, probe, probe, chunk, space).std(dim=-1) for chunk in self._latent_chunks()]
-        return torch.cat(parts)
+        parts = [self._beta(counts, target, probe, probe, chunk, space) for chunk in self._latent_chunks()]
+        return torch.cat([standard_deviation(part) for part in parts])
 
     @property
     def _n_filled(self) -> int:
