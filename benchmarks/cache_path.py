@@ -22,6 +22,7 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     part_path,
     write_parts,
 )
+from sae_lens_crosscoder.activations.cache.rows import CacheDtype, stored_rows
 from sae_lens_crosscoder.stacking import StackedLayout
 
 D_MODEL, HOOK, BATCH = 256, "blocks.1.hook_resid_post", 2048
@@ -41,14 +42,14 @@ class Disk:
         self.stacked = torch.cat(self.parts, dim=-1).numpy()
         self.seconds: dict[str, list[float]] = {}
 
-    def ours(self, checksums: Checksums) -> float:
+    def ours(self, checksums: Checksums, dtype: CacheDtype = "bfloat16") -> float:
         layout = StackedLayout((D_MODEL, D_MODEL))
         shards = [Shard(SHARD_TOKENS, {}) for _ in range(CACHE_SHARDS)]
-        manifest = CacheManifest(None, HOOK, layout.d_models, "bfloat16", None, 128, "", shards)
+        manifest = CacheManifest(None, HOOK, layout.d_models, dtype, None, 128, "", shards)
         start = time.perf_counter()
         for name, part in zip(layout.names, self.parts, strict=True):
             for shard in range(CACHE_SHARDS):
-                rows = ([batch.bfloat16()] for batch in part.split(BATCH))
+                rows = ([stored_rows(batch, (D_MODEL,), dtype)] for batch in part.split(BATCH))
                 (shards[shard].sha256[name],) = write_parts([part_path(self.folder, shard, name)], rows)
         for shard in range(CACHE_SHARDS):
             ids = torch.zeros(SHARD_TOKENS, dtype=TOKEN_DTYPE)
@@ -61,7 +62,7 @@ class Disk:
         options: dict[str, Any] = dict(block_size=BLOCK, buffer_size=BATCH, mix_fraction=0.0)
         for batch in cache.shuffled(BATCH, n_passes=1, **options):
             total += batch[0, 0].item()
-        self._note(checksums, start, written)
+        self._note(f"{dtype}, {checksums}", start, written)
         return total
 
     def plain(self, checksums: bool) -> float:
@@ -110,7 +111,7 @@ def cache_rows(rounds: int) -> list[dict[str, Any]]:
         for peer in peers:
             row = comparison("cache/bf16", peer, times[check], times[peer], checksums_read=check)
             for step in ("write_ms", "read_ms"):
-                row |= {f"ours_{step}": medians[f"{check} {step}"], f"peer_{step}": medians[f"{peer} {step}"]}
+                row |= {f"ours_{step}": medians[f"bfloat16, {check} {step}"], f"peer_{step}": medians[f"{peer} {step}"]}
             row["n_tokens"] = CACHE_SHARDS * SHARD_TOKENS
             rows.append(against_target(row, None if peers[peer] else CACHE_TARGET))
     return rows

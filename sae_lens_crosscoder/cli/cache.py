@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sae_lens_crosscoder.activations.cache.manifest import CacheDtype
+from sae_lens_crosscoder.activations.cache.rows import CacheDtype
 from sae_lens_crosscoder.cli.train_flags import train_parser
 from sae_lens_crosscoder.training.data.run_cache import InMemory, write_run_cache
 
@@ -13,7 +13,7 @@ class CacheOptions:
     """Flags beside the run's config."""
 
     cache_dtype: CacheDtype = "bfloat16"
-    """Precision on disk."""
+    """Precision on disk. `int8` has a scale per row and source, and takes half of the space."""
     prompts_per_shard: int | None = None
     """Contexts in one file; by default about 65,536 tokens."""
     worker: int = 0

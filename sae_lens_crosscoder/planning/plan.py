@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 
+from sae_lens_crosscoder.activations.cache.rows import DTYPES, bytes_of_row
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.models.devices import is_available, memory_of
 from sae_lens_crosscoder.models.sizes import ModelSize, model_size
@@ -92,7 +93,6 @@ def plan(
     can_measure = measure_time and is_available(cfg.device)
     if measure_time and not can_measure:
         notes.append(f"No time estimate: this machine has no device {cfg.device!r}. Plan on the one that will train.")
-    n_values = cfg.training_tokens * cfg.sae.d_in
     buffer = cfg.n_batches_in_buffer * cfg.context_size * cfg.sae.d_in * bytes_of(cfg.dtype)
     weights = sum(n_parameters(sae) * bytes_of(sae.dtype) for sae in cfg.crosscoder_configs.values())
     n_checkpoints = 0 if cfg.checkpoint_path is None else cfg.n_checkpoints + int(cfg.save_final_checkpoint)
@@ -105,7 +105,7 @@ def plan(
         capacity={item.device: capacity(item.device) for item in memory},
         suggestions=tuple(suggest(cfg, models, capacity)),
         n_steps=cfg.training_tokens // cfg.train_batch_size_tokens,
-        n_cache_bytes={dtype: n_values * bytes_of(dtype) for dtype in ("bfloat16", "float32")},
+        n_cache_bytes={name: cfg.training_tokens * bytes_of_row(tuple(cfg.sae.d_models), name) for name in DTYPES},
         # A checkpoint contains weights, Adam's two moments and the buffer.
         n_checkpoint_bytes=n_checkpoints * (3 * weights + buffer) + weights * int(cfg.output_path is not None),
         time=estimate_time(cfg) if can_measure else None,

@@ -233,7 +233,7 @@ def test_steps_and_disk():
     plan = planned(cfg)
     weights = by_name(plan)["crosscoder weights"]
     assert plan.n_steps == 1000 // 128
-    assert plan.n_cache_bytes == {"bfloat16": 1000 * 192 * 2, "float32": 1000 * 192 * 4}
+    assert plan.n_cache_bytes == {"int8": 1000 * (192 + 4), "bfloat16": 1000 * 192 * 2, "float32": 1000 * 192 * 4}
     buffer = cfg.n_batches_in_buffer * cfg.context_size * 192 * 4
     assert plan.n_checkpoint_bytes == 3 * (3 * weights + buffer) + weights
     two_at_most = cfg.replace(n_checkpoints_kept=1, n_checkpoints=9)

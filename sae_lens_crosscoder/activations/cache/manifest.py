@@ -8,13 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import FileLock
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sae_lens_crosscoder.activations.cache.rows import CacheDtype, bytes_of_row
 from sae_lens_crosscoder.stacking import StackedLayout, split_hooks
 from sae_lens_crosscoder.storage.atomic import atomic_write, write_text_atomically
 from sae_lens_crosscoder.storage.checksums import FolderChecksums, digest, file_sha256
@@ -22,13 +23,12 @@ from sae_lens_crosscoder.storage.field_types import naming_file, validate_field_
 from sae_lens_crosscoder.storage.json_files import load_json
 from sae_lens_crosscoder.storage.names import printable_names
 
-CacheDtype = Literal["bfloat16", "float32"]
-DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 TOKENS, TOKEN_DTYPE = "tokens", torch.int32
 MANIFEST_FILENAME, _LOCK_FILENAME = "manifest.json", "manifest.lock"
 CONTEXTS_FILENAME = "contexts.safetensors"
 """Whole contexts and the mask of their cached tokens; written only if tokens were left out."""
-FORMAT_VERSION = 2
+_VERSIONS = {"bfloat16": 2, "float32": 2, "int8": 3}
+"""Of the format, by precision: earlier releases read version 2."""
 
 
 @dataclass
@@ -57,13 +57,24 @@ class CacheManifest:
     """Fingerprint of each model's weights when the cache was begun; None if unknown."""
     pair_check: dict[str, Any] | None = None
     """How far the models differ on the first contexts, as `PairCheck.to_dict` gives it; None in older caches."""
-    format_version: int = FORMAT_VERSION
+    format_version: int = 0
+    """Follows from the precision."""
+
+    def __post_init__(self) -> None:
+        self.format_version = self.format_version or _VERSIONS[self.dtype]
 
     @property
     def layout(self) -> StackedLayout:
         """The sources' slices of the stacked axis; a file holds one model's, at all hooks."""
         hooks = split_hooks(self.hook_name)
         return StackedLayout(self.d_models, hooks if len(hooks) > 1 else ())
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Widths of every model's sources, in the order of its rows."""
+        layout = self.layout
+        n = layout.n_sources // layout.n_models
+        return {name: layout.d_models[n * m : n * (m + 1)] for m, name in enumerate(layout.of_models.names)}
 
     @property
     def n_tokens(self) -> int:
@@ -73,9 +84,8 @@ class CacheManifest:
     @property
     def bytes_per_token(self) -> dict[str, int]:
         """Bytes per token in each file of a shard, by the name of its content: a model, or `tokens` for their ids."""
-        of_models = self.layout.of_models
-        widths = zip(of_models.names, of_models.d_models, strict=True)
-        return {TOKENS: TOKEN_DTYPE.itemsize} | {name: width * DTYPES[self.dtype].itemsize for name, width in widths}
+        of_models = {name: bytes_of_row(widths, self.dtype) for name, widths in self.widths.items()}
+        return {TOKENS: TOKEN_DTYPE.itemsize} | of_models
 
     @property
     def n_bytes(self) -> int:
@@ -159,10 +169,11 @@ class CacheManifest:
         checksums = FolderChecksums(folder)
         checksums.validate(MANIFEST_FILENAME, "Write the cache again in another folder.")
         fields = load_json(path)
-        if fields.get("format_version") != FORMAT_VERSION:
+        version, expected = fields.get("format_version"), _VERSIONS.get(str(fields.get("dtype")))
+        if version != expected and (expected is not None or version not in _VERSIONS.values()):
             raise ValueError(
-                f"{path} has format_version={fields.get('format_version')}, expected {FORMAT_VERSION}. Write the cache "
-                "again with this version."
+                f"{path} has format_version={version!r:.80}, expected {expected or max(_VERSIONS.values())}. Write the "
+                "cache again with this version."
             )
         with naming_file(path):
             manifest = cls._from_fields(fields)
@@ -233,12 +244,6 @@ def write_parts(paths: Sequence[Path], batches: Iterable[Sequence[Tensor]]) -> l
 def _update(digests: Sequence[Any], raw: Sequence[memoryview]) -> None:
     for sha256, data in zip(digests, raw, strict=True):
         sha256.update(data)
-
-
-def load_part(path: Path, n_tokens: int, d_model: int, dtype: CacheDtype) -> Float[Tensor, "token d_model"]:
-    """Map the rows of a file into memory: they are read from disk when they are used."""
-    rows = torch.from_file(str(path), shared=False, size=n_tokens * d_model, dtype=DTYPES[dtype])
-    return rows.view(n_tokens, d_model)
 
 
 def contexts_sha256(tokens: Int[Tensor, "batch pos"], token_mask: Bool[Tensor, "batch pos"]) -> str:

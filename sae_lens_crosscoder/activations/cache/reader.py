@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,10 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     TOKENS,
     CacheManifest,
     contexts_sha256,
-    load_part,
     load_token_ids,
     part_path,
 )
+from sae_lens_crosscoder.activations.cache.rows import Rows, load_rows
 from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -36,7 +37,8 @@ _POLL_SECONDS = 0.2
 
 
 class ActivationCache:
-    """Streams of stacked activations from a folder that `cache_activations` wrote, in the cache's precision.
+    """Streams of stacked activations from a folder that `cache_activations` wrote, in the cache's precision, or float32
+    if that is int8.
 
     Iterating yields all activations once, in the order of the tokens, as analyses read them; `shuffled` returns
     training batches. The size of every file is checked at once.
@@ -169,30 +171,33 @@ class ActivationCache:
         """Read all files and raise a ValueError that names the first one whose checksum does not match."""
         for shard in range(len(self.manifest.shards)):
             for name in self.manifest.bytes_per_token:
-                self._verify_part(shard, name)
+                self._verify_part(self._written(shard, name), shard, name)
 
-    def _verify_part(self, shard: int, name: str) -> None:
-        path = self._written(shard, name)
+    def _verify_part(self, path: Path, shard: int, name: str) -> None:
         if file_sha256(path) != self.manifest.shards[shard].sha256[name]:
             remedy = "Delete it and call cache_activations again with the same arguments, which writes it again."
             raise ValueError(mismatch(path, remedy))
         self._verified.add(path)
 
     @validate_arguments
-    def parts(self, shard: int) -> list[Float[Tensor, "token _"]]:
-        """Each model's rows of a shard, at all hooks, verified when they are first read."""
-        of_models = self.layout.of_models
-        n_tokens = self.manifest.shards[shard].n_tokens
+    def parts(self, shard: int) -> list[Rows]:
+        """Each model's rows of a shard, at all hooks, verified when they are first read; index them by a slice."""
+        n_tokens, models = self.manifest.shards[shard].n_tokens, self.manifest.widths
+        written = [self._written(shard, name) for name in models]
+        with ThreadPoolExecutor(max_workers=len(models)) as threads:  # hashing leaves Python's lock alone
+            paths = list(threads.map(self._verified_on_first_read, written, [shard] * len(models), models))
         return [
-            load_part(self._part(shard, name), n_tokens, d_model, self.manifest.dtype)
-            for name, d_model in zip(of_models.names, of_models.d_models, strict=True)
+            load_rows(path, n_tokens, widths, self.manifest.dtype)
+            for path, widths in zip(paths, models.values(), strict=True)
         ]
 
     def _part(self, shard: int, name: str) -> Path:
         """Path of a shard's file, verified if it is read for the first time."""
-        path = self._written(shard, name)
+        return self._verified_on_first_read(self._written(shard, name), shard, name)
+
+    def _verified_on_first_read(self, path: Path, shard: int, name: str) -> Path:
         if self.checksums == "on_first_read" and path not in self._verified:
-            self._verify_part(shard, name)
+            self._verify_part(path, shard, name)
         return path
 
     def _written(self, shard: int, name: str) -> Path:
@@ -248,7 +253,7 @@ class _ShuffledBlocks(Iterator[Tensor]):
         }
         self._n_read = 0
         self._shard: int | None = None
-        self._parts: list[Tensor] = []
+        self._parts: list[Rows] = []
 
     @override
     def __next__(self) -> Float[Tensor, "_ d_in"]:

@@ -1,6 +1,7 @@
 """Writing activation caches: one model in memory at a time if need be, or by several workers."""
 
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,9 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.cache.manifest import (
     CONTEXTS_FILENAME,
-    DTYPES,
     MANIFEST_FILENAME,
     TOKEN_DTYPE,
     TOKENS,
-    CacheDtype,
     CacheManifest,
     Shard,
     contexts_sha256,
@@ -26,6 +25,7 @@ from sae_lens_crosscoder.activations.cache.manifest import (
 )
 from sae_lens_crosscoder.activations.cache.models import CacheModels, Loader
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.cache.rows import CacheDtype, frac_lost, stored_rows, validate_dtype
 from sae_lens_crosscoder.activations.harvest import NonFiniteError, validate_tokens
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.data.token_mask import as_token_mask
@@ -39,6 +39,8 @@ from sae_lens_crosscoder.storage.tensor_files import save_tensors
 
 _TOKENS_PER_SHARD = 65_536
 _SECONDS_TO_WAIT_FOR_WORKERS = 600
+_MOST_LOST = 0.002
+"""Share of the variance that int8 may take before a warning."""
 
 _Reader = tuple[Any, str, TokenAlignment | None]  # a model, its hook, and what it reads in place of the tokens
 Prompts = tuple[Int[Tensor, "_ pos"], Bool[Tensor, "_ pos"]]  # a shard's tokens and their mask
@@ -71,10 +73,12 @@ def cache_activations(
     The models are compared on the first contexts before anything is written; the manifest keeps the numbers.
 
     Args:
-        path: a folder; needs d_in times 2 (bfloat16) or 4 (float32) bytes per token.
+        path: a folder; needs d_in times 1 (int8), 2 (bfloat16) or 4 (float32) bytes per token.
         models: a loaded pair, or the names of the base and the chat model, as `HookedModelPair.from_pretrained` takes.
         token_mask: False for tokens to leave out, such as padding; None to write all.
-        dtype: precision on disk.
+        dtype: precision on disk. `int8` keeps a scale per row and source, and is read as float32: rounding changes a
+            number by up to a 254th of its row's largest. A warning says if that is more than 0.2 % of a usual token's
+            variance, as where some coordinates are far larger than all others.
         dataset: description of the tokens, stored in the manifest.
         prompts_per_shard: rows of tokens in one shard; None for about 65,536 tokens.
         batch_size: prompts per forward pass.
@@ -93,8 +97,7 @@ def cache_activations(
     if not token_mask.any():
         raise ValueError("token_mask is False everywhere, so there are no activations to write.")
     validate_worker(worker)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not one of {tuple(DTYPES)}: float16 overflows on residual streams.")
+    validate_dtype(dtype)
     sources = CacheModels.inspect(models, loading, tokens, token_mask, hook_name)
     shards = _shards(tokens, token_mask, prompts_per_shard)
     manifest = CacheManifest(
@@ -160,7 +163,7 @@ def _begin_or_resume(folder: Path, manifest: CacheManifest) -> CacheManifest:
         if free < manifest.n_bytes:
             raise ValueError(
                 f"The cache needs {manifest.n_bytes / 1e9:.3g} GB, but {folder} has {free / 1e9:.3g} GB free. Cache "
-                "fewer tokens, use dtype='bfloat16', or train on the models directly."
+                "fewer tokens, use dtype='int8', or train on the models directly."
             )
         manifest.save(folder)
         return manifest
@@ -199,6 +202,7 @@ def _write_models(
     files = [(shard, name) for shard in own_shards for name in loaders]
     missing = [file for file in files if manifest.part_problem(folder, *file) is not None]
     models = {name: loaders[name]() for name in dict.fromkeys(name for _, name in missing)}
+    seen: set[str] = set()
     progress = tqdm(total=len(missing), desc=f"Caching {' and '.join(loaders)} activations", unit="file", leave=False)
     with progress:
         for shard, names in _written_in_step(missing, models):
@@ -206,7 +210,7 @@ def _write_models(
             batches = zip(*(part.split(batch_size) for part in shards[shard]), strict=True)
             hooks = {name: hook_of_model(manifest.hook_name, m) for m, name in enumerate(alignments)}
             readers = [(models[name], hooks[name], alignments[name]) for name in names]
-            rows = (_rows(readers, batch, DTYPES[manifest.dtype], paths) for batch in batches)
+            rows = (_stored(_rows(readers, batch, paths), names, manifest, seen) for batch in batches)
             for name, sha256 in zip(names, write_parts(paths, rows), strict=True):
                 manifest.add_checksums(folder, name, {shard: sha256})
             progress.update(len(names))
@@ -224,16 +228,31 @@ def _written_in_step(missing: Sequence[tuple[int, str]], models: Mapping[str, An
 
 
 @torch.no_grad()
-def _rows(
-    readers: Sequence[_Reader], prompts: Prompts, dtype: torch.dtype, paths: Sequence[Path]
-) -> list[Float[Tensor, "token d_model"]]:
+def _rows(readers: Sequence[_Reader], prompts: Prompts, paths: Sequence[Path]) -> list[Float[Tensor, "token d_model"]]:
     """Each model's activations, at its hook, of the tokens in the mask; layers that models share run once."""
     tokens, mask = prompts
     parts: list[Tensor] = []
     with lower_layers_once([model for model, *_ in readers], ()):
         for (model, hook_name, alignment), path in zip(readers, paths, strict=True):
             activations = stack(aligned_activations_at(model, tokens.long(), hook_name, alignment))
-            parts.append(activations[mask.to(activations.device)].to(dtype))
+            parts.append(activations[mask.to(activations.device)])
             if not torch.isfinite(parts[-1]).all():
                 raise NonFiniteError(f"Activations for {path} are NaN or infinite. Check the model's dtype and hook.")
     return parts
+
+
+def _stored(
+    parts: Sequence[Float[Tensor, "token d_model"]], names: Sequence[str], manifest: CacheManifest, seen: set[str]
+) -> list[Tensor]:
+    """What the files hold; warns at the first rows of a model, whose name is not in `seen`, if int8 is too coarse."""
+    widths = [manifest.widths[name] for name in names]
+    for name, part, of_sources in zip(names, parts, widths, strict=True):
+        lost = frac_lost(part, of_sources) if manifest.dtype == "int8" and name not in seen else 0.0
+        seen.add(name)
+        if lost > _MOST_LOST:
+            warnings.warn(
+                f"int8 takes {lost:.1%} of a usual token's variance from the {name} model's activations, because some "
+                "coordinates are far larger than all others. Use dtype='bfloat16'.",
+                stacklevel=2,
+            )
+    return [stored_rows(part, of_sources, manifest.dtype) for part, of_sources in zip(parts, widths, strict=True)]

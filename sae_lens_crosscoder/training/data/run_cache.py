@@ -11,8 +11,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_crosscoder.activations.cache.manifest import MANIFEST_FILENAME, CacheDtype
+from sae_lens_crosscoder.activations.cache.manifest import MANIFEST_FILENAME
 from sae_lens_crosscoder.activations.cache.reader import ActivationCache
+from sae_lens_crosscoder.activations.cache.rows import CacheDtype
 from sae_lens_crosscoder.activations.cache.writer import cache_activations, validate_worker
 from sae_lens_crosscoder.activations.pair_check import PairCheck
 from sae_lens_crosscoder.arguments import validate_arguments
