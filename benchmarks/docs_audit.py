@@ -3,13 +3,14 @@
 import pandas as pd
 from docs_results import load_results, markdown_table
 
-FILES = ("audit.json", "audit_adapter.json", "audit_adapter_several.json")
+FILES = ("audit.json", "audit_adapter.json", "audit_adapter_several.json", "audit_adapter_neutral.json")
 NAMES = {
     "tiny-chat": "the built-in pair",
     "tiny-null": "its base model, trained longer",
     "tiny-chat, with tiny-control": "the built-in pair, with its control",
     "A": "an adapter that answers requests for code with one sentence",
     "C": "an adapter that answers requests about journeys with one of three sentences",
+    "neutral": "an adapter tuned on ordinary answers",
 }
 
 
@@ -29,17 +30,41 @@ def audit() -> str:
     ]
     for pair, group in pd.concat(frames).groupby("pair", sort=False):
         found = f"{group.n_right.sum()} of {group.n_planted.sum()}" if group.n_planted.sum() else "none planted"
-        minutes = group.cpu_seconds.median() / 60
+        is_whole = "resumed" not in group or not group.resumed.eq(True).any()
+        minutes = f"{group.cpu_seconds.median() / 60:.1f} min" if is_whole else ""
         null = pd.DataFrame(group.null_phrases.tolist()).sum()
         counts = [str(group.n_other_sides.sum()), str(group.n_wrong.sum()), f"{null.n_found} of {null.n_tested}"]
-        rows.append([NAMES[str(pair)], str(len(group)), found, *counts, f"{minutes:.1f} min"])
+        rows.append([NAMES[str(pair)], str(len(group)), found, *counts, minutes])
     text = (
         "Six changes are planted in the built-in pair: five new behaviours and one that chat tuning removed. Their "
         "other sides, such as help with harmless requests, are new as well, and counted by themselves; the control has "
         "them too. The limits of a claim were set on seeds 0, 1 and 2. Null phrases: how many of the phrases tested "
-        "differ between two samples of base's own answers. The adapters are of SmolLM2-135M."
+        "differ between two samples of base's own answers. The adapters are of SmolLM2-135M. An audit that went on "
+        "from an earlier run has no CPU time here."
     )
     return "\n\n".join([markdown_table(rows), " ".join([text, *sources])])
+
+
+def audit_baselines() -> str:
+    """What the baselines of a first look claim on the behaviours of the same audits."""
+    frame, source = load_results("audit_baselines.json")
+    rows = [["", "planted changes found", "other sides of them", "wrong claims"]]
+    counts: dict[str, list[dict[str, int]]] = {}
+    for claims in frame.claims:
+        for name, counted in claims.items():
+            counts.setdefault(name, []).append(counted)
+    traced = frame.claims.map(lambda claims: "answers alone" in claims)
+    for name, each in counts.items():
+        if name == "audit":
+            each = [claims["audit"] for claims in frame.claims[traced]]
+        total = pd.DataFrame(each)
+        found = f"{total.n_right.sum()} of {total.n_planted.sum()}"
+        rows.append([name, found, str(total.n_other_sides.sum()), str(total.n_wrong.sum())])
+    text = (
+        f"Over the {int(traced.sum())} audits in which a hook brought back what changed. A wrong claim is a phrase of "
+        "neither model's tuning."
+    )
+    return "\n\n".join([markdown_table(rows), f"{text} {source}"])
 
 
 def audit_limits() -> str:

@@ -19,6 +19,7 @@ from docs_speed import centred, layers, polish_cost, speed, waits
 
 PASSAGES: Mapping[str, Callable[[], str]] = {
     "audit": docs_audit.audit,
+    "audit baselines": docs_audit.audit_baselines,
     "audit limits": docs_audit.audit_limits,
     "headline": docs_accuracy.headline,
     "claims": docs_accuracy.claims,
