@@ -41,10 +41,10 @@ def held_back(pair, folder, worker, gate, n_free):
     """Write as a worker that stops before the shard `n_free` until there is a file."""
     original = caching._rows
 
-    def rows(readers, prompts, dtype, paths):
+    def rows(readers, prompts, paths):
         while int(paths[0].name[:5]) >= n_free and not gate.exists():
             time.sleep(0.01)
-        return original(readers, prompts, dtype, paths)
+        return original(readers, prompts, paths)
 
     caching._rows = rows  # in this process alone
     write(pair, folder, worker=worker)
