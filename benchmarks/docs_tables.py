@@ -21,6 +21,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "audit": docs_audit.audit,
     "audit baselines": docs_audit.audit_baselines,
     "audit limits": docs_audit.audit_limits,
+    "family cost": docs_family.family_cost,
     "headline": docs_accuracy.headline,
     "claims": docs_accuracy.claims,
     "limits": docs_accuracy.limits,
