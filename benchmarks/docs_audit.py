@@ -61,8 +61,8 @@ def audit_baselines() -> str:
         found = f"{total.n_right.sum()} of {total.n_planted.sum()}"
         rows.append([name, found, str(total.n_other_sides.sum()), str(total.n_wrong.sum())])
     text = (
-        f"Over the {int(traced.sum())} audits in which a hook brought back what changed. A wrong claim is a phrase of "
-        "neither model's tuning."
+        f"Over the {int(traced.sum())} audits in which a hook brought back what changed. A wrong claim is of a phrase "
+        "that was not planted."
     )
     return "\n\n".join([markdown_table(rows), f"{text} {source}"])
 

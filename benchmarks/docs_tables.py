@@ -9,6 +9,7 @@ from pathlib import Path
 
 import docs_accuracy
 import docs_audit
+import docs_family
 import docs_real_pair
 import docs_runs
 import docs_serve
