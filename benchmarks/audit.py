@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output")
 
 
+def rows_of(
+    args: argparse.Namespace, work: Path, row_of: Callable[[Known], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A row of each audit, printed as soon as it is there."""
+    for known in known_audits(args, work):
+        row = row_of(known)
+        print(row, flush=True)
+        yield row
+
+
 def row_of(known: Known) -> dict[str, Any]:
     """One audit, judged. Of an audit that goes on from an earlier run, the seconds are those of the rest."""
     resumed = Path(known.cfg.output_path).exists()
@@ -161,10 +171,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        rows: list[dict[str, Any]] = []
-        for known in known_audits(args, Path(args.work or temporary)):
-            rows.append(row_of(known))
-            print(rows[-1], flush=True)
+        rows = list(rows_of(args, Path(args.work or temporary), row_of))
     if args.output:
         write_results(args.output, rows)
 

@@ -12,25 +12,25 @@ python benchmarks/audit_baselines.py --seeds 0 1 2 --control-seeds 0 1 2 --work 
 """
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from audit import Known, add_arguments, audited, counted, known_audits
+from audit import Known, add_arguments, audited, counted, rows_of
 from results_file import write_results
 from torch import Tensor
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
 from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
+from sae_lens_crosscoder.analysis.audit.carriers import MOST_CARRIERS, most_of, random_prompts, separation
 from sae_lens_crosscoder.analysis.audit.effects import CausalEffect
+from sae_lens_crosscoder.analysis.audit.finding import LEAST_SHARE
 from sae_lens_crosscoder.analysis.baselines.directions import DifferenceDirections
 from sae_lens_crosscoder.analysis.baselines.linear import difference_pca, mean_difference
 from sae_lens_crosscoder.analysis.baselines.rows import DifferenceRows
-from sae_lens_crosscoder.analysis.contrasts.auroc import auroc
 from sae_lens_crosscoder.causal.ladder.edits import Edit, noise, of_same_energy
 from sae_lens_crosscoder.causal.ladder.run import LadderRun
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
@@ -44,8 +44,7 @@ from sae_lens_crosscoder.workflows.auditing.prompts import audit_prompts
 from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, contrast_of, other_prompts
 from sae_lens_crosscoder.workflows.difference_sae import train_difference_sae
 
-MOST, ENOUGH, LEAST_SHARE = 40, 0.98, 0.5
-N_BY_CHANCE, N_COMPONENTS = 10, 10
+N_COMPONENTS = 10
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,10 @@ class Baselines:
         directions = self.directions[name] or _mean_difference(case)
         carriers = _carriers(directions, case)
         area = _separation(directions, case, carriers)
-        by_chance = max(_separation(directions, drawn, _carriers(directions, drawn)) for drawn in _random_prompts(case))
+        by_chance = max(
+            _separation(directions, drawn, _carriers(directions, drawn))
+            for drawn in (replace(case, rows=rows) for rows in random_prompts(case.rows, 0))
+        )
         shared = _writers(directions, case)
         shared = shared[~torch.isin(shared, carriers)]
         share = float(_shares_of_mean(directions, case.parts(held_out=True)[0])[torch.cat([carriers, shared])].sum())
@@ -153,15 +155,8 @@ def _mean_difference(case: Case) -> DifferenceDirections:
     return mean_difference(rows, against="others")
 
 
-def _fewest(shares: Tensor) -> Tensor:
-    """The fewest directions that have 0.98 of all positive shares."""
-    positive = shares.clamp(min=0)
-    order = positive.argsort(descending=True, stable=True)[: min(MOST, int((positive > 0).sum()))]
-    return order[: int((positive[order].cumsum(dim=0) < ENOUGH * positive.sum()).sum()) + 1]
-
-
 def _carriers(directions: DifferenceDirections, case: Case) -> Tensor:
-    return _fewest(directions.contrast_shares(*(part.float() for part in case.parts(held_out=False))))
+    return most_of(directions.contrast_shares(*(part.float() for part in case.parts(held_out=False))), MOST_CARRIERS)
 
 
 def _shares_of_mean(directions: DifferenceDirections, positive: Tensor) -> Tensor:
@@ -172,7 +167,7 @@ def _shares_of_mean(directions: DifferenceDirections, positive: Tensor) -> Tenso
 
 
 def _writers(directions: DifferenceDirections, case: Case) -> Tensor:
-    return _fewest(_shares_of_mean(directions, case.parts(held_out=False)[0]))
+    return most_of(_shares_of_mean(directions, case.parts(held_out=False)[0]), MOST_CARRIERS)
 
 
 def _separation(directions: DifferenceDirections, case: Case, carriers: Tensor) -> float:
@@ -180,17 +175,7 @@ def _separation(directions: DifferenceDirections, case: Case, carriers: Tensor) 
     positive, negative = (part.mean(dim=0) for part in case.parts(held_out=False))
     along = directions.directions.double()[carriers] @ (positive - negative)
     scores = [directions.activations(part.float()).double()[:, carriers] @ along for part in case.parts(held_out=True)]
-    return float(auroc(*(each[:, None] for each in scores)))
-
-
-def _random_prompts(case: Case) -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(N_BY_CHANCE):
-        positive = case.rows.positive.clone()
-        for part in (case.rows.held_out, ~case.rows.held_out):
-            members = part.nonzero()[:, 0]
-            positive[members] = case.rows.positive[members[torch.randperm(len(members), generator=generator)]]
-        yield replace(case, rows=replace(case.rows, positive=positive))
+    return separation(*scores)
 
 
 def row_of(known: Known) -> dict[str, Any]:
@@ -212,10 +197,7 @@ def main() -> None:
     if args.work is None:
         parser.error("pass --work with the folder of the audits")
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    for known in known_audits(args, Path(args.work)):
-        rows.append(row_of(known))
-        print(rows[-1], flush=True)
+    rows = list(rows_of(args, Path(args.work), row_of))
     if args.output:
         write_results(args.output, rows)
 

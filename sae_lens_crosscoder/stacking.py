@@ -211,7 +211,7 @@ class StackedLayout:
         tensor([[2., 5.]])
         """
         parts = self.split(stacked)
-        # In one pass, where its gradient takes less time than the calls for each part; its arrays are of all parts.
+        # In one pass, but for arrays that are large: the gradient of one pass holds several of all parts at once.
         if len(set(self.d_models)) == 1 and stacked.numel() <= _SMALL:
             return torch.linalg.vector_norm(stacked.unflatten(-1, (self.n_sources, -1)), dim=-1)
         return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1)

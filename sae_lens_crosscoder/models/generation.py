@@ -16,7 +16,7 @@ _MAX_LOGITS = 2**26
 # A batch ends where prompts get this much longer than its shortest one, because each token above it costs a step.
 _MAX_SPREAD = 48
 
-Choose = Callable[[Float[Tensor, "prompt d_vocab"], Int[Tensor, " prompt"]], Int[Tensor, " prompt"]]
+_Choose = Callable[[Float[Tensor, "prompt d_vocab"], Int[Tensor, " prompt"]], Int[Tensor, " prompt"]]
 
 
 def vocabulary_size(model: Any) -> int:
@@ -109,7 +109,7 @@ def generate(
 
 def token_chooser(
     temperature: float, uniforms: Float[Tensor, "prompt new"] | None, starts: Int[Tensor, " prompt"]
-) -> Choose:
+) -> _Choose:
     """Make the rule that picks the next token of every prompt from its logits, at a position.
 
     Args:

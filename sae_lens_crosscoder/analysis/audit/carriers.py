@@ -88,7 +88,7 @@ def find_carriers(crosscoder: InferenceCrosscoder, contrast: ContrastRows, seed:
         held_out.feature_acts, *target_of(TwoModels.of(crosscoder), held_out, contrast.model, "difference")
     ).nan_to_num(0.0)
     writes, writes_held_out = (_written(crosscoder, contrast.part(held)[0]) for held in (False, True))
-    writers = _most(writes, MOST_WRITERS)
+    writers = most_of(writes, MOST_WRITERS)
     shared = writers[~torch.isin(writers, ids)]
     norms = delta_norm(crosscoder.decoder_norms.detach().double().cpu())
     presence, low, high = presence_in_other(crosscoder, contrast, seed)
@@ -99,7 +99,7 @@ def find_carriers(crosscoder: InferenceCrosscoder, contrast: ContrastRows, seed:
         share=float(on_held_out[ids].sum()),
         coverage=float(on_held_out.sum()),
         auroc=area,
-        auroc_by_chance=max(_separation(crosscoder, drawn)[1] for drawn in _random_prompts(contrast, seed)),
+        auroc_by_chance=max(_separation(crosscoder, drawn)[1] for drawn in random_prompts(contrast, seed)),
         shared=tuple(shared.tolist()),
         written=float(writes_held_out[torch.cat([ids, shared])].sum()),
         presence=presence,
@@ -136,7 +136,7 @@ def _chosen(
     chosen_on = group_differences(crosscoder, *contrast.part(held_out=False))
     directions, difference = target_of(TwoModels.of(crosscoder), chosen_on, contrast.model, "difference")
     on_choice = shares(chosen_on.feature_acts, directions, difference).nan_to_num(0.0)
-    ids = _most(on_choice.where(chosen_on.feature_acts > 0, 0.0), MOST_CARRIERS)
+    ids = most_of(on_choice.where(chosen_on.feature_acts > 0, 0.0), MOST_CARRIERS)
     return ids, directions[ids] @ difference
 
 
@@ -149,8 +149,8 @@ def _along(
     return crosscoder.encode(rows.to(crosscoder.W_dec)).double().cpu()[:, ids] @ along
 
 
-def _random_prompts(contrast: ContrastRows, seed: int) -> Iterator[ContrastRows]:
-    """The contrast with as many positive prompts in each part, drawn at random."""
+def random_prompts(contrast: ContrastRows, seed: int) -> Iterator[ContrastRows]:
+    """Yield ten contrasts with as many positive prompts in each part, drawn at random."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(_N_BY_CHANCE):
         positive = contrast.positive.clone()
@@ -160,8 +160,8 @@ def _random_prompts(contrast: ContrastRows, seed: int) -> Iterator[ContrastRows]
         yield replace(contrast, positive=positive)
 
 
-def _most(shares: Float[Tensor, " d_sae"], n: int) -> Int[Tensor, " latent"]:
-    """The fewest latents that have 0.98 of all positive shares, at most n."""
+def most_of(shares: Float[Tensor, " d_sae"], n: int) -> Int[Tensor, " latent"]:
+    """Choose the fewest latents that have 0.98 of all positive shares, at most n."""
     positive = shares.clamp(min=0.0)
     order = positive.argsort(descending=True, stable=True)[: min(n, int((positive > 0).sum()))]
     n_needed = int((positive[order].cumsum(dim=0) < _ENOUGH * positive.sum()).sum()) + 1
