@@ -53,4 +53,5 @@ def builtin_family(seed: int) -> Iterator[BuiltinNull]:
         )
         batches = slc.activations.DrawnBatches(train, BATCH, seed=seed)
         crosscoder = recipe().train(batches, seed=seed + index)
+        crosscoder.cfg.metadata.null_kind = null.kind
         yield BuiltinNull(null.kind, crosscoder, held_out, time.process_time() - started)

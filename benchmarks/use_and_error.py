@@ -2,7 +2,7 @@
 
 Without seeds, only the null runs are made; with --null_families 0 and --builtin_families 0, only the large worlds.
 
-python benchmarks/use_and_error.py --seeds 0 1 --builtin_families 4 --output benchmarks/results/use_and_error.json
+python benchmarks/use_and_error.py --seeds 0 1 --output benchmarks/results/use_and_error.json
 """
 
 import argparse
@@ -21,7 +21,9 @@ from results_file import write_results
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis import LatentUse
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT
+from sae_lens_crosscoder.analysis.use.result import use_q_values
 from sae_lens_crosscoder.synthetic import (
     Concept,
     PlantedTokens,
@@ -234,7 +236,10 @@ def builtin_rows(n_families: int) -> Iterator[dict[str, Any]]:
             assert isinstance(run.tokens, BuiltinNull)
             about = {"world": "built-in", "kind": run.tokens.kind, "family": family, "is_null": True}
             fve = {"fve": run.diagnosis.manifest["fve"]["chat"], "cpu_seconds_training": run.seconds["training"]}
-            yield called(run, nulls[:i] + nulls[i + 1 :]) | about | fve
+            others = nulls[:i] + nulls[i + 1 :]
+            of_other_kind = [null for null in others if null.crosscoder.cfg.metadata.null_kind != run.tokens.kind]
+            by_pooling = {"pooled": others, "other_kind": of_other_kind}
+            yield called(run, others) | pooled_calls(run, by_pooling) | about | fve
 
 
 def called(run: Run, nulls: Sequence[Run]) -> dict[str, Any]:
@@ -245,6 +250,18 @@ def called(run: Run, nulls: Sequence[Run]) -> dict[str, Any]:
         row[f"n_called_{name}"] = int(is_called.sum())
     for name, q in (("use", use.latents.q_use), ("specific", diagnosis.latents.q_value)):
         row |= {f"n_q_{name}": int((q < Q_LIMIT).sum()), f"n_judged_{name}": int(q.notna().sum())}
+    return row
+
+
+def pooled_calls(run: Run, nulls: dict[str, Sequence[Run]]) -> dict[str, int]:
+    """Count latents with a q below 0.1 when all given runs are pooled, whatever their kinds."""
+    row: dict[str, int] = {}
+    table, names = run.use.latents, run.use.names
+    for name, runs in nulls.items():
+        q_use = use_q_values(table, names, [each.use for each in runs], MIN_ACTIVE)
+        q_specific = q_values(run.diagnosis.latents, [each.diagnosis.latents for each in runs])
+        row |= {f"n_q_use_{name}": int((q_use < Q_LIMIT).sum())}
+        row |= {f"n_q_specific_{name}": int((q_specific < Q_LIMIT).sum())}
     return row
 
 
@@ -314,6 +331,7 @@ def calibration_summary(frame: pd.DataFrame) -> dict[str, Any]:
     n = len(nulls)
     any_false = {name: nulls[f"n_q_{name}"] > 0 for name in ("use", "specific")}
     any_false[""] = any_false["use"] | any_false["specific"]
+    of_kinds = nulls[nulls.kind.notna()] if "kind" in nulls else nulls[:0]
     figures: dict[str, Any] = {"n_null_runs": n}
     for name, is_false in any_false.items():
         suffix = f"_{name}" if name else ""
@@ -322,7 +340,13 @@ def calibration_summary(frame: pd.DataFrame) -> dict[str, Any]:
     for world, part in nulls.groupby("world"):
         suffix = str(world).replace("-", "")
         figures[f"n_null_runs_{suffix}"] = len(part)
-        figures[f"n_null_runs_called_{suffix}"] = int(((part.n_q_use > 0) | (part.n_q_specific > 0)).sum())
+        figures[f"n_null_runs_called_{suffix}"] = int(any_false[""][part.index].sum())
+    for kind, part in of_kinds.groupby("kind"):
+        figures[f"n_null_runs_{kind}"] = len(part)
+        for suffix in ("", "_pooled", "_other_kind"):
+            is_false = (part[f"n_q_use{suffix}"] > 0) | (part[f"n_q_specific{suffix}"] > 0)
+            figures[f"false_share_at_q_{kind}{suffix}"] = float(is_false.mean())
+            figures[f"false_share_at_q_{kind}{suffix}_interval"] = wilson(int(is_false.sum()), len(part))
     return figures | {
         "power_at_q": float(changed.power_use.mean()),
         "power_at_q_specific": float(changed.power_specific.mean()),
@@ -334,14 +358,14 @@ def calibration_summary(frame: pd.DataFrame) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("--null_families", type=int, default=10)
-    parser.add_argument("--builtin_families", type=int, default=4)
+    parser.add_argument("--null_families", type=int, default=20)
+    parser.add_argument("--builtin_families", type=int, default=12)
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    parts = (calibration_rows(arguments.null_families), builtin_rows(arguments.builtin_families))
-    for part in (*parts, use_rows(arguments.seeds)):
+    parts = (builtin_rows(arguments.builtin_families), calibration_rows(arguments.null_families))
+    for part in (use_rows(arguments.seeds), *parts):
         for row in part:
             rows.append(row)
             print({name: value for name, value in row.items() if name != "conclusion"}, flush=True)

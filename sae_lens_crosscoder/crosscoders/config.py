@@ -21,7 +21,7 @@ from sae_lens_crosscoder.storage.names import printable_names
 HOST_NORMALISERS = ("none", "expected_average_only_in")
 # SAELens's own loaders add this key to a config they read.
 _HOST_KEYS = ("finetuning_scaling_factor",)
-_METADATA_NAMES = ("model_name", "chat_model_name", "hook_name", "dataset_path", "sae_lens_version")
+_METADATA_NAMES = ("model_name", "chat_model_name", "hook_name", "dataset_path", "sae_lens_version", "null_kind")
 
 
 def _numbers(kind: type) -> Any:

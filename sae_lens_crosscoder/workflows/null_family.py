@@ -84,7 +84,7 @@ class NullFamily:
             trained = recipe.train(batches, seed=null.seed)
             names = null.pair.model_names or ("base", "base again")
             trained.cfg.metadata.model_name, trained.cfg.metadata.chat_model_name = names
-            trained.cfg.metadata.hook_name = hook_name
+            trained.cfg.metadata.hook_name, trained.cfg.metadata.null_kind = hook_name, null.kind
             held_out = null.activations(tokens, hook_name, token_mask=token_mask, batch_size=data.batch_size)
             read = EvalData(activations=held_out, max_norm_ratio=data.max_norm_ratio)
             uses.append(latent_use(trained, read, min_active=min_active))

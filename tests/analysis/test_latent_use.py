@@ -1,5 +1,6 @@
 """The swap readout: how two models use every latent."""
 
+import copy
 import importlib
 import math
 
@@ -232,6 +233,27 @@ def test_null_runs_give_q_values_and_take_back_verdicts():
     assert (against_itself.latents.q_use > 0.1).all()
     assert not against_itself.latents.use.str.startswith("more_in").any()
     assert "no difference in use detected" in against_itself.conclusion
+
+
+def test_of_several_kinds_of_null_runs_the_largest_q_of_use_counts():
+    _, crosscoder, tokens = planted_use()
+    x = tokens.activations.double()
+    wild, mild = (null_use(crosscoder, x, kind, noise) for kind, noise in (("wild", 0.5), ("mild", 0.01)))
+    nulls = [wild] * 3 + [mild] * 20
+    of_each = [use_of(crosscoder, x, null=part).latents.q_use for part in (nulls[:3], nulls[3:])]
+    read = use_of(crosscoder, x, null=nulls)
+    assert read.latents.q_use.to_numpy() == pytest.approx(np.max(of_each, axis=0), nan_ok=True)
+    assert not of_each[0].equals(of_each[1])
+    assert "q < 0.1 against 23 null runs of 2 kinds" in str(read)
+    assert read.manifest["null_kinds"] == ["wild", "mild"]
+
+
+def null_use(crosscoder, x, kind, noise):
+    """The use of the same latents where both halves are the chat model's activation, one with noise."""
+    own = copy.deepcopy(crosscoder)
+    own.cfg.metadata.null_kind = kind
+    noisy = x[:, 12:] + noise * random_activations(len(x), d_in=12)
+    return use_of(own, torch.cat([x[:, 12:], noisy], dim=1))
 
 
 def test_a_diagnosis_takes_over_the_use_of_its_latents():

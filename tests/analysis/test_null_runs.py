@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import largest_over_kinds, q_values
 from tests.analysis.conftest import random_activations, random_crosscoder
+from tests.reference.error_control import largest_rates, least_rates
 
 NAN = float("nan")
 
@@ -17,23 +18,17 @@ def table_of(delta_norms, n_active=1000):
     return pd.DataFrame({"delta_norm": delta_norms, "n_active": n_active})
 
 
-def naive_q(real, null):
-    """The least estimated rate over every threshold at or below a latent's score, one threshold at a time."""
-
-    def rate(threshold):
-        n_null = sum(abs(d - 0.5) >= threshold for d in null)
-        n_real = sum(abs(d - 0.5) >= threshold for d in real)
-        return (1 + n_null) / len(null) / (n_real / len(real))
-
-    scores = [abs(d - 0.5) for d in real]
-    return [min(1.0, min(rate(t) for t in scores if t <= score)) for score in scores]
+def one_sidedness(delta_norms):
+    return [abs(d - 0.5) for d in delta_norms]
 
 
 def test_q_is_the_least_rate_of_all_thresholds_that_keep_the_latent():
     generator = np.random.default_rng(0)
     null = generator.normal(0.5, 0.08, 300).clip(0, 1).round(2)  # rounded, so that there are ties
     real = np.concatenate([generator.normal(0.5, 0.08, 200), generator.uniform(0.8, 1.0, 30)]).clip(0, 1).round(2)
-    assert q_values(table_of(real), [table_of(null)]) == pytest.approx(naive_q(real, null))
+    assert q_values(table_of(real), [table_of(null)]) == pytest.approx(
+        least_rates(one_sidedness(real), one_sidedness(null))
+    )
 
 
 def test_more_null_runs_are_one_larger_null_run():
@@ -55,6 +50,46 @@ def test_among_latents_of_chance_q_below_a_tenth_is_rare():
         real, null = (table_of(generator.beta(20, 20, 200)) for _ in range(2))
         false_alarms += bool((q_values(real, [null]) < 0.1).any())
     assert false_alarms <= 10
+
+
+def null_run(kind, delta_norms):
+    return slc.Diagnosis(table_of(delta_norms), {} if kind is None else {"null_kind": kind})
+
+
+def q_over_kinds(real, runs):
+    nulls = [null_run(kind, delta_norms) for kind, delta_norms in runs]
+    return largest_over_kinds(nulls, lambda of_kind: q_values(table_of(real), [run.latents for run in of_kind]))
+
+
+def drawn(seed, spread, n=60):
+    return np.random.default_rng(seed).normal(0.5, spread, n).clip(0, 1).round(2)
+
+
+def test_of_several_kinds_the_largest_q_counts():
+    real = np.concatenate([drawn(0, 0.08), [0.95] * 12])
+    runs = [("mild", drawn(1, 0.05)), ("wild", drawn(2, 0.1)), ("mild", drawn(3, 0.05)), (None, drawn(4, 0.08))]
+    scored = [(kind, one_sidedness(delta_norms)) for kind, delta_norms in runs]
+    assert q_over_kinds(real, runs) == pytest.approx(largest_rates(one_sidedness(real), scored))
+
+
+def test_one_more_kind_never_makes_q_smaller():
+    real, wild = np.concatenate([drawn(0, 0.1), [0.95] * 12]), [("wild", drawn(1, 0.1))]
+    for spread in (0.02, 0.1, 0.2):
+        mild = [("mild", drawn(seed, spread)) for seed in range(2, 6)]
+        assert (q_over_kinds(real, wild + mild) >= q_over_kinds(real, wild)).all()
+
+
+def test_many_runs_of_a_mild_kind_do_not_thin_out_the_chance_of_a_wild_one():
+    """A run of the wild kind beside another one and 20 of the mild kind: pooled, most would be called different."""
+    n_called = {"by kind": 0, "pooled": 0}
+    for seed in range(0, 60 * 22, 22):
+        real, wild = drawn(seed, 0.1), drawn(seed + 1, 0.1)
+        runs = [("wild", wild)] + [("mild", drawn(seed + 2 + i, 0.02)) for i in range(20)]
+        pooled = [(None, delta_norms) for _, delta_norms in runs]
+        for name, given in (("by kind", runs), ("pooled", pooled)):
+            n_called[name] += bool((q_over_kinds(real, given) < 0.1).any())
+    assert n_called["by kind"] <= 6
+    assert n_called["pooled"] > 30
 
 
 def test_a_single_latent_beyond_a_null_of_the_same_size_is_never_enough():
@@ -85,6 +120,19 @@ def test_diagnose_takes_one_null_run_or_several_and_says_how_many():
         assert diagnosis.manifest["n_null_runs"] == n
         tables = [run.latents for run in ([given] if n == 1 else given)]
         assert diagnosis.latents.q_value.to_numpy() == pytest.approx(q_values(diagnosis.latents, tables), nan_ok=True)
+
+
+def test_diagnose_reads_the_kind_of_a_null_run_from_its_crosscoder():
+    nulls = []
+    for seed, kind in enumerate(("jittered", "jittered", "split_halves", None), start=1):
+        crosscoder = random_crosscoder(seed)
+        crosscoder.cfg.metadata.null_kind = kind
+        nulls.append(slc.diagnose(crosscoder, slc.EvalData(activations=[random_activations(2000)])))
+    diagnosis = diagnosed(0, null=nulls)
+    assert diagnosis.manifest["null_kinds"] == ["jittered", "split_halves", ""]
+    tables = [run.latents for run in nulls]
+    of_kinds = [q_values(diagnosis.latents, part) for part in (tables[:2], tables[2:3], tables[3:])]
+    assert diagnosis.latents.q_value.to_numpy() == pytest.approx(np.max(of_kinds, axis=0), nan_ok=True)
 
 
 def test_a_null_run_that_was_trained_differently_is_refused():

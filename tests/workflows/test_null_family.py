@@ -56,9 +56,11 @@ def test_its_runs_are_null_runs_of_the_crosscoder(pair):
     family = slc.workflows.null_family(pair, ["jittered", "shuffled"], n_per_kind=1)
     runs = family.run(crosscoder, data, TOKENS, min_active=5)
     assert (len(runs.uses), len(runs.diagnoses)) == (2, 1)
+    assert [use.manifest["null_kind"] for use in runs.uses] == ["jittered", "shuffled"]
+    assert runs.diagnoses[0].manifest["null_kind"] == "jittered"
     use = slc.latent_use(crosscoder, data, null=runs.uses, min_active=5)
     assert use.latents.q_use.notna().any()
-    assert "2 null runs" in use.conclusion
+    assert "2 null runs of 2 kinds" in use.conclusion
     diagnosis = slc.diagnose(crosscoder, data, null=runs.diagnoses, use=use, min_active=5)
     assert diagnosis.latents.q_value.notna().any()
     assert diagnosis.latents.q_use.equals(use.latents.q_use)

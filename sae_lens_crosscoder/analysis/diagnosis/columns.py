@@ -16,9 +16,10 @@ from sae_lens_crosscoder.analysis.diagnosis.classes import (
     labels_of,
     norms_of_pair,
 )
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.directions import cosines, delta_norm_columns
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
-from sae_lens_crosscoder.analysis.diagnosis.null_runs import q_values
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import largest_over_kinds, q_values
 from sae_lens_crosscoder.analysis.diagnosis.verdict import (
     NuBounds,
     NuKind,
@@ -57,7 +58,7 @@ def latent_table(
     centred: CentredScaling,
     free: FreeDirections,
     reconstructed: ReconstructedDirections | None,
-    nulls: Sequence[pd.DataFrame],
+    nulls: Sequence[Diagnosis],
     min_active: int,
     bounds: NuBounds,
     absent: Bool[Tensor, " d_sae"] | None = None,
@@ -102,7 +103,11 @@ def latent_table(
         table = table.assign(**delta_norm_columns(crosscoder))
     if (partition := crosscoder.cfg.partition) is not None:
         table.insert(2, "exclusive", partition.is_exclusive(len(table)).numpy())
-    table["q_value"] = q_values(table, nulls, min_active) if nulls else float("nan")
+    table["q_value"] = float("nan")
+    if nulls:
+        table["q_value"] = largest_over_kinds(
+            nulls, lambda runs: q_values(table, [run.latents for run in runs], min_active)
+        )
     shares = _shares_of_median(table.max_activation, norms)
     table.insert(2, "verdict", _verdicts(table, min_active, bounds, shares))
     table.insert(3, "probe", table.label.map({"chat_only": "chat", "base_only": "base"}))

@@ -59,7 +59,8 @@ def diagnose(
             every model beside the first if there are more.
         null: diagnoses of null runs, which give q-values: crosscoders trained in the same way on a pair that does not
             differ, and diagnosed in the same way. Such pairs are a model and itself with jittered weights
-            (`chat_model_name="NAME+jitter=0.02"`), or after more pre-training.
+            (`chat_model_name="NAME+jitter=0.02"`), or after more pre-training. Runs of one kind of pair are pooled, and
+            of several kinds the largest q counts; see `workflows.null_family`.
         changed: turned latents of this crosscoder, which join the table and the conclusion. Without it the conclusion
             says that they were not looked for.
         use: use of this crosscoder's latents, from `latent_use`, which joins the table and the conclusion.

@@ -18,6 +18,7 @@ def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
         "architecture": crosscoder.cfg.architecture(),
         "models": trained_models(crosscoder),
         "hook_name": metadata.hook_name,
+        **({"null_kind": metadata.null_kind} if metadata.null_kind else {}),
         **({"assumptions": list(metadata.assumptions)} if metadata.assumptions else {}),
         "dataset_path": metadata.dataset_path,
         "seed": metadata.seed,

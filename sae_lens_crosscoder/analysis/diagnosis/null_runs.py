@@ -1,8 +1,8 @@
 """q-values from null runs, which show how one-sided latents get when the models do not differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,39 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 _NO_SPREAD = 1e-6
 
 
+@runtime_checkable
+class NullRun(Protocol):
+    """A reading of a crosscoder of a null pair, whose manifest names the kind of pair as `null_kind`."""
+
+    @property
+    def manifest(self) -> dict[str, Any]: ...
+
+
+Run = TypeVar("Run", bound=NullRun)
+
+
+def null_kinds(nulls: Sequence[NullRun]) -> list[str]:
+    """Kinds of null pairs among the runs, in order of appearance; runs without a kind are one kind, named ''."""
+    return list(dict.fromkeys(run.manifest.get("null_kind") or "" for run in nulls))
+
+
+def largest_over_kinds(
+    nulls: Sequence[Run], q_of: Callable[[Sequence[Run]], Float[np.ndarray, " d_sae"]]
+) -> Float[np.ndarray, " d_sae"]:
+    """The largest q of every latent over the kinds of null pairs; runs of one kind are pooled.
+
+    Kinds differ in how far chance goes. Pooled, runs of a mild kind would thin out those of a wild one, and enough of
+    them would make any q small. The largest holds if chance in the pair at hand goes no further than in one of the
+    kinds.
+
+    Args:
+        q_of: q of every latent against runs of one kind.
+    """
+    kinds = null_kinds(nulls)
+    of_kinds = [q_of([run for run in nulls if (run.manifest.get("null_kind") or "") == kind]) for kind in kinds]
+    return np.max(of_kinds, axis=0)  # nan where not judged, which is the same against all kinds
+
+
 def q_values(
     table: pd.DataFrame, nulls: Sequence[pd.DataFrame], min_active: int = MIN_ACTIVE
 ) -> Float[np.ndarray, " d_sae"]:
@@ -37,7 +70,8 @@ def q_values(
 
     Args:
         table: latents of `diagnose`.
-        nulls: latent tables of crosscoders that were trained in the same way on pairs that do not differ.
+        nulls: latent tables of crosscoders that were trained in the same way on pairs that do not differ, all of one
+            kind; see `largest_over_kinds`.
 
     Returns:
         In [0, 1]; nan for latents that fire on fewer than `min_active` tokens, which are left out of the nulls as well.

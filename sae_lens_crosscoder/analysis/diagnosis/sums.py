@@ -15,6 +15,7 @@ from sae_lens_crosscoder.analysis.diagnosis.control import ControlSums, with_con
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import null_kinds
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds
 from sae_lens_crosscoder.analysis.encoding import Encoded
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
@@ -135,9 +136,8 @@ class DiagnosisSums:
                 "No tokens to diagnose on: the data is empty, its mask leaves out every token, or all of them dominate "
                 "(see EvalData.max_norm_ratio)."
             )
-        null_tables = [null.latents for null in nulls]
         latents = latent_table(
-            self.crosscoder, self.centred, self.free, self.reconstructed, null_tables, min_active, bounds, self._absent
+            self.crosscoder, self.centred, self.free, self.reconstructed, nulls, min_active, bounds, self._absent
         )
         if self.control is not None:
             latents = with_control(latents, self.control)
@@ -162,6 +162,7 @@ class DiagnosisSums:
             "fve_floor": fve_floor,
             "l0": float(self.scaling.n_active.sum()) / n_tokens,
             "n_null_runs": len(nulls),
+            "null_kinds": null_kinds(nulls),
             **self.background.manifest(),
         }
         return Diagnosis(latents, manifest)

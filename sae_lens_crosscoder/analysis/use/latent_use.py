@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import largest_over_kinds, null_kinds
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT
 from sae_lens_crosscoder.analysis.encoding import codes
 from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, data_source, shard_block
@@ -54,7 +55,7 @@ def latent_use(
         groups: group of each token, for the table by group; by default those of the data.
         models: names of the two models to compare, as in `diagnose`; needed for more than two.
         null: results on null runs, which give q-values: crosscoders trained in the same way on pairs that do not
-            differ; see `diagnose`.
+            differ; see `diagnose`. Of several kinds of null pairs, the largest q counts.
         min_active: latents with fewer strong firings in either model are `undetermined`.
         checkpoint_path: file in which the sums are saved every minute. An interrupted readout resumes from it, to the
             same result. It is removed at the end.
@@ -101,7 +102,9 @@ def latent_use(
             "EvalData.max_norm_ratio)."
         )
     latents, by_group = use_tables(sums, names, group_names, min_active)
-    latents["q_use"] = use_q_values(latents, names, nulls, min_active) if nulls else float("nan")
+    latents["q_use"] = float("nan")
+    if nulls:
+        latents["q_use"] = largest_over_kinds(nulls, lambda runs: use_q_values(latents, names, runs, min_active))
     latents.loc[latents["use"].str.startswith("more_in") & (latents["q_use"] >= Q_LIMIT), "use"] = "undetermined"
     manifest = {
         **provenance(crosscoder),
@@ -109,6 +112,7 @@ def latent_use(
         "n_tokens": sums.n_tokens,
         "min_active": min_active,
         "n_null_runs": len(nulls),
+        "null_kinds": null_kinds(nulls),
         "groups": list(group_names),
         **source.manifest(),
     }

@@ -63,6 +63,8 @@ class LatentUse:
         n_first, n_second = (int((self.latents["use"] == f"more_in_{name}").sum()) for name in (first, second))
         n_nulls = self.manifest["n_null_runs"]
         runs = f"{n_nulls} null {'run' if n_nulls == 1 else 'runs'}"
+        if (n_kinds := len(self.manifest.get("null_kinds", ()))) > 1:
+            runs += f" of {n_kinds} kinds"
         chance = f"q < {Q_LIMIT:g} against {runs}" if n_nulls else "chance not accounted for: no null runs were given"
         if n_judged == 0:
             return (
