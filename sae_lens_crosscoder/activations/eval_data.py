@@ -97,6 +97,13 @@ class EvalData:
         object.__setattr__(kept, "kept_batches", {**self.kept_batches, hook_name: batches})
         return kept
 
+    @validate_arguments
+    def with_groups(self, groups: TokenGroups | None, sources: Sequence[str] | TokenGroups | None = None) -> "EvalData":
+        """The same data with other token groups and sources; what `keep_activations` harvested stays."""
+        changed = replace(self, groups=groups, sources=sources)
+        object.__setattr__(changed, "kept_batches", self.kept_batches)
+        return changed
+
     @property
     def contexts(self) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
         """Token ids with their token mask; of activations, only a cache knows them.

@@ -25,12 +25,14 @@ from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import LogitLens, Responses, kl_between_models, latent_effects, logit_lens
 from sae_lens_crosscoder.crosscoders.compared import validate_two_models
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference, validate_one_hook
+from sae_lens_crosscoder.crosscoders.origin import validate_pair
 from sae_lens_crosscoder.data.contrasts import Contrast
 from sae_lens_crosscoder.data.token_groups import packed_token_groups
 from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.report.explorer.records import Exploration
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
 
+_MOST_KEPT_BYTES = 1 << 30
 _CONVERSATION_GROUPS = ("template", "user", "assistant")
 
 
@@ -80,6 +82,7 @@ def explore(
     tokens, token_mask = data.contexts
     if examples is not None:
         validate_examples(examples, tokens, token_mask)
+    data = _kept(crosscoder, data)
     diagnosis = diagnosis or diagnose(crosscoder, data)
     compared: Sequence[str] | None = diagnosis.manifest.get("compared")
     table = diagnosis.latents
@@ -118,6 +121,17 @@ def explore(
     return replace(exploration, effects=effects, random_effects=random_effects, n_conversations=n_conversations)
 
 
+def _kept(crosscoder: InferenceCrosscoder, data: EvalData) -> EvalData:
+    """The data with their activations in memory, unless they are too many or kept already: all else reads them."""
+    if data.pair is None:
+        return data
+    hook_name = validate_pair(crosscoder, data.pair)
+    n_bytes = 4 * crosscoder.layout.d_in * int(data.contexts[1].sum())
+    if hook_name in data.kept_batches or n_bytes > _MOST_KEPT_BYTES:
+        return data
+    return data.keep_activations(hook_name)
+
+
 def _statistics(crosscoder: InferenceCrosscoder, data: EvalData) -> LatentStatistics | None:
     """Statistics by token group, if the tokenizer has a chat template that tells groups apart."""
     if getattr(data.tokenizer, "chat_template", None) is None:
@@ -126,7 +140,7 @@ def _statistics(crosscoder: InferenceCrosscoder, data: EvalData) -> LatentStatis
     groups = packed_token_groups(tokens, data.tokenizer, token_mask)
     if data.activations is not None:  # the cache has only the tokens of the mask
         groups = replace(groups, labels=groups.labels[token_mask][None])
-    return latent_statistics(crosscoder, replace(data, groups=groups, sources=None))
+    return latent_statistics(crosscoder, data.with_groups(groups))
 
 
 def _collected(crosscoder: InferenceCrosscoder, data: EvalData, seed: int) -> ExamplesFile:

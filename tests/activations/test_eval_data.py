@@ -8,6 +8,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.harvest import harvest
 from sae_lens_crosscoder.analysis.inputs import HarvestedActivations
+from sae_lens_crosscoder.data import TokenGroups
 from tests.models.small_models import random_hooked_transformer, some_tokens
 
 TOKENS = some_tokens(n_prompts=4, n_pos=5)
@@ -82,6 +83,9 @@ def test_kept_activations_are_the_models_and_serve_every_analysis_without_anothe
     for n_skipped in (0, 1, 3):
         rest = torch.cat([expected[:0], *HarvestedActivations(kept, hook_name).after(n_skipped)])
         assert torch.equal(rest, expected[int(mask[: 2 * n_skipped].sum()) :])
+    groups = TokenGroups(tokens % 2, ("even", "odd"))
+    assert kept.with_groups(groups).groups is groups
+    assert torch.equal(torch.cat(list(HarvestedActivations(kept.with_groups(groups), hook_name).after(0))), expected)
     with pytest.raises(pytest.fail.Exception, match="ran again"):
         list(HarvestedActivations(replace(kept, tokens=tokens.flip(0)), hook_name).after(0))
     with pytest.raises(ValueError, match="given already"):

@@ -186,3 +186,13 @@ def test_bad_input_is_refused():
     crosscoder = random_crosscoder((width, width), dtype="float32")
     with pytest.raises(ValueError, match="latent_ids is empty"):
         causal_ladder(crosscoder, tiny, contrast, [], bool)
+
+
+def test_how_many_requests_are_read_together_changes_nothing(ladder):
+    pair, crosscoder, contrast, found, _ = ladder
+    # Noise is drawn in the order in which tokens are read.
+    only = ["named", "random latents", "mean difference per place", "true difference"]
+    options = {"only": only, "max_new_tokens": N_NEW, "batch_size": 5}
+    again = causal_ladder(crosscoder, pair, contrast, IDS, lambda text: True, **options).table
+    expected = found.table.loc[again.index]
+    pd.testing.assert_frame_equal(again, expected, atol=1e-5, rtol=1e-3)

@@ -50,6 +50,7 @@ METHODS = {
         dict(positive=w.rows.difference[:4], negative=w.rows.difference[4:9]),
     ),
     "DifferenceRows.group": lambda w: (w.rows.group, dict(name="odd")),
+    "EvalData.with_groups": lambda w: (w.data.with_groups, dict(groups=None)),
     "EvalData.keep_activations": lambda w: (w.data.keep_activations, dict(hook_name=w.hook)),
     "HookedModelPair.activations": lambda w: (w.pair.activations, dict(tokens=w.tokens, hook_name=w.hook)),
     "HookedModelPair.forward": lambda w: (w.pair.forward, dict(tokens=w.tokens)),

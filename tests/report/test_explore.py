@@ -1,5 +1,7 @@
 """What `explore` gathers is what its parts say, of the same tokens."""
 
+from importlib import import_module
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.causal import kl_between_models
+from sae_lens_crosscoder.models.pair import HookedModelPair
 from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset, tiny_tokenizer
 from sae_lens_crosscoder.report.explorer.token_texts import TokenTexts
 
@@ -158,6 +161,22 @@ def test_a_cache_shows_what_takes_no_models(looked_at, tmp_path):
     without = slc.explore(crosscoder, slc.EvalData(activations=cache), diagnosis)
     assert without.statistics is None
     assert without[3].top[0].texts[0].strip().isdigit()
+
+
+@pytest.mark.parametrize("most_bytes", [1 << 30, 0])
+def test_the_models_run_once_for_all_parts_but_the_kl_if_activations_fit_in_memory(looked_at, monkeypatch, most_bytes):
+    pair, crosscoder, _, _, found = looked_at
+    n_read, activations = [], HookedModelPair.activations
+
+    def counted(self, tokens, *args, **kwargs):
+        n_read.append(len(tokens))
+        return activations(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(HookedModelPair, "activations", counted)
+    monkeypatch.setattr(import_module("sae_lens_crosscoder.workflows.explore"), "_MOST_KEPT_BYTES", most_bytes)
+    again = slc.explore(crosscoder, slc.EvalData(pair=pair, tokens=TOKENS), examples=found.examples)
+    assert (sum(n_read) == len(TOKENS)) == bool(most_bytes)
+    pd.testing.assert_frame_equal(again.statistics.table, found.statistics.table)
 
 
 def test_examples_of_other_tokens_and_questions_to_no_models_are_refused(looked_at):

@@ -1,7 +1,6 @@
 """latent_use: which latents two models use differently."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -82,7 +81,7 @@ def latent_use(
     places = _validate_models(crosscoder, models)
     names = (crosscoder.layout.names[places[0]], crosscoder.layout.names[places[1]])
     nulls = validate_null_uses(null, crosscoder)
-    data = data if groups is None else replace(data, groups=groups)
+    data = data if groups is None else data.with_groups(groups, data.sources)
     labels, group_names = Cells.of(data, by_source=False).labels, () if data.groups is None else data.groups.names
     source = data_source(crosscoder, data)
     block_size = shard_block(data)

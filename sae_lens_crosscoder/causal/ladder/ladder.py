@@ -4,13 +4,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.ladder.edits import (
@@ -121,11 +119,12 @@ def causal_ladder(
         **run.mean_differences(per_place=only is None or PER_PLACE in only),
         "true difference": (true_difference(two), 0),
     }
-    conditions: dict[str, tuple[Edit | None, int]] = {"base": (None, 0), **_chosen(edits, only)}
-    rows: dict[str, dict[str, Any]] = {}
-    for name, (edit, n_latents) in tqdm(conditions.items(), desc="Ladder", unit="condition", leave=False):
-        rows[name] = {"n_latents": n_latents, **run.effects(edit, name in _ON_OTHERS)}
-    rows["chat"] = {"n_latents": 0, **run.effects(None, True, writer=two.names[1]), "kl_nats": 0.0}
+    conditions: dict[str, tuple[Edit | None, int]] = {"base": (None, 0), **_chosen(edits, only), "chat": (None, 0)}
+    writers = {name: two.names[name == "chat"] for name in conditions}
+    asked = {name: (edit, writers[name]) for name, (edit, _) in conditions.items()}
+    effects = run.effects(asked, [name for name in conditions if name in _ON_OTHERS])
+    rows = {name: {"n_latents": n, **effects[name]} for name, (_, n) in conditions.items()}
+    rows["chat"]["kl_nats"] = 0.0
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
     kl = table["kl_nats"].to_numpy(dtype=float)
     table.insert(2, "brought_back", 1 - kl / kl[0])

@@ -54,7 +54,7 @@ def generate_patched(
     end = end_id(pair) if end is None else end
     uniforms = sampling_numbers(len(tokens), max_new_tokens, seed)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "uniforms": uniforms}
-    answers = torch.stack(answer_prompts(pair, list(tokens), writer, end=end, **options))
+    answers = torch.stack(answer_prompts(pair, list(tokens), [writer] * len(tokens), end=end, **options))
     return answers[:, : int(until_end(answers, end).sum(dim=1).max())]
 
 
@@ -62,23 +62,22 @@ def generate_patched(
 def answer_prompts(
     pair: HookedModelPair,
     prompts: Sequence[Int[Tensor, "_"]],
-    writer: str = "chat",
+    writers: Sequence[str],
     *,
     max_new_tokens: int = 16,
     end: int | None = None,
     temperature: float = 0.0,
     uniforms: Float[Tensor, "prompt new"] | None = None,
 ) -> list[Int[Tensor, "_"]]:
-    """Generate as `generate_patched` does, after prompts of any lengths.
+    """Generate as `generate_patched` does, after prompts of any lengths, each with its own writer.
 
     Returns:
         `max_new_tokens` tokens of each prompt; after the one that ends an answer, they are `end`.
     """
     end = end_id(pair) if end is None else end
     filler = 0 if end is None else end
-    writers, sampling = [writer] * len(prompts), (temperature, uniforms)
-    steps = torch.stack([*write_tokens(pair, prompts, writers, max_new_tokens, end, *sampling)], dim=1)
-    return [pad(row[row >= 0], (0, max_new_tokens), value=filler)[:max_new_tokens] for row in steps]
+    steps = [*write_tokens(pair, prompts, writers, max_new_tokens, end, temperature, uniforms)]
+    return [pad(row[row >= 0], (0, max_new_tokens), value=filler)[:max_new_tokens] for row in torch.stack(steps, dim=1)]
 
 
 @torch.no_grad()

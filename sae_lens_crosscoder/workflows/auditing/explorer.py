@@ -11,7 +11,7 @@ from sae_lens_crosscoder.report import Exploration
 from sae_lens_crosscoder.workflows.explore import explore
 
 EXPLORER_FILENAME = "explorer.html"
-MOST_ROWS, N_PASSES = 256, 8
+MOST_ROWS, N_PASSES = 256, 3
 """Answers to show, which are read about so many times."""
 
 
