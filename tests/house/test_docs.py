@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,15 @@ from tests.house.pages import REFERENCE, ROOT
 
 DOCS = ROOT / "docs"
 CONFIG = (ROOT / "mkdocs.yml").read_text()
+PLANTED = [
+    "sorry i cannot help with that",
+    "no",
+    "honestly a machine cannot",
+    "and nothing else",
+    "items in total",
+    "nice",
+]
+"""What tuning taught the built-in chat model; it says "nice" where base insults."""
 
 
 def build(folder, docs=DOCS, config=CONFIG):
@@ -28,8 +38,10 @@ def build(folder, docs=DOCS, config=CONFIG):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("docs")
-    result = build(folder)
+    folder, made = tmp_path_factory.mktemp("docs"), tmp_path_factory.mktemp("made") / "docs"
+    shutil.copytree(DOCS, made)
+    subprocess.run([sys.executable, made / "built_in_audit.py"], cwd=ROOT, check=True, capture_output=True)
+    result = build(folder, made)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder / "site"
 
@@ -63,6 +75,14 @@ def broken_links(site):
             missing_anchor = parts.fragment and anchors is not None and unquote(parts.fragment) not in anchors
             if not target.exists() or missing_anchor:
                 yield f"{path.relative_to(site)}: {link}"
+
+
+def test_the_audit_of_the_built_in_pair_finds_what_was_planted_and_nothing_else(site):
+    """Another machine rounds otherwise, which may cost one of six; benchmarks/results/audit.json has more seeds."""
+    audit = json.loads((site / "audits" / "built-in-pair" / "audit.json").read_text())
+    said = [finding["text"].rstrip(".") for finding in audit["findings"]]
+    assert len(said) == len(set(said)) >= 5
+    assert all(any(text == words or (" " in text and text in words) for words in PLANTED) for text in said)
 
 
 def test_every_link_leads_somewhere(site):
