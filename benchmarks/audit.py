@@ -97,7 +97,7 @@ class Known:
 def tiny(chat: str, seed: int, work: Path, budget: str, control: str | None = None) -> Known:
     """The built-in pair, or its null. With a control, only what is planted may be claimed."""
     name = chat if control is None else f"{chat}, with {control}"
-    cfg = slc.workflows.AuditConfig("tiny-base", chat, control=control, budget=budget, seed=seed)
+    cfg = slc.workflows.AuditConfig("tiny-base", chat, control=control or "none", budget=budget, seed=seed)
     cfg.output_path = str(work / f"{name}_{seed}")
     planted = {} if chat == "tiny-null" else PLANTED
     return Known(name, cfg, planted, OTHER_SIDES if planted and control is None else {})

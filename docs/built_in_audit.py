@@ -14,7 +14,7 @@ FILES = ("audit.html", "audit.json", "explorer.html")
 def make(folder: Path) -> None:
     """Run the audit that docs/audit.md names, and keep what it writes for readers."""
     with tempfile.TemporaryDirectory() as work:
-        slc.audit(slc.workflows.AuditConfig("tiny-base", "tiny-chat", control="tiny-control", output_path=work))
+        slc.audit(slc.workflows.AuditConfig("tiny-base", "tiny-chat", output_path=work))
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             shutil.copy(Path(work, name), folder)

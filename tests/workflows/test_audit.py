@@ -17,7 +17,7 @@ from sae_lens_crosscoder.serving import ServeConfig
 from sae_lens_crosscoder.serving.serve import prepare
 from sae_lens_crosscoder.workflows.auditing import audit as auditing
 from sae_lens_crosscoder.workflows.auditing import crosscoders, evidence, rows
-from sae_lens_crosscoder.workflows.auditing.config import AuditConfig, seconds_of
+from sae_lens_crosscoder.workflows.auditing.config import AuditConfig, seconds_of, with_own_control
 from sae_lens_crosscoder.workflows.auditing.explorer import explore_answers
 from sae_lens_crosscoder.workflows.auditing.models import AuditModels
 from sae_lens_crosscoder.workflows.auditing.prompts import audit_prompts
@@ -175,6 +175,16 @@ class TestControl:
         assert any(finding.behaviour.text.startswith("nice") for finding in own)  # the control insults as base does
         assert all(finding.control.n_control < finding.control.n_chat / 2 for finding in own)
         assert not any(finding.evidence for finding in result.in_control)  # nothing is traced in vain
+
+    def test_the_built_in_pair_brings_its_own_unless_it_is_to_have_none(self):
+        own = {
+            (chat, control, given): with_own_control(AuditConfig("tiny-base", chat, control=control), given).control
+            for chat in ("tiny-chat", "tiny-null")
+            for control in (None, "none", "mine")
+            for given in (False, True)
+        }
+        assert own.pop(("tiny-chat", None, False)) == "tiny-control"
+        assert all(control == (asked if asked == "mine" else None) for (_, asked, _), control in own.items())
 
     def test_loaded_models_are_taken_in_their_order(self, tmp_path):
         two = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")

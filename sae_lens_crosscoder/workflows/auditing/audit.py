@@ -26,7 +26,7 @@ from sae_lens_crosscoder.report.explorer.page import write_explorer
 from sae_lens_crosscoder.report.pages.audit import write_audit
 from sae_lens_crosscoder.storage.versions import package_versions
 from sae_lens_crosscoder.workflows.auditing.answers import ANSWERS_FOLDER, answer_all
-from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig
+from sae_lens_crosscoder.workflows.auditing.config import LEAST_PROMPTS, AuditConfig, with_own_control
 from sae_lens_crosscoder.workflows.auditing.crosscoders import AuditCrosscoders
 from sae_lens_crosscoder.workflows.auditing.evidence import EvidenceReader
 from sae_lens_crosscoder.workflows.auditing.explorer import EXPLORER_FILENAME, MOST_ROWS, N_PASSES, explore_answers
@@ -64,6 +64,7 @@ def audit(cfg: AuditConfig, pair: HookedModelPair | None = None, client: Client 
         ValueError: before long work, for too few prompts or a budget that is too short, another number of models, or a
             folder with another audit.
     """
+    cfg = with_own_control(cfg, models_are_given=pair is not None)
     progress = Progress(cfg, tqdm.write)
     run = _AuditRun(cfg, AuditModels.of(cfg, pair), progress)
     run.read_answers()

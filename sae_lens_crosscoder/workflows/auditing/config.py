@@ -1,7 +1,7 @@
 """Settings of an audit."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import simple_parsing
 
@@ -22,7 +22,8 @@ class AuditConfig:
     """Prompts of the kind that the change should show on, and others: a text file with one request per line, or a .json
     or .jsonl file of conversations. The built-in pair has its own."""
     control: str | None = None
-    """A model tuned from base on the same topics without the behaviour: changes that it has too are listed apart."""
+    """A model tuned from base on the same topics without the behaviour: changes that it has too are listed apart. The
+    built-in pair has its own; `none` leaves it out."""
     texts: str | None = None
     """Plain texts, one per line or as .jsonl, to find changes outside conversations: each is cut where the models'
     predictions differ most, and both models continue it."""
@@ -59,6 +60,22 @@ class AuditConfig:
         if self.n_prompts < LEAST_PROMPTS:
             raise ValueError(f"n_prompts={self.n_prompts} must be at least {LEAST_PROMPTS}: half are held out.")
         seconds_of(self.budget)
+
+
+_NO_CONTROL, _OWN_CONTROLS = "none", {("tiny-base", "tiny-chat"): "tiny-control"}
+
+
+def with_own_control(cfg: AuditConfig, models_are_given: bool = False) -> AuditConfig:
+    """Settings with the control that is meant: the built-in pair's own, or none.
+
+    >>> with_own_control(AuditConfig("tiny-base", "tiny-chat")).control
+    'tiny-control'
+    >>> with_own_control(AuditConfig("tiny-base", "tiny-chat", control="none")).control is None
+    True
+    """
+    if cfg.control is None and not models_are_given:
+        return replace(cfg, control=_OWN_CONTROLS.get((cfg.base, cfg.chat)))
+    return replace(cfg, control=None) if cfg.control == _NO_CONTROL else cfg
 
 
 LEAST_PROMPTS = 80
