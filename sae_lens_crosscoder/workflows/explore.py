@@ -20,6 +20,7 @@ from sae_lens_crosscoder.analysis.examples.collect import collect_examples, vali
 from sae_lens_crosscoder.analysis.examples.file import ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics, latent_statistics
 from sae_lens_crosscoder.analysis.statistics.profiles import activation_profiles
+from sae_lens_crosscoder.analysis.use.example_codes import example_codes
 from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import LogitLens, Responses, kl_between_models, latent_effects, logit_lens
@@ -61,7 +62,8 @@ def explore(
         contrasts: known concepts; the latents that carry them are marked.
         responses: answered conversations, as `generate_responses` returns. The causal effects of the latents that are
             specific to a model, and of random ones, are measured on them.
-        use: use of this crosscoder's latents, from `latent_use`; its columns join the table.
+        use: use of this crosscoder's latents, from `latent_use`; its columns join the table, and examples show the code
+            of each model alone, for which the models run once more.
         n_random: live latents of neither model to draw, as the band to compare these effects with.
         seed: of the draws.
 
@@ -105,6 +107,7 @@ def explore(
         examples=examples,
         twins=twins,
         use=use,
+        codes=None if use is None else example_codes(crosscoder, data, examples),
     )
     if data.pair is None:
         return exploration

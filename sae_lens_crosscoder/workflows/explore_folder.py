@@ -8,6 +8,7 @@ import simple_parsing
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME, Diagnosis
 from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, load_examples
+from sae_lens_crosscoder.analysis.use.result import USE_FILENAME, LatentUse
 from sae_lens_crosscoder.causal import Responses, generate_responses
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.data.tiny_contrasts import tiny_contrasts
@@ -31,8 +32,8 @@ class ReportConfig:
     """Crosscoders to show, and the data to show them on."""
 
     crosscoder: str = simple_parsing.field(default="demo")
-    """A crosscoder's folder, or a folder of several, such as the demo writes. Its latents.parquet and
-    examples.safetensors (of all held-out rows) are used if it has them."""
+    """A crosscoder's folder, or a folder of several, such as the demo writes. Its latents.parquet, latent_use.parquet
+    and examples.safetensors (of all held-out rows) are used if it has them."""
     output_path: str = "explorer.html"
     """The file to write."""
     neuronpedia: str | None = None
@@ -78,6 +79,7 @@ def explore_folder(cfg: ReportConfig, folder: Path) -> Exploration:
         replace(held_out.held_out_data(cfg.n_held_out_rows), tokenizer=held_out.tokenizer),
         diagnosis=Diagnosis.load(folder) if (folder / LATENTS_FILENAME).exists() else None,
         examples=_examples(cfg, folder),
+        use=LatentUse.load(folder) if (folder / USE_FILENAME).exists() else None,
         contrasts=contrasts,
         responses=_responses(cfg, crosscoder, held_out.pair) if is_tiny or cfg.prompts is not None else None,
         seed=cfg.seed,

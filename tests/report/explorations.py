@@ -7,6 +7,7 @@ import torch
 from sae_lens_crosscoder.analysis.examples.file import load_examples, save_examples
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
+from sae_lens_crosscoder.analysis.use.example_codes import ExampleCodes
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
 from sae_lens_crosscoder.report import Exploration
 from tests.report.made_up import make_manifest, make_table, make_use
@@ -65,6 +66,7 @@ def make_exploration(folder, n=200, seed=0, words=(), n_top=4, n_quantiles=3, n_
         effects=_effects(table, rng),
         random_effects={column: rng.normal(0, 0.005, 40).tolist() for column in KL_COLUMNS},
         use=use,
+        codes=_codes(examples, rng),
         concepts=pd.DataFrame({"latent": [7], "share": [0.4], "auroc": [0.9]}, index=["the refusal"]),
     )
 
@@ -97,6 +99,17 @@ def _write(path, table, ids, rng, n_top, n_quantiles, n_per_quantile):
     about = {"models": ["made/Up-2b", "made/Up-2b-it"], "hook_name": "blocks.13.hook_resid_post", "dataset_path": "a/b"}
     save_examples(tensors, path, {**manifest, **about, "n_tokens": N_PROMPTS * CONTEXT, "d_models": [4, 4]})
     return load_examples(path)
+
+
+def _codes(examples, rng):
+    """Codes of both models alone on some tokens around every peak."""
+    peaks, n_places = examples.peaks(), N_PROMPTS * CONTEXT
+    latent, slot = (peaks >= 0).nonzero(as_tuple=True)
+    near = torch.tensor(rng.integers(-1, 2, (len(latent), 2)))
+    places = (peaks[latent, slot][:, None] + near).clamp(0, n_places - 1)
+    keys = (latent[:, None] * n_places + places).unique()
+    values = torch.tensor(rng.uniform(0, 9, (len(keys), 2)) * (rng.random((len(keys), 2)) < 0.7)).float()
+    return ExampleCodes(("base", "chat"), n_places, CONTEXT, keys, values)
 
 
 def _twins(table, rng):

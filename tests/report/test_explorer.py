@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
@@ -181,6 +182,45 @@ def test_examples_are_the_records_token_by_token(open_page, explorations):
         assert [token["score"] for token in strip] == pytest.approx(example.example.scores.tolist(), rel=1e-3)
         for token, score, shares in zip(strip, example.example.scores, example.example.shares, strict=True):
             assert token["shares"] == (pytest.approx(shares.tolist(), rel=1e-3) if score > 0 else [])
+
+
+@needs_chromium
+def test_examples_have_a_line_per_model_as_dark_as_its_code_alone(open_page, explorations):
+    record = explorations["l1"][LATENT]
+    strips = open_page(f"#latent={LATENT}").evaluate(
+        "[...document.querySelectorAll('.strip')].map((strip) => [...strip.children].map((token) => "
+        "[token.about.alone, [...token.children].map((line) => [line.style.getPropertyValue('--track'), "
+        "line.className, parseInt(line.style.getPropertyValue('--code')), line.getBoundingClientRect().height])]))"
+    )
+    expected = [*record.top, *(each for band in reversed(record.quantiles) for each in reversed(band))]
+    full, n_lines = expected[0].example.score, 0
+    for strip, example in zip(strips, expected, strict=True):
+        for (alone, lines), codes in zip(strip, example.alone.tolist(), strict=True):
+            assert alone == pytest.approx(codes, rel=6e-3)
+            shown = [[str(m), f"share-{m}", code] for m, code in enumerate(codes) if code > 0]
+            n_lines += len(shown)
+            for line, (track, name, code) in zip(lines, shown, strict=True):
+                assert line[:2] == [track, name]
+                assert line[2] == pytest.approx(14 + 64 * min(1, code / full), abs=1)
+                assert line[3] == 3
+    assert n_lines > 10
+
+
+@needs_chromium
+def test_models_of_different_widths_have_no_line_and_the_page_says_so(browser, explorations, tmp_path):
+    exploration = replace(explorations["l1"], codes=None)
+    path = write_explorer({"a": exploration}, tmp_path / "e.html")
+    browser.open(f"{path.as_uri()}#latent={LATENT}")
+    page = "document.querySelector('article').innerText"
+    assert browser.evaluate("document.querySelectorAll('.strip i').length") == 0
+    assert "chat alone" not in browser.evaluate(page)
+    exploration.examples.manifest["d_models"] = [4, 8]
+    try:
+        write_explorer({"a": exploration}, path)
+    finally:
+        exploration.examples.manifest["d_models"] = [4, 4]
+    browser.open(f"{path.as_uri()}#latent={LATENT}")
+    assert "different widths, so the code of one model alone is undefined" in browser.evaluate(page)
 
 
 @needs_chromium

@@ -59,7 +59,11 @@ def test_the_file_holds_every_record_and_tokens_once(explorations, path):
                 assert flat[1::2] == pytest.approx([value for _, value in record.raises[model]], rel=1e-3)
             expected = [*record.top, *(each for band in reversed(record.quantiles) for each in band)]
             found = [each for group in packed.get("examples", ()) for each in group]
-            for (start, length, peak, prompt, position, _), example in zip(found, expected, strict=True):
+            for (start, length, peak, prompt, position, _, alone), example in zip(found, expected, strict=True):
+                codes = {i: code for i, code in enumerate(example.alone.tolist()) if max(code) > 0}
+                assert alone[::3] == [*codes]
+                for m in (0, 1):
+                    assert alone[m + 1 :: 3] == pytest.approx([code[m] for code in codes.values()], rel=6e-3)
                 assert (prompt, position, peak) == (
                     example.example.prompt,
                     example.example.position,

@@ -56,7 +56,7 @@ def read_inert(view):
     assert read.tags <= TAGS
     assert {name for name, _ in read.attributes} <= {"class", "title", "style", "scope"}
     for name, value in read.attributes:
-        assert name != "style" or re.fullmatch(r"((--share-\d|--kl|--part):[\d.]+%?;?)+", value)
+        assert name != "style" or re.fullmatch(r"((--share-\d|--kl|--part|--models|--track|--code):[\d.]+%?;?)+", value)
     assert not re.search("[\u202a-\u202e\u2066-\u2069\0]|url\\(|@import", html + repr(view))
     return read
 
@@ -99,6 +99,10 @@ def test_a_latent_shows_its_examples_and_numbers(exploration, crosscoder):
             first, *rest = each.texts
             assert strip == "".join([shown(first).lstrip() or shown(first), *map(shown, rest)])
         assert read.by_class["score"] == [f"{each.example.score:.2f}" for each in expected]
+        codes = [code for each in expected for code in each.alone.flatten().tolist() if code > 0]
+        lines = [value for name, value in read.attributes if name == "style" and "--code" in value]
+        darkest = [14 + 64 * min(1, code / expected[0].example.score) for code in codes]
+        assert [float(value.split("--code:")[1].rstrip("%;")) for value in lines] == pytest.approx(darkest, abs=0.51)
         for text in (read.text, plain):
             for said in (f"{row.delta_norm:.3f}", f"{row.max_activation:.2f}", f"{row.n_active:,}"):
                 assert said in text

@@ -152,6 +152,10 @@ class ExamplesFile:
             model_names=layout.names,
         )
 
+    def peaks(self) -> Int[Tensor, "d_sae slot"]:
+        """Place of every example's peak among all tokens, `prompt * context_size + position`; -1 without one."""
+        return self._file.get_tensor("token")
+
     def _examples(self, rows: Mapping[str, Tensor], slots: slice) -> list[Example]:
         before, context_size = self.manifest["window"][0], self.manifest["context_size"]
         examples: list[Example] = []

@@ -18,7 +18,8 @@ from sae_lens_crosscoder.crosscoders.folder import CROSSCODER_SHA256
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 _COLUMNS = ("use", "log_use_ratio", "log_use_ratio_low", "log_use_ratio_high", "q_use")
-_FILES = {"latents": "latent_use.parquet", "by_group": "latent_use_by_group.parquet"}
+USE_FILENAME = "latent_use.parquet"
+_FILES = {"latents": USE_FILENAME, "by_group": "latent_use_by_group.parquet"}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,15 @@ from sae_lens_crosscoder.storage.accumulators import Accumulator
 N_SHARDS = 50
 
 
+def mean_code(crosscoder: InferenceCrosscoder, activations: Float[Tensor, "token d_in"]) -> Float[Tensor, " d_sae"]:
+    """Mean joint code of all latents."""
+    total = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.float64, device=crosscoder.W_dec.device)
+    for part in codes(crosscoder, activations, 0):
+        one_row = torch.zeros(len(part.activations), dtype=torch.int64, device=total.device)
+        SparseValues.of(part.feature_acts).add_to(total, one_row)
+    return total / len(activations)
+
+
 class UseSums(Accumulator):
     """Accumulates the codes of two models alone, and how far the joint code moves without each of them.
 
@@ -61,9 +70,7 @@ class UseSums(Accumulator):
         counts = cells.bincount(minlength=len(sums))[:, None]
         self.means[:-1] = torch.where(counts >= min_tokens, sums / counts, total)
         self.means[-1] = total
-        for part in codes(self._crosscoder, activations, 0):
-            SparseValues.of(part.feature_acts).add_to(self.mean_code, torch.zeros(len(part.activations)).long())
-        self.mean_code /= len(rows)
+        self.mean_code[:] = mean_code(self._crosscoder, activations)
 
     def turned(self) -> Bool[Tensor, " d_sae"]:
         """True for latents whose decoders in both models point apart, so neither can be read in the other's slot."""

@@ -14,7 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sae_lens_crosscoder.report.explorer.records import LatentRecord, ShownExample, Weighted
 from sae_lens_crosscoder.report.html.inert import visible
@@ -145,13 +147,24 @@ def place_examples(record: dict[str, Any], starts: Sequence[int]) -> dict[str, A
 
 
 def _example(shown: ShownExample, pool: TokenPool) -> list[Any]:
-    """Pack as `[index, length, peak, prompt, position, active]`; `active` is flat: place, activation, shares."""
+    """Pack as `[index, length, peak, prompt, position, active]`; `active` is flat: place, activation, shares.
+
+    If codes of each model alone are known, a last entry is flat as well: place, codes.
+    """
     example = shown.example
     active: list[Any] = []
     for i, score in enumerate(example.scores.tolist()):
         if score > 0:
             active += [i, short(score), *(short(share) for share in example.shares[i].tolist())]
-    return [pool.add(shown), len(shown.texts), example.peak, example.prompt, example.position, active]
+    entry = [pool.add(shown), len(shown.texts), example.peak, example.prompt, example.position, active]
+    return entry if shown.alone is None else [*entry, _alone(shown.alone)]
+
+
+def _alone(codes: Float[Tensor, "pos model"]) -> list[Any]:
+    flat: list[Any] = []
+    for i in (codes > 0).any(dim=1).nonzero().flatten().tolist():
+        flat += [i, *(short(f"{code:.3g}") for code in codes[i].tolist())]
+    return flat
 
 
 def _weighted(tokens: Sequence[Weighted], texts: Texts) -> list[Any]:

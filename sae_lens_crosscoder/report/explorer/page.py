@@ -25,7 +25,7 @@ from sae_lens_crosscoder.report.explorer.packing import (
     short,
 )
 from sae_lens_crosscoder.report.explorer.records import Exploration
-from sae_lens_crosscoder.report.explorer.strips import FULL_KL, STRENGTH
+from sae_lens_crosscoder.report.explorer.strips import FULL_KL, N_HUES, STRENGTH
 from sae_lens_crosscoder.report.figures.delta_norm_and_nu import CLASS_BORDERS, REGIONS
 from sae_lens_crosscoder.report.html.colours import colour_rules
 from sae_lens_crosscoder.report.html.document import json_text, render_page, resource, write_document
@@ -92,6 +92,7 @@ def explorer_page(
         "klStep": KL_STEP,
         "fullKl": FULL_KL,
         "strength": STRENGTH,
+        "nHues": N_HUES,
         "classBorders": CLASS_BORDERS,
         "regions": REGIONS,
         "limits": {"error": NU_ERROR_LIMIT, "reconstruction": NU_RECONSTRUCTION_LIMIT, "free": NU_FREE_LIMIT},
@@ -133,7 +134,9 @@ def _crosscoder(
         "name": visible(name),
         "n": len(table),
         **described,
-        "models": _models(exploration),
+        "models": (models := _models(exploration)),
+        "compared": [visible(name) for name in exploration.manifest.get("compared") or models[:2]],
+        "usedBy": [] if exploration.use is None else [visible(name) for name in exploration.use.names],
         "groups": [visible(group) for group in exploration.groups],
         "useGroups": [visible(group) for group in exploration.use_groups],
         "lastPosition": None if exploration.profiles is None else exploration.profiles.last_position,
@@ -141,6 +144,8 @@ def _crosscoder(
         "lenses": bool(exploration.lenses),
         "hasConcepts": any(concepts),
         "hasKl": exploration.kl is not None,
+        "alone": exploration.codes is not None,
+        "sameWidth": examples is None or len(set(examples.manifest["d_models"])) == 1,
         "random": _random_band(exploration),
         "conclusion": visible(exploration.manifest.get("conclusion", "")),
         "manifest": _visible(exploration.manifest),

@@ -15,6 +15,7 @@ from torch import Tensor
 from sae_lens_crosscoder.analysis.examples.file import Example, ExamplesFile
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStatistics
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles
+from sae_lens_crosscoder.analysis.use.example_codes import ExampleCodes
 from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal.latents.logit_attribution import LogitLens
@@ -32,6 +33,8 @@ class ShownExample:
     texts: tuple[str, ...]
     kl: tuple[float, ...] | None
     """`KL(p_chat || p_base)` in nats of the next-token prediction after each token."""
+    alone: Float[Tensor, "pos model"] | None = None
+    """Code of each model alone."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ class Exploration:
     """The table of `analysis.concepts`."""
     use: LatentUse | None = None
     """As `latent_use` makes it."""
+    codes: ExampleCodes | None = None
+    """Codes of each model alone on the tokens of the examples."""
 
     def __post_init__(self) -> None:
         n = len(self.table)
@@ -144,8 +149,8 @@ class Exploration:
             lowers=self._weighted(latent, "lowered"),
             b_enc=float("nan") if examples is None else examples.b_enc,
             n_contexts=0 if examples is None else examples.n_contexts,
-            top=() if examples is None else self._shown(examples.top),
-            quantiles=() if examples is None else tuple(self._shown(band) for band in examples.quantiles),
+            top=() if examples is None else self._shown(latent, examples.top),
+            quantiles=() if examples is None else tuple(self._shown(latent, band) for band in examples.quantiles),
             twins=tuple(self._twins.get(latent, ())),
             effect=self._effects.get(latent),
             concepts=tuple(self._concepts.get(latent, ())),
@@ -199,12 +204,13 @@ class Exploration:
             tokens[model] = tuple(zip(map(self.texts, ids), values, strict=True))
         return tokens
 
-    def _shown(self, examples: Sequence[Example]) -> tuple[ShownExample, ...]:
+    def _shown(self, latent: int, examples: Sequence[Example]) -> tuple[ShownExample, ...]:
         return tuple(
             ShownExample(
                 example=example,
                 texts=tuple(map(self.texts, example.token_ids.tolist())),
                 kl=None if self.kl is None else self._kl_of(self.kl, example),
+                alone=None if self.codes is None else self.codes.of(latent, example),
             )
             for example in examples
         )

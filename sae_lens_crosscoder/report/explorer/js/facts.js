@@ -13,7 +13,7 @@ function fact(crosscoder, name, title, shown, latent) {
 const section = (title, ...content) => html("section", {}, html("h3", {}, title), content);
 
 function whereItWrites(c, j) {
-  const [base, chat] = c.models;
+  const [base, chat] = c.compared;
   const delta = c.value("delta_norm", j);
   const isExclusive = c.has("exclusive") && c.value("exclusive", j) === 1;
   const shown = isExclusive ? `${decimal(delta, 3)}, by construction` : decimal(delta, 3);
@@ -107,7 +107,7 @@ function howItIsUsed(c, j, record) {
   }
   add("q_use", "q value of use", (value) => decimal(value, 3));
   return section("How it is used", html("p", { class: "soft" }, USE), html("dl", { class: "facts" }, rows),
-    record.uses ? c.models.map((model, m) => useBars(c.useGroups, record.uses[m], model, record.uses)) : null);
+    record.uses ? c.usedBy.map((model, m) => useBars(c.useGroups, record.uses[m], model, record.uses)) : null);
 }
 
 // Rates by token group of one model; both models' bars have one scale.

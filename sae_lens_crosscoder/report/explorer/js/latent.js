@@ -51,6 +51,8 @@ function lensTable(c, record) {
   return section("Logits it raises and lowers", html("div", { class: "lenses" }, columns), html("p", { class: "soft" }, note));
 }
 
+const UNREADABLE = "The models have different widths, so the code of one model alone is undefined.";
+
 async function examplesOf(c, j, record) {
   if (!c.examples) return null;
   if (!record.examples) return section("Examples", html("p", { class: "soft" }, "None: it was never active."));
@@ -58,11 +60,11 @@ async function examplesOf(c, j, record) {
   const peakScore = ([, , peak, , , active]) => scoreAt(active, peak, c.models.length);
   const scale = peakScore(top[0]);
   const row = async (example) => {
-    const [start, length, peak, prompt, position, active] = example;
+    const [start, length, peak, prompt, position, active, alone] = example;
     const tokens = await tokensOf(c, start, length);
     const title = `row ${prompt}, position ${position}`;
     const score = html("span", { class: "n score", title }, decimal(peakScore(example)));
-    return html("li", {}, score, strip(tokens, peak, active, c.models, scale));
+    return html("li", {}, score, strip(tokens, peak, active, c.models, scale, alone));
   };
   const list = async (examples) => html("ol", { class: "examples" }, await Promise.all(examples.map(row)));
   const groups = [html("h4", {}, "Strongest"), await list(top)];
@@ -73,7 +75,8 @@ async function examplesOf(c, j, record) {
     const title = `Quantile ${bands.length - i} of ${bands.length}`;
     groups.push(html("h4", {}, title, soft(range)), await list(band.toReversed()));
   }
-  return section("Examples", stripLegend(c.models, c.hasKl), groups);
+  const note = c.sameWidth ? null : html("p", { class: "soft" }, UNREADABLE);
+  return section("Examples", stripLegend(c.models, c.hasKl, c.alone), note, groups);
 }
 
 function scoreAt(active, place, nModels) {

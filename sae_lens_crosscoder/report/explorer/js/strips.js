@@ -1,18 +1,26 @@
 // Examples as strips of tokens. Active tokens have two stripes, base above and chat below: their opacity is the
-// activation times that model's share. A line under a token shows the KL between the models' next predictions.
+// activation times that model's share. A line under a token shows the KL between the models' next predictions. Below it
+// is a line per model, as dark as the code of that model alone.
 const tip = html("div", { id: "tip", role: "status", hidden: true });
 
-function strip(tokens, peak, active, models, scale) {
-  const marks = new Map();
-  const width = 2 + models.length;
-  const [faintest, strongest] = about.strength;
-  for (let i = 0; i < active.length; i += width) marks.set(active[i], active.slice(i + 1, i + width));
-  const line = html("span", { class: "strip" });
+const strengthOf = (part) => about.strength[0] + (about.strength[1] - about.strength[0]) * Math.min(1, part);
+
+// Entries of a flat list, such as place, activation, shares, by their place.
+function byPlace(flat, width) {
+  const entries = new Map();
+  for (let i = 0; i < flat.length; i += width) entries.set(flat[i], flat.slice(i + 1, i + width));
+  return entries;
+}
+
+function strip(tokens, peak, active, models, scale, alone) {
+  const marks = byPlace(active, 2 + models.length);
+  const codes = byPlace(alone ?? [], 1 + models.length);
+  const line = html("span", { class: alone ? "strip alone" : "strip", vars: { models: models.length } });
   tokens.forEach(({ text, kl }, i) => {
     const [score, ...shares] = marks.get(i) ?? [0];
     const vars = {};
     if (score > 0) {
-      const strength = faintest + (strongest - faintest) * Math.min(1, score / scale);
+      const strength = strengthOf(score / scale);
       const largest = Math.max(...shares);
       shares.forEach((share, m) => {
         vars[`share-${m}`] = `${Math.round(strength * Math.max(0, share / largest))}%`;
@@ -23,7 +31,11 @@ function strip(tokens, peak, active, models, scale) {
     }
     const names = `tok${i === peak ? " peak" : ""}${score > 0 ? " on" : ""}`;
     const shown = html("span", { class: names, vars }, i === 0 ? text.trimStart() || text : text);
-    shown.about = { text, score, shares, kl, models };
+    shown.about = { text, score, shares, kl, models, alone: alone ? codes.get(i) ?? models.map(() => 0) : null };
+    (codes.get(i) ?? []).forEach((code, m) => {
+      const vars = { track: m, code: `${Math.round(strengthOf(code / scale))}%` };
+      if (code > 0) shown.append(html("i", { class: `share-${m % about.nHues}`, vars }));
+    });
     line.append(shown);
   });
   return line;
@@ -35,10 +47,11 @@ function showTip(event) {
     tip.hidden = true;
     return;
   }
-  const { text, score, shares, kl, models } = under.about;
+  const { text, score, shares, kl, models, alone } = under.about;
   const rows = [["token", text.trim() || "space"]];
   rows.push(["activation", score > 0 ? decimal(score) : "inactive"]);
   if (score > 0) models.forEach((model, m) => rows.push([`${model}'s share`, decimal(shares[m])]));
+  if (alone) models.forEach((model, m) => rows.push([`${model} alone`, alone[m] > 0 ? decimal(alone[m]) : "inactive"]));
   if (kl !== null) rows.push(["KL after it", `${decimal(kl)} nats`]);
   tip.replaceChildren(html("dl", {}, rows.map(([name, value]) => [html("dt", {}, name), html("dd", {}, value)])));
   tip.hidden = false;
@@ -49,10 +62,12 @@ function showTip(event) {
   tip.style.setProperty("top", `${(below ? box.bottom + 6 : box.top - tip.offsetHeight - 6) + scrollY}px`);
 }
 
-function stripLegend(models, hasKl) {
+function stripLegend(models, hasKl, hasAlone) {
   const swatch = (name) => html("span", { class: `swatch ${name}` });
-  const caption = (model, m) => (m === 0 ? `${model}'s share of the activation (upper stripe)` : `${model}'s (lower)`);
+  const places = models.length === 2 ? ["upper stripe", "lower"] : ["upper stripe", ...models.slice(1).map((_, m) => `stripe ${m + 2}`)];
+  const caption = (model, m) => `${model}'s${m === 0 ? " share of the activation" : ""} (${places[m]})`;
   return html("p", { class: "legend soft" },
     models.map((model, m) => html("span", {}, swatch(`share-${m}`), caption(model, m))),
-    hasKl ? html("span", {}, swatch("kl"), "KL: the models expect different tokens next") : null);
+    hasKl ? html("span", {}, swatch("kl"), "KL: the models expect different tokens next") : null,
+    hasAlone ? models.map((model, m) => html("span", {}, swatch(`line share-${m % about.nHues}`), `${model} alone`)) : null);
 }
