@@ -1,6 +1,7 @@
 """Passages on changed use and on several models."""
 
 import json
+from typing import Any
 
 from docs_results import RESULTS, load_results, markdown_table
 
@@ -18,7 +19,8 @@ def use() -> str:
         f"On {runs[0]} null runs of small planted worlds and {runs[1]} of the built-in pair (`jittered` and "
         f"`split_halves`), each judged against three others, {called[0]} and {called[1]} had a latent with a q-value "
         f"below 0.1, for use or for specificity: {figures['false_share_at_q']:.2f} of all (95 % interval "
-        f"{low:.2f} to {high:.2f}), {figures['false_share_at_q_use']:.2f} for use. On {figures['n_changed_runs']} such "
+        f"{low:.2f} to {high:.2f}), {figures['false_share_at_q_use']:.2f} for use. {_kinds(figures)}\n\n"
+        f"On {figures['n_changed_runs']} such "
         "planted worlds with six concepts that base uses 0.3 to 0.7 times as often and four chat-only ones, "
         f"{figures['power_at_q']:.2f} of the six were found. The rate holds where nothing differs. Where ten of 24 "
         "concepts do, in 16 dimensions, "
@@ -33,6 +35,23 @@ def use() -> str:
         f"{figures['n_large_null_runs']} null twins, {figures['n_large_null_runs_called']} had such a latent. Reading "
         f"the use takes {figures['cost_over_diagnose']:.2f} times as long as `diagnose` on activations that are given. "
         f"Measured by `{document['command']}`."
+    )
+
+
+def _kinds(figures: dict[str, Any]) -> str:
+    """Shares of the built-in null runs that were called different, by what they are judged against."""
+
+    def share(name: str) -> str:
+        low, high = figures[f"false_share_at_q_{name}_interval"]
+        return f"{figures[f'false_share_at_q_{name}']:.2f} ({low:.2f} to {high:.2f})"
+
+    n = figures["n_null_runs_split_halves"]
+    return (
+        f"**A null pair of another kind is not enough.** Of the {n} `split_halves` runs of the built-in pair (base "
+        f"beside base trained longer on its own text), {share('split_halves')} are called different against runs of "
+        f"both kinds, kept apart; {share('split_halves_pooled')} with the kinds pooled; and "
+        f"{share('split_halves_other_kind')} against jittered runs alone. Of the {figures['n_null_runs_jittered']} "
+        f"jittered runs it is {share('jittered')} each time."
     )
 
 
