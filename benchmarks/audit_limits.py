@@ -26,7 +26,7 @@ FACTOR = 1.5
 def world_rows(seed: int) -> AuditRows:
     """Activations of a planted world; the first rows stand for the prompts' decisions."""
     tokens = world_a(seed).sample(N_TOKENS, seed=seed + 1)
-    return AuditRows(tokens.activations, torch.arange(N_PROMPTS), torch.arange(N_PROMPTS) % 2 == 1)
+    return AuditRows(tokens.activations, torch.arange(N_PROMPTS), torch.arange(N_PROMPTS) % 2 == 1, "planted")
 
 
 def found(rows: AuditRows, layout: StackedLayout, sizes: dict[float, float], seed: int) -> dict[float, bool]:

@@ -8,10 +8,14 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+import torch
 
 import sae_lens_crosscoder as slc
+from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
+from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange
 from sae_lens_crosscoder.data.chat_tokens import chat_tokens
 from sae_lens_crosscoder.data.prompts import request_of
+from sae_lens_crosscoder.models.tiny import dialogues
 from sae_lens_crosscoder.report.explorer.page import write_explorer
 from sae_lens_crosscoder.serving import ServeConfig
 from sae_lens_crosscoder.serving.serve import prepare
@@ -164,6 +168,36 @@ class TestLabels:
         assert "Findings" in (folder / auditing.PAGE_FILENAME).read_text()
         assert not (folder / "explorer.html").exists()
         assert "No time is left for the explorer." in capsys.readouterr().out
+
+
+class TestEverywhere:
+    def test_a_change_on_all_prompts_is_traced_against_the_middle_of_the_prompts(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(rows, "_STEPS", 300)
+        harmful = (m for m in dialogues(5000, 3, "held_out") if m[1]["content"].startswith("sorry"))
+        requests = list(dict.fromkeys(messages[0]["content"] for messages in harmful))[:160]
+        Path(tmp_path, "requests.txt").write_text("\n".join(requests))
+        result = slc.audit(config(tmp_path / "audit", data=str(tmp_path / "requests.txt"), control="none"))
+        (refusal,) = [*result.findings, *result.answers_only]
+        assert refusal.behaviour.text == "sorry i cannot help with that."
+        (evidence,) = refusal.evidence
+        assert evidence.is_everywhere
+        assert evidence.carriers.tells_apart
+        assert refusal.is_claimed
+        assert "Nearly all prompts show it." in refusal.sentence
+
+    def test_the_middle_is_that_of_the_prompts_own_words(self):
+        pair = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-chat")
+        prompts = audit_prompts(AuditConfig("tiny-base", "tiny-chat", n_prompts=200), pair).first(20)
+        change = PhraseChange(("no",), "chat", tuple(range(16)), 8, 0, 10, 0.0, 0.0)
+        contrast = rows.contrast_with_earlier(Behaviour((change,)), prompts, n=5)
+        chosen = [0, 4, 8, 10, 14, 1, 5, 9, 11, 15]  # five of each part
+        assert contrast.held_out.tolist() == ([False] * 5 + [True] * 5) * 2
+        for row, i in enumerate(chosen):
+            words = (prompts.chats[i].message >= 0).nonzero()[:, 0].tolist()
+            whole, earlier = prompts.chats[i].input_ids, contrast.tokens[10 + row]
+            middle = words[len(words) // 2]
+            assert contrast.positions[[row, 10 + row]].tolist() == [len(whole) - 1, middle]
+            assert torch.equal(earlier[: middle + 1], whole[: middle + 1])
 
 
 class TestControl:

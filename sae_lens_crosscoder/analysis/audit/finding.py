@@ -33,6 +33,9 @@ class Evidence:
     carriers: Carriers
     effect: CausalEffect | None = None
     """None if the budget ended before."""
+    is_everywhere: bool = False
+    """True if nearly all prompts show the change: its carriers are those that set the decisions apart from the middle
+    of the same prompts."""
 
     @property
     def is_traced(self) -> bool:
@@ -117,7 +120,7 @@ class Finding:
         """The change in words; every number in it is in `to_dict()`."""
         parts = [self._on_answers(), self._on_prompts(), self._on_control()]
         if self.evidence:
-            parts += [self._on_latents(self.evidence[0].carriers), self._on_effect(self.evidence[0])]
+            parts += [self._on_latents(self.evidence[0]), self._on_effect(self.evidence[0])]
             parts.append(f"Traced in {self.n_traced} of {len(self.evidence)} crosscoders.")
         return " ".join(part for part in parts if part)
 
@@ -171,27 +174,35 @@ class Finding:
         n_control, n_chat = self.control.n_control, self.control.n_chat
         return f"On held-out prompts the control shows it {n_control} times, chat {n_chat} times."
 
-    def _on_latents(self, carriers: Carriers) -> str:
+    def _on_latents(self, evidence: Evidence) -> str:
+        carriers = evidence.carriers
         other = "base" if self.behaviour.writer == "chat" else "the chat model"
         shown = ", ".join(str(latent) for latent in carriers.latents[:_LATENTS_SHOWN])
         more = len(carriers.latents) - _LATENTS_SHOWN
         names = f"{shown} and {more} more" if more > 0 else shown
         if not names:
-            return "No latent sets these prompts apart."
+            return f"No latent sets these {'beginnings of answers' if evidence.is_everywhere else 'prompts'} apart."
         noun, write, tell = (
             ("Latent", "writes", "tells") if len(carriers.latents) == 1 else ("Latents", "write", "tell")
         )
+        area = f"AUROC {carriers.auroc:.2f}, for random prompts at most {carriers.auroc_by_chance:.2f}"
+        if evidence.is_everywhere:
+            return (
+                f"Nearly all prompts show it. {noun} {names} {write} {carriers.share:.2f} of what sets the beginnings "
+                f"of answers apart from the middle of prompts, and {tell} the two apart ({area})."
+            )
         return (
             f"{noun} {names} {write} {carriers.share:.2f} of what sets these prompts apart, and {tell} them from "
-            f"others (AUROC {carriers.auroc:.2f}, for random prompts at most {carriers.auroc_by_chance:.2f}); {other} "
-            f"has {carriers.presence:.2f} of it ({carriers.presence_low:.2f} to {carriers.presence_high:.2f})."
+            f"others ({area}); {other} has {carriers.presence:.2f} of it ({carriers.presence_low:.2f} to "
+            f"{carriers.presence_high:.2f})."
         )
 
     def _on_effect(self, evidence: Evidence) -> str:
         effect, n_shared = evidence.effect, len(evidence.carriers.shared)
         if effect is None:
             return "Their effect was not measured."
-        noun = "latent that other prompts need" if n_shared == 1 else "latents that other prompts need"
+        others = "the middle of prompts needs" if evidence.is_everywhere else "other prompts need"
+        noun = f"latent that {others}" if n_shared == 1 else f"latents that {others}"
         with_shared = f" with {n_shared} {noun} too," if n_shared else ","
         without = f", without them {effect.brought_back_shared:.2f}" if n_shared else ""
         return (

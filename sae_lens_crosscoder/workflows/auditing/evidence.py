@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sae_lens_crosscoder.activations.contrast_rows import ContrastRows
+from sae_lens_crosscoder.activations.contrast_rows import ContrastRows, contrast_rows
 from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
 from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange
 from sae_lens_crosscoder.analysis.audit.carriers import Carriers, find_carriers
@@ -21,13 +21,13 @@ from sae_lens_crosscoder.storage.checksums import digest
 from sae_lens_crosscoder.workflows.auditing.config import AuditConfig
 from sae_lens_crosscoder.workflows.auditing.progress import Progress
 from sae_lens_crosscoder.workflows.auditing.prompts import AuditPrompts
-from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, contrast_of, other_prompts
+from sae_lens_crosscoder.workflows.auditing.rows import AuditRows, contrast_of, contrast_with_earlier, other_prompts
 
 N_CAUSAL = 16
 """Prompts of each group on which effects are measured, and as many to choose controls on."""
 _CONDITIONS = ("named", "random latents", "noise", "mean difference")
 """Beside what is left without the carriers."""
-_LEAST_PER_PART, _SPARE_TOKENS = 2, 2
+_LEAST_PER_PART, _SPARE_TOKENS, _MOST_EARLIER = 2, 2, 64
 
 
 @dataclass(frozen=True)
@@ -73,21 +73,31 @@ class EvidenceReader:
                 name = digest([[change.writer, *change.phrase] for change in behaviour.wordings])[:16]
                 folder = self.progress.folder / f"effects_{seed}" / name
                 effect = self._effect(crosscoder, behaviour, carriers, folder)
-            evidence.append(Evidence(seed=seed, carriers=carriers, effect=effect))
+            everywhere = self._is_everywhere(behaviour)
+            evidence.append(Evidence(seed=seed, carriers=carriers, effect=effect, is_everywhere=everywhere))
         return evidence
 
     def contrast(self, behaviour: Behaviour) -> Contrast:
         """Its prompts against others for the causal check, and for an explorer."""
+        if self._is_everywhere(behaviour):
+            return contrast_with_earlier(behaviour, self.prompts, N_CAUSAL)
         return contrast_of(behaviour, self._others(behaviour), self.prompts, N_CAUSAL)
 
     def _rows_of(self, behaviour: Behaviour) -> ContrastRows | None:
         """Its prompts against others at their decisions; None for too few of either."""
+        if self._is_everywhere(behaviour):
+            contrast = contrast_with_earlier(behaviour, self.prompts, _MOST_EARLIER)
+            return contrast_rows(self.pair, contrast, self.rows.hook_name, self.cfg.batch_size)
         others = self._others(behaviour)
         is_enough = self._is_enough(behaviour.prompts) and self._is_enough(others)
         return self.rows.contrast(behaviour, others) if is_enough else None
 
     def _others(self, behaviour: Behaviour) -> list[int]:
         return other_prompts(behaviour, self.base_answers, self.chat_answers, self.prompts)
+
+    def _is_everywhere(self, behaviour: Behaviour) -> bool:
+        """True if fewer than a fifth of the prompts are without it: then these are no group of their own."""
+        return self._is_enough(behaviour.prompts) and len(self._others(behaviour)) < len(behaviour.prompts) / 4
 
     def _n_tokens(self, behaviour: Behaviour) -> int:
         """Tokens that an answer needs to show the phrase, where it stands in the writer's own answers."""

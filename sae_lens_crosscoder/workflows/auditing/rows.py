@@ -54,6 +54,7 @@ class AuditRows:
     decision_rows: Int[Tensor, " prompt"]
     """The row of each prompt's decision token, which predicts the answer's first token."""
     held_out: Bool[Tensor, " prompt"]
+    hook_name: str
 
     @classmethod
     def harvested(
@@ -78,7 +79,7 @@ class AuditRows:
         is_decision = (answers.is_decision & first[:, None])[row, position]
         decision_rows = torch.empty(len(prompts), dtype=torch.long)
         decision_rows[answers.prompts[row[is_decision]]] = is_decision.nonzero()[:, 0]
-        return cls(torch.cat(parts), decision_rows, prompts.held_out)
+        return cls(torch.cat(parts), decision_rows, prompts.held_out, hook_name)
 
     def batches(self, activations: Float[Tensor, "row d_in"], seed: int) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Training batches of these or of changed activations, with decisions drawn more often."""
@@ -130,6 +131,26 @@ def contrast_of(behaviour: Behaviour, others: list[int], prompts: AuditPrompts, 
     held_out = prompts.held_out[torch.tensor(chosen)]
     return Contrast.from_tokens(
         behaviour.text, ids[0], ids[1], held_out=held_out, model=behaviour.writer, padding_id=prompts.end_ids[0]
+    )
+
+
+def contrast_with_earlier(behaviour: Behaviour, prompts: AuditPrompts, n: int) -> Contrast:
+    """The decisions of its prompts against the middle of the same prompts' own words, at most `n` in each part.
+
+    A change that shows on nearly every prompt has no others to be set apart from.
+    """
+    chosen = _thinned(list(behaviour.prompts), n, prompts.held_out)
+    chats = [prompts.chats[i] for i in chosen]
+    middles = [int(own[len(own) // 2]) for own in ((chat.message >= 0).nonzero()[:, 0] for chat in chats)]
+    earlier = [chat.input_ids[: middle + 1] for chat, middle in zip(chats, middles, strict=True)]
+    held_out = prompts.held_out[torch.tensor([*chosen, *chosen])]
+    return Contrast.from_tokens(
+        behaviour.text,
+        [chat.input_ids for chat in chats],
+        earlier,
+        held_out=held_out,
+        model=behaviour.writer,
+        padding_id=prompts.end_ids[0],
     )
 
 
