@@ -90,6 +90,14 @@ def test_each_hook_of_a_model_has_its_own_scale(pair, tmp_path):
     assert len(next(iter(cache))[0]) == 2 * (64 + 96)
 
 
+def test_a_token_that_dominates_does_not_change_how_much_int8_takes_of_a_usual_one():
+    rows = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    usual = frac_lost(rows, (16,))
+    assert 0 < usual < 1e-3
+    rows[7] = 1e6 * torch.eye(16)[3] + 100 * rows[7]
+    assert frac_lost(rows, (16,)) < 2 * usual
+
+
 def test_a_warning_says_where_some_coordinates_are_far_larger_than_all_others(pair, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

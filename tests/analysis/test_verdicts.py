@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.diagnosis.classes import LABELS, label
-from sae_lens_crosscoder.analysis.diagnosis.verdict import VERDICTS, nu_free_of_other, verdicts
+from sae_lens_crosscoder.analysis.diagnosis.verdict import VERDICTS, judging_nu, nu_free_of_other, nu_kind_of, verdicts
 from tests.analysis.conftest import random_crosscoder
 from tests.reference import verdicts as ref
 
@@ -50,6 +51,22 @@ def test_a_rotated_or_chancy_latent_is_not_specific():
     assert verdict("chat_only", 100, **calm, nu_free=0.9, q_value=0.9) == "rotated"
     assert verdict("chat_only", 100, nu_error=0.1, nu_reconstruction=0.6, nu_free=0.9) == "latent_decoupling"
     assert verdict("shared", 100, **calm, nu_free=0.9, q_value=0.9) == "shared"
+
+
+def test_a_background_acquits_below_a_half_and_not_at_it():
+    calm = dict(nu_error=0.1, nu_reconstruction=0.5)
+    assert verdict("chat_only", 100, **calm, nu_reconstruction_centred=0.5) == "latent_decoupling"
+    assert verdict("chat_only", 100, **calm, nu_reconstruction_centred=0.499) == "chat_specific"
+
+
+def test_a_latent_is_judged_with_the_probe_of_the_model_that_it_is_specific_to():
+    assert judging_nu("along_decoder") == judging_nu("along_decoder", "shared") == ("nu_error", "nu_reconstruction")
+    of_base = judging_nu("along_decoder", "base_only")
+    assert of_base == ("nu_error_base_probe", "nu_reconstruction_base_probe")
+    basis_free = ("nu_error_basis_free", "nu_reconstruction_basis_free")
+    assert judging_nu("basis_free") == judging_nu("basis_free", "base_only") == basis_free
+    assert nu_kind_of(pd.DataFrame({"nu_kind": ["basis_free"] * 2})) == "basis_free"
+    assert nu_kind_of(pd.DataFrame({"nu_kind": []})) == nu_kind_of(pd.DataFrame()) == "along_decoder"
 
 
 def test_half_precision_weights_have_as_many_delta_norms_as_any():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 import sae_lens_crosscoder as slc
@@ -70,7 +71,31 @@ def test_whatever_is_not_a_plain_residual_stream_takes_the_bridges_own_pass():
         assert not can_read_unwrapped(host, HOOK, {})
     with host.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda x, hook: 0 * x)]):
         assert not can_read_unwrapped(host, HOOK, {})
+    assert not can_read_unwrapped(host, f"{HOOK}+blocks.1.hook_mlp_out", {})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not can_read_unwrapped(host, HOOK, {})
     host.embed.register_forward_pre_hook(lambda module, args: args)
+    assert not can_read_unwrapped(host, HOOK, {})
+
+
+class OtherBridge(TransformerBridge):
+    """Whose pass may be another."""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda host: host.original_model.train(),
+        lambda host: setattr(host, "compatibility_mode", True),
+        lambda host: setattr(host.original_model.config, "is_encoder_decoder", True),
+        lambda host: setattr(host, "__class__", OtherBridge),
+    ],
+    ids=["dropout", "folded weights", "an encoder", "a subclass"],
+)
+def test_a_bridge_whose_pass_is_not_that_of_its_modules_runs_itself(change):
+    host = bridge(llama)
+    assert can_read_unwrapped(host, HOOK, {})
+    change(host)
     assert not can_read_unwrapped(host, HOOK, {})
 
 

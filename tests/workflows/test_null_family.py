@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset
+from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset, tiny_tokenizer
 from tests.causal.conftest import random_crosscoder
 from tests.models.adapters import save_adapter, save_base
+from tests.models.small_models import random_hooked_transformer
 
 TOKENS = torch.tensor(tiny_dataset(60, seed=3)["input_ids"])[:, :20]
 
@@ -29,8 +30,18 @@ def test_jittered_pairs_differ_a_little_and_by_their_seeds(pair):
     for moved in (noisy, other):
         assert 0.005 < ((moved - base).norm(dim=1) / base.norm(dim=1)).median() < 0.1
     assert not torch.allclose(noisy, other, atol=1e-3)
+    assert first.pair.model_names == ("tiny-base", "tiny-base (jittered, seed 0)")
+    assert second.pair.model_names == ("tiny-base", "tiny-base (jittered, seed 1)")
+    assert first.model == 0
     named = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-base+jitter=0.02")
     torch.testing.assert_close(named.activations(TOKENS, TINY_HOOK).flatten(0, 1)[:, 96:], noisy)
+
+
+def test_null_pairs_read_text_with_the_pairs_tokenizer():
+    models = (random_hooked_transformer(16, seed=seed, d_vocab=210) for seed in (0, 1))  # without one
+    pair = slc.HookedModelPair(*models, tokenizer=tiny_tokenizer())
+    (null,) = slc.workflows.null_family(pair, n_per_kind=1).pairs
+    assert null.pair.tokenizer.encode("paris is in france") == pair.tokenizer.encode("paris is in france")
 
 
 def test_unpaired_nulls_have_the_same_rows_elsewhere(pair):
@@ -41,6 +52,22 @@ def test_unpaired_nulls_have_the_same_rows_elsewhere(pair):
     first, second = rows_of(other_text)
     torch.testing.assert_close(torch.cat([first, second]), base)
     assert [null.judges_specificity for null in (shuffled, other_text)] == [False, False]
+
+
+def test_unpaired_nulls_leave_masked_tokens_out_and_pair_as_many_of_either_half(pair):
+    nulls = slc.workflows.null_family(pair, ["shuffled", "other_text"]).pairs
+    token_mask = torch.ones_like(TOKENS, dtype=torch.bool)
+    token_mask[0, :3] = False  # an odd number of tokens is left
+    own = pair.layout_at(TINY_HOOK).split(pair.activations(TOKENS, TINY_HOOK)[token_mask])[0]
+    half = len(own) // 2
+    split = pair.layout_at(TINY_HOOK).split
+    shuffled = [split(null.activations(TOKENS, TINY_HOOK, token_mask=token_mask)) for null in nulls[:2]]
+    for base, _ in shuffled:
+        torch.testing.assert_close(base, own)
+    assert not torch.allclose(shuffled[0][1], shuffled[1][1])  # each seed has its own order
+    first, second = split(nulls[2].activations(TOKENS, TINY_HOOK, token_mask=token_mask))
+    torch.testing.assert_close(first, own[:half])
+    torch.testing.assert_close(second, own[half : 2 * half])
 
 
 def test_its_runs_are_null_runs_of_the_crosscoder(pair):
@@ -78,6 +105,9 @@ def test_models_that_were_trained_alike_are_a_null_pair_of_both_readings(pair):
     assert torch.equal(chat, of_three[1])
     assert torch.equal(null, of_three[2])
     assert nulls[0].pair.members[0] is three.members[1]  # weights are shared
+    assert nulls[0].model == 1  # of chat, and read at chat's hook
+    with pytest.raises(ValueError, match=r"with halves=\('tiny-chat',\) needs two models"):
+        slc.workflows.null_family(three, ["split_halves"], halves=("tiny-chat",))
     with pytest.raises(ValueError, match=r"with halves=None needs two models.*but the pair has 2 models"):
         slc.workflows.null_family(pair, ["split_halves"])
     with pytest.raises(ValueError, match=r"needs two models that were trained alike.*Load the second"):
@@ -107,6 +137,19 @@ def test_an_adapter_trained_on_neutral_text_stands_beside_its_base(model_class, 
         slc.workflows.null_family(nameless)
     with pytest.raises(ValueError, match="that no name was given for"):
         slc.workflows.null_family(nameless, ["neutral_adapter"], adapter=neutral)
+
+
+def test_an_adapters_null_pair_is_loaded_as_the_pair_was(tmp_path):
+    base = save_base(tmp_path / "base")
+    neutral, chat = (save_adapter(tmp_path / f"{seed}", base, seed) for seed in (1, 2))
+    options = {"dtype": "bfloat16", "token_replacements": {"<sot>": "<pad>"}}
+    pair = slc.HookedModelPair.from_pretrained(base, f"{base}+adapter={chat}", **options)
+    (null,) = slc.workflows.null_family(pair, ["neutral_adapter"], n_per_kind=1, adapter=neutral).pairs
+    assert {parameter.dtype for parameter in null.pair.base.parameters()} == {torch.bfloat16}
+    assert null.pair.token_replacements == pair.token_replacements != {}
+    both = slc.HookedModelPair.from_pretrained(f"{base}+adapter={neutral}", f"{base}+adapter={chat}")
+    with pytest.raises(ValueError, match=r"'neutral_adapter' with adapter=.* loads the base model again"):
+        slc.workflows.null_family(both, ["neutral_adapter"], adapter=neutral)
 
 
 def test_a_built_in_model_takes_no_adapter(pair):
