@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,17 @@ class Accumulator:
                 buffer.copy_(state[name])
             else:
                 setattr(self, name, int(state[name]))
+
+
+def zeros_on_demand(*shape: int, device: torch.device) -> Tensor:
+    """Zeros for float64 sums; on a CPU, memory that is never written is never taken, as for shards without tokens.
+
+    >>> zeros_on_demand(1, 2, device=torch.device("cpu"))
+    tensor([[0., 0.]], dtype=torch.float64)
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=torch.float64, device=device)
+    return torch.from_numpy(np.zeros(shape))  # torch.zeros writes all of it
 
 
 class AccumulatorCheckpoint:

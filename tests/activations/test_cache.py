@@ -13,6 +13,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.cache import models as cache_models
+from sae_lens_crosscoder.activations.cache import reader
 from sae_lens_crosscoder.activations.cache import writer as caching
 from sae_lens_crosscoder.activations.cache.manifest import CONTEXTS_FILENAME, CacheManifest
 from sae_lens_crosscoder.activations.harvest import NonFiniteError
@@ -123,6 +124,20 @@ class TestReading:
         assert torch.equal(first(2 * n, seed=1), twice)
         assert not torch.equal(first(n, seed=2), twice[:n])
         assert not torch.equal(twice[n:], twice[:n])
+
+    @pytest.mark.parametrize("n_served", [0, 1, 5])
+    def test_batches_do_not_depend_on_how_many_blocks_are_read_at_a_time(self, written, monkeypatch, n_served):
+        def stream():
+            return written.shuffled(4, block_size=3, buffer_size=8, n_passes=2, part=(0, 2))
+
+        found, resumed = list(stream()), stream()
+        first = [next(resumed) for _ in range(n_served)]
+        state = resumed.state_dict()
+        monkeypatch.setattr(reader, "_ROWS_AT_A_TIME", 1)  # each block alone
+        alone, expected = stream(), list(stream())
+        alone.load_state_dict(state)
+        assert torch.equal(torch.cat(found), torch.cat(expected))
+        assert torch.equal(torch.cat([*first, *alone]), torch.cat(expected))
 
     def test_several_streams_have_every_token_in_one_of_them(self, written):
         parts = [written.shuffled(4, block_size=4, buffer_size=4, n_passes=1, part=(i, 3)) for i in range(3)]

@@ -23,7 +23,7 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     load_token_ids,
     part_path,
 )
-from sae_lens_crosscoder.activations.cache.rows import Rows, load_rows
+from sae_lens_crosscoder.activations.cache.rows import Rows, load_rows, rows_of_blocks
 from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -33,6 +33,7 @@ from sae_lens_crosscoder.storage.tensor_files import load_tensors
 
 _BATCHES_IN_BUFFER = 16
 _ROWS_IN_ORDER = 2048
+_ROWS_AT_A_TIME = 1024
 _POLL_SECONDS = 0.2
 
 
@@ -237,7 +238,10 @@ class ActivationCache:
 
 
 class _ShuffledBlocks(Iterator[Tensor]):
-    """Blocks of neighbouring tokens in an order given by the seed, so that a position is a number of blocks."""
+    """Blocks of neighbouring tokens in an order given by the seed, so that a position is a number of blocks.
+
+    A chunk joins the next blocks of one shard, which is read as a whole before the next.
+    """
 
     def __init__(
         self, cache: ActivationCache, block_size: int, seed: int, n_passes: int | None, part: tuple[int, int]
@@ -245,6 +249,7 @@ class _ShuffledBlocks(Iterator[Tensor]):
         self._cache, self._block_size = cache, block_size
         self._first_in_order = cache.wait > 0
         self._blocks = islice(self._shuffled_blocks(seed, n_passes), part[0], None, part[1])
+        self._ahead: tuple[int, int] | None = None
         self._order = {
             "cache": cache.manifest.identity(),
             "block_size": block_size,
@@ -257,12 +262,19 @@ class _ShuffledBlocks(Iterator[Tensor]):
 
     @override
     def __next__(self) -> Float[Tensor, "_ d_in"]:
-        shard, block = next(self._blocks)
+        shard, block = self._ahead or next(self._blocks)
+        blocks, self._ahead = [block], None
+        while len(blocks) * self._block_size < _ROWS_AT_A_TIME:
+            self._ahead = next(self._blocks, None)
+            if self._ahead is None or self._ahead[0] != shard:
+                break
+            blocks.append(self._ahead[1])
+            self._ahead = None
         if shard != self._shard:
             self._parts, self._shard = self._cache.parts(shard), shard
-        self._n_read += 1
-        rows = slice(block * self._block_size, (block + 1) * self._block_size)
-        return self._cache.layout.of_models.stack([part[rows] for part in self._parts])
+        self._n_read += len(blocks)
+        slices = [slice(block * self._block_size, (block + 1) * self._block_size) for block in blocks]
+        return self._cache.layout.of_models.stack([rows_of_blocks(part, slices) for part in self._parts])
 
     def _shuffled_blocks(self, seed: int, n_passes: int | None) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(seed)

@@ -1,5 +1,6 @@
 """Rows of activations as they lie in a cache's files: numbers as they are, or bytes with a scale per row and source."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,15 +27,15 @@ class Int8Rows:
     """
 
     def __init__(self, stored: UInt8[Tensor, "token bytes"], widths: tuple[int, ...]) -> None:
-        self._stored, self._widths = stored, widths
+        self.stored, self.widths = stored, widths
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self.stored)
 
     def __getitem__(self, rows: slice, /) -> Float[Tensor, "token d_model"]:
-        stored, parts = self._stored[rows], list[Tensor]()
+        stored, parts = self.stored[rows], list[Tensor]()
         first = 0
-        for width in self._widths:
+        for width in self.widths:
             last = first + width
             scale = stored[:, last : last + _SCALE.itemsize].contiguous().view(_SCALE)
             parts.append(stored[:, first:last].view(torch.int8).float().mul_(scale))
@@ -53,6 +54,17 @@ def validate_dtype(dtype: str) -> None:
 
 Rows = Tensor | Int8Rows
 """One model's rows, which are read from disk where they are indexed by a slice."""
+
+
+def rows_of_blocks(rows: Rows, blocks: Sequence[slice]) -> Float[Tensor, "token d_model"]:
+    """Read several slices of rows, one after the other; faster than each alone.
+
+    >>> rows_of_blocks(torch.arange(6).view(6, 1), [slice(4, 6), slice(0, 1)]).flatten()
+    tensor([4, 5, 0])
+    """
+    if isinstance(rows, Tensor):
+        return torch.cat([rows[block] for block in blocks])
+    return Int8Rows(torch.cat([rows.stored[block] for block in blocks]), rows.widths)[:]
 
 
 def bytes_of_row(widths: tuple[int, ...], dtype: CacheDtype) -> int:

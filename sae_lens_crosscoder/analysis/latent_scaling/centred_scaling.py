@@ -76,11 +76,11 @@ class CentredScaling(Accumulator):
             return {(target, model): scaling.beta(target, model, probe) for target in targets for model in (BASE, CHAT)}
         varies = variation > MIN_VARYING * scaling.f2.sum(dim=0)
         scales = scaling.crosscoder.activation_scales.tolist()
-        betas: dict[tuple[Target, int], Tensor] = {}
+        dots, betas = scaling.dots[probe], dict[tuple[Target, int], Tensor]()
         for model in (BASE, CHAT):
             activation, reconstruction = (
                 total - self._of_means(means, model, probe)
-                for total, means in zip(scaling.dots[probe, model], self._targets, strict=True)
+                for total, means in zip(dots[model], self._targets, strict=True)
             )
             error = activation - reconstruction + variation * scaling.products[probe, model]
             for target, numerator in zip(targets, (activation, reconstruction, error), strict=True):

@@ -18,7 +18,7 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import gather_dot
 from sae_lens_crosscoder.crosscoders.sparse_step.pairs import pairs_of
 from sae_lens_crosscoder.resampling import bootstrap_counts, quantiles, standard_deviation
-from sae_lens_crosscoder.storage.accumulators import Accumulator
+from sae_lens_crosscoder.storage.accumulators import Accumulator, zeros_on_demand
 
 BASE, CHAT = 0, 1
 Target = Literal["activation", "reconstruction", "error"]
@@ -61,14 +61,14 @@ class LatentScaling(Accumulator):
         self.n_tokens = 0
         self._block_size = block_size
         d_sae = crosscoder.cfg.d_sae
-        zeros = torch.zeros(n_shards, d_sae, dtype=torch.float64, device=crosscoder.W_dec.device)
-        self.f1, self.f2 = zeros, zeros.clone()
+        device = crosscoder.W_dec.device
+        self.f1, self.f2 = (zeros_on_demand(n_shards, d_sae, device=device) for _ in range(2))
         """sum f and sum f^2, (shard, d_sae)."""
-        self.n_active = torch.zeros_like(zeros[0], dtype=torch.int64)
-        self.max_activation = torch.zeros_like(zeros[0])
-        self._dots = zeros.new_zeros(2, 2, 2, n_shards, d_sae)
+        self.n_active = torch.zeros_like(self.f1[0], dtype=torch.int64)
+        self.max_activation = torch.zeros_like(self.f1[0])
+        self._dots = zeros_on_demand(2, 2, 2, n_shards, d_sae, device=device)
         """sum f <d^probe, y^model>: (probe, model, activation or reconstruction, shard, d_sae)."""
-        self.products = zeros.new_full((2, 2, d_sae), torch.nan)
+        self.products = self.f1.new_full((2, 2, d_sae), torch.nan)
         """<d^probe, d^model>: (probe, model, d_sae)."""
         self.probe_squares = self.products[0].clone()
         """|d^probe|^2: (probe, d_sae)."""
