@@ -32,7 +32,6 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.cache.manifest import DTYPES
 from sae_lens_crosscoder.activations.shuffle_buffer import mixed_batches
 from sae_lens_crosscoder.activations.store import PairActivationsStore
 from sae_lens_crosscoder.models.tiny import TINY_CONTEXT_SIZE, TINY_HOOK, tiny_dataset
@@ -42,6 +41,7 @@ D_SAE, K, BATCH, STEPS = 8192, 32, 1024, 24
 TINY_D_SAE, TINY_K, TINY_BATCH, TINY_STEPS = 512, 8, 512, 200
 BUFFER_TOKENS, BUFFER_BATCH, PASSES, CHUNKS = 65_536, 2048, 3, (1024, 4096)
 ROWS = ("harvest", "buffer/64k", "cache/bf16", "train/end_to_end")
+HARVEST_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 HARVEST_TARGET, BUFFER_TARGET, BUFFER_MEMORY_TARGET, TRAIN_TARGET = 2.0, 15.0, 2.0, 2.5
 
 
@@ -93,7 +93,7 @@ def their_config(d_model: int, d_sae: int, k: int, **fields: Any) -> Any:
 def harvest_rows(rounds: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     rows = random_rows(64)
-    for name, dtype in DTYPES.items():
+    for name, dtype in HARVEST_DTYPES.items():
         pair = random_pair(dtype)
         ours = PairActivationsStore.from_config(pair, our_config(D_MODEL, D_SAE, K, dtype=name), rows)
         theirs = ActivationsStore.from_config(pair, their_config(D_MODEL, D_SAE, K, dtype=name), rows)

@@ -42,11 +42,18 @@ class Disk:
         self.stacked = torch.cat(self.parts, dim=-1).numpy()
         self.seconds: dict[str, list[float]] = {}
 
-    def ours(self, checksums: Checksums, dtype: CacheDtype = "bfloat16") -> float:
+    def ours(self, checksums: Checksums) -> None:
+        start = time.perf_counter()
+        self.write("bfloat16")
+        written = time.perf_counter()
+        self.read(checksums)
+        self._note(f"bfloat16, {checksums}", start, written)
+
+    def write(self, dtype: CacheDtype) -> None:
+        """Write a cache of four shards."""
         layout = StackedLayout((D_MODEL, D_MODEL))
         shards = [Shard(SHARD_TOKENS, {}) for _ in range(CACHE_SHARDS)]
         manifest = CacheManifest(None, HOOK, layout.d_models, dtype, None, 128, "", shards)
-        start = time.perf_counter()
         for name, part in zip(layout.names, self.parts, strict=True):
             for shard in range(CACHE_SHARDS):
                 rows = ([stored_rows(batch, (D_MODEL,), dtype)] for batch in part.split(BATCH))
@@ -55,22 +62,24 @@ class Disk:
             ids = torch.zeros(SHARD_TOKENS, dtype=TOKEN_DTYPE)
             (shards[shard].sha256[TOKENS],) = write_parts([part_path(self.folder, shard, TOKENS)], [[ids]])
         manifest.save(self.folder)
-        written = time.perf_counter()
-        total = 0.0
-        cache = slc.ActivationCache(self.folder, checksums)
-        # Like the memory map: blocks in random order, tokens within a block in order.
-        options: dict[str, Any] = dict(block_size=BLOCK, buffer_size=BATCH, mix_fraction=0.0)
-        for batch in cache.shuffled(BATCH, n_passes=1, **options):
-            total += batch[0, 0].item()
-        self._note(f"{dtype}, {checksums}", start, written)
-        return total
 
-    def plain(self, checksums: bool) -> float:
-        shape = (CACHE_SHARDS * SHARD_TOKENS, 2 * D_MODEL)
-        path = self.folder / "plain.bin"
-        digest, again = hashlib.sha256(), hashlib.sha256()
+    def read(self, checksums: Checksums) -> float:
+        """Read the cache like the memory map: blocks in random order, tokens within a block in order."""
+        cache = slc.ActivationCache(self.folder, checksums)
+        options: dict[str, Any] = dict(block_size=BLOCK, buffer_size=BATCH, mix_fraction=0.0)
+        return sum(batch[0, 0].item() for batch in cache.shuffled(BATCH, n_passes=1, **options))
+
+    def plain(self, checksums: bool) -> None:
         start = time.perf_counter()
-        on_disk = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+        digest = self.write_plain(checksums)
+        written = time.perf_counter()
+        self.read_plain(digest)
+        self._note("float32 numpy memmap" + ", with checksums" * checksums, start, written)
+
+    def write_plain(self, checksums: bool = False) -> bytes | None:
+        """Write a memory map; return its SHA-256 if asked to."""
+        digest = hashlib.sha256()
+        on_disk = np.memmap(self._plain, dtype=np.float32, mode="w+", shape=self._shape)
         for shard in range(CACHE_SHARDS):
             for first in range(0, SHARD_TOKENS, BATCH):
                 batch = self.stacked[first : first + BATCH]
@@ -78,17 +87,23 @@ class Disk:
                 if checksums:
                     digest.update(batch.data)
         on_disk.flush()
-        written = time.perf_counter()
-        on_disk = np.memmap(path, dtype=np.float32, mode="r", shape=shape)
-        if checksums:
-            again.update(on_disk.data)
-            assert digest.digest() == again.digest()
-        blocks = np.random.default_rng(0).permutation(shape[0] // BLOCK).reshape(-1, BATCH // BLOCK)
+        return digest.digest() if checksums else None
+
+    def read_plain(self, digest: bytes | None = None) -> float:
+        """Read the memory map in random blocks, after comparing it with a SHA-256, if there is one."""
+        on_disk = np.memmap(self._plain, dtype=np.float32, mode="r", shape=self._shape)
+        assert digest is None or hashlib.sha256(on_disk.data).digest() == digest
+        blocks = np.random.default_rng(0).permutation(self._shape[0] // BLOCK).reshape(-1, BATCH // BLOCK)
         total = 0.0
         for batch in blocks:
             total += np.concatenate([on_disk[block * BLOCK : (block + 1) * BLOCK] for block in batch])[0, 0].item()
-        self._note("float32 numpy memmap" + ", with checksums" * checksums, start, written)
         return total
+
+    @property
+    def _plain(self) -> Path:
+        return self.folder / "plain.bin"
+
+    _shape = (CACHE_SHARDS * SHARD_TOKENS, 2 * D_MODEL)
 
     def _note(self, who: str, start: float, written: float) -> None:
         self.seconds.setdefault(f"{who} write_ms", []).append((written - start) * 1e3)

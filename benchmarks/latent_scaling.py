@@ -34,7 +34,8 @@ from torch import Tensor
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
-from sae_lens_crosscoder.analysis.inputs import Encoded, shard_block
+from sae_lens_crosscoder.analysis.encoding import Encoded
+from sae_lens_crosscoder.analysis.inputs import shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import MAX_GROUPS, BackgroundGroups
 
 PEER = "closed form"

@@ -15,7 +15,7 @@ from results_file import write_results
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
-from sae_lens_crosscoder.analysis.diagnosis.verdict import verdict
+from sae_lens_crosscoder.analysis.diagnosis.verdict import verdicts
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import MIN_OWN_BETA
 from sae_lens_crosscoder.synthetic import background_world, score_card, truth_table
 from sae_lens_crosscoder.synthetic.scoring import SPECIFIC_BELOW
@@ -66,10 +66,11 @@ class PartialRegression:
         return numbers | {"beta_centred": self.beta(latent, "activation", probe, probe)}
 
 
-def verdicts(table: pd.DataFrame, centred: pd.DataFrame) -> list[str]:
+def verdicts_with(table: pd.DataFrame, centred: pd.DataFrame) -> list[str]:
     """Verdicts of a latent table, with the columns that a reading without the background gives."""
     frame = with_own_probe(table)[["label", "n_active", "nu_error", "nu_reconstruction"]].join(centred)
-    return [verdict(**{str(name): value for name, value in row.items()}) for row in frame.to_dict(orient="records")]
+    columns = {str(name): values.to_numpy() for name, values in frame.items()}
+    return verdicts(columns.pop("label").tolist(), **columns)
 
 
 def rows_of(cell: Cell, seed: int) -> Iterator[dict[str, Any]]:
@@ -89,7 +90,7 @@ def rows_of(cell: Cell, seed: int) -> Iterator[dict[str, Any]]:
     }
     in_base = truth.base_presence
     for name, centred in readings.items():
-        judged = table.assign(verdict=verdicts(table, centred))
+        judged = table.assign(verdict=verdicts_with(table, centred))
         card = score_card(world, truth, judged)
         decoupled = judged[(judged.label == "chat_only") & (truth.kind == "decoupled") & (in_base >= SPECIFIC_BELOW)]
         yield {

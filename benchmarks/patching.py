@@ -75,7 +75,8 @@ class Experiment:
 
 def kl(chat: Tensor, logits: Tensor) -> Tensor:
     """Return KL(chat || patched) in nats per position."""
-    return kl_divergence(log_probs(chat), log_probs(logits))
+    patched = log_probs(logits)
+    return kl_divergence(log_probs(chat).expand_as(patched), patched)
 
 
 def random_model(seed: int) -> HookedTransformer:

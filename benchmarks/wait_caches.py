@@ -1,108 +1,121 @@
-"""Rows of waits.py about caches: the time of writing and reading one, and what int8 keeps."""
+"""Rows of waits.py about activations at rest: reading a cache, what int8 keeps, and the shuffling buffer."""
 
+import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from activation_path import BUFFER_TOKENS, PASSES, drain, mixed, stream
 from cache_path import D_MODEL, Disk
-from harness import interleaved
+from harness import ALLOCATORS, hand_back, in_child
+from int8_figures import LEAST_EQUAL, MOST_BYTES, MOST_FVE, int8_figures
+from wait_rows import WAITS, Times, row
 
-import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.activations.cache.manifest import TOKEN_DTYPE
-from sae_lens_crosscoder.activations.cache.rows import CacheDtype, Int8Rows, bytes_of_row, stored_rows
-from sae_lens_crosscoder.synthetic import shuffled_batches
-from sae_lens_crosscoder.synthetic.worlds import world_a
-
-PEER = "float32 numpy memmap"
-D_SAE, BATCH, N_STEPS = 256, 512, 800
-MOST_BYTES, LEAST_EQUAL, MOST_FVE = 0.52, 0.995, 0.002
+PEER = "a float32 memory map"
+CHUNK = 4096
 
 
 @contextmanager
-def _disk() -> Iterator[Disk]:
+def _disks(names: tuple[str, ...]) -> Iterator[dict[str, Disk]]:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # a temporary folder may be in memory
-        yield Disk(Path(folder))
+        disks = {name: Disk(Path(folder, name.replace(" ", "_"))) for name in names}
+        for disk in disks.values():
+            disk.folder.mkdir()
+        yield disks
 
 
-def times(rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """CPU and wall milliseconds of writing 262,144 tokens and reading them all with checksums, by what does it."""
-    import time
-
-    measured: dict[str, list[tuple[float, float]]] = {"bfloat16": [], "int8": [], PEER: []}
-    with _disk() as disk:
-
-        def timed(name: str) -> None:
+def _times(readers: dict[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
+    """CPU and wall milliseconds of each, called in turn, after one call of each."""
+    times: dict[str, Times] = {name: [] for name in readers}
+    for round_number in range(rounds + 1):
+        for name, read in readers.items():
             cpu, wall = time.process_time(), time.perf_counter()
-            disk.plain(checksums=False) if name == PEER else disk.ours("on_first_read", name)  # pyright: ignore[reportArgumentType]
-            measured[name].append(((time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3))
-
-        interleaved({name: lambda name=name: timed(name) for name in measured}, rounds, warm_up=1)
-    return {name: kept[-rounds:] for name, kept in measured.items()}
-
-
-def _as_read(activations: torch.Tensor, widths: tuple[int, ...], dtype: CacheDtype) -> torch.Tensor:
-    """What a cache of this precision gives back."""
-    parts = [stored_rows(part, (part.shape[1],), dtype) for part in activations.split(list(widths), dim=-1)]
-    if dtype == "int8":
-        parts = [Int8Rows(part, (width,))[:] for part, width in zip(parts, widths, strict=True)]
-    return torch.cat(parts, dim=-1).float()
+            read()
+            if round_number > 0:
+                times[name].append(((time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3))
+    return times
 
 
-def _trained(architecture: str, activations: torch.Tensor, widths: tuple[int, ...], k: float) -> Any:
-    torch.manual_seed(0)
-    if architecture == "L1":
-        cfg: Any = slc.L1CrosscoderTrainingConfig(d_models=widths, d_sae=D_SAE, l1_coefficient=0.3)
-        crosscoder: Any = slc.L1TrainingCrosscoder(cfg)
-    else:
-        cfg = slc.BatchTopKCrosscoderTrainingConfig(d_models=widths, d_sae=D_SAE, k=k, topk_threshold_lr=0.01)
-        crosscoder = slc.BatchTopKTrainingCrosscoder(cfg)
-    trainer_cfg = slc.CrosscoderTrainerConfig(
-        total_training_samples=N_STEPS * BATCH,
-        train_batch_size_samples=BATCH,
-        lr=2e-3 if architecture == "L1" else 5e-3,
-        lr_warm_up_steps=15,
-        lr_decay_steps=N_STEPS // 4,
-        max_norm_ratio=None,
-    )
-    trainer = slc.CrosscoderTrainer(trainer_cfg, crosscoder, shuffled_batches(activations, BATCH, seed=0))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.fit().save_inference_model(folder)
-        return slc.load(folder)
-
-
-def int8_figures() -> dict[str, Any]:
-    """Shares of latents with equal classes and verdicts, and differences of FVE, against float32."""
-    world = world_a(seed=0)
-    widths = world.layout.d_models
-    training, held_out = (world.sample(n, seed).activations for n, seed in ((20_000, 1), (8192, 2)))
-    width = (D_MODEL,)
-    ids = TOKEN_DTYPE.itemsize
-    sizes = {dtype: 2 * bytes_of_row(width, dtype) + ids for dtype in ("int8", "bfloat16")}
-    figures: dict[str, Any] = {"bytes_ratio": sizes["int8"] / sizes["bfloat16"]}
-    for architecture in ("BatchTopK", "L1"):
-        crosscoders = {
-            dtype: _trained(architecture, _as_read(training, widths, dtype), widths, world.l0)
-            for dtype in ("float32", "bfloat16", "int8")
+def checksums(rounds: int) -> dict[str, Any]:
+    """Writing a cache in bfloat16 and reading it in shuffled blocks, with checksums, beside a plain memory map."""
+    names = ("bfloat16", PEER)
+    with _disks(names) as disks:
+        ours, plain = disks.values()
+        steps = {
+            "write": partial(ours.write, "bfloat16"),
+            "read": partial(ours.read, "on_first_read"),
+            "read unchecked": partial(ours.read, "never"),
+            "write plain": plain.write_plain,
+            "read plain": plain.read_plain,
         }
-        exact = _diagnosed(crosscoders["float32"], held_out)
-        read = _diagnosed(crosscoders["float32"], _as_read(held_out, widths, "int8"))
-        figures |= {f"{architecture}_{name}_read": value for name, value in _compared(exact, read).items()}
-        for dtype in ("bfloat16", "int8"):
-            anew = _compared(exact, _diagnosed(crosscoders[dtype], held_out))
-            figures |= {f"{architecture}_{name}_trained_{dtype}": value for name, value in anew.items()}
-    return figures
+        times = _times(steps, rounds)
+
+    def together(write: str, read: str) -> Times:
+        return [tuple(map(sum, zip(*both, strict=True))) for both in zip(times[write], times[read], strict=True)]
+
+    peer = together("write plain", "read plain")
+    unchecked = row("cache/checksums", together("write", "read unchecked"), peer, peer="peer")
+    cpu_ms = {name: statistics.median(cpu for cpu, _ in each) for name, each in times.items()}
+    more = {"peer": PEER, "ratio_with_checksums_not_read": unchecked["ratio"], "cpu_ms": cpu_ms}
+    return {**row("cache/checksums", together("write", "read"), peer, peer="peer"), **more}
 
 
-def _diagnosed(crosscoder: Any, activations: torch.Tensor) -> tuple[Any, float]:
-    table = slc.diagnose(crosscoder, slc.EvalData(activations=activations, max_norm_ratio=None)).latents
-    with torch.no_grad():
-        error = (crosscoder(activations) - activations).square().sum()
-    return table, 1 - float(error / (activations - activations.mean(dim=0)).square().sum())
+def int8(rounds: int) -> dict[str, Any]:
+    """Reading a cache in int8 beside one in bfloat16, and what its rounding changes in a diagnosis."""
+    names = ("int8", "bfloat16")
+    with _disks(names) as disks:
+        for name, disk in disks.items():
+            disk.write("int8" if name == "int8" else "bfloat16")
+        times = _times({name: partial(disk.read, "on_first_read") for name, disk in disks.items()}, rounds)
+    figures = int8_figures(D_MODEL)
+    of_weights = min(figures["classes_equal_read"].values()) >= LEAST_EQUAL
+    fve = {**figures["fve_difference_read"], **figures["fve_difference_trained"]}
+    met = figures["bytes_ratio"] <= MOST_BYTES and of_weights and max(fve.values()) <= MOST_FVE
+    verdicts = min(figures["verdicts_equal_read"].values())
+    anew, floor = (min(figures[f"classes_equal_{kind}"].values()) for kind in ("trained", "other_order"))
+    note = (
+        f"a diagnosis of one crosscoder on int8 gives equal classes for all latents and equal verdicts for "
+        f"{verdicts:.1%}; trained anew on int8, {anew:.1%} of the classes are equal, and {floor:.1%} of those trained "
+        "anew in float32 on another order of the same tokens"
+    )
+    target = f"bytes at most {MOST_BYTES} of bfloat16's, classes equal for {LEAST_EQUAL:.1%}, FVE within {MOST_FVE}"
+    measured = row("cache/int8", times["int8"], times["bfloat16"], peer="peer")
+    return {
+        **measured,
+        "peer": "a cache in bfloat16",
+        "target": target,
+        "met": met and anew >= LEAST_EQUAL,
+        "why": f"{note}: {WAITS['cache/int8'].why}",
+        **figures,
+    }
 
 
-def _compared(exact: tuple[Any, float], other: tuple[Any, float]) -> dict[str, float]:
-    shares = {f"equal_{name}": float((exact[0][name] == other[0][name]).mean()) for name in ("label", "verdict")}
-    return {**shares, "fve_difference": abs(exact[1] - other[1])}
+def buffer(rounds: int) -> dict[str, Any]:
+    """The shuffling buffer beside SAELens's, under the allocator with the lower ratio."""
+    measured: dict[str, dict[str, Any]] = {}
+    for allocator in ALLOCATORS:
+        ours, theirs = in_child(__file__, [str(rounds)], allocator)
+        measured[allocator] = row("buffer/4k", ours, theirs, peer="peer")
+    ratios = {allocator: each["ratio"] for allocator, each in measured.items()}
+    lowest = min(measured.values(), key=lambda each: each["ratio"])
+    n_tokens = PASSES * BUFFER_TOKENS
+    more = {"peer": "SAELens", "ratios": ratios, "ours_us_per_token": lowest["ours_ms"] * 1e3 / n_tokens}
+    return {**lowest, **more}
+
+
+def _buffer_times(rounds: int) -> list[Times]:
+    torch.set_num_threads(1)
+    chunks = stream(CHUNK)
+    times = _times({who: lambda who=who: drain(mixed(who, chunks)) for who in ("ours", "sae_lens")}, rounds)
+    return list(times.values())
+
+
+if __name__ == "__main__":
+    import sys
+
+    hand_back(_buffer_times(int(sys.argv[-1])))

@@ -1,51 +1,24 @@
-"""Rows of waits.py beside other libraries: harvests of random pairs, a wide training step, and whole training."""
+"""Rows of waits.py beside other libraries: training steps, whole training, and one pass of products."""
 
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import torch
 from activation_path import our_config, random_rows, their_config
 from sae_lens import LanguageModelSAETrainingRunner
-from step_peers import Size, activations, dictionary_learning_step, floors, stepping
+from step_peers import Size, activations, dictionary_learning_step, floors, sae_lens_step, stepping
 from torch import Tensor
+from torch.nn.functional import normalize
 from training_step import SIZES, exactness, our_trainer
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from wait_rows import Times
+from wait_workloads import MANY, random_crosscoder, thirds
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.models.tiny import tiny_tokenizer
 
-Times = list[tuple[float, float]]
-"""CPU and wall milliseconds of each round."""
-
-ARCHITECTURES: dict[str, tuple[Any, Any]] = {
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config),
-    "llama": (LlamaForCausalLM, LlamaConfig),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config),
-}
-SHAPE: dict[str, Any] = dict(
-    hidden_size=256,
-    intermediate_size=1024,
-    num_hidden_layers=8,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    max_position_embeddings=256,
-)
-LAYER, PROMPTS, CONTEXT = 3, 16, 128
+CONTEXT = 128
 WIDTH, N_LATENTS, K, BATCH, STEPS = 576, 16_384, 32, 2048, 12
 
 
@@ -61,57 +34,47 @@ def in_turn(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: in
     return times
 
 
-class _Stop(Exception):
-    pass
-
-
-def plain_passes(models: list[Any], tokens: Tensor) -> Tensor:
-    """Hugging Face's models, one after the other, each stopped behind the layer."""
-    read: list[Tensor] = []
-
-    def stop(module: Any, args: Any, output: Any) -> None:
-        read.append(output[0] if isinstance(output, tuple) else output)
-        raise _Stop
-
-    for model in models:
-        handle = model.model.layers[LAYER].register_forward_hook(stop)
-        try:
-            model(tokens, use_cache=False)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
-    return torch.cat(read, dim=-1)
-
-
-@torch.no_grad()
-def harvest(architecture: str, rounds: int) -> tuple[Times, Times, dict[str, Any]]:
-    """Times of a pair of bridges and of plain passes, and how far the activations and another host are apart."""
+def tiny_step(rounds: int) -> tuple[Times, Times, dict[str, Any]]:
+    """Our step of few latents against SAELens's; a time is that of 50 steps, over 50."""
     torch.set_num_threads(1)
-    model_class, config_class = ARCHITECTURES[architecture]
-    with tempfile.TemporaryDirectory() as folder:
-        names = [str(Path(folder, f"model_{m}")) for m in range(2)]
-        for m, name in enumerate(names):
-            torch.manual_seed(m)
-            model_class(config_class(**SHAPE, vocab_size=len(tiny_tokenizer()))).save_pretrained(name)
-            tiny_tokenizer().save_pretrained(name)
-        plain = [AutoModelForCausalLM.from_pretrained(name).eval() for name in names]
-        load = slc.HookedModelPair.from_pretrained
-        bridges = load(*names, model_class_name="TransformerBridge")
-        proxies = load(*names, model_class_name="AutoModelForCausalLM")
-        tokens = torch.randint(0, 200, (PROMPTS, CONTEXT), generator=torch.Generator().manual_seed(0))
-        functions = {
-            "ours": lambda: bridges.activations(tokens, f"blocks.{LAYER}.hook_resid_post"),
-            "plain": lambda: plain_passes(plain, tokens),
-            "proxy": lambda: proxies.activations(tokens, f"model.layers.{LAYER}"),
-        }
-        results = {name: function() for name, function in functions.items()}
-        times = in_turn(functions, rounds)
-    errors = {name: (result - results["plain"]).abs().max().item() for name, result in results.items()}
-    assert max(errors.values()) < 1e-5, errors
-    ratio = statistics.median(b[0] / a[0] for a, b in zip(times["proxy"], times["plain"], strict=True))
-    more = {"peer": "two plain passes", "max_difference": errors["ours"], "ratio_of_AutoModelForCausalLM": ratio}
-    return times["ours"], times["plain"], more
+    size = SIZES["step/tiny"]
+    batches = activations(size)
+    trainer = our_trainer(size, batches, screening="float32")
+    steps = {"ours": stepping(trainer, size, batches), "SAELens": sae_lens_step(size, batches)}
+
+    def fifty(name: str) -> None:
+        for _ in range(50):
+            steps[name]()
+
+    times = in_turn({name: partial(fifty, name) for name in steps}, rounds)
+    ours, theirs = ([(cpu / 50, wall / 50) for cpu, wall in times[name]] for name in steps)
+    return ours, theirs, {"peer": "SAELens", **exactness(trainer, size, batches[0])}
+
+
+def wide_pairs(rounds: int) -> tuple[Times, Times, dict[str, Any]]:
+    """Decoupled pairs, against the products that they need and nothing else."""
+    torch.set_num_threads(1)
+    crosscoder, table = random_crosscoder(MANY), thirds(MANY)
+    found = slc.analysis.decoupled_pairs(crosscoder, table, 0.5)
+    base, chat = (normalize(decoder.detach(), dim=-1) for decoder in crosscoder.decoders)
+    kinds = {kind: torch.tensor(table.index[table.label == kind].to_numpy()) for kind in ("chat_only", "base_only")}
+    ends = [torch.tensor(table.index[table.label != kind].to_numpy()) for kind in kinds]
+    products = [(chat[kinds["chat_only"]], base[kinds["base_only"]])]
+    for name, own in (("chat_latent", chat), ("base_latent", base)):
+        rows = own[torch.tensor(found[name].unique())]
+        products += [(rows, decoder[end]) for decoder, end in zip((base, chat), ends, strict=True)]
+
+    def one_pass() -> None:
+        for rows, columns in products:
+            for part in rows.split(512):
+                for others in columns.split(2048):
+                    part @ others.T
+
+    def ours() -> None:
+        assert slc.analysis.decoupled_pairs(crosscoder, table, 0.5).equals(found)
+
+    times = in_turn({"ours": ours, "one pass": one_pass}, rounds, warm_up=0)
+    return times["ours"], times["one pass"], {"peer": "one pass of the products", "n_pairs": len(found)}
 
 
 def wide_step(rounds: int) -> tuple[Times, Times, dict[str, Any]]:
