@@ -94,7 +94,7 @@ class NullPairMaker:
             second = add_jitter(self._copy_of_base(), self.jitter, seed)
         name = "base" if self.pair.model_names is None else self.pair.model_names[0]
         names = (name, f"{name} ({kind}, seed {seed})")
-        return HookedModelPair(base, second, model_names=names, tokenizer=self.pair.tokenizer)
+        return HookedModelPair(base, second, model_names=names)
 
     def _copy_of_base(self) -> Any:
         base, names = self.pair.base, self.pair.model_names

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset, tiny_tokenizer
+from sae_lens_crosscoder.models.tiny import TINY_HOOK, tiny_dataset
 from tests.causal.conftest import random_crosscoder
 from tests.models.adapters import save_adapter, save_base
-from tests.models.small_models import random_hooked_transformer
 
 TOKENS = torch.tensor(tiny_dataset(60, seed=3)["input_ids"])[:, :20]
 
@@ -35,13 +34,6 @@ def test_jittered_pairs_differ_a_little_and_by_their_seeds(pair):
     assert first.model == 0
     named = slc.HookedModelPair.from_pretrained("tiny-base", "tiny-base+jitter=0.02")
     torch.testing.assert_close(named.activations(TOKENS, TINY_HOOK).flatten(0, 1)[:, 96:], noisy)
-
-
-def test_null_pairs_read_text_with_the_pairs_tokenizer():
-    models = (random_hooked_transformer(16, seed=seed, d_vocab=210) for seed in (0, 1))  # without one
-    pair = slc.HookedModelPair(*models, tokenizer=tiny_tokenizer())
-    (null,) = slc.workflows.null_family(pair, n_per_kind=1).pairs
-    assert null.pair.tokenizer.encode("paris is in france") == pair.tokenizer.encode("paris is in france")
 
 
 def test_unpaired_nulls_have_the_same_rows_elsewhere(pair):
