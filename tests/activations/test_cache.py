@@ -13,7 +13,7 @@ import torch
 
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.activations.cache import models as cache_models
-from sae_lens_crosscoder.activations.cache import reader
+from sae_lens_crosscoder.activations.cache import shuffled_blocks
 from sae_lens_crosscoder.activations.cache import writer as caching
 from sae_lens_crosscoder.activations.cache.manifest import CONTEXTS_FILENAME, CacheManifest
 from sae_lens_crosscoder.activations.harvest import NonFiniteError
@@ -133,7 +133,7 @@ class TestReading:
         found, resumed = list(stream()), stream()
         first = [next(resumed) for _ in range(n_served)]
         state = resumed.state_dict()
-        monkeypatch.setattr(reader, "_ROWS_AT_A_TIME", 1)  # each block alone
+        monkeypatch.setattr(shuffled_blocks, "_ROWS_AT_A_TIME", 1)  # each block alone
         alone, expected = stream(), list(stream())
         alone.load_state_dict(state)
         assert torch.equal(torch.cat(found), torch.cat(expected))

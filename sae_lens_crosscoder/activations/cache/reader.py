@@ -3,15 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from typing_extensions import override
 
 from sae_lens_crosscoder.activations.cache.manifest import (
     CONTEXTS_FILENAME,
@@ -23,7 +21,8 @@ from sae_lens_crosscoder.activations.cache.manifest import (
     load_token_ids,
     part_path,
 )
-from sae_lens_crosscoder.activations.cache.rows import Rows, load_rows, rows_of_blocks
+from sae_lens_crosscoder.activations.cache.rows import Rows, load_rows
+from sae_lens_crosscoder.activations.cache.shuffled_blocks import ShuffledBlocks
 from sae_lens_crosscoder.activations.shuffle_buffer import MixedBatches, mixed_batches
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.stacking import StackedLayout
@@ -33,7 +32,6 @@ from sae_lens_crosscoder.storage.tensor_files import load_tensors
 
 _BATCHES_IN_BUFFER = 16
 _ROWS_IN_ORDER = 2048
-_ROWS_AT_A_TIME = 1024
 _POLL_SECONDS = 0.2
 
 
@@ -149,7 +147,7 @@ class ActivationCache:
         if len(self) < batch_size:
             raise ValueError(f"{self.path} has {len(self)} tokens, fewer than one batch of {batch_size}.")
         return mixed_batches(
-            _ShuffledBlocks(self, block_size, seed, n_passes, part),
+            ShuffledBlocks(self.manifest, self.path, self.parts, block_size, seed, n_passes, part, self.wait > 0),
             batch_size=batch_size,
             buffer_size=buffer_size or min(_BATCHES_IN_BUFFER * batch_size, len(self)),
             mix_fraction=mix_fraction,
@@ -235,74 +233,3 @@ class ActivationCache:
                     "resume_from_checkpoint. Slower workers need a longer wait."
                 )
             time.sleep(min(_POLL_SECONDS, self.wait))
-
-
-class _ShuffledBlocks(Iterator[Tensor]):
-    """Blocks of neighbouring tokens in an order given by the seed, so that a position is a number of blocks.
-
-    A chunk joins the next blocks of one shard, which is read as a whole before the next.
-    """
-
-    def __init__(
-        self, cache: ActivationCache, block_size: int, seed: int, n_passes: int | None, part: tuple[int, int]
-    ) -> None:
-        self._cache, self._block_size = cache, block_size
-        self._first_in_order = cache.wait > 0
-        self._blocks = islice(self._shuffled_blocks(seed, n_passes), part[0], None, part[1])
-        self._ahead: tuple[int, int] | None = None
-        self._order = {
-            "cache": cache.manifest.identity(),
-            "block_size": block_size,
-            "seed": seed,
-            "first_pass_in_order": self._first_in_order,
-        }
-        self._n_read = 0
-        self._shard: int | None = None
-        self._parts: list[Rows] = []
-
-    @override
-    def __next__(self) -> Float[Tensor, "_ d_in"]:
-        shard, block = self._ahead or next(self._blocks)
-        blocks, self._ahead = [block], None
-        while len(blocks) * self._block_size < _ROWS_AT_A_TIME:
-            self._ahead = next(self._blocks, None)
-            if self._ahead is None or self._ahead[0] != shard:
-                break
-            blocks.append(self._ahead[1])
-            self._ahead = None
-        if shard != self._shard:
-            self._parts, self._shard = self._cache.parts(shard), shard
-        self._n_read += len(blocks)
-        slices = [slice(block * self._block_size, (block + 1) * self._block_size) for block in blocks]
-        return self._cache.layout.of_models.stack([rows_of_blocks(part, slices) for part in self._parts])
-
-    def _shuffled_blocks(self, seed: int, n_passes: int | None) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(seed)
-        shards = self._cache.manifest.shards
-        n_done = 0
-        while n_passes is None or n_done < n_passes:
-            shuffled = torch.randperm(len(shards), generator=generator).tolist()
-            for shard in range(len(shards)) if self._first_in_order and n_done == 0 else shuffled:
-                n_blocks = -(-shards[shard].n_tokens // self._block_size)
-                for block in torch.randperm(n_blocks, generator=generator).tolist():
-                    yield shard, block
-            n_done += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**self._order, "n_read": self._n_read}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in self._order.items():
-            if state[name] != value:
-                raise ValueError(
-                    f"The checkpoint was written with {name}={state[name]!r}, but the stream of {self._cache.path} has "
-                    f"{value!r}. Resume with the cache and the settings that training started with; wait_for_cache "
-                    "above 0 makes the first pass in order."
-                )
-        self._skip(state["n_read"])
-
-    def fast_forward(self, state: dict[str, Any], ratio: float) -> None:
-        self._skip(int(ratio * state["n_read"]))
-
-    def _skip(self, n_blocks: int) -> None:
-        self._n_read = sum(1 for _ in islice(self._blocks, n_blocks))
