@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.harvest import validate_activations
 from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS
+from sae_lens_crosscoder.crosscoders.compared import ComparedSources, cut_to
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 
@@ -26,6 +27,16 @@ class Code(NamedTuple):
     activations: Float[Tensor, "token d_in"]
     feature_acts: Float[Tensor, "token d_sae"]
     """Sparse."""
+
+
+def of_compared(part: Encoded, crosscoder: InferenceCrosscoder, compared: ComparedSources | None) -> Encoded:
+    """The tokens as two compared sources see them, with the code of all; None changes nothing."""
+    if compared is None:
+        return part
+    activations, reconstruction = (
+        cut_to(stacked, crosscoder, compared.places) for stacked in (part.activations, part.reconstruction)
+    )
+    return Encoded(activations, part.feature_acts, reconstruction)
 
 
 def encoded(crosscoder: InferenceCrosscoder, batch: Float[Tensor, "_ d_in"], n_seen: int) -> Iterator[Encoded]:

@@ -83,6 +83,28 @@ def cut_to(
     return torch.cat([parts[place] for place in places], dim=-1)
 
 
+def compared_of(crosscoder: InferenceCrosscoder, models: Sequence[str] | None, purpose: str) -> ComparedSources | None:
+    """The two sources to compare; None for those of a crosscoder of two, if no names are given.
+
+    Raises:
+        ValueError: for names that are not two sources, or no names for a crosscoder of more than two models.
+    """
+    if models is not None:
+        return ComparedSources.of(crosscoder, models)
+    validate_named(crosscoder, purpose)
+    return None
+
+
+def validate_named(crosscoder: InferenceCrosscoder, purpose: str) -> None:
+    """Raise a ValueError for a crosscoder of more than two models, for which `models=` was not given."""
+    layout = crosscoder.layout
+    if layout.n_models > 2:
+        raise ValueError(
+            f"{purpose} compares two models, but this crosscoder reads {layout.n_models}: "
+            f"{', '.join(layout.of_models.names)}. Choose two, such as models={(layout.names[0], layout.names[-1])}."
+        )
+
+
 def validate_two_models(crosscoder: InferenceCrosscoder, purpose: str) -> None:
     """Raise a ValueError for a crosscoder of more than two models, of which `purpose` cannot choose two."""
     layout = crosscoder.layout

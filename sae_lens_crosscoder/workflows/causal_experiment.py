@@ -1,7 +1,7 @@
 """Run the paper's causal experiment on saved crosscoders and write its tables and page."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,6 @@ from typing import Any, Literal
 import pandas as pd
 import simple_parsing
 
-from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.causal import Responses, causal_effects, generate_responses, given_responses
 from sae_lens_crosscoder.causal.experiment.unfinished import UnfinishedRun
@@ -23,7 +22,7 @@ from sae_lens_crosscoder.report import write_effects
 from sae_lens_crosscoder.storage.atomic import write_text_atomically
 from sae_lens_crosscoder.storage.checksums import fingerprint
 from sae_lens_crosscoder.storage.field_types import validate_config, validate_field_types, validate_minimums
-from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders, load_pair
+from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders, load_diagnosis, load_pair
 
 EFFECTS_FILENAME = "effects.json"
 PAGE_FILENAME = "effects.html"
@@ -39,6 +38,8 @@ class CausalConfig:
     """A diagnosed crosscoder's folder, or a folder of several of one pair, such as the demo writes."""
     output_path: str = "causal"
     """Folder for effects.json and effects.html. An unfinished run keeps its checkpoints there too."""
+    models: list[str] = field(default_factory=list)
+    """Names of two models to compare, of crosscoders of more, as in their diagnosis: such as model_0 model_2."""
     prompts: str | None = None
     """A text file with one user request per line, held out from training, or a .json or .jsonl file of conversations:
     lists of messages with `role` and `content`, or objects with such `messages`. The built-in pair has its own
@@ -87,7 +88,7 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     output_path = Path(cfg.output_path)
     folders = crosscoder_folders(cfg.crosscoder)
     crosscoders = {name: load(folder, device=cfg.device) for name, folder in folders.items()}
-    latents = {name: Diagnosis.load(folder).latents for name, folder in folders.items()}
+    latents = {name: load_diagnosis(folder, cfg.models).latents for name, folder in folders.items()}
     conversations = load_conversations(cfg, next(iter(crosscoders.values())))
     output_path.mkdir(parents=True, exist_ok=True)  # fails before the experiment
     models = {"model_name": cfg.model_name, "chat_model_name": cfg.chat_model_name}
@@ -96,7 +97,8 @@ def run_causal(cfg: CausalConfig) -> pd.DataFrame:
     weights = {name: fingerprint(crosscoder.state_dict().values()) for name, crosscoder in crosscoders.items()}
     latent_tables = {name: table.to_json() for name, table in latents.items()}
     run = UnfinishedRun(output_path / UNFINISHED_FOLDER, [asdict(cfg), conversations, weights, latent_tables])
-    responses = run.responses(lambda: _responses(cfg, pair, conversations))
+    compared = pair.of(*cfg.models) if cfg.models else pair
+    responses = run.responses(lambda: _responses(cfg, compared, conversations))
     tables = {
         name: run.tables(
             name, partial(_effects, cfg, crosscoder, pair, responses, latents[name], run.folder / f"{name}.sums")
@@ -159,6 +161,7 @@ def _effects(
         pair,
         responses,
         latents,
+        models=cfg.models or None,
         pool_size=cfg.pool_size,
         seed=cfg.seed,
         batch_size=cfg.batch_size,

@@ -95,8 +95,8 @@ def explore(
         examples = _collected(crosscoder, data, seed)
     statistics = _statistics(crosscoder, data)
     twins = None
-    if crosscoder.layout.is_pair and crosscoder.layout.same_width:
-        pairs = decoupled_pairs(crosscoder, table)
+    if crosscoder.layout.same_width and (crosscoder.layout.is_pair or compared is not None):
+        pairs = decoupled_pairs(crosscoder, table, models=compared)
         twins = activation_divergence(crosscoder, data, pairs, max_activation=table["max_activation"])
     exploration = Exploration(
         table=_with_encoder_columns(table, crosscoder, statistics),

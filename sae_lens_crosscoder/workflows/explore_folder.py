@@ -1,12 +1,12 @@
 """Gather what the explorer shows of saved crosscoders, on the rows that their training held out."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import simple_parsing
 
-from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME, Diagnosis
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import LATENTS_FILENAME
 from sae_lens_crosscoder.analysis.examples.file import EXAMPLES_FILENAME, ExamplesFile, load_examples
 from sae_lens_crosscoder.analysis.use.result import USE_FILENAME, LatentUse
 from sae_lens_crosscoder.causal import Responses, generate_responses
@@ -20,7 +20,7 @@ from sae_lens_crosscoder.storage.field_types import validate_config, validate_mi
 from sae_lens_crosscoder.training.saved_run import held_out_run, validate_has_runner_config
 from sae_lens_crosscoder.workflows.causal_experiment import CausalConfig, load_conversations
 from sae_lens_crosscoder.workflows.explore import explore
-from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders
+from sae_lens_crosscoder.workflows.saved_crosscoders import crosscoder_folders, load_diagnosis
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class ReportConfig:
     and examples.safetensors (of all held-out rows) are used if it has them."""
     output_path: str = "explorer.html"
     """The file to write."""
+    models: list[str] = field(default_factory=list)
+    """Names of two models to show, of crosscoders of more, as in their diagnosis: such as model_0 model_2."""
     neuronpedia: str | None = None
     """A new folder for the same latents in the format that Neuronpedia imports."""
     n_held_out_rows: int | None = None
@@ -77,7 +79,7 @@ def explore_folder(cfg: ReportConfig, folder: Path) -> Exploration:
     return explore(
         crosscoder,
         replace(held_out.held_out_data(cfg.n_held_out_rows), tokenizer=held_out.tokenizer),
-        diagnosis=Diagnosis.load(folder) if (folder / LATENTS_FILENAME).exists() else None,
+        diagnosis=load_diagnosis(folder, cfg.models) if cfg.models or (folder / LATENTS_FILENAME).exists() else None,
         examples=_examples(cfg, folder),
         use=LatentUse.load(folder) if (folder / USE_FILENAME).exists() else None,
         contrasts=contrasts,
@@ -95,4 +97,5 @@ def _responses(cfg: ReportConfig, crosscoder: InferenceCrosscoder, pair: HookedM
     if cfg.n_conversations == 0:
         return None
     asked = CausalConfig(prompts=cfg.prompts, n_conversations=cfg.n_conversations, seed=cfg.seed)
+    pair = pair.of(*cfg.models) if cfg.models else pair
     return generate_responses(pair, load_conversations(asked, crosscoder), max_new_tokens=cfg.max_new_tokens)

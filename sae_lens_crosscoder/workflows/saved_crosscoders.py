@@ -1,12 +1,13 @@
 """Find saved crosscoders in a folder, and load the pair of models they belong to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from sae_lens.constants import SAE_CFG_FILENAME
 
+from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.models.pair import HookedModelPair
 
@@ -75,3 +76,25 @@ def load_pair(
     )
     pair.model_names = tuple(known)  # the names of training, even if the models have moved
     return pair
+
+
+def load_diagnosis(folder: str | Path, models: Sequence[str]) -> Diagnosis:
+    """Load the saved diagnosis of two models, or of the pair if no names are given.
+
+    Raises:
+        ValueError: for a family without names, or two models that were not compared.
+    """
+    diagnosis = Diagnosis.load(folder)
+    compared = diagnosis.manifest.get("compared")
+    known = {tuple(each.manifest["compared"]): each for each in diagnosis.pairs.values()}
+    if compared is not None:
+        known[tuple(compared)] = diagnosis
+    if not models and not diagnosis.pairs:
+        return diagnosis
+    if tuple(models) not in known:
+        listed = "; ".join(" and ".join(names) for names in known) or "base and chat, without names"
+        raise ValueError(
+            f"models={list(models)} must be two models that the diagnosis in {folder} compares: {listed}. Name these, "
+            "or run sae-lens-crosscoder diagnose with --models."
+        )
+    return known[tuple(models)]

@@ -40,5 +40,5 @@ def test_no_difference_has_no_shares_and_models_of_two_widths_none_either():
     found = slc.analysis.difference_shares(random_crosscoder(), equal)
     assert len(found.latents) > 0
     assert np.isnan([*found.latents.share, found.share_of_error]).all()
-    with pytest.raises(ValueError, match=r"reads widths \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"base and chat have widths \(2, 3\)"):
         slc.analysis.difference_shares(random_crosscoder(d_models=(2, 3)), random_activations(1, d_in=5)[0])

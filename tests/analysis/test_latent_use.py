@@ -304,7 +304,7 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="needs models of equal width"):
         use_of(random_crosscoder(d_models=(2, 4)), x)
     three = random_crosscoder(d_models=(2, 2, 2))
-    with pytest.raises(ValueError, match=r"models=\['model_0', 'model_1', 'model_2'\] must name two sources"):
+    with pytest.raises(ValueError, match=r"latent_use compares two models, but this crosscoder reads 3.*Choose two"):
         use_of(three, x)
     assert use_of(three, x, models=("model_0", "model_2")).names == ("model_0", "model_2")
     with pytest.raises(ValueError, match=r"models=\['base', 'model'\] must name two sources"):

@@ -132,7 +132,10 @@ def validate_comparable(crosscoder: InferenceCrosscoder, purpose: str) -> None:
     """Raise a ValueError unless the crosscoder reads two models of one width."""
     layout = crosscoder.layout
     if not layout.is_pair or not layout.same_width:
-        raise ValueError(f"{purpose} need two models of one width, but this crosscoder reads {layout.d_models}.")
+        way_out = "" if layout.n_models <= 2 else " Train a crosscoder on two of the models for this."
+        raise ValueError(
+            f"{purpose} need two models of one width, but this crosscoder reads {layout.d_models}.{way_out}"
+        )
 
 
 def target_of(

@@ -1,6 +1,6 @@
 """Pairs of latents that write the same direction into different models: Latent Decoupling in the decoders."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.crosscoders.compared import compared_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.crosscoders.sparse_step.kernels import indices_of
 
@@ -19,13 +20,20 @@ _MAX_COSINES = 2**20
 
 
 @validate_arguments
-def decoupled_pairs(crosscoder: InferenceCrosscoder, latents: pd.DataFrame, min_cosine: float = 0.9) -> pd.DataFrame:
+def decoupled_pairs(
+    crosscoder: InferenceCrosscoder,
+    latents: pd.DataFrame,
+    min_cosine: float = 0.9,
+    *,
+    models: Sequence[str] | None = None,
+) -> pd.DataFrame:
     """Find all pairs of a chat-only and a base-only latent that write the same direction.
 
     Args:
         latents: `latents` of this crosscoder's diagnosis. Dead latents are in no pair.
         min_cosine: threshold in (0, 1) for the cosine of the chat-only latent's chat decoder and the base-only
             latent's base decoder.
+        models: names of the two models to compare, as in `diagnose`; needed for more than two.
 
     Returns:
         One row per pair: `chat_latent`, `base_latent`, `cosine`, and `isolated`: True if the two decoders form a
@@ -38,6 +46,8 @@ def decoupled_pairs(crosscoder: InferenceCrosscoder, latents: pd.DataFrame, min_
             another crosscoder.
     """
     crosscoder = validate_inference(crosscoder, "decoupled_pairs")
+    compared = compared_of(crosscoder, models, "decoupled_pairs")
+    crosscoder = crosscoder if compared is None else compared.crosscoder
     _validate_comparable(crosscoder)
     if not 0 < min_cosine < 1:
         raise ValueError(f"min_cosine={min_cosine} must lie in (0, 1). The paper's is 0.9.")

@@ -17,13 +17,13 @@ from sae_lens_crosscoder.analysis.diagnosis.free_direction import FreeDirections
 from sae_lens_crosscoder.analysis.diagnosis.manifest import provenance
 from sae_lens_crosscoder.analysis.diagnosis.null_runs import null_kinds
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, NuBounds
-from sae_lens_crosscoder.analysis.encoding import Encoded
+from sae_lens_crosscoder.analysis.encoding import Encoded, of_compared
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
 from sae_lens_crosscoder.analysis.latent_scaling.basis_free import ReconstructedDirections
 from sae_lens_crosscoder.analysis.latent_scaling.centred_scaling import CentredScaling
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
 from sae_lens_crosscoder.analysis.use.result import LatentUse
-from sae_lens_crosscoder.crosscoders.compared import ComparedSources, cut_to
+from sae_lens_crosscoder.crosscoders.compared import ComparedSources
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.storage.accumulators import ResumableAccumulator
 
@@ -75,7 +75,7 @@ class DiagnosisSums:
         Args:
             control: the control model's activations; needed with a control.
         """
-        part = self._of_pair(part)
+        part = of_compared(part, self._whole, self._compared)
         if self.control is not None:
             assert control is not None
             self.control.add(part, control, self.background.at(places))
@@ -88,17 +88,8 @@ class DiagnosisSums:
 
     def add_left_out(self, part: Encoded) -> None:
         """Add tokens that dominate, which only the FVE over all tokens includes."""
-        part = self._of_pair(part)
+        part = of_compared(part, self._whole, self._compared)
         self.fve_left_out.add(part.activations, part.reconstruction)
-
-    def _of_pair(self, part: Encoded) -> Encoded:
-        """The tokens as the compared sources see them, with the code of all."""
-        if self._compared is None:
-            return part
-        activations, reconstruction = (
-            cut_to(stacked, self._whole, self._compared.places) for stacked in (part.activations, part.reconstruction)
-        )
-        return Encoded(activations, part.feature_acts, reconstruction)
 
     @property
     def parts(self) -> Mapping[str, ResumableAccumulator]:

@@ -1,5 +1,7 @@
 """Controls for nu: the same activations, probed along a random direction or another latent's decoder."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -7,17 +9,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations.eval_data import EvalData
-from sae_lens_crosscoder.analysis.encoding import encoded
+from sae_lens_crosscoder.analysis.encoding import encoded, of_compared
 from sae_lens_crosscoder.analysis.inputs import data_source, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling, Target
 from sae_lens_crosscoder.arguments import validate_arguments
+from sae_lens_crosscoder.crosscoders.compared import compared_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 
 
 @validate_arguments
 @torch.no_grad()
 def nu_controls(
-    crosscoder: InferenceCrosscoder, data: EvalData, *, significant: bool = True, seed: int = 0
+    crosscoder: InferenceCrosscoder,
+    data: EvalData,
+    *,
+    models: Sequence[str] | None = None,
+    significant: bool = True,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Measure both nu of every latent's decoder beside those of two controls that keep its activations.
 
@@ -27,6 +35,7 @@ def nu_controls(
 
     Args:
         data: held-out data.
+        models: names of the two models to compare, as in `diagnose`; needed for more than two.
         significant: nan where the denominator may be 0, as it is along directions orthogonal to the latent's; see
             `LatentScaling.nu`.
 
@@ -36,26 +45,26 @@ def nu_controls(
         every latent serves once.
 
     Raises:
-        ValueError: for a training crosscoder, or no data.
+        ValueError: for a training crosscoder, more than two models without names, or no data.
     """
     crosscoder = validate_inference(crosscoder, "nu_controls")
+    compared = compared_of(crosscoder, models, "nu_controls")
+    of_two = crosscoder if compared is None else compared.crosscoder
     other_latent = _other_latents(crosscoder, seed)
     block_size = shard_block(data)
     scalings = {
-        "": LatentScaling(crosscoder, block_size=block_size),
-        "_random_direction": LatentScaling(
-            crosscoder, block_size=block_size, probes=_random_directions(crosscoder, seed)
-        ),
+        "": LatentScaling(of_two, block_size=block_size),
+        "_random_direction": LatentScaling(of_two, block_size=block_size, probes=_random_directions(of_two, seed)),
         "_other_latent": LatentScaling(
-            crosscoder, block_size=block_size, probes=[decoder[other_latent] for decoder in crosscoder.decoders]
+            of_two, block_size=block_size, probes=[decoder[other_latent] for decoder in of_two.decoders]
         ),
     }
     source = data_source(crosscoder, data)
     with tqdm(total=source.n_tokens, desc="Nu controls", unit="token", unit_scale=True, leave=False) as bar:
         for batch in source.batches():
-            for part, feature_acts, reconstruction in encoded(crosscoder, batch.used, scalings[""].n_tokens):
+            for part in encoded(crosscoder, batch.used, scalings[""].n_tokens):
                 for scaling in scalings.values():
-                    scaling.add(part, feature_acts, reconstruction)
+                    scaling.add(*of_compared(part, crosscoder, compared))
             bar.update(len(batch.activations))
     if scalings[""].n_tokens == 0:
         raise ValueError("No tokens to measure nu on: the data is empty, or its mask leaves out every token.")

@@ -1,6 +1,6 @@
 """The paper's measurements of latents, for any crosscoders, in one pass over their data."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from sae_lens_crosscoder.analysis.decoupling.decoder_pairs import decoupled_pair
 from sae_lens_crosscoder.analysis.decoupling.divergence import activation_divergence
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
 from sae_lens_crosscoder.analysis.diagnosis.sums import DiagnosisSums
-from sae_lens_crosscoder.analysis.encoding import encoded
+from sae_lens_crosscoder.analysis.encoding import encoded, of_compared
 from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, data_source, shard_block
 from sae_lens_crosscoder.analysis.latent_scaling.background_groups import BackgroundGroups
 from sae_lens_crosscoder.analysis.latent_scaling.latent_scaling import LatentScaling
@@ -25,7 +25,7 @@ from sae_lens_crosscoder.analysis.statistics.labelled_tokens import (
 )
 from sae_lens_crosscoder.analysis.statistics.latent_statistics import StatisticsSums
 from sae_lens_crosscoder.arguments import validate_arguments
-from sae_lens_crosscoder.crosscoders.compared import validate_two_models
+from sae_lens_crosscoder.crosscoders.compared import ComparedSources, compared_of
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 
@@ -54,7 +54,9 @@ class PaperTables:
 
 
 @validate_arguments
-def paper_tables(crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData) -> dict[str, PaperTables]:
+def paper_tables(
+    crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData, *, models: Sequence[str] | None = None
+) -> dict[str, PaperTables]:
     """Measure crosscoders of one pair and hook side by side: the models run once for all of them.
 
     Only pairs of decoupled latents, if there are any, take a second pass: their divergence needs the highest scores.
@@ -63,13 +65,13 @@ def paper_tables(crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData)
     Args:
         crosscoders: inference crosscoders by name.
         data: held-out data, with `groups` and `sources` if known; activations that can be read more than once.
+        models: names of the two models to compare, as in `diagnose`; needed for more than two.
 
     Raises:
         ValueError: for no crosscoders, those of different models or hooks, and in the cases of `latent_statistics`.
     """
     crosscoders = {name: validate_inference(crosscoder, "paper_tables") for name, crosscoder in crosscoders.items()}
-    for crosscoder in crosscoders.values():
-        validate_two_models(crosscoder, "paper_tables")
+    compared = {name: compared_of(crosscoder, models, "paper_tables") for name, crosscoder in crosscoders.items()}
     lead = _validate_same_data(crosscoders)
     if isinstance(data.activations, Iterator):
         raise ValueError(
@@ -78,14 +80,16 @@ def paper_tables(crosscoders: Mapping[str, InferenceCrosscoder], data: EvalData)
         )
     source, cells = data_source(lead, data), Cells.of(data)
     background, block = BackgroundGroups.of(data), shard_block(data)
-    sums = {name: _Sums(crosscoder, cells, block, background) for name, crosscoder in crosscoders.items()}
+    sums = {
+        name: _Sums(crosscoder, cells, block, background, compared[name]) for name, crosscoder in crosscoders.items()
+    }
     for batch in labelled_batches(source, cells.labels, "Measuring"):
         for accumulator in sums.values():
             accumulator.add(batch)
     tables: dict[str, PaperTables] = {}
     for name, crosscoder in crosscoders.items():
         diagnosis = sums[name].diagnosis(data.groups, source.manifest())
-        pairs = _pairs(crosscoder, diagnosis.latents)
+        pairs = _pairs(sums[name].of_two, diagnosis.latents)
         if len(pairs):
             highest = diagnosis.latents.max_activation
             pairs = activation_divergence(crosscoder, data, pairs, max_activation=highest)
@@ -97,13 +101,19 @@ class _Sums:
     """Accumulators of one crosscoder."""
 
     def __init__(
-        self, crosscoder: InferenceCrosscoder, cells: Cells, block_size: int, background: BackgroundGroups
+        self,
+        crosscoder: InferenceCrosscoder,
+        cells: Cells,
+        block_size: int,
+        background: BackgroundGroups,
+        compared: ComparedSources | None,
     ) -> None:
-        self.crosscoder = crosscoder
-        self._diagnosis = DiagnosisSums(crosscoder, block_size, background)
+        self.crosscoder, self._compared = crosscoder, compared
+        self.of_two = crosscoder if compared is None else compared.crosscoder
+        self._diagnosis = DiagnosisSums(crosscoder, block_size, background, compared=compared)
         self.statistics = StatisticsSums(crosscoder, cells)
-        self.fitted, self.evaluated = LatentScaling(crosscoder, n_shards=1), LatentScaling(crosscoder, n_shards=1)
-        self.energies = TargetEnergies(crosscoder)
+        self.fitted, self.evaluated = (LatentScaling(self.of_two, n_shards=1) for _ in range(2))
+        self.energies = TargetEnergies(self.of_two)
         self._n_batches = 0
 
     @torch.no_grad()
@@ -115,9 +125,10 @@ class _Sums:
         for (part, cell), place in zip(parts, batch.places.split(BATCH_TOKENS), strict=False):
             self._diagnosis.add(part, place)
             self.statistics.add(part, cell)
-            (self.evaluated if is_evaluated else self.fitted).add(*part)
+            of_two = of_compared(part, self.crosscoder, self._compared)
+            (self.evaluated if is_evaluated else self.fitted).add(*of_two)
             if is_evaluated:
-                self.energies.add(part.activations, part.reconstruction)
+                self.energies.add(of_two.activations, of_two.reconstruction)
         self._n_batches += 1
 
     def diagnosis(self, groups: TokenGroups | None, dominant: Mapping[str, Any]) -> Diagnosis:
@@ -139,8 +150,7 @@ def _validate_same_data(crosscoders: Mapping[str, InferenceCrosscoder]) -> Infer
         raise ValueError("`crosscoders` is empty. Pass at least one crosscoder, by name.")
     seen: dict[tuple[str | None, ...], str] = {}
     for name, crosscoder in crosscoders.items():
-        metadata = crosscoder.cfg.metadata
-        seen.setdefault((metadata.model_name, metadata.chat_model_name, metadata.hook_name), name)
+        seen.setdefault((*crosscoder.model_names, crosscoder.cfg.metadata.hook_name), name)
     if len(seen) > 1:
         listed = "; ".join(f"{name!r} reads {', '.join(map(str, place))}" for place, name in seen.items())
         raise ValueError(f"Crosscoders side by side must read one pair at one hook: {listed}. Measure them one by one.")

@@ -1,5 +1,6 @@
 """Shares of latents in the difference of two models' activations on one token."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.two_models import TwoModels
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,24 @@ class DifferenceShares:
 
 @validate_arguments
 @torch.no_grad()
-def difference_shares(crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " d_in"]) -> DifferenceShares:
+def difference_shares(
+    crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " d_in"], *, models: Sequence[str] | None = None
+) -> DifferenceShares:
     """Attribute the difference `h^chat - h^base` on one token to the active latents.
 
     A latent moves the reconstructions apart by `f_j (d_j^chat - d_j^base)`. Its share is how far that reaches along the
     difference, relative to the difference's length: 1 accounts for all of it, below 0 works against it.
 
     Args:
-        stacked: both models' raw activations, base first.
+        stacked: raw activations of all models side by side, base first.
+        models: names of the two models to compare, as in `diagnose`; needed for more than two.
 
     Raises:
-        ValueError: unless the crosscoder reads two models of the same width.
+        ValueError: unless these are two models of the same width.
     """
     crosscoder = validate_inference(crosscoder, "difference_shares")
     layout = crosscoder.layout
-    if not layout.is_pair or not layout.same_width:
-        raise ValueError(
-            f"difference_shares needs two models of the same width, but this crosscoder reads widths {layout.d_models}."
-        )
+    two = TwoModels.of(crosscoder, models, "difference_shares").validate_one_width("difference_shares")
     if len(stacked) != layout.d_in:
         raise ValueError(
             f"stacked is {len(stacked)} wide, but the crosscoder reads {layout.d_in}: widths {layout.d_models} side by "
@@ -59,12 +61,12 @@ def difference_shares(crosscoder: InferenceCrosscoder, stacked: Float[Tensor, " 
     stacked = stacked.to(crosscoder.W_dec)
     scores = crosscoder.encode(stacked[None])[0]
     active = scores.nonzero()[:, 0]
-    base, chat = layout.split(stacked.double())
+    base, chat = two.split(stacked.double())
     difference = chat - base
     along = difference / difference.square().sum()
-    to_base, to_chat = layout.split(crosscoder.W_dec[active].double())
+    to_base, to_chat = two.split(crosscoder.W_dec[active].double())
     shares = scores[active].double() * ((to_chat - to_base) @ along)
-    base_bias, chat_bias = layout.split(crosscoder.b_dec.double())
+    base_bias, chat_bias = (bias.double() for bias in two.decoder_biases)
     share_of_biases = float((chat_bias - base_bias) @ along)
     table = pd.DataFrame(
         {"score": scores[active].tolist(), "share": shares.tolist()}, index=pd.Index(active.tolist(), name="latent")

@@ -19,7 +19,7 @@ from sae_lens_crosscoder.analysis.use.result import LatentUse, use_q_values, val
 from sae_lens_crosscoder.analysis.use.sums import UseSums
 from sae_lens_crosscoder.analysis.use.table import use_tables
 from sae_lens_crosscoder.arguments import validate_arguments
-from sae_lens_crosscoder.crosscoders.compared import source_places
+from sae_lens_crosscoder.crosscoders.compared import source_places, validate_named
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
@@ -182,4 +182,6 @@ def _validate_models(crosscoder: InferenceCrosscoder, models: Sequence[str] | No
             f"The models of the crosscoder have widths {layout.d_models}, so none can be read in the slot of another. "
             "latent_use needs models of equal width."
         )
+    if models is None:
+        validate_named(crosscoder, "latent_use")
     return source_places(crosscoder, layout.names if models is None else models)
