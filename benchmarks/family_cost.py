@@ -3,7 +3,7 @@
 python benchmarks/family_cost.py --output benchmarks/results/family_cost.json
 
 CPU time on one thread, interleaved rounds, medians. All crosscoders have the same width per model, latents and k. Two
-models of a family are compared, and then all with the first, one pair after the other.
+models of a family are compared, and then all with the first in one pass over the data.
 """
 
 import argparse
@@ -63,8 +63,7 @@ class Family:
 
     def diagnose_all(self) -> None:
         """Compare every model with the first."""
-        for models in self._pairs():
-            slc.diagnose(self.crosscoder, slc.EvalData(activations=self.rows), models=models)
+        slc.diagnose(self.crosscoder, slc.EvalData(activations=self.rows))
 
     def use(self) -> None:
         """Compare two models' use of latents."""
@@ -72,8 +71,7 @@ class Family:
 
     def use_all(self) -> None:
         """Compare every model's use with the first's."""
-        for models in self._pairs():
-            slc.latent_use(self.crosscoder, slc.EvalData(activations=self.rows), models=models)
+        slc.analysis.latent_uses(self.crosscoder, slc.EvalData(activations=self.rows))
 
     def _pairs(self) -> list[tuple[str, str]]:
         first, *others = self.crosscoder.layout.names

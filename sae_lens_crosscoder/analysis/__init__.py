@@ -33,7 +33,7 @@ from sae_lens_crosscoder.analysis.statistics.latent_statistics import LatentStat
 from sae_lens_crosscoder.analysis.statistics.profiles import ActivationProfiles, activation_profiles
 from sae_lens_crosscoder.analysis.tables.interpretations import Interpretations, save_interpretations
 from sae_lens_crosscoder.analysis.tables.user_labels import load_labels, save_label
-from sae_lens_crosscoder.analysis.use.latent_use import latent_use
+from sae_lens_crosscoder.analysis.use.latent_use import latent_use, latent_uses
 from sae_lens_crosscoder.analysis.use.result import LatentUse
 from sae_lens_crosscoder.analysis.weights.diagnose_weights import diagnose_weights
 from sae_lens_crosscoder.analysis.weights.result import WeightDiagnosis
@@ -79,6 +79,7 @@ __all__ = [
     "find_phrases",
     "latent_statistics",
     "latent_use",
+    "latent_uses",
     "load_examples",
     "load_labels",
     "mean_difference",

@@ -299,6 +299,21 @@ def test_an_interrupted_readout_gives_the_unbroken_tables(tmp_path, monkeypatch)
     assert not path.exists()
 
 
+@pytest.mark.parametrize("n_models", [2, 3, 4])
+def test_all_models_beside_the_first_are_read_at_once_as_one_by_one(n_models):
+    crosscoder, x = random_crosscoder(d_models=(3,) * n_models), random_activations(N, d_in=3 * n_models)
+    groups = groups_of(N)
+    data = slc.EvalData(activations=x.split(97), groups=groups, max_norm_ratio=None)
+    uses = slc.analysis.latent_uses(crosscoder, data, min_active=1)
+    first, *others = crosscoder.layout.names
+    assert list(uses) == others
+    for name in others:
+        one = use_of(crosscoder, x, groups, batches=97, models=(first, name))
+        assert_same(uses[name], one, check_exact=True)
+        assert uses[name].manifest == one.manifest
+        assert uses[name].conclusion == one.conclusion
+
+
 def test_what_cannot_be_compared_is_refused():
     x = random_activations(N)
     with pytest.raises(ValueError, match="needs models of equal width"):

@@ -197,6 +197,7 @@ OF_MODELS = {
         crosscoder=w.crosscoder, data=w.data, path=w.folder / f"{w.model_class}.safetensors", n_top=2
     ),
     "difference_rows": lambda w: dict(data=w.data, hook_name=w.hook),
+    "latent_uses": lambda w: dict(crosscoder=w.crosscoder, data=w.data, min_active=1),
     "latent_use": lambda w: dict(crosscoder=w.crosscoder, data=w.data, min_active=1),
     "latent_statistics": lambda w: dict(crosscoder=w.crosscoder, data=w.data),
     "nu_by_group": lambda w: dict(crosscoder=w.crosscoder, data=w.data),

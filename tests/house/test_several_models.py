@@ -23,6 +23,7 @@ ANY_NUMBER = {
     "interpretation_cases",
     "latent",
     "latent_statistics",
+    "latent_uses",  # compares all with the first
     "splice_evals",
     "write_delphi_cache",
 }

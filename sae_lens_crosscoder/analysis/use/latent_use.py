@@ -1,6 +1,7 @@
 """latent_use: which latents two models use differently."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,11 +17,12 @@ from sae_lens_crosscoder.analysis.encoding import codes
 from sae_lens_crosscoder.analysis.inputs import BATCH_TOKENS, DataSource, data_source, shard_block
 from sae_lens_crosscoder.analysis.statistics.labelled_tokens import Cells
 from sae_lens_crosscoder.analysis.use.result import LatentUse, use_q_values, validate_null_uses
-from sae_lens_crosscoder.analysis.use.sums import UseSums
+from sae_lens_crosscoder.analysis.use.sums import UseCodes, UseSums
 from sae_lens_crosscoder.analysis.use.table import use_tables
 from sae_lens_crosscoder.arguments import validate_arguments
 from sae_lens_crosscoder.crosscoders.compared import source_places, validate_named
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder, validate_inference
+from sae_lens_crosscoder.crosscoders.swap_readout import SwapReadout
 from sae_lens_crosscoder.data.token_groups import TokenGroups
 from sae_lens_crosscoder.storage.accumulators import AccumulatorCheckpoint
 from sae_lens_crosscoder.storage.checksums import fingerprint, named_fingerprint
@@ -81,43 +83,129 @@ def latent_use(
     places = _validate_models(crosscoder, models)
     names = (crosscoder.layout.names[places[0]], crosscoder.layout.names[places[1]])
     nulls = validate_null_uses(null, crosscoder)
-    data = data if groups is None else data.with_groups(groups, data.sources)
-    labels, group_names = Cells.of(data, by_source=False).labels, () if data.groups is None else data.groups.names
-    source = data_source(crosscoder, data)
-    block_size = shard_block(data)
-    cells = _CellsOfTokens(labels, len(group_names))
-    cells.validate_count(source.n_tokens)
-    sums = UseSums(crosscoder, places, cells.n_cells, block_size)
+    reading = _Reading.of(crosscoder, data, groups)
+    source, cells = reading.source, reading.cells
+    sums = reading.sums_of(places)
     checkpoint = None
     if checkpoint_path is not None:
-        options = f"block_size={block_size}, models={names}, groups={cells.fingerprint()}"
+        options = f"block_size={reading.block_size}, models={names}, groups={cells.fingerprint()}"
         origin = {"crosscoder": named_fingerprint(crosscoder.state_dict()), "data source": source.fingerprint()}
         parts = {"sums": sums, "strong": sums.strong, "source": source}
         checkpoint = AccumulatorCheckpoint(checkpoint_path, "use", parts, {**origin, "set of options": options})
-    _stream(source, crosscoder, sums, cells, checkpoint)
-    if sums.n_tokens == 0:
-        raise ValueError(
-            "No tokens to read: the data is empty, its mask leaves out every token, or all of them dominate (see "
-            "EvalData.max_norm_ratio)."
-        )
-    latents, by_group = use_tables(sums, names, group_names, min_active)
-    latents["q_use"] = float("nan")
-    if nulls:
-        latents["q_use"] = largest_over_kinds(nulls, lambda runs: use_q_values(latents, names, runs, min_active))
-    latents.loc[latents["use"].str.startswith("more_in") & (latents["q_use"] >= Q_LIMIT), "use"] = "undetermined"
-    manifest = {
-        **provenance(crosscoder),
-        "use_of": list(names),
-        "n_tokens": sums.n_tokens,
-        "min_active": min_active,
-        "n_null_runs": len(nulls),
-        "null_kinds": null_kinds(nulls),
-        "groups": list(group_names),
-        **source.manifest(),
-    }
+    reading.stream([sums], checkpoint)
+    use = reading.use(sums, nulls, min_active)
     if checkpoint is not None:
         checkpoint.remove()
-    return LatentUse(latents, by_group, manifest)
+    return use
+
+
+@validate_arguments
+def latent_uses(
+    crosscoder: InferenceCrosscoder,
+    data: EvalData,
+    *,
+    groups: TokenGroups | None = None,
+    min_active: int = MIN_ACTIVE,
+) -> dict[str, LatentUse]:
+    """Compare how every model uses the latents with how the first does, in one pass over the data.
+
+    The results are those of `latent_use` for the first model and each other one. Every model is read once, and not
+    once for each comparison.
+
+    Args:
+        crosscoder: an inference crosscoder of two or more models of equal width.
+        data: held-out data.
+        groups: group of each token, for the table by group; by default those of the data.
+        min_active: as in `latent_use`.
+
+    Returns:
+        The results by the name of the second model, in `crosscoder.layout.names`.
+
+    Raises:
+        ValueError: for a crosscoder of one model, or as `latent_use`.
+    """
+    crosscoder = validate_inference(crosscoder, "latent_uses")
+    first, *others = crosscoder.layout.names
+    compared = {name: _validate_models(crosscoder, (first, name)) for name in others}
+    if not compared:
+        raise ValueError("latent_uses compares models, but this crosscoder reads one. Pass one of two or more models.")
+    reading = _Reading.of(crosscoder, data, groups)
+    sums = {name: reading.sums_of(places) for name, places in compared.items()}
+    reading.stream(list(sums.values()), None)
+    return {name: reading.use(each, (), min_active) for name, each in sums.items()}
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A crosscoder and the data that it is read on."""
+
+    crosscoder: InferenceCrosscoder
+    source: DataSource
+    cells: "_CellsOfTokens"
+    group_names: tuple[str, ...]
+    block_size: int
+
+    @classmethod
+    def of(cls, crosscoder: InferenceCrosscoder, data: EvalData, groups: TokenGroups | None) -> "_Reading":
+        data = data if groups is None else data.with_groups(groups, data.sources)
+        labels, group_names = Cells.of(data, by_source=False).labels, () if data.groups is None else data.groups.names
+        source = data_source(crosscoder, data)
+        cells = _CellsOfTokens(labels, len(group_names))
+        cells.validate_count(source.n_tokens)
+        return cls(crosscoder, source, cells, group_names, shard_block(data))
+
+    def sums_of(self, places: tuple[int, int]) -> UseSums:
+        return UseSums(self.crosscoder, places, self.cells.n_cells, self.block_size)
+
+    @torch.no_grad()
+    def stream(self, sums: Sequence[UseSums], checkpoint: AccumulatorCheckpoint | None) -> None:
+        """Add all tokens, or those that are not in the checkpoint."""
+        source, lead = self.source, sums[0]
+        n_skipped = 0 if checkpoint is None else checkpoint.resume()
+        if n_skipped == 0:
+            _measure_means(source, lead, self.cells)
+        models = sorted({place for each in sums for place in each.models})
+        readout = SwapReadout(self.crosscoder, lead.means, lead.mean_code, models)
+        seen = source.dominant.n_tokens
+        with tqdm(total=source.n_tokens, initial=seen, desc="Use", unit="token", unit_scale=True, leave=False) as bar:
+            for n_batches, batch in enumerate(source.batches(n_skipped), start=n_skipped + 1):
+                places = torch.arange(seen, seen + len(batch.activations))[batch.ordinary.cpu()].split(BATCH_TOKENS)
+                seen += len(batch.activations)
+                parts = codes(self.crosscoder, batch.used, lead.n_tokens)
+                for part, place in zip(parts, places, strict=False):
+                    cells = self.cells.at(place).to(part.activations.device)
+                    read = UseCodes.read(readout, models, part, cells)
+                    for each in sums:
+                        each.add(read, cells)
+                bar.update(len(batch.activations))
+                if checkpoint is not None:
+                    checkpoint.save_if_due(n_batches)
+
+    def use(self, sums: UseSums, nulls: Sequence[LatentUse], min_active: int) -> LatentUse:
+        """The result of all tokens, with q-values from null runs."""
+        if sums.n_tokens == 0:
+            raise ValueError(
+                "No tokens to read: the data is empty, its mask leaves out every token, or all of them dominate (see "
+                "EvalData.max_norm_ratio)."
+            )
+        first, second = (self.crosscoder.layout.names[place] for place in sums.models)
+        names = (first, second)
+        latents, by_group = use_tables(sums, names, self.group_names, min_active)
+        latents["q_use"] = float("nan")
+        if nulls:
+            latents["q_use"] = largest_over_kinds(nulls, lambda runs: use_q_values(latents, names, runs, min_active))
+        latents.loc[latents["use"].str.startswith("more_in") & (latents["q_use"] >= Q_LIMIT), "use"] = "undetermined"
+        manifest = {
+            **provenance(self.crosscoder),
+            "use_of": list(names),
+            "n_tokens": sums.n_tokens,
+            "min_active": min_active,
+            "n_null_runs": len(nulls),
+            "null_kinds": null_kinds(nulls),
+            "groups": list(self.group_names),
+            **self.source.manifest(),
+        }
+        return LatentUse(latents, by_group, manifest)
 
 
 class _CellsOfTokens:
@@ -140,30 +228,6 @@ class _CellsOfTokens:
         if len(places) and int(places.max()) >= len(self._cells):
             raise ValueError(f"Got {len(self._cells)} labels of groups for more tokens. Pass one per token.")
         return self._cells[places]
-
-
-@torch.no_grad()
-def _stream(
-    source: DataSource,
-    crosscoder: InferenceCrosscoder,
-    sums: UseSums,
-    cells: _CellsOfTokens,
-    checkpoint: AccumulatorCheckpoint | None,
-) -> None:
-    """Add all tokens, or those that are not in the checkpoint."""
-    n_skipped = 0 if checkpoint is None else checkpoint.resume()
-    if n_skipped == 0:
-        _measure_means(source, sums, cells)
-    seen = source.dominant.n_tokens
-    with tqdm(total=source.n_tokens, initial=seen, desc="Use", unit="token", unit_scale=True, leave=False) as bar:
-        for n_batches, batch in enumerate(source.batches(n_skipped), start=n_skipped + 1):
-            places = torch.arange(seen, seen + len(batch.activations))[batch.ordinary.cpu()].split(BATCH_TOKENS)
-            seen += len(batch.activations)
-            for part, place in zip(codes(crosscoder, batch.used, sums.n_tokens), places, strict=False):
-                sums.add(part, cells.at(place))
-            bar.update(len(batch.activations))
-            if checkpoint is not None:
-                checkpoint.save_if_due(n_batches)
 
 
 def _measure_means(source: DataSource, sums: UseSums, cells: _CellsOfTokens) -> None:

@@ -1,5 +1,8 @@
 """Sums of the swap readout: how often and how strongly each model alone uses every latent."""
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -23,6 +26,21 @@ def mean_code(crosscoder: InferenceCrosscoder, activations: Float[Tensor, "token
     return total / len(activations)
 
 
+class UseCodes(NamedTuple):
+    """Codes of some tokens: joint, of single models alone, and joint without each of them, by the model's place."""
+
+    joint: SparseValues
+    alone: Mapping[int, SparseValues]
+    without: Mapping[int, SparseValues]
+
+    @classmethod
+    def read(cls, readout: SwapReadout, models: Sequence[int], part: Code, cells: Int[Tensor, " token"]) -> "UseCodes":
+        """Read the models that the readout was made for."""
+        alone, without = readout.alone(*part), readout.without(part.activations, cells)
+        by_place = [{m: SparseValues.of(acts) for m, acts in zip(models, of, strict=True)} for of in (alone, without)]
+        return cls(SparseValues.of(part.feature_acts), *by_place)
+
+
 class UseSums(Accumulator):
     """Accumulates the codes of two models alone, and how far the joint code moves without each of them.
 
@@ -37,8 +55,7 @@ class UseSums(Accumulator):
     buffers = ("n_tokens", "means", "mean_code", "cell_tokens", "alone", "joint", "n_joint", "moved")
 
     def __init__(self, crosscoder: InferenceCrosscoder, models: tuple[int, int], n_cells: int, block_size: int) -> None:
-        self._crosscoder, self._models, self._block_size = crosscoder, models, block_size
-        self._readout: SwapReadout | None = None
+        self._crosscoder, self.models, self._block_size = crosscoder, models, block_size
         d_sae, device = crosscoder.cfg.d_sae, crosscoder.W_dec.device
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -74,31 +91,28 @@ class UseSums(Accumulator):
 
     def turned(self) -> Bool[Tensor, " d_sae"]:
         """True for latents whose decoders in both models point apart, so neither can be read in the other's slot."""
-        first, second = (self._crosscoder.decoders[m].detach().double() for m in self._models)
-        norms = self._crosscoder.decoder_norms.detach().double()[:, list(self._models)]
+        first, second = (self._crosscoder.decoders[m].detach().double() for m in self.models)
+        norms = self._crosscoder.decoder_norms.detach().double()[:, list(self.models)]
         cosine = torch.nn.functional.cosine_similarity(first, second, eps=torch.finfo(torch.float64).tiny)
         is_one_sided = norms.amin(dim=1) < ONE_SIDED_RATIO * norms.amax(dim=1)
         return (cosine < MIN_COSINE) & ~is_one_sided
 
     @torch.no_grad()
-    def add(self, part: Code, cells: Int[Tensor, " token"]) -> None:
+    def add(self, codes: UseCodes, cells: Int[Tensor, " token"]) -> None:
         """Add tokens with the cell of each."""
-        if self._readout is None:
-            self._readout = SwapReadout(self._crosscoder, self.means, self.mean_code, self._models)
         cells = cells.to(self.joint.device)
         tokens = torch.arange(self.n_tokens, self.n_tokens + len(cells), device=cells.device)
         rows = cells * N_SHARDS + tokens // self._block_size % N_SHARDS
         self.cell_tokens += rows.bincount(minlength=self.cell_tokens.numel()).view_as(self.cell_tokens)
         self.n_tokens += len(cells)
-        alone = [SparseValues.of(acts) for acts in self._readout.alone(*part)]
+        alone = [codes.alone[m] for m in self.models]
         self.strong.add(alone, rows)
         for m, code in enumerate(alone):
             code.add_to(self.alone[m], torch.zeros_like(cells))
-        joint = SparseValues.of(part.feature_acts)
+        joint = codes.joint
         joint.count_in(self.n_joint, cells)
         joint.add_to(self.joint, cells)
-        for m, acts in enumerate(self._readout.without(part.activations, cells)):
-            replaced = SparseValues.of(acts)
+        for m, replaced in enumerate(codes.without[place] for place in self.models):
             place = joint.places_in(replaced)
             both = (place >= 0).nonzero().flatten()
             # |f - f'| where f is on, and f' everywhere else.
