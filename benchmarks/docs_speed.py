@@ -67,6 +67,22 @@ def waits() -> str:
     return "\n\n".join([markdown_table(rows), source])
 
 
+def no_worse() -> str:
+    """The least ratios of the workloads of all benchmarks to an earlier build, with the reason where one is worse."""
+    frame, source = load_results("no_worse.json")
+    speed, figures = frame[frame.unit.notna()], frame[frame.unit.isna()]
+    least = speed.loc[speed.ratio.idxmin()]
+    worse = [f"{row['name']} has {row['ratio']:.2f}: {row['why']}" for _, row in frame[~frame.met].iterrows()]
+    median, most = speed.ratio.median(), speed.ratio.max()
+    text = (
+        f"{len(speed)} workloads of these benchmarks, run in turn with the earlier build, are {least.ratio:.2f} "
+        f"({least['name']}) to {most:.2f} times as fast as there, in the median {median:.2f}, in CPU time. "
+        f"{len(figures)} figures of planted worlds (variance explained, precision and recall of verdicts) are "
+        f"{figures.ratio.min():.3f} to {figures.ratio.max():.3f} times as high."
+    )
+    return " ".join([text, *worse, source])
+
+
 def polish_cost() -> str:
     """What polish costs, in training steps of the same size."""
     frame, source = load_results("polish_cost.json")

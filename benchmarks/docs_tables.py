@@ -16,7 +16,7 @@ import docs_serve
 import docs_use
 import docs_verdicts
 from docs_results import ROOT
-from docs_speed import centred, layers, polish_cost, speed, waits
+from docs_speed import centred, layers, no_worse, polish_cost, speed, waits
 
 PASSAGES: Mapping[str, Callable[[], str]] = {
     "audit": docs_audit.audit,
@@ -40,6 +40,7 @@ PASSAGES: Mapping[str, Callable[[], str]] = {
     "real pair": docs_real_pair.real_pair,
     "speed": speed,
     "waits": waits,
+    "no worse": no_worse,
     "centred": centred,
     "polish cost": polish_cost,
     "layers": layers,

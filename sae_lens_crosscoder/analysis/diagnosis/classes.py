@@ -1,5 +1,6 @@
 """Delta_norm, and the classes of latents that it defines."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -74,14 +75,19 @@ def label(delta: float) -> str:
     >>> [label(x) for x in (0.05, 0.1, 0.5, 0.9, 0.95, float("nan"))]
     ['base_only', 'other', 'shared', 'other', 'chat_only', 'undefined']
     """
-    if delta != delta:
-        return "undefined"
+    return labels(torch.tensor([delta], dtype=torch.float64))[0]
+
+
+def labels(deltas: Float[Tensor, " d_sae"]) -> list[str]:
+    """Class of every latent, from Delta_norm: see `label`."""
+    delta = deltas.cpu().numpy()
     base_only, shared_low, shared_high, chat_only = CLASS_BORDERS
-    if delta < base_only:
-        return "base_only"
-    if shared_low < delta < shared_high:
-        return "shared"
-    return "chat_only" if delta > chat_only else "other"
+    names = np.full(len(delta), "other", dtype=object)
+    names[delta < base_only] = "base_only"
+    names[(shared_low < delta) & (delta < shared_high)] = "shared"
+    names[delta > chat_only] = "chat_only"
+    names[np.isnan(delta)] = "undefined"
+    return names.tolist()
 
 
 def labels_of(norms: Float[Tensor, "d_sae model"]) -> list[str]:
@@ -90,4 +96,4 @@ def labels_of(norms: Float[Tensor, "d_sae model"]) -> list[str]:
     >>> labels_of(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
     ['base_only', 'shared']
     """
-    return [label(delta) for delta in delta_norm(norms.detach().double()).tolist()]
+    return labels(delta_norm(norms.detach().double()))

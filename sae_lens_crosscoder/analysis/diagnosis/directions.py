@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norms, label
+from sae_lens_crosscoder.analysis.diagnosis.classes import delta_norms, labels
 from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 
 
@@ -37,7 +37,7 @@ def delta_norm_columns(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
     """Delta_norm and class of every model beside the first, hook by hook: `delta_norm_NAME`, `label_NAME`."""
     columns: dict[str, Any] = {}
     for name, delta in delta_norms(crosscoder.decoder_norms.detach().double(), crosscoder.layout).items():
-        columns |= {f"delta_norm_{name}": delta.cpu().numpy(), f"label_{name}": [label(one) for one in delta.tolist()]}
+        columns |= {f"delta_norm_{name}": delta.cpu().numpy(), f"label_{name}": labels(delta)}
     return columns
 
 
