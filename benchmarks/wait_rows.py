@@ -126,6 +126,6 @@ def row(name: str, ours: Times, theirs: Times, peer: str) -> dict[str, Any]:
         "ratio": ratio,
         "target": target,
         "met": met,
-        "why": None if met else f"missed by a factor of {missed_by:.2f}: {wait.why}",
+        "why": None if met else f"{missed_by:.2f} times too slow: {wait.why}",
         "commit": COMMIT,
     }
