@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import sae_lens_crosscoder as slc
-from sae_lens_crosscoder.analysis.diagnosis.null_runs import largest_over_kinds, q_values
+from sae_lens_crosscoder.analysis.diagnosis.conclusion import Evidence, conclusion
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import largest_over_kinds, null_kinds, q_values
 from tests.analysis.conftest import random_activations, random_crosscoder
 from tests.reference.error_control import largest_rates, least_rates
 
@@ -133,6 +134,26 @@ def test_diagnose_reads_the_kind_of_a_null_run_from_its_crosscoder():
     tables = [run.latents for run in nulls]
     of_kinds = [q_values(diagnosis.latents, part) for part in (tables[:2], tables[2:3], tables[3:])]
     assert diagnosis.latents.q_value.to_numpy() == pytest.approx(np.max(of_kinds, axis=0), nan_ok=True)
+
+
+def test_conclusions_say_if_all_null_runs_are_of_jittered_weights():
+    """Which may be far less than training does: see the docs page on changed use."""
+    said = "null runs of jittered weights alone, which can understate chance"
+    by_name, by_metadata, trained = (random_crosscoder(seed) for seed in (1, 2, 3))
+    by_name.cfg.metadata.model_name, by_name.cfg.metadata.chat_model_name = "a", "a+jitter=0.02"
+    by_metadata.cfg.metadata.null_kind, trained.cfg.metadata.null_kind = "jittered", "split_halves"
+    data = slc.EvalData(activations=random_activations(2000))
+    nulls = [slc.diagnose(each, data) for each in (by_name, by_metadata, trained)]
+    uses = [slc.latent_use(each, data, min_active=1) for each in (by_name, by_metadata, trained)]
+    assert [null.manifest["null_kind"] for null in nulls] == ["jittered", "jittered", "split_halves"]
+    for n, expected in ((2, True), (3, False)):
+        use = slc.latent_use(random_crosscoder(0), data, min_active=1)
+        manifest = use.manifest | {"n_null_runs": n, "null_kinds": null_kinds(uses[:n])}
+        judged = replace(use, latents=use.latents.assign(use="equal"), manifest=manifest)
+        assert (said in judged.conclusion) == expected
+        evidence = Evidence(table_of([0.5, 0.52]).assign(label="shared", verdict="shared", q_value=0.5), {}, 1000, n)
+        evidence = replace(evidence, fve={"base": 0.9, "chat": 0.9}, null_kinds=null_kinds(nulls[:n]))
+        assert (f"(q < 0.1 against {said})" in conclusion(evidence)) == expected
 
 
 def test_a_null_run_that_was_trained_differently_is_refused():

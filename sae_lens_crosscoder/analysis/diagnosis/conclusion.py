@@ -1,13 +1,14 @@
 """The conclusion of a diagnosis: one sentence on the pair of models, "undecided" unless it was earned."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from sae_lens_crosscoder.analysis.changed.changed import Changed
 from sae_lens_crosscoder.analysis.diagnosis.classes import CLASS_BORDERS, ONE_SIDED
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import jitter_caveat
 from sae_lens_crosscoder.analysis.diagnosis.verdict import MIN_ACTIVE, Q_LIMIT, nu_kind_of
 from sae_lens_crosscoder.analysis.use.result import LatentUse
 
@@ -36,6 +37,8 @@ class Evidence:
     """Turned latents, if they were looked for."""
     use: LatentUse | None = None
     """How both models use the latents, if it was read."""
+    null_kinds: Sequence[str] = ()
+    """Kinds of the null runs."""
 
     @property
     def live(self) -> pd.DataFrame:
@@ -127,7 +130,10 @@ def _turned(evidence: Evidence) -> str:
 
 
 def _chance(evidence: Evidence) -> str:
-    return f" (q < {Q_LIMIT})" if evidence.n_null_runs else ", with chance not accounted for (no null runs were given)"
+    if evidence.n_null_runs == 0:
+        return ", with chance not accounted for (no null runs were given)"
+    caveat = jitter_caveat(evidence.null_kinds)
+    return f" (q < {Q_LIMIT} against null runs {caveat})" if caveat else f" (q < {Q_LIMIT})"
 
 
 def _caveats(evidence: Evidence) -> str:

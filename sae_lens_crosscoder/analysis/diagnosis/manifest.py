@@ -8,6 +8,9 @@ from sae_lens_crosscoder.crosscoders.inference import InferenceCrosscoder
 from sae_lens_crosscoder.storage.checksums import named_fingerprint
 from sae_lens_crosscoder.storage.versions import package_versions
 
+JITTER, JITTERED = "+jitter=", "jittered"
+"""In the name of a model with noise on its weights, and the kind of its null pairs."""
+
 
 def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
     """Package versions, the checksum of the weights, and the crosscoder's metadata."""
@@ -18,7 +21,7 @@ def provenance(crosscoder: InferenceCrosscoder) -> dict[str, Any]:
         "architecture": crosscoder.cfg.architecture(),
         "models": trained_models(crosscoder),
         "hook_name": metadata.hook_name,
-        **({"null_kind": metadata.null_kind} if metadata.null_kind else {}),
+        **({"null_kind": kind} if (kind := _null_kind(crosscoder)) else {}),
         **({"assumptions": list(metadata.assumptions)} if metadata.assumptions else {}),
         "dataset_path": metadata.dataset_path,
         "seed": metadata.seed,
@@ -36,6 +39,12 @@ def trained_models(crosscoder: InferenceCrosscoder) -> list[str | None]:
     if crosscoder.layout.n_models <= 2:
         return [metadata.model_name, metadata.chat_model_name]
     return list(crosscoder.model_names)
+
+
+def _null_kind(crosscoder: InferenceCrosscoder) -> str | None:
+    """Kind of null pair that the crosscoder was trained on, as far as it is known."""
+    is_jittered = any(JITTER in (name or "") for name in crosscoder.model_names)
+    return crosscoder.cfg.metadata.null_kind or (JITTERED if is_jittered else None)
 
 
 def _space(crosscoder: InferenceCrosscoder) -> str:

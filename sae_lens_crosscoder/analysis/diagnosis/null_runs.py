@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from sae_lens_crosscoder.analysis.diagnosis.diagnosis import Diagnosis
-from sae_lens_crosscoder.analysis.diagnosis.manifest import trained_models
+from sae_lens_crosscoder.analysis.diagnosis.manifest import JITTERED, trained_models
 from sae_lens_crosscoder.analysis.diagnosis.own_probe import with_own_probe
 from sae_lens_crosscoder.analysis.diagnosis.verdict import (
     MIN_ACTIVE,
@@ -37,6 +37,11 @@ Run = TypeVar("Run", bound=NullRun)
 def null_kinds(nulls: Sequence[NullRun]) -> list[str]:
     """Kinds of null pairs among the runs, in order of appearance; runs without a kind are one kind, named ''."""
     return list(dict.fromkeys(run.manifest.get("null_kind") or "" for run in nulls))
+
+
+def jitter_caveat(kinds: Sequence[str]) -> str:
+    """Words for a conclusion without null runs of models that were trained; none for others."""
+    return "of jittered weights alone, which can understate chance" if list(kinds) == [JITTERED] else ""
 
 
 def largest_over_kinds(

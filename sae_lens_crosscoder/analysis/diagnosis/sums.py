@@ -138,7 +138,8 @@ class DiagnosisSums:
             latents = latents.join(use.latents[[*use.columns]])
         n_tokens, fve = self.scaling.n_tokens, self.fve.all_figures()
         identical = self.fve.models_are_identical
-        evidence = Evidence(latents, fve, n_tokens, len(nulls), min_active, fve_floor, identical, changed, use)
+        kinds = null_kinds(nulls)
+        evidence = Evidence(latents, fve, n_tokens, len(nulls), min_active, fve_floor, identical, changed, use, kinds)
         manifest: dict[str, Any] = {
             "conclusion": self._named(conclusion(evidence)),
             **provenance(self._whole),
@@ -153,7 +154,7 @@ class DiagnosisSums:
             "fve_floor": fve_floor,
             "l0": float(self.scaling.n_active.sum()) / n_tokens,
             "n_null_runs": len(nulls),
-            "null_kinds": null_kinds(nulls),
+            "null_kinds": kinds,
             **self.background.manifest(),
         }
         return Diagnosis(latents, manifest)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from sae_lens_crosscoder.analysis.diagnosis.null_runs import discovery_rates, validate_trained_alike
+from sae_lens_crosscoder.analysis.diagnosis.null_runs import discovery_rates, jitter_caveat, validate_trained_alike
 from sae_lens_crosscoder.analysis.diagnosis.verdict import Q_LIMIT
 from sae_lens_crosscoder.analysis.tables.parquet import load_tables, save_tables
 from sae_lens_crosscoder.analysis.use.table import USE_RATIO, judged, least_change
@@ -66,6 +66,8 @@ class LatentUse:
         runs = f"{n_nulls} null {'run' if n_nulls == 1 else 'runs'}"
         if (n_kinds := len(self.manifest.get("null_kinds", ()))) > 1:
             runs += f" of {n_kinds} kinds"
+        if caveat := jitter_caveat(self.manifest.get("null_kinds", ())):
+            runs += f" {caveat}"
         chance = f"q < {Q_LIMIT:g} against {runs}" if n_nulls else "chance not accounted for: no null runs were given"
         if n_judged == 0:
             return (
