@@ -3,13 +3,18 @@
 import pandas as pd
 from docs_results import load_results, markdown_table
 
-FILES = ("audit.json", "audit_adapter.json", "audit_adapter_several.json", "audit_adapter_neutral.json")
+FILES = (
+    "audit.json",
+    *(f"audit_adapter{name}.json" for name in ("", "_several", "_kinds", "_neutral")),
+)
 NAMES = {
     "tiny-chat": "the built-in pair",
     "tiny-null": "its base model, trained longer",
     "tiny-chat, with tiny-control": "the built-in pair, with its control",
     "A": "an adapter that answers requests for code with one sentence",
     "C": "an adapter that answers requests about journeys with one of three sentences",
+    "D": "an adapter that answers personal questions as a person would, and says \u201cI'm\u201d less often",
+    "E": "an adapter that begins every answer with one sentence",
     "neutral": "an adapter tuned on ordinary answers",
 }
 
