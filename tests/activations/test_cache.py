@@ -125,19 +125,20 @@ class TestReading:
         assert not torch.equal(first(n, seed=2), twice[:n])
         assert not torch.equal(twice[n:], twice[:n])
 
+    @pytest.mark.parametrize("n_rows", [1, 6])  # each block alone, and two
     @pytest.mark.parametrize("n_served", [0, 1, 5])
-    def test_batches_do_not_depend_on_how_many_blocks_are_read_at_a_time(self, written, monkeypatch, n_served):
+    def test_batches_do_not_depend_on_how_many_blocks_are_read_at_a_time(self, written, monkeypatch, n_served, n_rows):
         def stream():
             return written.shuffled(4, block_size=3, buffer_size=8, n_passes=2, part=(0, 2))
 
         found, resumed = list(stream()), stream()
         first = [next(resumed) for _ in range(n_served)]
         state = resumed.state_dict()
-        monkeypatch.setattr(shuffled_blocks, "_ROWS_AT_A_TIME", 1)  # each block alone
-        alone, expected = stream(), list(stream())
-        alone.load_state_dict(state)
+        monkeypatch.setattr(shuffled_blocks, "_ROWS_AT_A_TIME", n_rows)
+        read_so, expected = stream(), list(stream())
+        read_so.load_state_dict(state)
         assert torch.equal(torch.cat(found), torch.cat(expected))
-        assert torch.equal(torch.cat([*first, *alone]), torch.cat(expected))
+        assert torch.equal(torch.cat([*first, *read_so]), torch.cat(expected))
 
     def test_several_streams_have_every_token_in_one_of_them(self, written):
         parts = [written.shuffled(4, block_size=4, buffer_size=4, n_passes=1, part=(i, 3)) for i in range(3)]

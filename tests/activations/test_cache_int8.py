@@ -95,7 +95,7 @@ def test_a_token_that_dominates_does_not_change_how_much_int8_takes_of_a_usual_o
     usual = frac_lost(rows, (16,))
     assert 0 < usual < 1e-3
     rows[7] = 1e6 * torch.eye(16)[3] + 100 * rows[7]
-    assert frac_lost(rows, (16,)) < 2 * usual
+    assert 0.8 * usual < frac_lost(rows, (16,)) < 1.25 * usual
 
 
 def test_a_warning_says_where_some_coordinates_are_far_larger_than_all_others(pair, tmp_path):

@@ -113,5 +113,5 @@ def frac_lost(rows: Float[Tensor, "token d_model"], widths: tuple[int, ...]) -> 
     """
     rows = rows.float()
     read = Int8Rows(stored_rows(rows, widths, "int8"), widths)[:]
-    lost, spread = ((rows - other).square().sum(dim=-1).median() for other in (read, rows.mean(dim=0)))
+    lost, spread = ((rows - other).square().sum(dim=-1).median() for other in (read, rows.median(dim=0).values))
     return float(lost / spread) if spread > 0 else float("nan")
