@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import sae_lens_crosscoder as slc
 from sae_lens_crosscoder.analysis.answers.behaviour import Behaviour
 from sae_lens_crosscoder.analysis.answers.phrases import PhraseChange
+from sae_lens_crosscoder.analysis.audit import finding
 from sae_lens_crosscoder.data.chat_tokens import chat_tokens
 from sae_lens_crosscoder.data.prompts import request_of
 from sae_lens_crosscoder.models.tiny import dialogues
@@ -168,6 +170,26 @@ class TestLabels:
         assert "Findings" in (folder / auditing.PAGE_FILENAME).read_text()
         assert not (folder / "explorer.html").exists()
         assert "No time is left for the explorer." in capsys.readouterr().out
+
+
+def test_where_half_of_the_crosscoders_disagree_one_more_decides(tmp_path, monkeypatch):
+    read, asked = evidence.EvidenceReader.read, {}
+
+    def read_differently(self, crosscoder, seed, behaviours):
+        """As it is, but that the second crosscoder does not agree on the first change."""
+        asked[seed] = [behaviour.text for behaviour in behaviours]
+        found = read(self, crosscoder, 0, behaviours)  # the same effects, read again
+        return [replace(found[0], effect=None), *found[1:]] if seed == 1 else found
+
+    monkeypatch.setattr(evidence.EvidenceReader, "read", read_differently)
+    monkeypatch.setattr(finding.Evidence, "is_traced", property(lambda self: self.effect is not None))
+    result = slc.audit(config(tmp_path, n_seeds=2))
+    assert asked[1] == asked[0]
+    assert len(asked[0]) > 1
+    assert asked[2] == asked[0][:1]
+    tied = next(each for each in result.findings if each.behaviour.text == asked[0][0])
+    assert (tied.n_traced, len(tied.evidence)) == (2, 3)
+    assert all(len(each.evidence) == 2 for each in result.findings if each is not tied)
 
 
 class TestEverywhere:

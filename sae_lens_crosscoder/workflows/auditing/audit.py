@@ -119,7 +119,10 @@ class _AuditRun:
         texts = (self.answers.base, self.answers.chat)
         self.reader = EvidenceReader(self.cfg, self.pair, self.prompts, *texts, rows, self.progress)
         traced = [finding.behaviour for finding in self._found() if not finding.is_in_control]
-        for seed in range(self.cfg.seed, self.cfg.seed + (self.cfg.n_seeds if traced else 0)):
+        last = self.cfg.seed + self.cfg.n_seeds
+        for seed in range(self.cfg.seed, last + 1 if traced else self.cfg.seed):
+            if seed == last and not (traced := [behaviour for behaviour in traced if self._is_tie(behaviour)]):
+                break
             if seed > self.cfg.seed and self.progress.left < self.progress.seconds[f"crosscoder {self.cfg.seed}"]:
                 self.progress.say("No time is left for another crosscoder.")
                 break
@@ -190,9 +193,10 @@ class _AuditRun:
                 )
             self.progress.keep(n)
             self.progress.say(
-                f"Plan for {self.cfg.budget}: {n:,} prompts, answered in about {n * seconds:.0f} s; a first look, and "
-                f"the activations of about {n * 2 * self.cfg.max_new_tokens:,} tokens; up to {self.cfg.n_seeds} "
-                "crosscoders with causal checks, and one for the detection limits, as far as time allows."
+                f"Plan for {self.cfg.budget}: {n:,} prompts, answered in about {n * seconds:.0f} s; a first look, and the "
+                f"activations of about {n * 2 * self.cfg.max_new_tokens:,} tokens; up to {self.cfg.n_seeds} crosscoders "
+                "with causal checks, one more where half of them disagree, and one for the detection limits, as far as "
+                "time allows."
             )
         assert self.progress.n_prompts is not None
         return prompts.first(self.progress.n_prompts)
@@ -232,6 +236,11 @@ class _AuditRun:
         for behaviour, evidence in zip(behaviours, reader.read(crosscoder, seed, behaviours), strict=True):
             if evidence is not None:
                 self.evidence.setdefault(behaviour, []).append(evidence)
+
+    def _is_tie(self, behaviour: Behaviour) -> bool:
+        """True if half of the crosscoders trace a behaviour: one more decides."""
+        evidence = self.evidence.get(behaviour, [])
+        return len(evidence) > 0 and 2 * sum(each.is_traced for each in evidence) == len(evidence)
 
     def _found(self) -> list[Finding]:
         """Significant changes, with the evidence so far."""

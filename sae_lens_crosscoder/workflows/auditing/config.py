@@ -36,7 +36,7 @@ class AuditConfig:
     max_new_tokens: int = 24
     """Tokens of each answer."""
     n_seeds: int = 2
-    """Crosscoders to train, each with another seed, if the budget allows."""
+    """Crosscoders to train, each with another seed, if the budget allows; one more decides where half disagree."""
     hook_name: str | None = None
     """Where to read the models; by default the first hook that brings back 0.9 of the change."""
     device: str = "cpu"
