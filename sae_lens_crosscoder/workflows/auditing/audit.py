@@ -193,10 +193,10 @@ class _AuditRun:
                 )
             self.progress.keep(n)
             self.progress.say(
-                f"Plan for {self.cfg.budget}: {n:,} prompts, answered in about {n * seconds:.0f} s; a first look, and the "
-                f"activations of about {n * 2 * self.cfg.max_new_tokens:,} tokens; up to {self.cfg.n_seeds} crosscoders "
-                "with causal checks, one more where half of them disagree, and one for the detection limits, as far as "
-                "time allows."
+                f"Plan for {self.cfg.budget}: {n:,} prompts, answered in about {n * seconds:.0f} s; a first look, and "
+                f"the activations of about {n * 2 * self.cfg.max_new_tokens:,} tokens; up to {self.cfg.n_seeds} "
+                "crosscoders with causal checks, one more where half of them disagree, and one for the detection "
+                "limits, as far as time allows."
             )
         assert self.progress.n_prompts is not None
         return prompts.first(self.progress.n_prompts)
