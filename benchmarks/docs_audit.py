@@ -43,9 +43,10 @@ def audit() -> str:
     text = (
         "Six changes are planted in the built-in pair: five new behaviours and one that chat tuning removed. Their "
         "other sides, such as help with harmless requests, are new as well, and counted by themselves; the control has "
-        "them too. The limits of a claim were set on seeds 0, 1 and 2. Null phrases: how many of the phrases tested "
-        "differ between two samples of base's own answers. The adapters are of SmolLM2-135M. An audit that went on "
-        "from an earlier run has no CPU time here."
+        "them too. The limits of a claim were set on seeds 0, 1 and 2; that one more crosscoder decides was added "
+        "after a look at seed 3. The adapter that says \u201cI'm\u201d less often was judged by a phrase named after "
+        "a look at its answers. Null phrases: how many of the phrases tested differ between two samples of base's own "
+        "answers. The adapters are of SmolLM2-135M. An audit that went on from an earlier run has no CPU time here."
     )
     return "\n\n".join([markdown_table(rows), " ".join([text, *sources])])
 

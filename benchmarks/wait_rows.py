@@ -36,12 +36,14 @@ WAITS: Mapping[str, Wait] = {
     "demo": Wait(
         "the command demo, whole, with its own settings",
         ratio=2.0,
-        why="matrix products of both crosscoders' steps and of the passes, which today's build has as well",
+        why="the steps of the L1 crosscoder, which is dense, take as long as before; printed figures differ in late "
+        "digits (see `differences`), because steps sum in another order",
     ),
     "demo/busy": Wait(
         "the command demo (a twentieth of its steps) beside one busy process per core, against an idle machine",
         ratio=1 / 1.3,
-        why="two processes on a core share its caches",
+        why="both threads of each product wait for the one whose core is taken, and turn in circles for a while before "
+        "they sleep",
     ),
     "harvest": Wait(
         "activations of the built-in pair, 4,096 tokens",

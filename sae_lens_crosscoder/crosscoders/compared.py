@@ -97,21 +97,22 @@ def compared_of(crosscoder: InferenceCrosscoder, models: Sequence[str] | None, p
 
 def validate_named(crosscoder: InferenceCrosscoder, purpose: str) -> None:
     """Raise a ValueError for a crosscoder of more than two models, for which `models=` was not given."""
-    layout = crosscoder.layout
-    if layout.n_models > 2:
-        raise ValueError(
-            f"{purpose} compares two models, but this crosscoder reads {layout.n_models}: "
-            f"{', '.join(layout.of_models.names)}. Choose two, such as models={(layout.names[0], layout.names[-1])}."
-        )
+    names = crosscoder.layout.names
+    _validate_at_most_two(crosscoder, purpose, f"Choose two, such as models={(names[0], names[-1])}.")
 
 
 def validate_two_models(crosscoder: InferenceCrosscoder, purpose: str) -> None:
     """Raise a ValueError for a crosscoder of more than two models, of which `purpose` cannot choose two."""
+    way_out = "Diagnose two of them with slc.diagnose(..., models=(first, second))."
+    _validate_at_most_two(crosscoder, purpose, way_out)
+
+
+def _validate_at_most_two(crosscoder: InferenceCrosscoder, purpose: str, way_out: str) -> None:
     layout = crosscoder.layout
     if layout.n_models > 2:
         raise ValueError(
             f"{purpose} compares two models, but this crosscoder reads {layout.n_models}: "
-            f"{', '.join(layout.of_models.names)}. Diagnose two of them with slc.diagnose(..., models=(first, second))."
+            f"{', '.join(layout.of_models.names)}. {way_out}"
         )
 
 
